@@ -1,0 +1,346 @@
+"""A bundle: the directory that is one deployable model. Safe to load from a stranger.
+
+Rules this module keeps:
+- Only ``manifest.json`` and the files that it lists are read; they are plain files of exactly the stated
+  size and SHA-256, directly in the directory. A symbolic link, a device or a sub-directory is refused.
+- What was hashed is what is used: each file is read once, and its bytes are handed on.
+- Nothing is unpickled, unzipped or executed. The two graphs are ONNX, in the standard operator domain,
+  from the list below, without control flow, functions or external data.
+- The manifest is strict: an unknown field, a wrong type or a value out of range is an error.
+- The SHA-256 of ``manifest.json`` as stored identifies the bundle on the wire.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from offramp.common.codebook import Codebook
+from offramp.common.codec import ActivationCodec, HuffmanCodec
+from offramp.common.errors import BundleError
+from offramp.v1 import onnx_subset_pb2
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+HEAD, TAIL, CODEBOOK = "head.onnx", "tail.onnx", "codebook.bin"
+MANIFEST_BYTES = 1 << 20
+FILE_BYTES = 256 << 20
+ACTIVATION_SYMBOLS = 1 << 22
+OPSETS = range(13, 24)
+
+# Operators of a classifier's inference graph. No control flow, nothing that reads files or draws numbers,
+# and nothing whose output size is a value inside the graph rather than a shape (Expand, Tile, Range, …).
+OPERATORS = frozenset(
+    """Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DepthToSpace DequantizeLinear Div
+    Flatten Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization LeakyRelu MatMul
+    MaxPool Mul PRelu QuantizeLinear ReduceMean Relu Reshape Sigmoid Slice Softmax SpaceToDepth Split Sqrt
+    Squeeze Sub Tanh Transpose Unsqueeze""".split()
+)
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Strict):
+    """Size in bytes and SHA-256 of one file."""
+
+    size: Annotated[int, Field(ge=1, le=FILE_BYTES)]
+    sha256: Digest
+
+
+class Preprocessing(_Strict):
+    """How a picture becomes the head's input, uint8 [N, 3, height, width].
+
+    The scaling to the network's range is the head graph's first node, not the caller's work.
+    """
+
+    color: Literal["RGB"]
+    height: Side
+    width: Side
+    resize: Literal["bilinear"]
+
+
+class SplitPoint(_Strict):
+    """Where the network is cut: the paper's exit number (Fig. 3) and the layer behind it."""
+
+    model: Text
+    exit: Annotated[int, Field(ge=1, le=10_000)]
+    layer: Text
+
+
+class Activation(_Strict):
+    """What travels: uint8 symbols of this shape, real value = scale · (symbol − zero_point)."""
+
+    shape: tuple[Side, Side, Side]
+    """C, H, W."""
+    scale: Annotated[float, Field(gt=0)]
+    zero_point: Annotated[int, Field(ge=0, le=255)]
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        channels, height, width = self.shape
+        if channels * height * width > ACTIVATION_SYMBOLS:
+            raise ValueError(f"an activation of shape {self.shape} has over {ACTIVATION_SYMBOLS} symbols")
+        return self
+
+
+class Raw(_Strict):
+    """One byte a symbol."""
+
+    kind: Literal["raw"]
+
+
+class Huffman(_Strict):
+    """Canonical Huffman code with the tables in ``codebook.bin`` (Sec. III-C)."""
+
+    kind: Literal["huffman"]
+    layout: Literal["tensor", "channel"]
+    table_of_channel: Annotated[list[Annotated[int, Field(ge=0, le=65_535)]], Field(min_length=1)]
+
+
+class ThresholdFigures(_Strict):
+    """Measured at one confidence threshold, over all images; an image that exits early sends 0 bytes."""
+
+    threshold: Fraction
+    accuracy: Fraction
+    exit_rate: Fraction
+    payload_bytes_mean: Annotated[float, Field(ge=0)]
+
+
+class Figures(_Strict):
+    """What this bundle measured on images that neither trained, chose nor calibrated it."""
+
+    images: Count
+    accuracy_early: Fraction
+    accuracy_final: Fraction
+    accuracy_early_float: Fraction
+    accuracy_final_float: Fraction
+    payload_bytes_mean: Annotated[float, Field(ge=0)]
+    """Over all images, each of them offloaded."""
+    entropy_bits: Annotated[float, Field(ge=0, le=8)]
+    """Empirical entropy of the symbols, bits a symbol, one distribution for the tensor."""
+    entropy_bits_channel: Annotated[float, Field(ge=0, le=8)]
+    """The same, one distribution for each channel."""
+    thresholds: list[ThresholdFigures]
+
+
+class Dataset(_Strict):
+    """Which images: name, SHA-256 over all of them and their labels, and the size of each split."""
+
+    name: Text
+    sha256: Digest
+    train: Count
+    validation: Count
+    test: Count
+
+
+class Provenance(_Strict):
+    """Where the bundle comes from: enough to make it again."""
+
+    commit: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}(-dirty)?|unknown)$")]
+    dataset: Dataset
+    recipe: Annotated[str, StringConstraints(max_length=65_536)]
+    """The whole text of the recipe file."""
+    seed: Annotated[int, Field(ge=0)]
+    libraries: dict[Name, Text]
+
+
+class Manifest(_Strict):
+    """``manifest.json``."""
+
+    format_version: Literal[1]
+    name: Name
+    files: dict[Literal["head.onnx", "tail.onnx", "codebook.bin"], FileEntry]
+    classes: Annotated[list[Text], Field(min_length=2, max_length=65_536)]
+    preprocessing: Preprocessing
+    split: SplitPoint
+    activation: Activation
+    codec: Annotated[Raw | Huffman, Field(discriminator="kind")]
+    threshold: Fraction
+    """Default confidence threshold T_c."""
+    temperature: Annotated[float, Field(gt=0, le=1000)]
+    """The early exit's logits are divided by it before the softmax; 1 leaves them as they are."""
+    provenance: Provenance
+    figures: Figures
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        expected = {HEAD, TAIL} | ({CODEBOOK} if isinstance(self.codec, Huffman) else set())
+        if set(self.files) != expected:
+            raise ValueError(f"files are {sorted(self.files)}, expected {sorted(expected)}")
+        if isinstance(self.codec, Huffman):
+            channels, mapped = self.activation.shape[0], len(self.codec.table_of_channel)
+            if mapped != channels:
+                raise ValueError(f"table_of_channel has {mapped} entries, the activation {channels} channels")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle: its manifest, the digest of it, and the verified bytes of its files."""
+
+    path: Path
+    manifest: Manifest
+    digest: bytes
+    """SHA-256 of manifest.json, 32 bytes: the bundle's name on the wire."""
+    head: bytes
+    tail: bytes
+    codebook: Codebook | None
+
+    @property
+    def codec(self) -> ActivationCodec:
+        """The codec that this bundle's frames are coded with."""
+        shape = self.manifest.activation.shape
+        return ActivationCodec(shape, None if self.codebook is None else HuffmanCodec(shape, self.codebook))
+
+
+def load_bundle(directory: Path | str) -> Bundle:
+    """Read and verify a bundle. Raises BundleError, or CodebookError, naming the file and what is wrong."""
+    directory = Path(directory)
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BundleError(f"{directory}: cannot open the bundle: {error.strerror}") from None
+    try:
+        text = _read_plain_file(folder, MANIFEST, MANIFEST_BYTES)
+        manifest = parse_manifest(text)
+        contents = {
+            name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())
+        }
+        check_graph(HEAD, contents[HEAD])
+        check_graph(TAIL, contents[TAIL])
+        codebook = None
+        if isinstance(manifest.codec, Huffman):
+            codebook = Codebook.from_bytes(contents[CODEBOOK], manifest.codec.table_of_channel)
+    except BundleError as error:
+        raise type(error)(f"{directory}: {error}") from None
+    finally:
+        os.close(folder)
+    digest = hashlib.sha256(text).digest()
+    return Bundle(directory, manifest, digest, contents[HEAD], contents[TAIL], codebook)
+
+
+def write_bundle(directory: Path | str, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+    """Write a bundle, then load it as a stranger would.
+
+    files: contents by name; ``manifest.files`` must describe them (see ``file_entries``). Files of the
+    bundle that are already there are replaced, others are left alone. Raises BundleError.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        _replace(directory / name, data)
+    _replace(directory / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    return load_bundle(directory)
+
+
+def file_entries(files: dict[str, bytes]) -> dict[str, FileEntry]:
+    """Size and SHA-256 of each of a bundle's files, for its manifest."""
+    return {
+        name: FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in files.items()
+    }
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """The manifest in these bytes. Raises BundleError naming the first field that is wrong."""
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first, count = error.errors(include_url=False)[0], error.error_count()
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        raise BundleError(f"{MANIFEST}: {where}: {first['msg']}{more}") from None
+
+
+def check_graph(name: str, data: bytes) -> None:
+    """Refuse an ONNX file that could reach outside itself or run anything but a plain graph.
+
+    Raises BundleError. It does not check types and shapes; ``engine.Engine`` does.
+    """
+    try:
+        model = onnx_subset_pb2.OnnxModel.FromString(data)
+    except DecodeError:
+        raise BundleError(f"{name}: is no ONNX file") from None
+    graph = model.graph
+    if not graph.node:
+        raise BundleError(f"{name}: has no graph, expected an ONNX model with nodes")
+    if model.functions or model.training_info or graph.sparse_initializer:
+        raise BundleError(f"{name}: has functions, training data or sparse tensors, expected a plain graph")
+    for opset in model.opset_import:
+        if opset.domain not in ("", "ai.onnx"):
+            raise BundleError(f"{name}: needs operators of '{opset.domain}', expected the standard ones only")
+        if opset.version not in OPSETS:
+            raise BundleError(f"{name}: needs opset {opset.version}, expected {OPSETS[0]} … {OPSETS[-1]}")
+    for tensor in graph.initializer:
+        _check_tensor(name, tensor)
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+            raise BundleError(f"{name}: has the operator '{node.domain}:{node.op_type}', which is not allowed")
+        for attribute in node.attribute:
+            nested = ("g", "sparse_tensor")
+            if any(map(attribute.HasField, nested)) or attribute.graphs or attribute.sparse_tensors:
+                raise BundleError(f"{name}: '{node.op_type}' has a nested graph or a sparse tensor")
+            for tensor in (attribute.t, *attribute.tensors):
+                _check_tensor(name, tensor)
+
+
+def _check_tensor(name: str, tensor: onnx_subset_pb2.OnnxTensor) -> None:
+    if tensor.external_data or tensor.data_location:
+        raise BundleError(f"{name}: tensor '{tensor.name}' lies in another file, expected it inside")
+
+
+def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
+    """The whole of one plain file of at most ``limit`` bytes in an open directory."""
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for its writer.
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        reason = "is a symbolic link" if _is_link(folder, name) else f"cannot be read: {error.strerror}"
+        raise BundleError(f"{name}: {reason}, expected a plain file") from None
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise BundleError(f"{name}: is not a plain file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BundleError(f"{name}: is longer than {limit} bytes")
+    return data
+
+
+def _is_link(folder: int, name: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)
+    except OSError:
+        return False
+
+
+def _read_verified(folder: int, name: str, entry: FileEntry) -> bytes:
+    data = _read_plain_file(folder, name, entry.size)
+    if len(data) != entry.size:
+        raise BundleError(f"{name}: has {len(data)} bytes, the manifest says {entry.size}")
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry.sha256:
+        raise BundleError(f"{name}: has SHA-256 {found}, the manifest says {entry.sha256}")
+    return data
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,136 @@
+"""Every error that Offramp raises on purpose, its exit code and its gRPC status.
+
+OfframpError                      exit  gRPC status
+├── ConfigError                      2  INVALID_ARGUMENT     a flag, a setting or a recipe is wrong
+├── DataError                        5  INVALID_ARGUMENT     an image or a data set cannot be used
+├── BundleError                      4  FAILED_PRECONDITION  a bundle is damaged, hostile or unsupported
+│   └── CodebookError                4  FAILED_PRECONDITION  its code lengths are no prefix code
+├── PeerError                        6  INVALID_ARGUMENT     the other side broke the protocol
+│   ├── MessageError                 6  INVALID_ARGUMENT     bytes that are no message, or too many
+│   ├── FrameError                   6  INVALID_ARGUMENT     one frame is bad; the stream goes on
+│   │   ├── ChecksumError            6  DATA_LOSS
+│   │   ├── SequenceError            6  OUT_OF_RANGE
+│   │   ├── CodecError               6  UNIMPLEMENTED        a codec id that this side does not know
+│   │   └── PayloadError             6  INVALID_ARGUMENT     coded bytes that are no activation
+│   └── MismatchError                6  FAILED_PRECONDITION  other protocol version, bundle or segment
+└── UnavailableError                 3  UNAVAILABLE          no server, or it cannot take more
+    ├── AddressError                 7  UNAVAILABLE          a port cannot be bound
+    └── OverloadError                3  RESOURCE_EXHAUSTED   a stated limit is reached
+
+What we did wrong is a ``ConfigError``, ``DataError`` or ``BundleError``; what the peer did wrong is a
+``PeerError``. Anything else that escapes is a bug: exit code 1, INTERNAL, and only its type is told to
+the peer.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a process's exit status means; the same for all three programs."""
+
+    OK = 0
+    BUG = 1
+    CONFIG = 2
+    UNAVAILABLE = 3
+    """The run ended, but the server did not answer for every image that needed it."""
+    BUNDLE = 4
+    DATA = 5
+    """The run ended, but at least one image could not be read."""
+    PEER = 6
+    ADDRESS = 7
+    INTERRUPTED = 130
+
+
+class OfframpError(Exception):
+    """Root of the tree. Its message is one line that names what is wrong and what was expected."""
+
+    exit_code: ExitCode = ExitCode.BUG
+    grpc_status: str = "INTERNAL"
+    """Name of a ``grpc.StatusCode`` member; a string, so that this module needs no grpc."""
+
+
+class ConfigError(OfframpError):
+    """A flag, a setting or a recipe is wrong."""
+
+    exit_code = ExitCode.CONFIG
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class DataError(OfframpError):
+    """An image or a data set cannot be used."""
+
+    exit_code = ExitCode.DATA
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class BundleError(OfframpError):
+    """A bundle is damaged, hostile, or of a version that this release does not read."""
+
+    exit_code = ExitCode.BUNDLE
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class CodebookError(BundleError):
+    """Code lengths that do not form a complete or usable prefix code."""
+
+
+class PeerError(OfframpError):
+    """The other side of the connection broke the protocol."""
+
+    exit_code = ExitCode.PEER
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class MessageError(PeerError):
+    """Bytes that are no message of the protocol, a message out of order, or one over the size limit."""
+
+
+class FrameError(PeerError):
+    """One frame is bad. It is answered with an error of its own; its stream goes on."""
+
+
+class ChecksumError(FrameError):
+    """The frame's CRC-32 does not match its sequence number, codec and payload."""
+
+    grpc_status = "DATA_LOSS"
+
+
+class SequenceError(FrameError):
+    """A sequence number that was already used on this stream, or lies outside its range."""
+
+    grpc_status = "OUT_OF_RANGE"
+
+
+class CodecError(FrameError):
+    """A codec id that this side does not know."""
+
+    grpc_status = "UNIMPLEMENTED"
+
+
+class PayloadError(FrameError):
+    """A payload that does not decode to exactly one activation."""
+
+
+class MismatchError(PeerError):
+    """The two sides run different protocol versions, bundles or segments."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class UnavailableError(OfframpError):
+    """No server answers, or the one that does cannot take more."""
+
+    exit_code = ExitCode.UNAVAILABLE
+    grpc_status = "UNAVAILABLE"
+
+
+class AddressError(UnavailableError):
+    """An address cannot be bound: in use, or not ours."""
+
+    exit_code = ExitCode.ADDRESS
+
+
+class OverloadError(UnavailableError):
+    """A stated limit (streams, frames in flight, queue) is reached; nothing was accepted."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
