@@ -1,0 +1,115 @@
+"""Running a graph: ONNX Runtime behind two typed calls, one for each half of the network."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.bundle import HEAD, TAIL, Bundle
+from offramp.common.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+Ports = dict[str, tuple[str, tuple[int, ...]]]
+"""Name of an input or output to its ONNX type and its shape without the batch dimension."""
+
+
+def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
+    """Class probabilities, float32 [N, K], of logits [N, K] divided by the temperature."""
+    scaled = logits / np.float32(temperature)
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+
+
+class _Graph:
+    """One ONNX graph, checked against what the manifest promises, on a fixed number of threads."""
+
+    def __init__(self, name: str, data: bytes, threads: int, inputs: Ports, outputs: Ports) -> None:
+        # Imported here: it takes 0.1 s, and `--help` does not need it.
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Threads that spin between two small graphs would take the core from the rest of the process.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
+            raise BundleError(f"{name}: ONNX Runtime refuses it: {_first_line(error)}") from None
+        _check_ports(name, "input", self._session.get_inputs(), inputs)
+        _check_ports(name, "output", self._session.get_outputs(), outputs)
+        self._input, self._outputs = next(iter(inputs)), list(outputs)
+        kind, shape = inputs[self._input]
+        # Shapes inside the graph show only when it runs: better here than at the first image.
+        try:
+            results = self.run(np.zeros((1, *shape), _TYPES[kind]))
+        except Exception as error:
+            raise BundleError(f"{name}: does not run: {_first_line(error)}") from None
+        for result, (port, (_, wanted)) in zip(results, outputs.items(), strict=True):
+            if result.shape != (1, *wanted):
+                raise BundleError(f"{name}: output '{port}' is {result.shape}, expected {(1, *wanted)}")
+
+    def run(self, batch: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
+        return list(self._session.run(self._outputs, {self._input: batch}))
+
+
+def _check_ports(name: str, side: str, found: list[onnxruntime.NodeArg], wanted: Ports) -> None:
+    have = {port.name: (port.type, tuple(port.shape[1:])) for port in found}
+    if have != wanted:
+        raise BundleError(f"{name}: its {side}s are {have}, the manifest says {wanted}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+class Engine:
+    """Both halves of a bundle. Each graph is loaded at its first use, or by ``load_head``/``load_tail``.
+
+    threads: how many threads one call uses inside ONNX Runtime.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self._bundle = bundle
+        self._threads = threads
+        manifest = bundle.manifest
+        image = manifest.preprocessing
+        self._image = ("tensor(uint8)", (3, image.height, image.width))
+        self._symbols = ("tensor(uint8)", manifest.activation.shape)
+        self._logits = ("tensor(float)", (len(manifest.classes),))
+
+    @cached_property
+    def _head(self) -> _Graph:
+        outputs = {"symbols": self._symbols, "logits": self._logits}
+        return _Graph(HEAD, self._bundle.head, self._threads, {"image": self._image}, outputs)
+
+    @cached_property
+    def _tail(self) -> _Graph:
+        inputs = {"symbols": self._symbols}
+        return _Graph(TAIL, self._bundle.tail, self._threads, inputs, {"logits": self._logits})
+
+    def load_head(self) -> None:
+        """Load the head now. Raises BundleError if it is not what the manifest says."""
+        _ = self._head
+
+    def load_tail(self) -> None:
+        """Load the tail now. Raises BundleError if it is not what the manifest says."""
+        _ = self._tail
+
+    def head(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Images, uint8 [N, 3, H, W] → symbols, uint8 [N, C, h, w], and class probabilities, float32 [N, K]."""
+        symbols, logits = self._head.run(images)
+        probabilities = softmax(logits.astype(np.float32, copy=False), self._bundle.manifest.temperature)
+        return symbols.astype(np.uint8, copy=False), probabilities
+
+    def tail(self, symbols: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Symbols, uint8 [N, C, h, w] → class probabilities, float32 [N, K]."""
+        (logits,) = self._tail.run(symbols)
+        return softmax(logits.astype(np.float32, copy=False))

@@ -1,0 +1,68 @@
+"""Logs and metrics: the same on the device and on the server."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from offramp.common.errors import AddressError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Histogram
+
+STAGE_BUCKETS = tuple(1e-4 * 10 ** (i / 3) for i in range(13))
+"""Seconds, 0.1 ms … 1 s, three to a decade."""
+ROUND_TRIP_BUCKETS = tuple(1e-3 * 10 ** (i / 3) for i in range(13))
+"""Seconds, 1 ms … 10 s, three to a decade."""
+
+
+def package_version() -> str:
+    """This release."""
+    return version("offramp")
+
+
+def start_log(program: str, level: str) -> logging.Logger:
+    """The program's logger, on stderr."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format=f"%(asctime)s {program} %(levelname)s %(message)s",
+        force=True,
+    )
+    return logging.getLogger(f"offramp.{program}")
+
+
+@contextmanager
+def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> Iterator[int | None]:
+    """Serve ``/metrics`` while the block runs; yields the port, None if ``port`` is None (0: any free one).
+
+    Raises AddressError if the port cannot be bound.
+    """
+    if port is None:
+        yield None
+        return
+    from prometheus_client import start_http_server
+
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise AddressError(f"metrics on {host}:{port}: {error.strerror}, expected a free port") from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def timed(histogram: Histogram) -> Iterator[None]:
+    """Observe how many seconds the block takes."""
+    start = time.perf_counter()
+    yield
+    histogram.observe(time.perf_counter() - start)
