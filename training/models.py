@@ -48,27 +48,22 @@ class Flow:
 
 
 class SubBlock(nn.Module):
-    """One numbered position: a unit, the add that closes a residual block, or both.
+    """One numbered position: a unit, or (``unit`` None) the add that closes a residual block.
 
-    ``opens`` keeps the input as the residual branch; ``closes`` adds that branch to the output.
+    ``opens`` keeps the unit's input as the residual branch, to be added at the position that closes the block.
     """
 
-    def __init__(
-        self, name: str, unit: ConvUnit | None = None, *, opens: bool = False, closes: bool = False
-    ) -> None:
+    def __init__(self, name: str, unit: ConvUnit | None, *, opens: bool = False) -> None:
         super().__init__()
         self.name = name
         self.unit = unit
         self.opens = opens
-        self.closes = closes
 
     def forward(self, flow: Flow) -> Flow:
-        skip = flow.x if self.opens else flow.skip
-        x = flow.x if self.unit is None else self.unit(flow.x)
-        if self.closes:
-            assert skip is not None
-            return Flow(x + skip)
-        return Flow(x, skip)
+        if self.unit is None:
+            assert flow.skip is not None
+            return Flow(flow.x + flow.skip)
+        return Flow(self.unit(flow.x), flow.x if self.opens else flow.skip)
 
 
 class Classifier(nn.Module):
@@ -252,7 +247,7 @@ def mobilenet_v2(classes: int) -> Backbone:
             )
             blocks.append(SubBlock(f"block{number}.C3", ConvUnit(wide, c_out, 1, relu=False)))
             if residual:
-                blocks.append(SubBlock(f"block{number}.add", closes=True))
+                blocks.append(SubBlock(f"block{number}.add", None))
             c_in = c_out
     return Backbone(
         ConvUnit(3, 32, 3),

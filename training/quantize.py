@@ -7,15 +7,15 @@ the range that uint8 can hold: neither exists any more in the quantized model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from offramp.common.errors import DataError
+from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO
 from offramp.training.models import ConvUnit, Flow, SplitModel
-from torch import Tensor, nn
+from torch import Tensor
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
@@ -48,9 +48,8 @@ class Affine:
         return (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
 
-# Pixels go into the first convolution as they are: 0..255 stands for [-2, 1.984], so that the head's input needs no
-# float arithmetic on the device. The float model is trained on exactly these numbers (see `data.to_float`).
-IMAGE = Affine(scale=1 / 64, zero_point=128)
+# Pixels go into the first convolution as they are, so that the head needs no float arithmetic at its input.
+IMAGE = Affine(PIXEL_SCALE, PIXEL_ZERO)
 
 
 @dataclass(frozen=True)
@@ -72,31 +71,31 @@ class QuantLayer:
 
 @dataclass(frozen=True)
 class QuantBlock:
-    """A sub-block in integers: its layer, if it has one, and the code of its sum, if it closes a residual block."""
+    """A sub-block in integers; ``layer`` is None for the add that closes a residual block."""
 
     name: str
     layer: QuantLayer | None
     opens: bool
-    sum: Affine | None
+    output: Affine
 
 
 @dataclass(frozen=True)
 class QuantModel:
     """A split model in integers, ready for export.
 
-    ``symbols`` is the code of all that travels; ``exit_channels`` of its channels feed the early exit, the others
-    are the open residual branch. ``exit_linear`` is float32 (weight [K, D], bias [K]); ``pooled`` is the code of the
-    average that feeds ``classifier``.
+    ``symbols`` is the code of all that travels. ``pooled`` is the code of the average that feeds ``classifier``.
+    The early exit stays float32 (``exit_weight`` [K, D], ``exit_bias`` [K]).
     """
 
     blocks: tuple[QuantBlock, ...]
     top: tuple[QuantLayer, ...]
     pooled: Affine
     classifier: QuantLayer
-    exit_linear: tuple[NDArray[np.float32], NDArray[np.float32]]
+    exit_weight: NDArray[np.float32]
+    exit_bias: NDArray[np.float32]
     exit_number: int
-    exit_channels: int
     symbols: Affine
+    exit_shape: tuple[int, int, int]
     split_shape: tuple[int, int, int]
     input_shape: tuple[int, int, int]
     classes: int
@@ -114,6 +113,10 @@ class _Observed:
         self.low = min(self.low, float(flat.min()))
         self.high = max(self.high, float(flat.max()))
         self.samples.append(flat[:: max(1, flat.numel() // _SAMPLE)].numpy())
+
+    def merge(self, other: _Observed) -> None:
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.samples += other.samples
 
     def affine(self) -> Affine:
         return _choose_range(self.low, self.high, np.concatenate(self.samples))
@@ -143,8 +146,111 @@ def quantize(model: SplitModel, images: Tensor) -> QuantModel:
     if len(images) == 0:
         raise DataError("quantization needs at least one calibration image")
     model.eval()
-    observed = _observe(model, images)
-    blocks, symbols = [], Affine(1.0, 0)
-    incoming, pending = IMAGE, None
-    split_parts: list[_Observed] = []
-    raise NotImplementedError
+    backbone = model.backbone
+    seen = _observe(model, images)
+    codes = [tensor.affine() for tensor in seen.positions]
+    _share_code(model, seen.positions, codes)
+
+    blocks: list[QuantBlock] = []
+    incoming = IMAGE
+    for block, output in zip(backbone.positions(), codes, strict=True):
+        layer = None if block.unit is None else _conv(block.unit, incoming, output)
+        blocks.append(QuantBlock(block.name, layer, block.opens, output))
+        incoming = output
+    top: list[QuantLayer] = []
+    for unit, tensor in zip(backbone.top, seen.top, strict=True):
+        assert isinstance(unit, ConvUnit)
+        output = tensor.affine()
+        top.append(_conv(unit, incoming, output))
+        incoming = output
+    pooled = seen.pooled.affine()
+    final, early = backbone.classifier.linear, model.branch.linear
+    return QuantModel(
+        blocks=tuple(blocks),
+        top=tuple(top),
+        pooled=pooled,
+        classifier=_integers(_numpy(final.weight), _numpy(final.bias), pooled, None),
+        exit_weight=_numpy(early.weight),
+        exit_bias=_numpy(early.bias),
+        exit_number=model.exit_number,
+        symbols=codes[model.exit_number],
+        exit_shape=model.exit_shape,
+        split_shape=model.split_shape,
+        input_shape=backbone.input_shape,
+        classes=backbone.classes,
+    )
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    positions: list[_Observed]
+    top: list[_Observed]
+    pooled: _Observed
+
+
+@torch.no_grad()
+def _observe(model: SplitModel, images: Tensor) -> _Ranges:
+    backbone = model.backbone
+    seen = _Ranges([_Observed() for _ in backbone.blocks], [_Observed() for _ in backbone.top], _Observed())
+    for batch in images.split(_BATCH):
+        flow = Flow(batch)
+        for block, tensor in zip(backbone.positions(), seen.positions, strict=True):
+            flow = block(flow)
+            tensor.add(flow.x)
+        x = flow.x
+        for unit, tensor in zip(backbone.top, seen.top, strict=True):
+            x = unit(x)
+            tensor.add(x)
+        seen.pooled.add(x.mean(dim=(2, 3)))
+    return seen
+
+
+def _share_code(model: SplitModel, seen: list[_Observed], codes: list[Affine]) -> None:
+    """Give both tensors that travel from inside a residual block one code: the symbols have a single one."""
+    if model.split_shape == model.exit_shape:
+        return
+    opener = max(p for p in range(model.exit_number + 1) if model.backbone.positions()[p].opens)
+    both = _Observed()
+    for position in (model.exit_number, opener - 1):
+        both.merge(seen[position])
+    codes[model.exit_number] = codes[opener - 1] = both.affine()
+
+
+def _conv(unit: ConvUnit, incoming: Affine, output: Affine) -> QuantLayer:
+    norm, conv = unit.norm, unit.conv
+    assert norm.running_mean is not None and norm.running_var is not None
+    gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    weight = conv.weight.double() * gain[:, None, None, None]
+    bias = norm.bias.double() - norm.running_mean.double() * gain
+    return _integers(
+        _numpy(weight), _numpy(bias), incoming, output, stride=conv.stride[0], groups=conv.groups
+    )
+
+
+def _integers(
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    incoming: Affine,
+    output: Affine | None,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+) -> QuantLayer:
+    rows = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    # A channel with next to no weight would give its bias a scale too fine for 32 bits.
+    floor = np.abs(bias) / (incoming.scale * 2.0**30)
+    scale = np.maximum(np.maximum(rows / 127.0, floor), 1e-12).astype(np.float32)
+    codes = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    return QuantLayer(
+        np.clip(codes, -127, 127).astype(np.int8),
+        scale,
+        np.rint(bias.astype(np.float64) / (scale.astype(np.float64) * incoming.scale)).astype(np.int32),
+        incoming,
+        output,
+        stride,
+        groups,
+    )
+
+
+def _numpy(x: Tensor) -> NDArray[np.float32]:
+    return x.detach().float().numpy().copy()

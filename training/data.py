@@ -1,0 +1,136 @@
+"""Labelled images in three disjoint parts, and how pixels become the numbers that the network sees.
+
+    train        gradient steps
+    validation   choosing epochs, thresholds, quantization ranges and codebooks
+    test         reported figures, nothing else
+
+A source is a function that returns all of its images as a `Labelled`; `SOURCES` names them, `load` splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from offramp.common.errors import ConfigError, DataError
+from PIL import Image
+from torch import Tensor
+
+# Real value of a pixel p: (p - PIXEL_ZERO) * PIXEL_SCALE. One scale and zero point that uint8 holds exactly, so that
+# a quantized graph takes the pixels as they are. It spans [-2, 1.98], about what per-channel normalisation gives.
+PIXEL_SCALE = 1 / 64
+PIXEL_ZERO = 128
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """uint8 images [N, 3, H, W] (RGB) and int64 labels [N]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: NDArray[np.int64]) -> Labelled:
+        """The images and labels at these positions."""
+        return Labelled(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything a source has, unsplit: its name and version, class names by label, images."""
+
+    name: str
+    classes: tuple[str, ...]
+    everything: Labelled
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A source after the split; ``sha256`` identifies all of its images and labels, in the source's order."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Labelled
+    validation: Labelled
+    test: Labelled
+    sha256: str
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] to the float32 numbers that the network sees (`PIXEL_SCALE`, `PIXEL_ZERO`)."""
+    return (images.float() - PIXEL_ZERO) * PIXEL_SCALE
+
+
+def augment(images: Tensor, *, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Move each image by up to ``shift`` pixels each way (edges repeated) and mirror half of them if ``flip``.
+
+    uint8 [N, 3, H, W] to the same shape; draws from ``generator`` only.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    dy, dx = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator).to(device)
+    rows = (torch.arange(height, device=device) + dy).clamp_(0, height - 1)
+    columns = (torch.arange(width, device=device) + dx).clamp_(0, width - 1)
+    if flip:
+        mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(device)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    item = torch.arange(count, device=device)[:, None, None]
+    # Indexing with the channel axis in the middle puts it last.
+    return images[item, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def load(name: str, *, validation: float, test: float, seed: int) -> Dataset:
+    """A source, split by class: each part has the same share of every class, up to rounding.
+
+    Args:
+        name: a key of `SOURCES`.
+        validation: share of the images for validation.
+        test: share of the images for test.
+        seed: decides which images; the same seed gives the same split everywhere.
+
+    Raises:
+        ConfigError: unknown source, or shares that leave nothing to train on.
+        DataError: a class with too few images to be in all three parts.
+    """
+    if name not in SOURCES:
+        raise ConfigError(f"unknown data source {name!r}: use one of {', '.join(sorted(SOURCES))}")
+    if validation + test >= 1:
+        raise ConfigError(f"validation {validation} and test {test} leave no images to train on")
+    source = SOURCES[name]()
+    everything = source.everything
+    rng = np.random.default_rng(seed)
+    parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
+    for label, class_name in enumerate(source.classes):
+        members = rng.permutation(np.flatnonzero(everything.labels == label))
+        n_test, n_validation = (int(np.ceil(len(members) * share)) for share in (test, validation))
+        cuts = np.split(members, [n_test, n_test + n_validation])
+        if any(len(cut) == 0 for cut in cuts):
+            raise DataError(f"class {class_name!r} has {len(members)} images: too few for train, validation and test")
+        for part, cut in zip(parts, cuts, strict=True):
+            part.append(cut)
+    test_part, validation_part, train_part = (
+        everything.take(np.sort(np.concatenate(part))) for part in parts
+    )
+    digest = hashlib.sha256(everything.images.tobytes() + everything.labels.astype("<i8").tobytes()).hexdigest()
+    return Dataset(source.name, source.classes, train_part, validation_part, test_part, digest)
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits: 8x8 with 17 grey levels, made 32x32 RGB."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415  (seconds to import, and only this source needs it)
+
+    digits = load_digits()
+    small = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
+    grey = np.stack([np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in small])
+    images = np.repeat(grey[:, None], 3, axis=1)
+    labels = np.asarray(digits.target, dtype=np.int64)
+    return Source("sklearn-digits", tuple(str(digit) for digit in range(10)), Labelled(images, labels))
+
+
+SOURCES: dict[str, Callable[[], Source]] = {"sklearn-digits": _digits}
