@@ -6,16 +6,19 @@ Rules this module keeps:
 - What was hashed is what is used: each file is read once, and its bytes are handed on.
 - Nothing is unpickled, unzipped or executed. The two graphs are ONNX, in the standard operator domain,
   from the list below, without control flow, functions or external data.
-- The manifest is strict: an unknown field, a wrong type or a value out of range is an error.
+- The manifest is strict: an unknown or repeated field, a wrong type or a value out of range is an error.
+- What a stranger chose reaches a message only through ``printable``: one line, no control characters.
 - The SHA-256 of ``manifest.json`` as stored identifies the bundle on the wire.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,16 +27,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from offramp.common.codebook import Codebook
 from offramp.common.codec import ActivationCodec, HuffmanCodec
-from offramp.common.errors import BundleError
+from offramp.common.errors import BundleError, printable
 from offramp.v1 import onnx_subset_pb2
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 HEAD, TAIL, CODEBOOK = "head.onnx", "tail.onnx", "codebook.bin"
 MANIFEST_BYTES = 1 << 20
-FILE_BYTES = 256 << 20
+FILE_BYTES = 64 << 20
+"""The paper's largest network has 25 MB at INT8. Parsing takes up to 32 times the size of a hostile file."""
 ACTIVATION_SYMBOLS = 1 << 22
 OPSETS = range(13, 24)
+NODES = 10_000
 
 # Operators of a classifier's inference graph. No control flow, nothing that reads files or draws numbers,
 # and nothing whose output size is a value inside the graph rather than a shape (Expand, Tile, Range, …).
@@ -45,7 +50,8 @@ OPERATORS = frozenset(
 )
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+# Printed on terminals and in logs: no control, format or unassigned characters, no line separators.
+Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
@@ -156,7 +162,7 @@ class Provenance(_Strict):
     dataset: Dataset
     recipe: Annotated[str, StringConstraints(max_length=65_536)]
     """The whole text of the recipe file."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)]
     libraries: dict[Name, Text]
 
 
@@ -173,7 +179,7 @@ class Manifest(_Strict):
     codec: Annotated[Raw | Huffman, Field(discriminator="kind")]
     threshold: Fraction
     """Default confidence threshold T_c."""
-    temperature: Annotated[float, Field(gt=0, le=1000)]
+    temperature: Annotated[float, Field(ge=0.001, le=1000)]
     """The early exit's logits are divided by it before the softmax; 1 leaves them as they are."""
     provenance: Provenance
     figures: Figures
@@ -202,7 +208,7 @@ class Bundle:
     tail: bytes
     codebook: Codebook | None
 
-    @property
+    @cached_property
     def codec(self) -> ActivationCodec:
         """The codec that this bundle's frames are coded with."""
         shape = self.manifest.activation.shape
@@ -215,11 +221,11 @@ def load_bundle(directory: Path | str) -> Bundle:
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise BundleError(f"{directory}: cannot open the bundle: {error.strerror}") from None
+        raise BundleError(f"{directory}: {error.strerror}, expected a bundle's directory") from None
     try:
         text = _read_plain_file(folder, MANIFEST, MANIFEST_BYTES)
         manifest = parse_manifest(text)
-        contents = {
+        contents: dict[str, bytes] = {
             name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())
         }
         check_graph(HEAD, contents[HEAD])
@@ -260,12 +266,23 @@ def file_entries(files: dict[str, bytes]) -> dict[str, FileEntry]:
 def parse_manifest(text: bytes) -> Manifest:
     """The manifest in these bytes. Raises BundleError naming the first field that is wrong."""
     try:
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first, count = error.errors(include_url=False)[0], error.error_count()
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        where = printable(".".join(str(part) for part in first["loc"])) or "the document"
         more = f" (and {count - 1} more)" if count > 1 else ""
-        raise BundleError(f"{MANIFEST}: {where}: {first['msg']}{more}") from None
+        raise BundleError(f"{MANIFEST}: {where}: {printable(first['msg'])}{more}") from None
+    # Pydantic keeps the last of two equal keys, other readers the first: a manifest says one thing only.
+    json.loads(text, object_pairs_hook=_distinct)
+    return manifest
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> None:
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise BundleError(f"{MANIFEST}: {printable(key)}: is there twice, expected once")
+        seen.add(key)
 
 
 def check_graph(name: str, data: bytes) -> None:
@@ -278,31 +295,40 @@ def check_graph(name: str, data: bytes) -> None:
     except DecodeError:
         raise BundleError(f"{name}: is no ONNX file") from None
     graph = model.graph
-    if not graph.node:
-        raise BundleError(f"{name}: has no graph, expected an ONNX model with nodes")
+    if not 0 < len(graph.node) <= NODES:
+        raise BundleError(f"{name}: has {len(graph.node)} nodes, expected an ONNX graph of 1 … {NODES}")
     if model.functions or model.training_info or graph.sparse_initializer:
         raise BundleError(f"{name}: has functions, training data or sparse tensors, expected a plain graph")
+    if not model.opset_import:
+        raise BundleError(f"{name}: names no opset, expected {OPSETS[0]} … {OPSETS[-1]}")
     for opset in model.opset_import:
         if opset.domain not in ("", "ai.onnx"):
-            raise BundleError(f"{name}: needs operators of '{opset.domain}', expected the standard ones only")
+            raise BundleError(
+                f"{name}: needs operators of '{printable(opset.domain)}', expected the standard ones only"
+            )
         if opset.version not in OPSETS:
             raise BundleError(f"{name}: needs opset {opset.version}, expected {OPSETS[0]} … {OPSETS[-1]}")
     for tensor in graph.initializer:
         _check_tensor(name, tensor)
     for node in graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-            raise BundleError(f"{name}: has the operator '{node.domain}:{node.op_type}', which is not allowed")
+            operator = printable(f"{node.domain}:{node.op_type}" if node.domain else node.op_type)
+            raise BundleError(f"{name}: has the operator '{operator}', expected a classifier's only")
         for attribute in node.attribute:
             nested = ("g", "sparse_tensor")
             if any(map(attribute.HasField, nested)) or attribute.graphs or attribute.sparse_tensors:
-                raise BundleError(f"{name}: '{node.op_type}' has a nested graph or a sparse tensor")
+                raise BundleError(
+                    f"{name}: '{node.op_type}' has a nested graph or a sparse tensor, expected plain values"
+                )
             for tensor in (attribute.t, *attribute.tensors):
                 _check_tensor(name, tensor)
 
 
 def _check_tensor(name: str, tensor: onnx_subset_pb2.OnnxTensor) -> None:
     if tensor.external_data or tensor.data_location:
-        raise BundleError(f"{name}: tensor '{tensor.name}' lies in another file, expected it inside")
+        raise BundleError(
+            f"{name}: tensor '{printable(tensor.name)}' lies in another file, expected it inside"
+        )
 
 
 def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
@@ -313,13 +339,21 @@ def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
     except OSError as error:
         reason = "is a symbolic link" if _is_link(folder, name) else f"cannot be read: {error.strerror}"
         raise BundleError(f"{name}: {reason}, expected a plain file") from None
-    with os.fdopen(handle, "rb") as file:
+    # A plain descriptor: os.fdopen raises for a directory, and leaves it open.
+    try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise BundleError(f"{name}: is not a plain file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise BundleError(f"{name}: is longer than {limit} bytes")
-    return data
+            raise BundleError(f"{name}: is no plain file, expected one")
+        chunks, room = [], limit + 1
+        while room and (chunk := os.read(handle, min(room, 1 << 20))):
+            chunks.append(chunk)
+            room -= len(chunk)
+    except OSError as error:
+        raise BundleError(f"{name}: cannot be read: {error.strerror}, expected a plain file") from None
+    finally:
+        os.close(handle)
+    if not room:
+        raise BundleError(f"{name}: is longer than {limit} bytes, expected at most that")
+    return b"".join(chunks)
 
 
 def _is_link(folder: int, name: str) -> bool:

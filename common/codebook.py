@@ -44,7 +44,9 @@ class Codebook:
     def __post_init__(self) -> None:
         lengths, tables = self.lengths, self.table_of_channel
         if lengths.ndim != 2 or lengths.shape[1] != SYMBOLS or lengths.dtype != np.uint8 or not len(lengths):
-            raise CodebookError(f"code lengths are {lengths.dtype} {lengths.shape}, expected uint8 [T, {SYMBOLS}]")
+            raise CodebookError(
+                f"code lengths are {lengths.dtype} {lengths.shape}, expected uint8 [T, {SYMBOLS}]"
+            )
         if tables.ndim != 1 or not len(tables) or tables.dtype != np.uint16:
             raise CodebookError(f"the channel map is {tables.dtype} {tables.shape}, expected uint16 [C]")
         if int(tables.max()) >= len(lengths):
@@ -82,6 +84,12 @@ class Codebook:
         """Read what ``to_bytes`` wrote. Raises CodebookError for anything else."""
         if not data or len(data) % TABLE_BYTES:
             raise CodebookError(f"the codebook has {len(data)} bytes, expected a multiple of {TABLE_BYTES}")
+        # Before anything is unpacked: a table takes far more memory than its stored bytes.
+        if len(data) // TABLE_BYTES > len(table_of_channel):
+            raise CodebookError(
+                f"the codebook has {len(data) // TABLE_BYTES} tables, expected at most one for each of"
+                f" {len(table_of_channel)} channels"
+            )
         packed = np.frombuffer(data, np.uint8).reshape(-1, TABLE_BYTES)
         lengths = np.empty((len(packed), SYMBOLS), np.uint8)
         lengths[:, 0::2], lengths[:, 1::2] = packed & 15, packed >> 4
@@ -107,7 +115,9 @@ def code_lengths(counts: NDArray[np.int64], limit: int = MAX_CODE_LENGTH) -> NDA
     still gets a code of at most ``limit`` bits, and no farther: real counts weigh 256 times as much.
     """
     if counts.shape != (SYMBOLS,) or counts.min() < 0:
-        raise CodebookError(f"symbol counts have shape {counts.shape}, expected {SYMBOLS} counts of at least 0")
+        raise CodebookError(
+            f"symbol counts have shape {counts.shape}, expected {SYMBOLS} counts of at least 0"
+        )
     weights = [(max(int(count) * SYMBOLS, 1), (symbol,)) for symbol, count in enumerate(counts)]
     leaves = sorted(weights)
     packages: list[tuple[int, tuple[int, ...]]] = []

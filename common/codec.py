@@ -45,6 +45,12 @@ class HuffmanCodec:
     shape: tuple[int, int, int]
     codebook: Codebook
 
+    def __post_init__(self) -> None:
+        if self.codebook.channels != self.shape[0]:
+            raise ValueError(
+                f"the codebook has {self.codebook.channels} channels, the activation {self.shape}"
+            )
+
     @cached_property
     def _runs(self) -> list[tuple[int, int, int]]:
         """(table, first symbol, number of symbols) of each run of channels that share a table."""
@@ -83,8 +89,10 @@ class HuffmanCodec:
         flat = np.empty(self.shape, np.uint8).reshape(-1)
         position = 0
         for table, start, size in self._runs:
+            # No farther than this run can reach: to copy all that is left for each run takes quadratic time.
+            reach = position + size * int(self.codebook.lengths[table].max())
             try:
-                decoded = bytes(islice(bits[position:].decode(self._trees[table]), size))
+                decoded = bytes(islice(bits[position:reach].decode(self._trees[table]), size))
             except ValueError:  # the bits end within a codeword
                 decoded = b""
             if len(decoded) < size:
@@ -122,7 +130,9 @@ class ActivationCodec:
     def encode(self, symbols: Symbols) -> tuple[CodecId, bytes]:
         """The shorter of coded and raw payload of one activation, uint8 [C, H, W], and which it is."""
         if symbols.shape != self.shape or symbols.dtype != np.uint8:
-            raise ValueError(f"symbols are {symbols.dtype} {symbols.shape}, the codec is for uint8 {self.shape}")
+            raise ValueError(
+                f"symbols are {symbols.dtype} {symbols.shape}, the codec is for uint8 {self.shape}"
+            )
         if self.coder is not None:
             payload = self.coder.encode(symbols)
             if len(payload) < self.raw_bytes:

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.bundle import HEAD, TAIL, Bundle
-from offramp.common.errors import BundleError
+from offramp.common.errors import BundleError, printable
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
-Ports = dict[str, tuple[str, tuple[int, ...]]]
-"""Name of an input or output to its ONNX type and its shape without the batch dimension."""
+Port = tuple[str, tuple[int, ...]]
+"""ONNX type of an input or output, and its shape without the batch dimension."""
+Ports = dict[str, Port]
+"""Inputs or outputs by name."""
 
 
 def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
@@ -39,22 +41,28 @@ class _Graph:
         options.log_severity_level = 4
         # Threads that spin between two small graphs would take the core from the rest of the process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Bytes can be ONNX and ONNX Runtime's own format at once. What `check_graph` read is what runs.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            # Its fallback would try the same again, and print to stdout.
+            self._session = ort.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise BundleError(f"{name}: ONNX Runtime refuses it: {_first_line(error)}") from None
         _check_ports(name, "input", self._session.get_inputs(), inputs)
         _check_ports(name, "output", self._session.get_outputs(), outputs)
         self._input, self._outputs = next(iter(inputs)), list(outputs)
         kind, shape = inputs[self._input]
-        # Shapes inside the graph show only when it runs: better here than at the first image.
+        # Shapes inside the graph show only when it runs: better here than at the first image. Two images,
+        # because a graph that takes one at a time would fail at the first batch.
         try:
-            results = self.run(np.zeros((1, *shape), _TYPES[kind]))
+            results = self.run(np.zeros((2, *shape), _TYPES[kind]))
         except Exception as error:
             raise BundleError(f"{name}: does not run: {_first_line(error)}") from None
         for result, (port, (_, wanted)) in zip(results, outputs.items(), strict=True):
-            if result.shape != (1, *wanted):
-                raise BundleError(f"{name}: output '{port}' is {result.shape}, expected {(1, *wanted)}")
+            if result.shape != (2, *wanted):
+                raise BundleError(f"{name}: output '{port}' is {result.shape}, expected {(2, *wanted)}")
 
     def run(self, batch: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
         return list(self._session.run(self._outputs, {self._input: batch}))
@@ -67,7 +75,9 @@ def _check_ports(name: str, side: str, found: list[onnxruntime.NodeArg], wanted:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    # It repeats names from the graph, so it may hold anything.
+    lines = str(error).strip().splitlines()
+    return printable(lines[0], 300) if lines else type(error).__name__
 
 
 class Engine:
@@ -81,9 +91,9 @@ class Engine:
         self._threads = threads
         manifest = bundle.manifest
         image = manifest.preprocessing
-        self._image = ("tensor(uint8)", (3, image.height, image.width))
-        self._symbols = ("tensor(uint8)", manifest.activation.shape)
-        self._logits = ("tensor(float)", (len(manifest.classes),))
+        self._image: Port = ("tensor(uint8)", (3, image.height, image.width))
+        self._symbols: Port = ("tensor(uint8)", manifest.activation.shape)
+        self._logits: Port = ("tensor(float)", (len(manifest.classes),))
 
     @cached_property
     def _head(self) -> _Graph:
@@ -104,7 +114,7 @@ class Engine:
         _ = self._tail
 
     def head(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Images, uint8 [N, 3, H, W] → symbols, uint8 [N, C, h, w], and class probabilities, float32 [N, K]."""
+        """Images, uint8 [N, 3, H, W] → symbols, uint8 [N, C, h, w], and probabilities, float32 [N, K]."""
         symbols, logits = self._head.run(images)
         probabilities = softmax(logits.astype(np.float32, copy=False), self._bundle.manifest.temperature)
         return symbols.astype(np.uint8, copy=False), probabilities

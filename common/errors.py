@@ -25,6 +25,12 @@ the peer.
 from enum import IntEnum
 
 
+def printable(text: str, limit: int = 200) -> str:
+    """Text that a stranger chose, fit for a one-line message: control characters escaped, then cut."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+    return shown if len(text) <= limit else f"{shown}…"
+
+
 class ExitCode(IntEnum):
     """What a process's exit status means; the same for all three programs."""
 

@@ -6,7 +6,8 @@ Invariants (docs/wire-format.md has the byte counts):
 - A frame is its payload and four bytes: CRC-32, little-endian, over sequence number (8 bytes,
   little-endian), codec id (1 byte) and payload. A frame that the two sides number differently fails it.
 - A bad frame costs its own answer, not the stream: it is reported under its sequence number. Bytes that
-  are no message, or a message out of order, end the stream (``MessageError``).
+  are no message, or a message out of order, end the stream (``MessageError``). So do numbers above
+  ``LAST_SEQUENCE``: no reply could name them.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class FrameWriter:
             first_sequence=0 if first == self._next else first,
         )
         if any(frame.codec != CodecId.BUNDLE for frame in frames):
-            message.codecs.extend(frame.codec for frame in frames)  # type: ignore[arg-type]
+            message.codecs.extend(frame.codec for frame in frames)  # type: ignore[misc]
         self._next = first + len(frames)
         return message.SerializeToString()
 
@@ -105,7 +106,9 @@ class FrameReader:
         if message.codecs and len(message.codecs) != count:
             raise MessageError(f"a message with {len(message.codecs)} codec ids for {count} frames")
         first = message.first_sequence or self._next
-        if not self._next <= first <= LAST_SEQUENCE - count:
+        if first > LAST_SEQUENCE - count:
+            raise MessageError(f"sequence number {first}, expected at most {LAST_SEQUENCE - count}")
+        if first < self._next:
             wrong = SequenceError(f"sequence number {first}, expected {self._next} or above")
             return [BadFrame(first + i, wrong) for i in range(count)]
         self._next = first + count
@@ -146,7 +149,7 @@ def hello(digest: bytes) -> bytes:
 
 def check_hello(message: pb.DeviceMessage, digest: bytes) -> None:
     """Accept a stream's first message, or raise MessageError or MismatchError naming both sides' values."""
-    if not message.HasField("hello") or message.frames:
+    if not message.HasField("hello") or message.frames or message.first_sequence or message.codecs:
         raise MessageError("the first message of a stream is no hello, expected one alone")
     theirs = message.hello
     if theirs.protocol_version != PROTOCOL_VERSION:
@@ -156,9 +159,7 @@ def check_hello(message: pb.DeviceMessage, digest: bytes) -> None:
     if len(theirs.bundle_digest) != len(digest):
         raise MessageError(f"a bundle digest of {len(theirs.bundle_digest)} bytes, expected {len(digest)}")
     if theirs.bundle_digest != digest:
-        raise MismatchError(
-            f"the device runs bundle {theirs.bundle_digest.hex()}, the server {digest.hex()}"
-        )
+        raise MismatchError(f"the device runs bundle {theirs.bundle_digest.hex()}, the server {digest.hex()}")
     if theirs.segment != TAIL_SEGMENT:
         raise MismatchError(f"the device asks for segment {theirs.segment[:64]!r}, expected {TAIL_SEGMENT!r}")
 
