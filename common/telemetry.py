@@ -30,10 +30,11 @@ def start_log(program: str, level: str) -> logging.Logger:
     """The program's logger, on stderr."""
     logging.basicConfig(
         stream=sys.stderr,
-        level=level.upper(),
+        level=logging.WARNING,
         format=f"%(asctime)s {program} %(levelname)s %(message)s",
         force=True,
     )
+    logging.getLogger("offramp").setLevel(level.upper())
     return logging.getLogger(f"offramp.{program}")
 
 

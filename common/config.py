@@ -1,0 +1,162 @@
+"""Settings: one typed definition gives each flag, its default, its help and its check."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from offramp.common.errors import ConfigError
+from offramp.common.telemetry import package_version
+
+S = TypeVar("S", bound="Settings")
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of a program's settings. A field is a flag; its description is the flag's help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DeviceSettings(Settings):
+    """``edge-device``."""
+
+    bundle: str = Field(description="the bundle's directory", examples=["DIR"])
+    server: str = Field("127.0.0.1:50051", description="the cloud-server", examples=["HOST:PORT"])
+    threshold: Fraction | None = Field(
+        None,
+        description="confidence threshold T_c: an image whose early exit is more confident is answered "
+        "here; 0 sends nothing, 1 sends everything (default: the bundle's)",
+        examples=["T"],
+    )
+    insecure: bool = Field(False, description="allow plaintext to a server that is not on this machine")
+    timeout: Seconds = Field(
+        2.0,
+        description="how long an image waits for the server before its early exit answers",
+        examples=["SECONDS"],
+    )
+    window: Annotated[int, Field(ge=1, le=4096)] = Field(
+        16, description="frames sent and not yet answered, at most; 1 turns pipelining off", examples=["N"]
+    )
+    rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="images a second, at most (default: as fast as they go)", examples=["R"]
+    )
+    threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="threads that the head may use", examples=["N"]
+    )
+    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on", examples=["HOST"])
+    metrics_port: Port | None = Field(
+        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
+    )
+
+
+class ServerSettings(Settings):
+    """``cloud-server``."""
+
+    bundle: str = Field(description="the bundle's directory", examples=["DIR"])
+    listen: str = Field(
+        "127.0.0.1:50051", description="address to serve on; port 0 takes a free one", examples=["HOST:PORT"]
+    )
+    insecure: bool = Field(False, description="allow plaintext to clients that are not on this machine")
+    threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None, description="threads that the tail may use (default: one for each core)", examples=["N"]
+    )
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="activations in one run of the tail, at most", examples=["N"]
+    )
+    queue: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
+        1024, description="frames that may wait for the tail; more are refused", examples=["N"]
+    )
+    frames_in_flight: Annotated[int, Field(ge=1, le=4096)] = Field(
+        64, description="unanswered frames of one stream; more are refused", examples=["N"]
+    )
+    max_streams: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
+        1024, description="open streams; more are refused", examples=["N"]
+    )
+    hello_timeout: Seconds = Field(
+        5.0, description="how long a new stream may take to say hello", examples=["SECONDS"]
+    )
+    grace: Seconds = Field(
+        10.0, description="how long SIGTERM waits for open streams to finish", examples=["SECONDS"]
+    )
+    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on", examples=["HOST"])
+    metrics_port: Port | None = Field(
+        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser(program: str, settings: type[Settings], description: str, epilog: str) -> Parser:
+    """A parser with a flag for each field of ``settings``, plus --version and --log-level."""
+    parser = Parser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{program} {package_version()}")
+    parser.add_argument(
+        "--log-level", choices=["debug", "info", "warning", "error"], default="info", help="default: info"
+    )
+    for name, field in settings.model_fields.items():
+        flag, text = "--" + name.replace("_", "-"), field.description or ""
+        if field.annotation is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+        if not field.is_required() and field.default is not None:
+            text += f" (default: {field.default})"
+        parser.add_argument(
+            flag, required=field.is_required(), metavar=(field.examples or [None])[0], help=text,
+            default=argparse.SUPPRESS,
+        )  # fmt: skip
+    return parser
+
+
+def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:
+    """The settings that were given as flags, checked. Raises ConfigError naming the flag."""
+    given: dict[str, Any] = {
+        name: value for name, value in vars(arguments).items() if name in kind.model_fields
+    }
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
+
+
+def split_address(flag: str, address: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[IPV6]:PORT``. Raises ConfigError naming the flag."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"{flag} {address}: expected HOST:PORT with a port of 0 … 65535")
+    if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
+        raise ConfigError(f"{flag} {address}: expected an IPv6 address in brackets, as in [::1]:50051")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this host name or address stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_secure(flag: str, host: str, insecure: bool) -> None:
+    """Refuse plaintext beyond this machine unless it was asked for. Raises ConfigError."""
+    if not insecure and not is_loopback(host):
+        raise ConfigError(f"{flag} {host}: the connection would be plaintext; say --insecure to allow that")
+
+

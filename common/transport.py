@@ -1,0 +1,58 @@
+"""gRPC settings that the two sides must agree on. No grpc is imported here."""
+
+from __future__ import annotations
+
+SERVICE = "offramp.v1.Inference"
+OFFLOAD = f"/{SERVICE}/Offload"
+DESCRIBE = f"/{SERVICE}/Describe"
+
+MESSAGE_BYTES_MIN = 16_384
+SERVER_MESSAGE_BYTES = 65_536
+"""Largest message that a device accepts: about 3,000 replies."""
+FRAMES_PER_MESSAGE = 64
+
+KEEPALIVE_MS = 20_000
+KEEPALIVE_TIMEOUT_MS = 5_000
+
+Options = list[tuple[str, int]]
+
+
+def message_bytes(raw_bytes: int) -> int:
+    """Largest DeviceMessage that a server accepts: one raw frame, or many coded ones."""
+    return max(MESSAGE_BYTES_MIN, raw_bytes + 64)
+
+
+def _common(receive: int) -> Options:
+    return [
+        ("grpc.max_receive_message_length", receive),
+        ("grpc.max_metadata_size", 8_192),
+        # Frames are entropy-coded already.
+        ("grpc.default_compression_algorithm", 0),
+        ("grpc.default_compression_level", 0),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # The bandwidth probe sends a ping for almost every small message: 34 bytes a frame.
+        ("grpc.http2.bdp_probe", 0),
+    ]
+
+
+def device_options() -> Options:
+    """Channel options of a device."""
+    return [
+        *_common(SERVER_MESSAGE_BYTES),
+        # Each channel has a connection of its own: its bytes are counted by its socket.
+        ("grpc.use_local_subchannel_pool", 1),
+        # A frame is answered locally rather than sent twice.
+        ("grpc.enable_retries", 0),
+    ]
+
+
+def server_options(raw_bytes: int) -> Options:
+    """Server options for activations of this size."""
+    return [
+        *_common(message_bytes(raw_bytes)),
+        # A second server on one port must fail, not share it.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ]

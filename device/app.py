@@ -1,0 +1,183 @@
+"""``edge-device``: classify images here, and ask the server about the unsure ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from offramp.common.config import DeviceSettings, make_parser, read_settings
+from offramp.common.errors import DataError, ExitCode, OfframpError
+from offramp.common.telemetry import serve_metrics, start_log, timed
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from offramp.device.pipeline import Device, Result
+    from offramp.device.report import Report, Totals
+    from offramp.device.source import Source
+
+EPILOG = """\
+examples:
+  edge-device --bundle models/digits-mobilenetv2-exit12 examples/digits
+  edge-device --bundle DIR --server gateway:50051 --insecure --threshold 0.9 --json photos/ > results.jsonl
+  edge-device --bundle DIR --threshold 0 --quiet photos/      # all here, no server needed
+
+The answers come in the order in which they are ready; `index` is the image's place in the input.
+
+exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 the server did not answer
+  for some images (their early exit did), 4 unusable bundle, 5 some images could not be read, 6 the server
+  runs another bundle or breaks the protocol, 7 the metrics port cannot be bound, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        parser = make_parser(
+            "edge-device", DeviceSettings, "Run a bundle's head; offload what its early exit is unsure of.", EPILOG
+        )  # fmt: skip
+        parser.add_argument(
+            "images", nargs="+", type=Path, help="folders, PNG or JPEG files, .npz files, .txt lists of paths"
+        )
+        parser.add_argument("--json", action="store_true", help="one JSON object a line, the summary last")
+        parser.add_argument("--quiet", action="store_true", help="print the summary only")
+        parser.add_argument(
+            "--hold",
+            action="store_true",
+            help="after the last image keep serving metrics until SIGTERM or SIGINT",
+        )
+        arguments = parser.parse_args(argv)
+        settings = read_settings(DeviceSettings, arguments)
+        log = start_log("edge-device", arguments.log_level)
+        return run(settings, arguments, log)
+    except OfframpError as error:
+        print(f"edge-device: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read the results has gone. Python would complain once more when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.INTERRUPTED
+
+
+def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> int:
+    """Answer all images. Raises OfframpError for what stops it before the first one."""
+    from offramp.common.bundle import load_bundle
+    from offramp.device.pipeline import Device, exit_code
+    from offramp.device.report import Report, Totals
+    from offramp.device.source import Source
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    bundle = load_bundle(settings.bundle)
+    source = Source(arguments.images, bundle.manifest.preprocessing)
+    device = Device(
+        bundle,
+        server=settings.server,
+        threshold=settings.threshold,
+        timeout=settings.timeout,
+        window=settings.window,
+        threads=settings.threads,
+        insecure=settings.insecure,
+    )
+    totals = Totals()
+    with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
+        if port is not None:
+            log.info("metrics on %s:%d", settings.metrics_host, port)
+        report = Report(arguments.json, arguments.quiet, source.count())
+        answers = _Answers(report, totals, bundle.codec.raw_bytes, stop)
+        start = time.perf_counter()
+        with device:
+            _feed(device, source, settings.rate, answers, stop)
+        seconds = time.perf_counter() - start
+        answers.finish()
+        report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
+        interrupted = stop.is_set()
+        if arguments.hold:
+            stop.wait()
+    if interrupted:
+        return ExitCode.INTERRUPTED
+    return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
+
+
+def _feed(
+    device: Device, source: Source, rate: float | None, answers: _Answers, stop: threading.Event
+) -> None:
+    """Hand in all images, no faster than ``rate`` a second, until told to stop."""
+    due = time.monotonic()
+    items = iter(source)
+    for index in range(sys.maxsize):
+        with timed(device.metrics.stage_seconds.labels("read")):
+            item = next(items, None)
+        if item is None or stop.is_set():
+            return
+        if isinstance(item.image, DataError):
+            device.metrics.image_errors.inc()
+            answers.unreadable(index, item.name, item.image)
+        else:
+            answers.expect(index, item.name, device.submit(item.image))
+        if rate is not None:
+            due += 1 / rate
+            if stop.wait(max(0.0, due - time.monotonic())):
+                return
+
+
+class _Answers:
+    """Prints answers as they come, on a thread of its own: a slow reader of stdout delays no image."""
+
+    def __init__(self, report: Report, totals: Totals, raw_bytes: int, stop: threading.Event) -> None:
+        self._report = report
+        self._totals = totals
+        self._raw_bytes = raw_bytes
+        self._stop = stop
+        self._ready: SimpleQueue[tuple[int, str, Result | DataError] | None] = SimpleQueue()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._print, name="offramp-report", daemon=True)
+        self._thread.start()
+
+    def expect(self, index: int, name: str, future: Future[Result]) -> None:
+        """Print this image's result once it is there."""
+        future.add_done_callback(partial(self._done, index, name))
+
+    def unreadable(self, index: int, name: str, error: DataError) -> None:
+        """Print that this image could not be used."""
+        self._ready.put((index, name, error))
+
+    def finish(self) -> None:
+        """Wait until all is printed. Raises what printing raised."""
+        self._ready.put(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _done(self, index: int, name: str, future: Future[Result]) -> None:
+        self._ready.put((index, name, future.result()))
+
+    def _print(self) -> None:
+        while (answer := self._ready.get()) is not None:
+            index, name, result = answer
+            try:
+                if isinstance(result, DataError):
+                    self._totals.unreadable += 1
+                    self._report.unreadable(index, name, result)
+                else:
+                    self._totals.add(result, self._raw_bytes)
+                    self._report.result(index, name, result)
+            except OSError as error:  # whoever read stdout has gone
+                self._failure = self._failure or error
+                self._stop.set()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""The head and the decision at its early exit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyExit:
+    """What the device knows of one image by itself."""
+
+    symbols: NDArray[np.uint8]
+    """The activation at the split, uint8 [C, H, W]."""
+    class_index: int
+    confidence: float
+    """Softmax probability of that class."""
+
+    def is_confident(self, threshold: float) -> bool:
+        """Whether the image takes the early exit: its confidence exceeds T_c (Sec. III-B).
+
+        T_c = 1 is exceeded by nothing, T_c = 0 by everything.
+        """
+        return self.confidence > threshold
+
+
+def run_head(engine: Engine, image: NDArray[np.uint8]) -> EarlyExit:
+    """One image, uint8 [3, H, W], through the head and its early exit."""
+    symbols, probabilities = engine.head(image[None])
+    best = int(probabilities[0].argmax())
+    return EarlyExit(symbols[0], best, float(probabilities[0, best]))

@@ -1,0 +1,138 @@
+"""What ``edge-device`` prints: one line for each image, and a summary."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from offramp.common.errors import DataError
+from offramp.device.metrics import SOURCES
+from offramp.device.pipeline import Result
+from offramp.device.wire_bytes import WireBytes
+
+COLUMNS = "{:>6}  {:<11} {:>7}  {:<12} {:>9} {:>8} {:>8} {:>8}  {}"
+
+
+@dataclass
+class Totals:
+    """Counts of one run. Byte figures are sums over images."""
+
+    images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
+    unreadable: int = 0
+    payload_bytes: int = 0
+    raw_activation_bytes: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+    def add(self, result: Result, raw_bytes: int) -> None:
+        """Count one image. raw_bytes: its activation at one byte a symbol."""
+        self.images[result.source] += 1
+        self.payload_bytes += result.payload_bytes
+        self.raw_activation_bytes += raw_bytes if result.payload_bytes else 0
+        self.latencies.append(result.latency_seconds)
+
+    def summary(self, seconds: float, threshold: float, wire: WireBytes | None) -> dict[str, Any]:
+        """The run in figures; means are over all answered images, also those that were never sent."""
+        answered = sum(self.images.values())
+        latencies = sorted(self.latencies)
+        wire_bytes = None if wire is None else {"sent": wire.sent, "received": wire.received}
+        return {
+            "images": answered,
+            "unreadable": self.unreadable,
+            **self.images,
+            "threshold": threshold,
+            "exit_rate": self.images["early_exit"] / answered if answered else None,
+            "payload_bytes": self.payload_bytes,
+            "payload_bytes_mean": self.payload_bytes / answered if answered else None,
+            "raw_activation_bytes": self.raw_activation_bytes,
+            "wire_bytes": wire_bytes,
+            "seconds": round(seconds, 6),
+            "latency_seconds_median": latencies[answered // 2] if answered else None,
+            "latency_seconds_p99": latencies[(answered * 99) // 100] if answered else None,
+        }
+
+
+class Report:
+    """Writes results as they come: JSON lines, or a table with a progress bar on a terminal."""
+
+    def __init__(self, as_json: bool, quiet: bool, expected: int | None, out: TextIO = sys.stdout) -> None:
+        self._json = as_json
+        self._quiet = quiet
+        self._out = out
+        self._bar = tqdm(total=expected, unit="image", disable=None, file=sys.stderr, leave=False)
+        if not as_json and not quiet:
+            header = ("#", "label", "conf.", "source", "ms", "payload", "message", "wire", "image")
+            self._line(COLUMNS.format(*header))
+
+    def result(self, index: int, name: str, result: Result) -> None:
+        """One answered image."""
+        self._bar.update()
+        if self._json:
+            record = {
+                "index": index,
+                "image": name,
+                "label": result.label,
+                "class_index": result.class_index,
+                "confidence": round(result.confidence, 6),
+                "source": result.source,
+                "latency_seconds": round(result.latency_seconds, 6),
+                "payload_bytes": result.payload_bytes,
+                "message_bytes": round(result.message_bytes, 1),
+                "wire_bytes": round(result.wire_bytes, 1),
+            }
+            self._line(json.dumps(record if result.reason is None else record | {"reason": result.reason}))
+        elif not self._quiet:
+            self._line(
+                COLUMNS.format(
+                    index,
+                    result.label[:11],
+                    f"{result.confidence:.4f}",
+                    result.source,
+                    f"{result.latency_seconds * 1e3:.2f}",
+                    result.payload_bytes,
+                    f"{result.message_bytes:.0f}",
+                    f"{result.wire_bytes:.0f}",
+                    name,
+                )
+            )
+
+    def unreadable(self, index: int, name: str, error: DataError) -> None:
+        """One image that could not be used."""
+        self._bar.update()
+        if self._json:
+            self._line(json.dumps({"index": index, "image": name, "error": str(error)}))
+        tqdm.write(f"edge-device: {error}", file=sys.stderr)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The summary, after the last image."""
+        self._bar.close()
+        if self._json:
+            self._line(json.dumps({"summary": summary}))
+            return
+        n = summary["images"]
+        self._line(
+            f"\n{n} images at T_c = {summary['threshold']:g}: {summary['early_exit']} early exit, "
+            f"{summary['server']} server, {summary['fallback']} fallback; {summary['unreadable']} unreadable"
+        )
+        if n:
+            self._line(
+                f"payload {summary['payload_bytes']:,} B, {summary['payload_bytes_mean']:.1f} B an image over "
+                f"all images (raw activations of those sent: {summary['raw_activation_bytes']:,} B)"
+            )
+            wire = summary["wire_bytes"]
+            told = "not known on this system" if wire is None else (
+                f"{wire['sent']:,} B sent, {wire['received']:,} B received"
+            )  # fmt: skip
+            self._line(f"wire (TCP payload, all of the connection): {told}")
+            self._line(
+                f"latency {summary['latency_seconds_median'] * 1e3:.2f} ms median, "
+                f"{summary['latency_seconds_p99'] * 1e3:.2f} ms p99; {n / summary['seconds']:.0f} images/s"
+            )
+
+    def _line(self, text: str) -> None:
+        with tqdm.external_write_mode(file=self._out):
+            self._out.write(text + "\n")
+        self._out.flush()
