@@ -1,0 +1,72 @@
+"""Fixtures that every test may use: the toy bundle, copies of it to damage, and a folder of images."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import hypothesis
+import pytest
+from PIL import Image
+
+from offramp.common.bundle import Bundle, load_bundle
+from offramp.common.engine import Engine
+from tests import toy
+from tests.toy import BundleFolder
+
+# A deadline is a wall clock, and this machine may be busy.
+hypothesis.settings.register_profile("offramp", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("offramp")
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The toy bundle, a table for each channel, loaded. Only read its directory."""
+    return toy.write(tmp_path_factory.mktemp("bundle") / "toy")
+
+
+@pytest.fixture(scope="session")
+def raw_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The toy bundle without a codebook, loaded. Only read its directory."""
+    return toy.write(tmp_path_factory.mktemp("bundle") / "raw", coded=False)
+
+
+@pytest.fixture(scope="session")
+def toy_engine(toy_bundle: Bundle) -> Engine:
+    """The toy bundle's head and tail, loaded."""
+    engine = Engine(toy_bundle)
+    engine.load_head()
+    engine.load_tail()
+    return engine
+
+
+@pytest.fixture(scope="session")
+def toy_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 PNG images of 8x8 pixels, ``00.png`` …; only read it."""
+    folder = tmp_path_factory.mktemp("images")
+    for index, image in enumerate(toy.images(40, seed=2)):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture
+def bundle_folder(toy_bundle: Bundle, tmp_path: Path) -> Callable[[], BundleFolder]:
+    """Each call makes a fresh copy of the toy bundle that the test may damage."""
+    numbers = count()
+
+    def copy() -> BundleFolder:
+        path = tmp_path / f"bundle-{next(numbers)}"
+        shutil.copytree(toy_bundle.path, path)
+        return BundleFolder(path)
+
+    return copy
+
+
+@pytest.fixture
+def damaged(bundle_folder: Callable[[], BundleFolder], toy_bundle: Bundle) -> BundleFolder:
+    """One copy of the toy bundle to damage."""
+    folder = bundle_folder()
+    assert load_bundle(folder.path).digest == toy_bundle.digest
+    return folder

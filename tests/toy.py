@@ -1,0 +1,213 @@
+"""A toy bundle: both halves of a network that takes 8x8 images, made in milliseconds and without torch.
+
+Its weights are seeded, so that images get different classes and confidences, and head and tail disagree on
+some of them. ``BundleFolder`` is a copy of it on disk that a test may damage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from offramp.common.bundle import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, Manifest, file_entries, write_bundle
+from offramp.common.codebook import build_codebook
+
+SIDE = 8
+SHAPE = (4, 4, 4)
+CLASSES = ("circle", "square", "triangle")
+SCALE = 0.05
+OPSET = 17
+IR_VERSION = 8
+
+
+def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Blurry coloured images, uint8 [N, 3, 8, 8]."""
+    rng = np.random.default_rng(seed)
+    patches = rng.integers(0, 256, (count, 3, 2, 2)).repeat(SIDE // 2, 2).repeat(SIDE // 2, 3)
+    return (patches + rng.integers(-40, 41, patches.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _weights(name: str, values: NDArray[np.float64]) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    """A symmetric INT8 initializer and the node that makes floats of it, ``name``."""
+    scale = np.float32(np.abs(values).max() / 127)
+    initializers = [
+        numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}_int8"),
+        numpy_helper.from_array(np.array(scale), f"{name}_scale"),
+        numpy_helper.from_array(np.array(0, np.int8), f"{name}_zero"),
+    ]
+    return [helper.make_node("DequantizeLinear", [t.name for t in initializers], [name])], initializers
+
+
+def _activation(name: str) -> list[TensorProto]:
+    return [
+        numpy_helper.from_array(np.array(SCALE, np.float32), f"{name}_scale"),
+        numpy_helper.from_array(np.array(0, np.uint8), f"{name}_zero"),
+    ]
+
+
+def port(name: str, kind: int, *shape: int) -> onnx.ValueInfoProto:
+    """An input or output with a free batch dimension."""
+    return helper.make_tensor_value_info(name, kind, ["N", *shape])
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    initializers: Sequence[TensorProto] = (),
+) -> onnx.ModelProto:
+    """A model of one graph in the standard operator domain."""
+    graph = helper.make_graph(nodes, "toy", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def head(seed: int = 61) -> onnx.ModelProto:
+    """``image`` uint8 [N, 3, 8, 8] → ``symbols`` uint8 [N, 4, 4, 4] and ``logits`` float [N, 3]."""
+    rng = np.random.default_rng(seed)
+    kernel, kernel_tensors = _weights("kernel", rng.normal(0, 0.3, (SHAPE[0], 3, 3, 3)))
+    dense, dense_tensors = _weights("dense", rng.normal(0, 0.6, (64, len(CLASSES))))
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels", "unit"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "half"], ["centred"]),
+        *kernel,
+        helper.make_node("Conv", ["centred", "kernel"], ["features"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("QuantizeLinear", ["features", "split_scale", "split_zero"], ["symbols"]),
+        helper.make_node("DequantizeLinear", ["symbols", "split_scale", "split_zero"], ["activation"]),
+        helper.make_node("Flatten", ["activation"], ["flat"]),
+        *dense,
+        helper.make_node("MatMul", ["flat", "dense"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(1 / 255, np.float32), "unit"),
+        numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+    ]
+    return model(
+        nodes,
+        [port("image", TensorProto.UINT8, 3, SIDE, SIDE)],
+        [port("symbols", TensorProto.UINT8, *SHAPE), port("logits", TensorProto.FLOAT, len(CLASSES))],
+        [*constants, *kernel_tensors, *dense_tensors, *_activation("split")],
+    )
+
+
+def tail(seed: int = 47) -> onnx.ModelProto:
+    """``symbols`` uint8 [N, 4, 4, 4] → ``logits`` float [N, 3]."""
+    rng = np.random.default_rng(seed)
+    kernel, kernel_tensors = _weights("kernel", rng.normal(0, 0.3, (6, SHAPE[0], 3, 3)))
+    dense, dense_tensors = _weights("dense", rng.normal(0, 0.6, (96, len(CLASSES))))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["symbols", "split_scale", "split_zero"], ["activation"]),
+        *kernel,
+        helper.make_node("Conv", ["activation", "kernel"], ["features"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["features"], ["positive"]),
+        helper.make_node("QuantizeLinear", ["positive", "inner_scale", "inner_zero"], ["inner"]),
+        helper.make_node("DequantizeLinear", ["inner", "inner_scale", "inner_zero"], ["outer"]),
+        helper.make_node("Flatten", ["outer"], ["flat"]),
+        *dense,
+        helper.make_node("MatMul", ["flat", "dense"], ["logits"]),
+    ]
+    return model(
+        nodes,
+        [port("symbols", TensorProto.UINT8, *SHAPE)],
+        [port("logits", TensorProto.FLOAT, len(CLASSES))],
+        [*kernel_tensors, *dense_tensors, *_activation("split"), *_activation("inner")],
+    )
+
+
+def channel_counts(head_model: bytes) -> NDArray[np.int64]:
+    """How often each symbol occurs in each channel over 256 images, int64 [C, 256]."""
+    session = onnxruntime.InferenceSession(head_model, providers=["CPUExecutionProvider"])
+    symbols = np.asarray(session.run(["symbols"], {"image": images(256, seed=1)})[0])
+    return np.stack([np.bincount(symbols[:, c].ravel(), minlength=256) for c in range(SHAPE[0])])
+
+
+def manifest(files: dict[str, bytes]) -> dict[str, Any]:
+    """A valid manifest for these files, as JSON values. With a codebook there is one table a channel."""
+    coded = {"kind": "huffman", "layout": "channel", "table_of_channel": list(range(SHAPE[0]))}
+    return {
+        "format_version": 1,
+        "name": "toy",
+        "files": {name: entry.model_dump() for name, entry in file_entries(files).items()},
+        "classes": list(CLASSES),
+        "preprocessing": {"color": "RGB", "height": SIDE, "width": SIDE, "resize": "bilinear"},
+        "split": {"model": "toy", "exit": 1, "layer": "features"},
+        "activation": {"shape": list(SHAPE), "scale": SCALE, "zero_point": 0},
+        "codec": coded if CODEBOOK in files else {"kind": "raw"},
+        "threshold": 0.8,
+        "temperature": 1.0,
+        "provenance": {
+            "commit": "unknown",
+            "dataset": {"name": "noise", "sha256": "0" * 64, "train": 0, "validation": 0, "test": 0},
+            "recipe": "",
+            "seed": 0,
+            "libraries": {"onnx": onnx.__version__},
+        },
+        "figures": {
+            "images": 0,
+            "accuracy_early": 0.5,
+            "accuracy_final": 0.75,
+            "accuracy_early_float": 0.5,
+            "accuracy_final_float": 0.75,
+            "payload_bytes_mean": 32.0,
+            "entropy_bits": 4.0,
+            "entropy_bits_channel": 3.5,
+            "thresholds": [
+                {"threshold": 0.8, "accuracy": 0.7, "exit_rate": 0.4, "payload_bytes_mean": 20.0},
+            ],
+        },
+    }
+
+
+def write(directory: Path, *, coded: bool = True) -> Bundle:
+    """Write the toy bundle, with a codebook for each channel or with raw symbols only."""
+    files = {HEAD: head().SerializeToString(), TAIL: tail().SerializeToString()}
+    if coded:
+        files[CODEBOOK] = build_codebook(channel_counts(files[HEAD]), "channel").to_bytes()
+    valid = Manifest.model_validate_json(json.dumps(manifest(files)))
+    return write_bundle(directory, valid, files)
+
+
+class BundleFolder:
+    """A bundle's directory that a test may damage.
+
+    ``put`` keeps the manifest's size and hash right, so that the file's content is what is wrong, and not
+    its hash; writing to ``path / name`` leaves them as they are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it is stored, as JSON values."""
+        value: dict[str, Any] = json.loads((self.path / MANIFEST).read_bytes())
+        return value
+
+    def write_manifest(self, value: dict[str, Any] | bytes) -> None:
+        """Replace the manifest by JSON values, or by bytes as they are."""
+        text = value if isinstance(value, bytes) else json.dumps(value).encode()
+        (self.path / MANIFEST).write_bytes(text)
+
+    def edit(self, *keys: str | int, value: object) -> None:
+        """Set one value of the manifest: ``edit("files", "head.onnx", "size", value=3)``."""
+        document = self.manifest
+        place: Any = document
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        self.write_manifest(document)
+
+    def put(self, name: str, data: bytes | onnx.ModelProto) -> None:
+        """Replace a file, and what the manifest says of it."""
+        contents = data if isinstance(data, bytes) else data.SerializeToString()
+        (self.path / name).write_bytes(contents)
+        entry = file_entries({name: contents or b"\0"})[name].model_dump()
+        self.edit("files", name, value={**entry, "size": len(contents)})
