@@ -43,10 +43,47 @@ NODES = 10_000
 # Operators of a classifier's inference graph. No control flow, nothing that reads files or draws numbers,
 # and nothing whose output size is a value inside the graph rather than a shape (Expand, Tile, Range, …).
 OPERATORS = frozenset(
-    """Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DepthToSpace DequantizeLinear Div
-    Flatten Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization LeakyRelu MatMul
-    MaxPool Mul PRelu QuantizeLinear ReduceMean Relu Reshape Sigmoid Slice Softmax SpaceToDepth Split Sqrt
-    Squeeze Sub Tanh Transpose Unsqueeze""".split()
+    [
+        "Add",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "DepthToSpace",
+        "DequantizeLinear",
+        "Div",
+        "Flatten",
+        "Gelu",
+        "Gemm",
+        "GlobalAveragePool",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LayerNormalization",
+        "LeakyRelu",
+        "MatMul",
+        "MaxPool",
+        "Mul",
+        "PRelu",
+        "QuantizeLinear",
+        "ReduceMean",
+        "Relu",
+        "Reshape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "SpaceToDepth",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]

@@ -104,7 +104,7 @@ class HuffmanCodec:
             position += int(self.codebook.lengths[table][run].sum(dtype=np.int64))
         if len(bits) - position >= 8:
             raise PayloadError(
-                f"the payload has {len(payload)} bytes, its {len(flat)} symbols end in byte {-(-position // 8)}"
+                f"the payload has {len(payload)} bytes, its symbols end in byte {-(-position // 8)}"
             )
         if bits[position:].any():
             raise PayloadError("the payload's padding bits are not zero")

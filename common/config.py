@@ -49,7 +49,9 @@ class DeviceSettings(Settings):
     threads: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="threads that the head may use", examples=["N"]
     )
-    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on", examples=["HOST"])
+    metrics_host: str = Field(
+        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
+    )
     metrics_port: Port | None = Field(
         None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
     )
@@ -60,7 +62,9 @@ class ServerSettings(Settings):
 
     bundle: str = Field(description="the bundle's directory", examples=["DIR"])
     listen: str = Field(
-        "127.0.0.1:50051", description="address to serve on; port 0 takes a free one", examples=["HOST:PORT"]
+        "127.0.0.1:50051",
+        description="address to serve on; port 0 takes a free one",
+        examples=["HOST:PORT"],
     )
     insecure: bool = Field(False, description="allow plaintext to clients that are not on this machine")
     threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
@@ -84,7 +88,9 @@ class ServerSettings(Settings):
     grace: Seconds = Field(
         10.0, description="how long SIGTERM waits for open streams to finish", examples=["SECONDS"]
     )
-    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on", examples=["HOST"])
+    metrics_host: str = Field(
+        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
+    )
     metrics_port: Port | None = Field(
         None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
     )
@@ -158,5 +164,3 @@ def require_secure(flag: str, host: str, insecure: bool) -> None:
     """Refuse plaintext beyond this machine unless it was asked for. Raises ConfigError."""
     if not insecure and not is_loopback(host):
         raise ConfigError(f"{flag} {host}: the connection would be plaintext; say --insecure to allow that")
-
-

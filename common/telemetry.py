@@ -47,7 +47,9 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> I
     if port is None:
         yield None
         return
-    from prometheus_client import start_http_server
+    from prometheus_client import disable_created_metrics, start_http_server
+
+    disable_created_metrics()
 
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)

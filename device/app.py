@@ -45,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         parser = make_parser(
-            "edge-device", DeviceSettings, "Run a bundle's head; offload what its early exit is unsure of.", EPILOG
-        )  # fmt: skip
+            "edge-device",
+            DeviceSettings,
+            "Run a bundle's head; offload what its early exit is unsure of.",
+            EPILOG,
+        )
         parser.add_argument(
             "images", nargs="+", type=Path, help="folders, PNG or JPEG files, .npz files, .txt lists of paths"
         )

@@ -119,8 +119,8 @@ class Report:
         )
         if n:
             self._line(
-                f"payload {summary['payload_bytes']:,} B, {summary['payload_bytes_mean']:.1f} B an image over "
-                f"all images (raw activations of those sent: {summary['raw_activation_bytes']:,} B)"
+                f"payload {summary['payload_bytes']:,} B, {summary['payload_bytes_mean']:.1f} B an image "
+                f"over all images (raw activations of those sent: {summary['raw_activation_bytes']:,} B)"
             )
             wire = summary["wire_bytes"]
             told = "not known on this system" if wire is None else (

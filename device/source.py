@@ -159,7 +159,9 @@ def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
                 data = array.read(size)
                 name = f"{path}[{index}]"
                 if len(data) < size:
-                    yield Item(name, DataError(f"{name}: the array ends early, its header says {shape[0]} images"))
+                    yield Item(
+                        name, DataError(f"{name}: the array ends early, its header says {shape[0]} images")
+                    )
                     return
                 picture = Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape[1:]))
                 yield Item(name, to_input(picture, preprocessing))

@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 # struct tcp_info of linux/tcp.h: bytes_received at 128 (Linux 4.1), bytes_sent at 200 (4.19).
 _TCP_INFO_BYTES = 208
@@ -43,7 +44,7 @@ class WireCounter:
         self._ended = WireBytes(0, 0)
         self._current = WireBytes(0, 0)
         self._descriptor: tuple[int, int] | None = None
-        self._supported = sys.platform == "linux" and os.path.isdir("/proc/self/fd")
+        self._supported = sys.platform == "linux" and Path("/proc/self/fd").is_dir()
 
     def attach(self, port: int) -> None:
         """Find the socket of the connection that was just made to this port of the server."""

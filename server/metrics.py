@@ -8,7 +8,7 @@ from offramp.common.bundle import Bundle
 from offramp.common.telemetry import STAGE_BUCKETS, package_version
 from offramp.v1 import inference_pb2 as pb
 
-REASONS = [name.removeprefix("REASON_").lower() for name in pb.FrameError.Reason.keys()]
+REASONS = [value.name.removeprefix("REASON_").lower() for value in pb.FrameError.Reason.DESCRIPTOR.values[1:]]
 
 
 class ServerMetrics:

@@ -63,7 +63,7 @@ class InferenceService:
         self._max_streams = max_streams
         self._open_streams = 0
 
-    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handlers(self) -> grpc.GenericRpcHandler:
         """The service's methods. Messages stay bytes here: a malformed one is ours to answer."""
         return grpc.method_handlers_generic_handler(
             transport.SERVICE,
@@ -233,7 +233,7 @@ class _Stream:
 
     async def _read(self) -> pb.DeviceMessage | None:
         """The next message; None when the device has half-closed the stream."""
-        data = await self._context.read()
+        data: Any = await self._context.read()
         if data is grpc.aio.EOF:
             return None
         self._metrics.message_bytes.labels("received").inc(len(data))

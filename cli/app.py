@@ -1,0 +1,78 @@
+"""``offramp``: the tool for everything that is neither the device nor the server.
+
+Each command is a module with ``main(argv) -> int``, imported when it is called, so that ``offramp demo``
+needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from offramp.common.config import Parser
+from offramp.common.errors import ConfigError, ExitCode, OfframpError
+from offramp.common.telemetry import package_version
+
+
+class Command(NamedTuple):
+    """A command: its module, the extra that installs what it needs, and its help."""
+
+    module: str
+    extra: str
+    text: str
+
+
+COMMANDS = {
+    "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
+    "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
+    "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
+}
+
+EPILOG = """\
+examples:
+  offramp demo
+  offramp inspect models/digits-mobilenetv2-exit12
+  offramp train runs/digits.toml --out models/my-digits
+
+`offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
+
+exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = Parser("offramp", epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter)
+        parser.add_argument("--version", action="version", version=f"offramp {package_version()}")
+        commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+        for name, command in COMMANDS.items():
+            commands.add_parser(name, help=command.text, add_help=False)
+        chosen = COMMANDS[parser.parse_known_args(arguments[:1])[0].command]
+        return _run(chosen, arguments[1:])
+    except OfframpError as error:
+        print(f"offramp: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("offramp: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+def _run(command: Command, arguments: list[str]) -> int:
+    try:
+        module = importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("offramp"):
+            raise
+        raise ConfigError(
+            f"this command needs the package '{error.name}': pip install 'offramp[{command.extra}]'"
+        ) from None
+    return int(module.main(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,343 @@
+"""``offramp demo``: a real server, a real device, real images, and the bytes beside the alternatives.
+
+Every figure is measured as it runs: the answers come from ``edge-device`` processes, the bytes from their
+own counters, and the picture baselines from encoding the same images and giving them to the whole model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from offramp.common.bundle import Bundle, load_bundle
+from offramp.common.config import Parser
+from offramp.common.engine import Engine
+from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
+from offramp.device.source import to_input
+
+EPILOG = """\
+examples:
+  offramp demo                                   # in a checkout: the shipped bundle and digits
+  offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
+"""
+THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to have the images classified."""
+
+    name: str
+    accuracy: float
+    exit_rate: float | None
+    payload_bytes_mean: float
+    wire_bytes_mean: float | None
+    """Both directions, TCP payload, over all images; None where nothing was sent over a socket."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; raises OfframpError where a step fails."""
+    parser = Parser(
+        "offramp demo",
+        description="Start cloud-server and edge-device on one bundle, sweep T_c, compare the bytes.",
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, default=Path("models/digits-mobilenetv2-exit12"))
+    parser.add_argument("--images", type=Path, default=Path("examples/digits"))
+    parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
+    arguments = parser.parse_args(argv)
+    start = time.perf_counter()
+    bundle = load_bundle(arguments.bundle)
+    labels = read_labels(arguments.images, bundle.manifest.classes)
+
+    def say(text: str = "") -> None:
+        if not arguments.json:
+            print(text, flush=True)
+
+    with running_server(arguments.bundle) as server:
+        say(f"cloud-server on {server.address}, {bundle.manifest.name}; {len(labels)} images")
+        rows = []
+        for threshold in sorted({*THRESHOLDS, bundle.manifest.threshold}):
+            answers, summary = run_device(arguments.bundle, server.address, arguments.images, threshold)
+            rows.append(offramp_row(answers, summary, labels))
+        check = check_counters(arguments.bundle, server, arguments.images, bundle.manifest.threshold)
+    baselines = picture_rows(bundle, arguments.images, labels)
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    "bundle": bundle.manifest.name,
+                    "images": len(labels),
+                    "offramp": [row.__dict__ for row in rows],
+                    "baselines": [row.__dict__ for row in baselines],
+                    "counters": check,
+                },
+                indent=1,
+            )
+        )
+    else:
+        print_table(say, rows, baselines)
+        print_saving(say, rows, baselines, bundle.manifest.threshold)
+        print_check(say, check)
+        say(f"\n{time.perf_counter() - start:.1f} s")
+    if not all(line["agree"] for line in check):
+        raise OfframpError("the metrics pages and the summary disagree")
+    return 0
+
+
+def read_labels(images: Path, classes: list[str]) -> dict[str, str]:
+    """File name to class, of a folder's ``labels.csv``. Raises ConfigError or DataError."""
+    path = images / "labels.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            labels = {row["file"]: row["label"] for row in csv.DictReader(file)}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}, expected a CSV with the columns file,label") from None
+    except (KeyError, UnicodeDecodeError, csv.Error):
+        raise DataError(f"{path}: expected a CSV with the columns file,label") from None
+    if not labels or not set(labels.values()) <= set(classes):
+        raise DataError(f"{path}: expected labels among {', '.join(classes[:12])}")
+    return labels
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ``cloud-server``."""
+
+    address: str
+    metrics: str
+
+
+@contextmanager
+def running_server(bundle: Path) -> Iterator[Server]:
+    """A ``cloud-server`` on free ports; SIGTERM at the end, which must drain it."""
+    command = [
+        "offramp.server.app", "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--metrics-port", "0",
+    ]  # fmt: skip
+    with _process(command) as process:
+        assert process.stderr is not None
+        found = _wait_for(process.stderr, r"listening on (\S+), metrics on (\S+)", "cloud-server")
+        yield Server(found[1], found[2])
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        if process.wait(START_SECONDS) != 0:
+            raise UnavailableError(f"cloud-server ended with status {process.returncode}, expected 0")
+
+
+def run_device(
+    bundle: Path, server: str, images: Path, threshold: float
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One ``edge-device`` run over a folder: its records and its summary."""
+    command = _device_command(bundle, server, images, threshold)
+    with _process(command) as process:
+        out, err = process.communicate()
+    if process.returncode != 0:
+        raise UnavailableError(f"edge-device ended with status {process.returncode}: {err.strip()}")
+    *records, last = (json.loads(line) for line in out.splitlines())
+    return records, last["summary"]
+
+
+def _device_command(bundle: Path, server: str, images: Path, threshold: float) -> list[str]:
+    return [
+        "offramp.device.app", "--bundle", str(bundle), "--server", server, "--threshold", str(threshold),
+        "--json", str(images),
+    ]  # fmt: skip
+
+
+def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: dict[str, str]) -> Row:
+    """Accuracy, exit rate and mean bytes of one run, over all images."""
+    right = sum(record["label"] == labels[Path(record["image"]).name] for record in records)
+    wire = summary["wire_bytes"]
+    return Row(
+        name=f"T_c = {summary['threshold']:g}",
+        accuracy=right / len(records),
+        exit_rate=summary["exit_rate"],
+        payload_bytes_mean=summary["payload_bytes_mean"],
+        wire_bytes_mean=None if wire is None else (wire["sent"] + wire["received"]) / len(records),
+    )
+
+
+def picture_rows(bundle: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
+    """The same images sent as they are, to the whole model on the server."""
+    engine = Engine(bundle, len(os.sched_getaffinity(0)))
+    pictures = {name: _open(images / name) for name in labels}
+    ways: list[tuple[str, Callable[[Image.Image], tuple[int, Image.Image]]]] = [
+        ("raw INT8 activation", lambda picture: (bundle.codec.raw_bytes, picture)),
+        ("raw pixels", lambda picture: (len(picture.tobytes()), picture)),
+        ("PNG", lambda picture: _encode(picture, "PNG", optimize=True)),
+        *((f"JPEG quality {q}", _encoder("JPEG", quality=q)) for q in (90, 50, 20)),
+        *((f"WebP quality {q}", _encoder("WEBP", quality=q, method=6)) for q in (90, 50, 20)),
+    ]
+    rows = []
+    for name, encode in ways:
+        sizes, inputs = [], []
+        for picture in pictures.values():
+            size, seen = encode(picture)
+            sizes.append(size)
+            inputs.append(to_input(seen, bundle.manifest.preprocessing))
+        predicted = whole_model(engine, np.stack(inputs))
+        right = sum(
+            bundle.manifest.classes[best] == label
+            for best, label in zip(predicted, labels.values(), strict=True)
+        )
+        rows.append(Row(name, right / len(labels), None, sum(sizes) / len(sizes), None))
+    return rows
+
+
+def whole_model(engine: Engine, images: NDArray[np.uint8], batch: int = 64) -> list[int]:
+    """The final exit's class of each image, uint8 [N, 3, H, W]."""
+    best: list[int] = []
+    for start in range(0, len(images), batch):
+        symbols, _ = engine.head(images[start : start + batch])
+        best += engine.tail(symbols).argmax(axis=1).tolist()
+    return best
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.copy()
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _encoder(kind: str, **settings: int) -> Callable[[Image.Image], tuple[int, Image.Image]]:
+    return lambda picture: _encode(picture, kind, **settings)
+
+
+def _encode(picture: Image.Image, kind: str, **settings: int) -> tuple[int, Image.Image]:
+    """Size of the file, bytes, and what its receiver sees."""
+    file = io.BytesIO()
+    picture.save(file, kind, **settings)
+    size = file.tell()
+    with Image.open(file) as received:
+        return size, received.convert("RGB")
+
+
+def check_counters(bundle: Path, server: Server, images: Path, threshold: float) -> list[dict[str, Any]]:
+    """Run one device, fetch both metrics pages, and hold them against the device's own summary."""
+    before = fetch_metrics(server.metrics)
+    command = [*_device_command(bundle, server.address, images, threshold), "--hold", "--metrics-port", "0"]
+    with _process(command) as process:
+        assert process.stdout is not None and process.stderr is not None
+        page = _wait_for(process.stderr, r"metrics on (\S+)", "edge-device")[1]
+        summary = None
+        for line in process.stdout:
+            if (record := json.loads(line)).get("summary"):
+                summary = record["summary"]
+                break
+        if summary is None:
+            raise UnavailableError("edge-device ended without a summary")
+        device = fetch_metrics(page)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    after = fetch_metrics(server.metrics)
+    answered = 'offramp_server_frames_total{result="answered"}'
+    received = "offramp_server_payload_bytes_total"
+    pairs = [
+        *((f"images, {s}", device[f'offramp_device_images_total{{source="{s}"}}'], summary[s])
+          for s in ("early_exit", "server", "fallback")),
+        ("payload bytes", device["offramp_device_payload_bytes_total"], summary["payload_bytes"]),
+        ("frames answered by the server", after[answered] - before[answered], summary["server"]),
+        ("payload bytes read by the server", after[received] - before[received], summary["payload_bytes"]),
+    ]  # fmt: skip
+    if summary["wire_bytes"] is not None:
+        for direction in ("sent", "received"):
+            counter = device[f'offramp_device_wire_bytes_total{{direction="{direction}"}}']
+            pairs.append((f"wire bytes {direction}", counter, summary["wire_bytes"][direction]))
+    return [
+        {"what": what, "metrics_page": counter, "summary": told, "agree": counter == told}
+        for what, counter, told in pairs
+    ]
+
+
+def fetch_metrics(address: str) -> dict[str, float]:
+    """Each sample of a metrics page by its name and labels, as Prometheus would read it."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    values = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f'{key}="{value}"' for key, value in sample.labels.items())
+            values[f"{sample.name}{{{labels}}}" if labels else sample.name] = float(sample.value)
+    return values
+
+
+@contextmanager
+def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _wait_for(stream: IO[str], pattern: str, program: str) -> re.Match[str]:
+    """The line of a program's log that matches; raises UnavailableError with its log if it ends first."""
+    seen = []
+    for line in stream:
+        if found := re.search(pattern, line):
+            return found
+        seen.append(line.strip())
+    raise UnavailableError(f"{program} did not start: {' / '.join(seen)}")
+
+
+def print_table(say: Callable[[str], None], rows: list[Row], baselines: list[Row]) -> None:
+    """All rows, bytes as means over all images."""
+    say("\nMean bytes over all images; an image that exits early sends 0.")
+    say(f"{'':<34} {'accuracy':>9} {'exit rate':>10} {'payload B':>10} {'wire B':>8}")
+    say("early exit here, coded activation of the unsure to the server")
+    for row in rows:
+        say(_line(row))
+    say("everything to the whole model on the server (sizes of payload or file alone)")
+    for row in baselines:
+        say(_line(row))
+
+
+def _line(row: Row) -> str:
+    exit_rate = "" if row.exit_rate is None else f"{row.exit_rate:.1%}"
+    wire = "" if row.wire_bytes_mean is None else f"{row.wire_bytes_mean:.1f}"
+    return f"  {row.name:<32} {row.accuracy:>9.2%} {exit_rate:>10} {row.payload_bytes_mean:>10.1f} {wire:>8}"
+
+
+def print_saving(say: Callable[[str], None], rows: list[Row], baselines: list[Row], threshold: float) -> None:
+    """What the bundle's own threshold costs beside each alternative."""
+    chosen = next(row for row in rows if row.name == f"T_c = {threshold:g}")
+    say(f"\nAt the bundle's own threshold ({chosen.name}, {chosen.accuracy:.2%}) an image costs")
+    for row in baselines:
+        share = chosen.payload_bytes_mean / row.payload_bytes_mean
+        say(f"  {share:7.1%} of the bytes of {row.name} ({row.accuracy:.2%})")
+
+
+def print_check(say: Callable[[str], None], check: list[dict[str, Any]]) -> None:
+    """Counters beside the summary."""
+    say("\nBoth /metrics pages against the device's summary, at the bundle's own threshold:")
+    say(f"  {'':<34} {'page':>10} {'summary':>10}")
+    for line in check:
+        verdict = "" if line["agree"] else "  DISAGREE"
+        say(f"  {line['what']:<34} {line['metrics_page']:>10,.0f} {line['summary']:>10,}{verdict}")

@@ -1,0 +1,69 @@
+"""``offramp inspect``: verify a bundle as the programs would, and print its card."""
+
+from __future__ import annotations
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+
+from offramp.common.bundle import Bundle, Raw, load_bundle
+from offramp.common.config import Parser
+from offramp.common.engine import Engine
+
+EPILOG = """\
+examples:
+  offramp inspect models/digits-mobilenetv2-exit12
+  offramp inspect DIR --json | jq .figures
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; raises BundleError for a bundle that no program would load."""
+    parser = Parser(
+        "offramp inspect",
+        description="Verify every file of a bundle, load both graphs, and print what it is.",
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", help="the bundle's directory")
+    parser.add_argument("--json", action="store_true", help="the manifest and the digest as JSON")
+    arguments = parser.parse_args(argv)
+    bundle = load_bundle(arguments.bundle)
+    engine = Engine(bundle)
+    engine.load_head()
+    engine.load_tail()
+    if arguments.json:
+        print(json.dumps({"digest": bundle.digest.hex(), **bundle.manifest.model_dump()}, indent=1))
+    else:
+        print("\n".join(card(bundle)))
+    return 0
+
+
+def card(bundle: Bundle) -> list[str]:
+    """What a person wants to know of a bundle, in lines."""
+    manifest, figures = bundle.manifest, bundle.manifest.figures
+    channels, height, width = manifest.activation.shape
+    codec = manifest.codec
+    coding = "raw symbols" if isinstance(codec, Raw) else f"{codec.kind}, a table per {codec.layout}"
+    stored = 0 if bundle.codebook is None else bundle.codebook.stored_bytes
+    provenance = manifest.provenance
+    lines = [
+        f"{manifest.name}  (format {manifest.format_version}, digest {bundle.digest.hex()})",
+        f"  split       {manifest.split.model}, exit {manifest.split.exit} ({manifest.split.layer})",
+        f"  activation  {channels}×{height}×{width} symbols, {channels * height * width:,} B raw",
+        f"  coding      {coding}, {stored:,} B of code lengths",
+        f"  classes     {len(manifest.classes)}: {', '.join(manifest.classes[:12])}"[:110],
+        f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}",
+        f"  trained on  {provenance.dataset.name}, seed {provenance.seed}, commit {provenance.commit}",
+        f"  files       {', '.join(f'{name} {entry.size:,} B' for name, entry in manifest.files.items())}",
+        f"  measured on {figures.images:,} test images:",
+        f"    accuracy  early exit {figures.accuracy_early:.2%} (float {figures.accuracy_early_float:.2%}), "
+        f"final exit {figures.accuracy_final:.2%} (float {figures.accuracy_final_float:.2%})",
+        f"    payload   {figures.payload_bytes_mean:,.0f} B an image; {figures.entropy_bits:.2f} bits a "
+        f"symbol over the tensor, {figures.entropy_bits_channel:.2f} within channels",
+        "    T_c     accuracy  exit rate  payload B an image",
+    ]
+    return lines + [
+        f"    {row.threshold:<6g}  {row.accuracy:8.2%}  {row.exit_rate:9.2%}  {row.payload_bytes_mean:18,.1f}"
+        for row in figures.thresholds
+    ]
