@@ -49,7 +49,7 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> I
         return
     from prometheus_client import disable_created_metrics, start_http_server
 
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
 
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
