@@ -9,19 +9,23 @@ A source is a function that returns all of its images as a `Labelled`; `SOURCES`
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from offramp.common.errors import ConfigError, DataError
 from PIL import Image
 from torch import Tensor
 
-# Real value of a pixel p: (p - PIXEL_ZERO) * PIXEL_SCALE. One scale and zero point that uint8 holds exactly, so that
-# a quantized graph takes the pixels as they are. It spans [-2, 1.98], about what per-channel normalisation gives.
+from offramp.common.errors import ConfigError, DataError
+
+# Real value of a pixel p: (p - PIXEL_ZERO) * PIXEL_SCALE. One scale and zero point that uint8 holds exactly,
+# so that a quantized graph takes the pixels as they are. It spans [-2, 1.98], about what per-channel
+# normalisation gives.
 PIXEL_SCALE = 1 / 64
 PIXEL_ZERO = 128
 
@@ -68,7 +72,8 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, *, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Move each image by up to ``shift`` pixels each way (edges repeated) and mirror half of them if ``flip``.
+    """Move each image by up to ``shift`` pixels each way, its edges repeated, and mirror half of them if
+    ``flip``.
 
     uint8 [N, 3, H, W] to the same shape; draws from ``generator`` only.
     """
@@ -111,23 +116,44 @@ def load(name: str, *, validation: float, test: float, seed: int) -> Dataset:
         n_test, n_validation = (int(np.ceil(len(members) * share)) for share in (test, validation))
         cuts = np.split(members, [n_test, n_test + n_validation])
         if any(len(cut) == 0 for cut in cuts):
-            raise DataError(f"class {class_name!r} has {len(members)} images: too few for train, validation and test")
+            raise DataError(
+                f"class {class_name!r} has {len(members)} images: too few for train, validation and test"
+            )
         for part, cut in zip(parts, cuts, strict=True):
             part.append(cut)
     test_part, validation_part, train_part = (
         everything.take(np.sort(np.concatenate(part))) for part in parts
     )
-    digest = hashlib.sha256(everything.images.tobytes() + everything.labels.astype("<i8").tobytes()).hexdigest()
+    digest = hashlib.sha256(
+        everything.images.tobytes() + everything.labels.astype("<i8").tobytes()
+    ).hexdigest()
     return Dataset(source.name, source.classes, train_part, validation_part, test_part, digest)
+
+
+def write_images(part: Labelled, classes: tuple[str, ...], folder: Path) -> None:
+    """Write PNG files, grey where all three channels agree, and ``labels.csv`` with ``file,label`` rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    width = len(str(len(part) - 1))
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["file", "label"])
+        for number, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+            name = f"{number:0{width}}.png"
+            grey = bool((image == image[:1]).all())
+            pixels = image[0] if grey else np.ascontiguousarray(image.transpose(1, 2, 0))
+            Image.fromarray(pixels).save(folder / name, optimize=True)
+            rows.writerow([name, classes[label]])
 
 
 def _digits() -> Source:
     """scikit-learn's 1,797 handwritten digits: 8x8 with 17 grey levels, made 32x32 RGB."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (seconds to import, and only this source needs it)
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     small = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
-    grey = np.stack([np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in small])
+    grey = np.stack(
+        [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in small]
+    )
     images = np.repeat(grey[:, None], 3, axis=1)
     labels = np.asarray(digits.target, dtype=np.int64)
     return Source("sklearn-digits", tuple(str(digit) for digit in range(10)), Labelled(images, labels))

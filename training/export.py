@@ -3,20 +3,23 @@
     head   image uint8 [N, 3, H, W]    -> symbols uint8 [N, C, h, w], logits float32 [N, K]
     tail   symbols uint8 [N, C, h, w]  -> logits float32 [N, K]
 
-Each quantized layer is exactly DequantizeLinear -> Conv -> QuantizeLinear with nothing between, so that a runtime
-can fuse it into one integer convolution: there is no batch norm, no ReLU, no normalisation of the input and no
-QuantizeLinear but at a layer's output. Standard ONNX operators only, opset 21, weights inside the file, N dynamic.
+Each quantized layer is exactly DequantizeLinear -> Conv -> QuantizeLinear with nothing between, so that a
+runtime can fuse it into one integer convolution: there is no batch norm, no ReLU, no normalisation of the
+input and no QuantizeLinear but at a layer's output. Standard ONNX operators only, opset 21, weights inside
+the file, N dynamic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from offramp.training.quantize import IMAGE, Affine, QuantBlock, QuantLayer, QuantModel
 from onnx import TensorProto, helper, numpy_helper
+
+from offramp.training.quantize import IMAGE, Affine, QuantBlock, QuantLayer, QuantModel
 
 OPSET = 21
 IR_VERSION = 10
@@ -43,7 +46,7 @@ class _Graph:
             self.initializers[name] = numpy_helper.from_array(value, name)
         return name
 
-    def node(self, op: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+    def node(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         self.count += 1
         name = output or f"{op}_{self.count}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"{self.count}_{op}", **attributes))
@@ -86,16 +89,26 @@ class _Graph:
             self.dequantize(x, layer.input),
             *self.weight(name, layer),
             kernel_shape=[kernel, kernel],
-            pads=[kernel // 2] * 4,
+            pads=[layer.padding] * 4,
             strides=[layer.stride] * 2,
             group=layer.groups,
         )
         return self.quantize(y, layer.output, output)
 
-    def bytes(self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> bytes:
+    def linear(self, name: str, x: str, layer: QuantLayer) -> str:
+        """The layer's float32 logits, named ``logits``."""
+        flat = self.dequantize(self.node("Flatten", x, axis=1), layer.input)
+        return self.node("Gemm", flat, *self.weight(name, layer), transB=1, output="logits")
+
+    def bytes(
+        self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> bytes:
         graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.initializers.values()))
         model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="offramp"
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="offramp",
         )
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))
@@ -136,25 +149,40 @@ def _head(model: QuantModel) -> bytes:
     graph = _Graph()
     cut = model.exit_number + 1
     whole = model.split_shape == model.exit_shape
-    flow = _run(graph, _Codes("image", IMAGE), model.blocks[:cut], "symbols" if whole else None)
+    stem, *others = model.blocks[:cut]
+    image, stem = _four_channels(graph, stem)
+    flow = _run(graph, _Codes(image, IMAGE), (stem, *others), "symbols" if whole else None)
     if not whole:
         assert flow.skip is not None
         graph.node("Concat", flow.x, flow.skip, axis=1, output="symbols")
-    pooled = graph.node(
-        "AveragePool", graph.dequantize(flow.x, flow.code), kernel_shape=[3, 3], strides=[2, 2]
-    )
-    graph.node(
-        "Gemm",
-        graph.node("Flatten", pooled, axis=1),
-        graph.constant("exit.weight", model.exit_weight),
-        graph.constant("exit.bias", model.exit_bias),
-        transB=1,
-        output="logits",
-    )
+    # An average pool between Dequantize- and QuantizeLinear stays float in ONNX Runtime, and slow; this one
+    # fuses.
+    pooled = graph.conv("exit.pool", flow.x, model.exit_pool)
+    graph.linear("exit.linear", pooled, model.exit_linear)
     return graph.bytes(
         "head",
         [_value("image", TensorProto.UINT8, model.input_shape)],
-        [_value("symbols", TensorProto.UINT8, model.split_shape), _value("logits", TensorProto.FLOAT, (model.classes,))],
+        [
+            _value("symbols", TensorProto.UINT8, model.split_shape),
+            _value("logits", TensorProto.FLOAT, (model.classes,)),
+        ],
+    )
+
+
+def _four_channels(graph: _Graph, stem: QuantBlock) -> tuple[str, QuantBlock]:
+    """The image with its first channel a second time, and the stem with weights of 0 for it: the same
+    function.
+
+    ONNX Runtime has a kernel without im2col for channels in fours; with three, the stem takes twice as long.
+    """
+    assert stem.layer is not None
+    ends = (
+        graph.constant(f"slice.{name}", np.array([end], np.int64)) for name, end in (("start", 0), ("end", 1))
+    )
+    first = graph.node("Slice", "image", *ends, graph.constant("slice.axis", np.array([1], np.int64)))
+    weight = np.pad(stem.layer.weight, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    return graph.node("Concat", "image", first, axis=1), replace(
+        stem, layer=replace(stem.layer, weight=weight)
     )
 
 
@@ -174,10 +202,7 @@ def _tail(model: QuantModel) -> bytes:
         assert layer.output is not None
         code = layer.output
     pooled = graph.quantize(graph.node("GlobalAveragePool", graph.dequantize(x, code)), model.pooled)
-    flat = graph.node("Flatten", graph.dequantize(pooled, model.pooled), axis=1)
-    graph.node(
-        "Gemm", flat, *graph.weight("classifier", model.classifier), transB=1, output="logits"
-    )
+    graph.linear("classifier", pooled, model.classifier)
     return graph.bytes(
         "tail",
         [_value("symbols", TensorProto.UINT8, model.split_shape)],

@@ -1,4 +1,5 @@
-"""The paper's losses: weighted cross-entropies over the exits, and what makes the split activation cheap to send.
+"""The paper's losses: weighted cross-entropies over the exits, and what makes the split activation cheap to
+send.
 
 Everything is differentiable, runs in the dtype of its input and costs O(N_a) time and memory in the number of
 activation samples N_a, whatever the number of bins.
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from offramp.common.errors import ConfigError
 from torch import Tensor, nn
 from torch.nn import functional
+
+from offramp.common.errors import ConfigError
 
 # Keeps log2 finite at an empty bin; h_j log2 h_j is already 0 to every digit there.
 _EMPTY = 1e-12
@@ -72,9 +74,9 @@ class _SoftHistogram(torch.autograd.Function):
 def soft_histogram(x: Tensor, bins: int) -> Tensor:
     """Eq. (4) and (5): the triangular histogram of the samples of ``x`` that lie in [0, 1].
 
-    The nodes t_1 = 0, ..., t_Nb = 1 fill the range evenly, so their spacing is 1 / (N_b - 1). The paper prints
-    1 / N_b, with which its own nodes would end short of 1 and the weights of one sample not sum to 1; this is the
-    spacing that agrees with the nodes.
+    The nodes t_1 = 0, ..., t_Nb = 1 fill the range evenly, so their spacing is 1 / (N_b - 1). The paper
+    prints 1 / N_b, with which its own nodes would end short of 1 and the weights of one sample not sum to 1;
+    this is the spacing that agrees with the nodes.
 
     Args:
         x: floating point, any shape; samples outside [0, 1] are not counted in N_a and get no gradient.
@@ -97,9 +99,9 @@ def entropy_bits(histogram: Tensor) -> Tensor:
 class EntropyLoss(nn.Module):
     """Eq. (3): lambda_e times the entropy of the activations at the split, relative to its maximum log2 N_b.
 
-    Samples outside mu +- 3 sigma are left out and that interval is mapped onto [0, 1]. mu and sigma are running
-    values over the training batches: the first batch sets them, later ones move them by ``momentum``. They are
-    buffers, carry no gradient and stay as they are in eval mode.
+    Samples outside mu +- 3 sigma are left out and that interval is mapped onto [0, 1]. mu and sigma are
+    running values over the training batches: the first batch sets them, later ones move them by ``momentum``.
+    They are buffers, carry no gradient and stay as they are in eval mode.
 
     Args:
         weight: lambda_e.

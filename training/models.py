@@ -1,10 +1,12 @@
 """Classifiers as one list of named sub-blocks, cut at any of them, with an early exit at the cut.
 
-A backbone is a stem, sub-blocks and a classifier. The stem has position 0 and every sub-block the next number,
-so a sub-block's position *is* the exit number of the paper (Sec. V-A, Fig. 3). What flows from one sub-block to
-the next is the activation and, inside a residual block, the block's input that is still to be added.
+A backbone is a stem, sub-blocks and a classifier. The stem has position 0 and every sub-block the next
+number, so a sub-block's position *is* the exit number of the paper (Sec. V-A, Fig. 3). What flows from one
+sub-block to the next is the activation and, inside a residual block, the block's input that is still to be
+added.
 
-    image -> [stem, 1, 2, ... k] -> activation at exit k -> [k+1 ... ] -> classifier -> logits at the final exit
+    image -> [stem, 1, 2, ... k] -> activation at exit k -> [k+1 ... ] -> classifier -> logits at the final
+    exit
                                  \\-> ExitBranch -> logits at the early exit
 """
 
@@ -14,8 +16,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from offramp.common.errors import ConfigError
 from torch import Tensor, nn
+
+from offramp.common.errors import ConfigError
 
 
 class ConvUnit(nn.Module):
@@ -41,7 +44,9 @@ class ConvUnit(nn.Module):
 
 @dataclass(frozen=True)
 class Flow:
-    """What has to reach the next sub-block: the activation [N, C, H, W] and the residual [N, C_r, H, W] or None."""
+    """What has to reach the next sub-block: the activation [N, C, H, W] and the residual [N, C_r, H, W] or
+    None.
+    """
 
     x: Tensor
     skip: Tensor | None = None
@@ -50,7 +55,8 @@ class Flow:
 class SubBlock(nn.Module):
     """One numbered position: a unit, or (``unit`` None) the add that closes a residual block.
 
-    ``opens`` keeps the unit's input as the residual branch, to be added at the position that closes the block.
+    ``opens`` keeps the unit's input as the residual branch, to be added at the position that closes the
+    block.
     """
 
     def __init__(self, name: str, unit: ConvUnit | None, *, opens: bool = False) -> None:
@@ -152,7 +158,9 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Outputs:
-    """One forward pass: ``early`` and ``final`` logits [N, K], and ``activation`` [N, C, H, W], all that travels."""
+    """One forward pass: ``early`` and ``final`` logits [N, K], and ``activation`` [N, C, H, W], all that
+    travels.
+    """
 
     early: Tensor
     final: Tensor
@@ -162,8 +170,8 @@ class Outputs:
 class SplitModel(nn.Module):
     """A backbone cut after position ``exit_number``, with an early exit there.
 
-    A cut inside a residual block leaves two tensors to send: the activation and the block's input (Sec. III-A).
-    Both travel, stacked along the channels in this order; the early exit sees the activation only.
+    A cut inside a residual block leaves two tensors to send: the activation and the block's input (Sec.
+    III-A). Both travel, stacked along the channels in this order; the early exit sees the activation only.
 
     Raises:
         ConfigError: if the backbone has no such exit, or the two tensors differ in height or width.
@@ -217,8 +225,9 @@ class SplitModel(nn.Module):
         return Outputs(early, self.tail(activation), activation)
 
 
-# Expansion factor, output channels, repeats, stride of the first repeat. For 32x32 images the stem and the first
-# repeat with 24 channels keep stride 1, which gives exit 5 its 24x32x32 and exit 12 its 32x16x16 (Fig. 5).
+# Expansion factor, output channels, repeats, stride of the first repeat. For 32x32 images the stem and the
+# first repeat with 24 channels keep stride 1, which gives exit 5 its 24x32x32 and exit 12 its 32x16x16 (Fig.
+# 5).
 _MOBILENET_V2 = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -231,7 +240,9 @@ _MOBILENET_V2 = (
 
 
 def mobilenet_v2(classes: int) -> Backbone:
-    """MobileNetV2, width 1.0, for 3x32x32 images: 17 blocks, ReLU, identity shortcuts only (Sec. V-A, Table I)."""
+    """MobileNetV2, width 1.0, for 3x32x32 images: 17 blocks, ReLU, identity shortcuts only (Sec. V-A, Table
+    I).
+    """
     blocks: list[SubBlock] = []
     c_in, number = 32, 0
     for expansion, c_out, repeats, first_stride in _MOBILENET_V2:
@@ -242,9 +253,7 @@ def mobilenet_v2(classes: int) -> Backbone:
             wide = c_in * expansion
             if expansion > 1:
                 blocks.append(SubBlock(f"block{number}.C1", ConvUnit(c_in, wide, 1), opens=residual))
-            blocks.append(
-                SubBlock(f"block{number}.C2", ConvUnit(wide, wide, 3, stride=stride, groups=wide))
-            )
+            blocks.append(SubBlock(f"block{number}.C2", ConvUnit(wide, wide, 3, stride=stride, groups=wide)))
             blocks.append(SubBlock(f"block{number}.C3", ConvUnit(wide, c_out, 1, relu=False)))
             if residual:
                 blocks.append(SubBlock(f"block{number}.add", None))
@@ -264,7 +273,9 @@ BACKBONES: dict[str, Callable[[int], Backbone]] = {"mobilenet-v2": mobilenet_v2}
 
 @dataclass(frozen=True)
 class Cost:
-    """Weights (count, no biases or batch norm) and multiply-accumulates for one image, as Table II counts them."""
+    """Weights (count, no biases or batch norm) and multiply-accumulates for one image, as Table II counts
+    them.
+    """
 
     weights: int = 0
     macs: int = 0
@@ -297,7 +308,9 @@ def partition(model: SplitModel) -> Partition:
         side = sides.get(module, "server")
         costs[side] += Cost(weight.numel(), macs)
 
-    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [
+        m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
     training = model.training
     try:
         model.eval()

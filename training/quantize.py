@@ -1,21 +1,22 @@
 """Post-training quantization (Sec. V-D1): a trained split model and calibration images in, integers out.
 
-Activations are uint8 with one scale and zero point per tensor, weights int8 with one scale per output channel and
-no zero point, biases int32. Batch norm is folded into the convolution before it, and a ReLU is the lower end of
-the range that uint8 can hold: neither exists any more in the quantized model.
+Activations are uint8 with one scale and zero point per tensor, weights int8 with one scale per output channel
+and no zero point, biases int32. Batch norm is folded into the convolution before it, and a ReLU is the lower
+end of the range that uint8 can hold: neither exists any more in the quantized model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
 from offramp.common.errors import DataError
 from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO
 from offramp.training.models import ConvUnit, Flow, SplitModel
-from torch import Tensor
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
@@ -41,11 +42,12 @@ class Affine:
     def quantize(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Round half to even and saturate, as ONNX QuantizeLinear does; shape is kept."""
         codes = np.rint(x / np.float32(self.scale)) + self.zero_point
-        return np.clip(codes, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(codes, 0, 255), np.uint8)
 
     def dequantize(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The real numbers (float32) that uint8 codes stand for; shape is kept."""
-        return (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        centred = codes.astype(np.float32) - np.float32(self.zero_point)
+        return np.asarray(centred * np.float32(self.scale), np.float32)
 
 
 # Pixels go into the first convolution as they are, so that the head needs no float arithmetic at its input.
@@ -56,8 +58,9 @@ IMAGE = Affine(PIXEL_SCALE, PIXEL_ZERO)
 class QuantLayer:
     """A convolution or linear layer in integers.
 
-    ``weight`` int8 [C_out, C_in / groups, k, k] or [C_out, C_in], ``weight_scale`` float32 [C_out], ``bias`` int32
-    [C_out] in units of input scale times weight scale. ``output`` is None where the result stays float32 (logits).
+    ``weight`` int8 [C_out, C_in / groups, k, k] or [C_out, C_in], ``weight_scale`` float32 [C_out], ``bias``
+    int32 [C_out] in units of input scale times weight scale. ``output`` is None where the result stays
+    float32 (logits).
     """
 
     weight: NDArray[np.int8]
@@ -66,6 +69,7 @@ class QuantLayer:
     input: Affine
     output: Affine | None
     stride: int = 1
+    padding: int = 0
     groups: int = 1
 
 
@@ -83,16 +87,16 @@ class QuantBlock:
 class QuantModel:
     """A split model in integers, ready for export.
 
-    ``symbols`` is the code of all that travels. ``pooled`` is the code of the average that feeds ``classifier``.
-    The early exit stays float32 (``exit_weight`` [K, D], ``exit_bias`` [K]).
+    ``symbols`` is the code of all that travels. ``exit_pool`` is the early exit's average pool as the
+    depthwise convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
     """
 
     blocks: tuple[QuantBlock, ...]
     top: tuple[QuantLayer, ...]
     pooled: Affine
     classifier: QuantLayer
-    exit_weight: NDArray[np.float32]
-    exit_bias: NDArray[np.float32]
+    exit_pool: QuantLayer
+    exit_linear: QuantLayer
     exit_number: int
     symbols: Affine
     exit_shape: tuple[int, int, int]
@@ -163,15 +167,15 @@ def quantize(model: SplitModel, images: Tensor) -> QuantModel:
         output = tensor.affine()
         top.append(_conv(unit, incoming, output))
         incoming = output
-    pooled = seen.pooled.affine()
+    pooled, exit_pooled = seen.pooled.affine(), seen.exit_pooled.affine()
     final, early = backbone.classifier.linear, model.branch.linear
     return QuantModel(
         blocks=tuple(blocks),
         top=tuple(top),
         pooled=pooled,
         classifier=_integers(_numpy(final.weight), _numpy(final.bias), pooled, None),
-        exit_weight=_numpy(early.weight),
-        exit_bias=_numpy(early.bias),
+        exit_pool=_average(model.exit_shape[0], codes[model.exit_number], exit_pooled),
+        exit_linear=_integers(_numpy(early.weight), _numpy(early.bias), exit_pooled, None),
         exit_number=model.exit_number,
         symbols=codes[model.exit_number],
         exit_shape=model.exit_shape,
@@ -186,17 +190,22 @@ class _Ranges:
     positions: list[_Observed]
     top: list[_Observed]
     pooled: _Observed
+    exit_pooled: _Observed
 
 
 @torch.no_grad()
 def _observe(model: SplitModel, images: Tensor) -> _Ranges:
     backbone = model.backbone
-    seen = _Ranges([_Observed() for _ in backbone.blocks], [_Observed() for _ in backbone.top], _Observed())
-    for batch in images.split(_BATCH):
+    seen = _Ranges(
+        [_Observed() for _ in backbone.blocks], [_Observed() for _ in backbone.top], _Observed(), _Observed()
+    )
+    for batch in torch.split(images, _BATCH):
         flow = Flow(batch)
-        for block, tensor in zip(backbone.positions(), seen.positions, strict=True):
+        for position, (block, tensor) in enumerate(zip(backbone.positions(), seen.positions, strict=True)):
             flow = block(flow)
             tensor.add(flow.x)
+            if position == model.exit_number:
+                seen.exit_pooled.add(model.branch.pool(flow.x))
         x = flow.x
         for unit, tensor in zip(backbone.top, seen.top, strict=True):
             x = unit(x)
@@ -222,9 +231,8 @@ def _conv(unit: ConvUnit, incoming: Affine, output: Affine) -> QuantLayer:
     gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     weight = conv.weight.double() * gain[:, None, None, None]
     bias = norm.bias.double() - norm.running_mean.double() * gain
-    return _integers(
-        _numpy(weight), _numpy(bias), incoming, output, stride=conv.stride[0], groups=conv.groups
-    )
+    layer = _integers(_numpy(weight), _numpy(bias), incoming, output)
+    return replace(layer, stride=conv.stride[0], padding=conv.kernel_size[0] // 2, groups=conv.groups)
 
 
 def _integers(
@@ -232,9 +240,6 @@ def _integers(
     bias: NDArray[np.float32],
     incoming: Affine,
     output: Affine | None,
-    *,
-    stride: int = 1,
-    groups: int = 1,
 ) -> QuantLayer:
     rows = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
     # A channel with next to no weight would give its bias a scale too fine for 32 bits.
@@ -247,8 +252,14 @@ def _integers(
         np.rint(bias.astype(np.float64) / (scale.astype(np.float64) * incoming.scale)).astype(np.int32),
         incoming,
         output,
-        stride,
-        groups,
+    )
+
+
+def _average(channels: int, incoming: Affine, output: Affine) -> QuantLayer:
+    """Average pool, kernel 3 and stride 2: nine weights of 1 with a scale of 1/9."""
+    ones, ninth = np.ones((channels, 1, 3, 3), np.int8), np.full(channels, 1 / 9, np.float32)
+    return QuantLayer(
+        ones, ninth, np.zeros(channels, np.int32), incoming, output, stride=2, padding=0, groups=channels
     )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Iterable
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from offramp.common.errors import ConfigError
 from offramp.training.data import SOURCES
 from offramp.training.models import BACKBONES
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+Stage = Literal["base", "exit", "regularised"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -104,7 +106,8 @@ class Recipe(_Strict):
         """A recipe from TOML text.
 
         Raises:
-            ConfigError: not TOML, or a field that is unknown, missing or out of range; names the first such field.
+            ConfigError: not TOML, or a field that is unknown, missing or out of range; names the first such
+                field.
         """
         try:
             return cls.model_validate(tomllib.loads(text))
@@ -115,9 +118,16 @@ class Recipe(_Strict):
             field = ".".join(str(part) for part in first["loc"]) or "top level"
             raise ConfigError(f"{origin}: {field}: {first['msg']}") from error
 
-    def sha256(self) -> str:
-        """Hash of what the recipe says; comments, order and spelling of the file do not matter."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+    def stage_sha256(self, stage: Stage) -> str:
+        """Hash of all that decides how a stage ends: recipes that agree on it can share its checkpoint."""
+        train = self.train
+        decides: list[object] = [self.seed, self.data.model_dump(), self.model.backbone, train.batch_size]
+        decides += [train.momentum, train.weight_decay, train.base.model_dump()]
+        if stage != "base":
+            decides += [self.model.exit, train.rho, train.exit.model_dump()]
+        if stage == "regularised":
+            decides += [train.regularised.model_dump()]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: Path) -> tuple[Recipe, str]:
