@@ -1,0 +1,96 @@
+"""A backbone and a recipe that are small enough to train in seconds, registered under the name "tiny"."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.training import data
+from offramp.training.data import Dataset
+from offramp.training.models import BACKBONES, Backbone, ConvUnit, SubBlock
+from offramp.training.recipe import Recipe
+
+RECIPE = """
+name = "tiny-digits"
+seed = 3
+
+[data]
+source = "sklearn-digits"
+validation = 0.2
+test = 0.2
+shift = 1
+
+[model]
+backbone = "tiny"
+exit = 3
+
+[train]
+batch_size = 32
+
+[train.base]
+epochs = 2
+learning_rate = 0.1
+
+[train.exit]
+epochs = 1
+learning_rate = 0.05
+
+[train.regularised]
+epochs = 1
+learning_rate = 0.05
+entropy = 1.0
+"""
+
+
+def tiny(classes: int) -> Backbone:
+    """Exits 1 (16x16x16), 2 to 4 inside a residual block (5 after it), 6 and 7 with a stride of 2."""
+    blocks = [
+        SubBlock("a.C2", ConvUnit(8, 16, 1)),
+        SubBlock("b.C1", ConvUnit(16, 32, 1), opens=True),
+        SubBlock("b.C2", ConvUnit(32, 32, 3, groups=32)),
+        SubBlock("b.C3", ConvUnit(32, 16, 1, relu=False)),
+        SubBlock("b.add", None),
+        SubBlock("c.C2", ConvUnit(16, 16, 3, stride=2, groups=16)),
+        SubBlock("c.C3", ConvUnit(16, 24, 1, relu=False)),
+    ]
+    return Backbone(
+        ConvUnit(3, 8, 3, stride=2),
+        blocks,
+        [ConvUnit(24, 32, 1)],
+        channels=32,
+        classes=classes,
+        input_shape=(3, 32, 32),
+    )
+
+
+@pytest.fixture(autouse=True)
+def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(BACKBONES, "tiny", tiny)
+    threads = torch.get_num_threads()
+    # Small tensors: more threads only wait for one another.
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def recipe_text() -> str:
+    return RECIPE
+
+
+@pytest.fixture
+def recipe(tiny_backbone: None) -> Recipe:
+    return Recipe.parse(RECIPE)
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return data.load("sklearn-digits", validation=0.2, test=0.2, seed=3)

@@ -1,0 +1,86 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from offramp.common.errors import ConfigError, DataError
+from offramp.training import data
+from offramp.training.data import Dataset, Labelled, Source, augment, to_float, write_images
+
+
+def test_digits_are_split_by_class_without_overlap(digits: Dataset) -> None:
+    assert digits.classes == tuple("0123456789")
+    assert len(digits.test) >= 350
+    assert len(digits.train) + len(digits.validation) + len(digits.test) == 1797
+    for part in (digits.train, digits.validation, digits.test):
+        assert part.images.shape == (len(part), 3, 32, 32)
+        assert part.images.dtype == np.uint8
+        assert part.labels.dtype == np.int64
+        shares = np.bincount(part.labels, minlength=10) / len(part)
+        np.testing.assert_allclose(shares, 0.1, atol=0.01)
+
+
+def test_every_image_lands_in_exactly_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 3, 4, 4)).copy()
+    labels = np.arange(60, dtype=np.int64) % 3
+    source = Source("numbered", ("a", "b", "c"), Labelled(images, labels))
+    monkeypatch.setitem(data.SOURCES, "numbered", lambda: source)
+    split = data.load("numbered", validation=0.25, test=0.25, seed=0)
+    seen = [part.images[:, 0, 0, 0].tolist() for part in (split.train, split.validation, split.test)]
+    assert sorted(sum(seen, [])) == list(range(60))
+    for part in (split.train, split.validation, split.test):
+        assert (part.images[:, 0, 0, 0] % 3 == part.labels).all()
+
+
+def test_the_seed_decides_the_split(digits: Dataset) -> None:
+    same = data.load("sklearn-digits", validation=0.2, test=0.2, seed=3)
+    other = data.load("sklearn-digits", validation=0.2, test=0.2, seed=4)
+    assert np.array_equal(same.test.images, digits.test.images)
+    assert not np.array_equal(other.test.images, digits.test.images)
+    assert same.sha256 == other.sha256
+
+
+def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="unknown data source 'nothing'"):
+        data.load("nothing", validation=0.2, test=0.2, seed=0)
+    with pytest.raises(ConfigError, match="leave no images to train on"):
+        data.load("sklearn-digits", validation=0.5, test=0.5, seed=0)
+    few = Labelled(np.zeros((5, 3, 4, 4), np.uint8), np.array([0, 0, 0, 0, 1]))
+    monkeypatch.setitem(data.SOURCES, "few", lambda: Source("few", ("many", "one"), few))
+    with pytest.raises(DataError, match="class 'one' has 1 images"):
+        data.load("few", validation=0.2, test=0.2, seed=0)
+
+
+def test_pixels_become_what_the_graph_assumes() -> None:
+    pixels = torch.tensor([0, 64, 128, 255], dtype=torch.uint8)
+    assert to_float(pixels).tolist() == [-2.0, -1.0, 0.0, 127 / 64]
+
+
+def test_augmentation_moves_and_mirrors() -> None:
+    image = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).repeat(200, 3, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    still = augment(image, shift=0, flip=False, generator=generator)
+    assert torch.equal(still, image)
+    mirrored = augment(image, shift=0, flip=True, generator=generator)
+    flipped = (mirrored == image.flip(3)).all(dim=(1, 2, 3))
+    assert bool((flipped | (mirrored == image).all(dim=(1, 2, 3))).all())
+    assert 60 < int(flipped.sum()) < 140
+    moved = augment(image, shift=1, flip=False, generator=generator)
+    corners = {int(value) for value in moved[:, 0, 0, 0]}
+    assert corners == {0, 1, 4, 5}
+    assert moved.dtype == torch.uint8
+
+
+def test_images_are_written_as_they_are(tmp_path: Path) -> None:
+    grey = np.repeat(np.arange(64, dtype=np.uint8).reshape(1, 1, 8, 8), 3, axis=1)
+    colour = np.arange(192, dtype=np.uint8).reshape(1, 3, 8, 8)
+    write_images(Labelled(np.concatenate([grey, colour]), np.array([1, 0])), ("cat", "dog"), tmp_path)
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["file", "label"], ["0.png", "dog"], ["1.png", "cat"]]
+    with Image.open(tmp_path / "0.png") as first, Image.open(tmp_path / "1.png") as second:
+        assert first.mode == "L"
+        assert np.array_equal(np.asarray(first), grey[0, 0])
+        assert np.array_equal(np.asarray(second).transpose(2, 0, 1), colour[0])
