@@ -4,8 +4,9 @@
     tail   symbols uint8 [N, C, h, w]  -> logits float32 [N, K]
 
 Each quantized layer is exactly DequantizeLinear -> Conv -> QuantizeLinear with nothing between, so that a
-runtime can fuse it into one integer convolution: there is no batch norm, no ReLU, no normalisation of the
-input and no QuantizeLinear but at a layer's output. Standard ONNX operators only, opset 21, weights inside
+runtime can fuse it into one integer convolution: there is no batch norm, no ReLU (but where a split inside a
+residual block makes two tensors share a code), no normalisation of the input and no QuantizeLinear but at a
+layer's output. Standard ONNX operators only, opset 21, weights inside
 the file, N dynamic.
 """
 
@@ -93,7 +94,7 @@ class _Graph:
             strides=[layer.stride] * 2,
             group=layer.groups,
         )
-        return self.quantize(y, layer.output, output)
+        return self.quantize(self.node("Relu", y) if layer.relu else y, layer.output, output)
 
     def linear(self, name: str, x: str, layer: QuantLayer) -> str:
         """The layer's float32 logits, named ``logits``."""

@@ -2,7 +2,7 @@
 
 Activations are uint8 with one scale and zero point per tensor, weights int8 with one scale per output channel
 and no zero point, biases int32. Batch norm is folded into the convolution before it, and a ReLU is the lower
-end of the range that uint8 can hold: neither exists any more in the quantized model.
+end of the range that uint8 can hold, so neither is left (`QuantLayer.relu` is the one exception).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class QuantLayer:
 
     ``weight`` int8 [C_out, C_in / groups, k, k] or [C_out, C_in], ``weight_scale`` float32 [C_out], ``bias``
     int32 [C_out] in units of input scale times weight scale. ``output`` is None where the result stays
-    float32 (logits).
+    float32 (logits). ``relu``: the code of the output goes below 0, so the ReLU has to be computed.
     """
 
     weight: NDArray[np.int8]
@@ -71,6 +71,7 @@ class QuantLayer:
     stride: int = 1
     padding: int = 0
     groups: int = 1
+    relu: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,15 @@ def _conv(unit: ConvUnit, incoming: Affine, output: Affine) -> QuantLayer:
     weight = conv.weight.double() * gain[:, None, None, None]
     bias = norm.bias.double() - norm.running_mean.double() * gain
     layer = _integers(_numpy(weight), _numpy(bias), incoming, output)
-    return replace(layer, stride=conv.stride[0], padding=conv.kernel_size[0] // 2, groups=conv.groups)
+    return replace(
+        layer,
+        stride=conv.stride[0],
+        padding=conv.kernel_size[0] // 2,
+        groups=conv.groups,
+        # A code that starts at 0 already ends there what ReLU would. One shared with a tensor of both signs
+        # does not.
+        relu=unit.relu and output.zero_point > 0,
+    )
 
 
 def _integers(

@@ -30,7 +30,7 @@ def test_every_image_lands_in_exactly_one_part(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(data.SOURCES, "numbered", lambda: source)
     split = data.load("numbered", validation=0.25, test=0.25, seed=0)
     seen = [part.images[:, 0, 0, 0].tolist() for part in (split.train, split.validation, split.test)]
-    assert sorted(sum(seen, [])) == list(range(60))
+    assert sorted(value for part in seen for value in part) == list(range(60))
     for part in (split.train, split.validation, split.test):
         assert (part.images[:, 0, 0, 0] % 3 == part.labels).all()
 

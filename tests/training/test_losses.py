@@ -16,7 +16,7 @@ def brute_force(x: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     nodes = np.linspace(0.0, 1.0, bins)
     inside = x[(x >= 0) & (x <= 1)]
     weights = np.clip(1 - np.abs(inside[:, None] - nodes[None, :]) * (bins - 1), 0, None)
-    return weights.sum(axis=0) / max(1, len(inside))
+    return np.asarray(weights.sum(axis=0) / max(1, len(inside)), np.float64)
 
 
 @pytest.mark.parametrize("bins", [2, 3, 16, 256])

@@ -22,7 +22,8 @@ def warmed(backbone: Backbone, exit_number: int) -> SplitModel:
     return model.eval()
 
 
-# Table II, but for exit 8 on the device: 268.9 KB in the paper, where its own server and branch columns leave 267.9.
+# Table II, but for exit 8 on the device: the paper prints 268.9 KB, where its server and branch columns leave
+# 267.9.
 TABLE_II = {
     2: (147.1, 140.6, 8597.3, 1.7, 86.3),
     5: (235.8, 210.9, 8578.9, 6.6, 81.5),

@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.common.errors import ConfigError
+from offramp.training.data import Dataset
+from offramp.training.models import SplitModel
+from offramp.training.recipe import Recipe
+from offramp.training.train import Epoch, Progress, train
+
+SCHEDULE = [("base", 1), ("base", 2), ("exit", 1), ("regularised", 1)]
+
+
+class Killed(Exception):
+    """Stands for a kill at a chosen moment."""
+
+
+def digest(model: SplitModel) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def small(digits: Dataset) -> Dataset:
+    """Few enough images for an epoch of a few steps."""
+    return Dataset(
+        digits.name,
+        digits.classes,
+        digits.train.take(torch.arange(0, 1024, 8).numpy()),
+        digits.validation,
+        digits.test,
+        digits.sha256,
+    )
+
+
+def test_epochs_come_in_the_papers_order(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    epochs: list[Epoch] = []
+    model = train(recipe, small, tmp_path, progress=Progress(epoch=epochs.append))
+    assert [(epoch.stage, epoch.number) for epoch in epochs] == SCHEDULE
+    assert set(epochs[0].figures) == {"final"}
+    assert set(epochs[-1].figures) == {"early", "final", "entropy_bits"}
+    assert not model.training
+    assert len(list(tmp_path.glob("*.pt"))) == 3
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_same_seed_gives_the_same_bits(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    first, second = (digest(train(recipe, small, tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+    other = recipe.model_copy(update={"seed": 4})
+    assert digest(train(other, small, tmp_path / "c")) != first
+
+
+@pytest.mark.parametrize("moment", [*SCHEDULE, "mid-epoch"])
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(
+    recipe: Recipe, small: Dataset, tmp_path: Path, moment: tuple[str, int] | str
+) -> None:
+    whole = digest(train(recipe, small, tmp_path / "whole"))
+
+    def after_epoch(epoch: Epoch) -> None:
+        # Before this epoch's checkpoint is written.
+        if (epoch.stage, epoch.number) == moment:
+            raise Killed
+
+    def after_batch(stage: str, epoch: int, step: int, steps: int) -> None:
+        if moment == "mid-epoch" and (stage, epoch, step) == ("base", 2, 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe, small, tmp_path / "broken", progress=Progress(after_batch, after_epoch))
+    torch.manual_seed(99)
+    torch.rand(7)
+    again: list[Epoch] = []
+    resumed = train(recipe, small, tmp_path / "broken", resume=True, progress=Progress(epoch=again.append))
+    assert digest(resumed) == whole
+    first = ("base", 2) if moment == "mid-epoch" else moment
+    assert [(epoch.stage, epoch.number) for epoch in again] == SCHEDULE[SCHEDULE.index(first) :]  # type: ignore[arg-type]
+
+
+def test_recipes_share_the_stages_in_which_they_agree(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    train(recipe, small, tmp_path)
+    harder = recipe.train.regularised.model_copy(update={"entropy": 5.0})
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"regularised": harder})})
+    epochs: list[Epoch] = []
+    train(other, small, tmp_path, resume=True, progress=Progress(epoch=epochs.append))
+    assert [epoch.stage for epoch in epochs] == ["regularised"]
+
+
+def test_without_resume_training_starts_anew(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    train(recipe, small, tmp_path)
+    epochs: list[Epoch] = []
+    train(recipe, small, tmp_path, progress=Progress(epoch=epochs.append))
+    assert [(epoch.stage, epoch.number) for epoch in epochs] == SCHEDULE
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other", "no checkpoint", "hostile"])
+def test_a_checkpoint_that_does_not_fit(recipe: Recipe, small: Dataset, tmp_path: Path, damage: str) -> None:
+    train(recipe, small, tmp_path)
+    base = next(tmp_path.glob("base-*.pt"))
+    if damage == "truncated":
+        base.write_bytes(base.read_bytes()[:1000])
+    elif damage == "other":
+        next(tmp_path.glob("exit-*.pt")).replace(base)
+    elif damage == "no checkpoint":
+        torch.save([1, 2, 3], base)
+    else:
+        torch.save({"identity": base.stem, "code": Path("/")}, base)
+    with pytest.raises(ConfigError, match=r"checkpoint .* remove it"):
+        train(recipe, small, tmp_path, resume=True)
+
+
+def test_rho_needs_a_weight_for_each_exit(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    settings = recipe.train.model_copy(update={"rho": [1.0]})
+    with pytest.raises(ConfigError, match="2 exits, got 1"):
+        train(recipe.model_copy(update={"train": settings}), small, tmp_path)
+
+
+def test_the_regulariser_lowers_entropy_and_keeps_accuracy(
+    recipe_text: str, digits: Dataset, tmp_path: Path
+) -> None:
+    text = recipe_text.replace("epochs = 2", "epochs = 6").replace("epochs = 1", "epochs = 6")
+    text = text.replace("entropy = 1.0", "entropy = 2.0")
+    last: dict[str, Epoch] = {}
+    train(
+        Recipe.parse(text),
+        digits,
+        tmp_path,
+        progress=Progress(epoch=lambda epoch: last.update({epoch.stage: epoch})),
+    )
+    before, after = last["exit"].figures, last["regularised"].figures
+    assert before["final"] > 0.9
+    assert after["entropy_bits"] < before["entropy_bits"] - 1
+    assert after["final"] > before["final"] - 0.03
+    assert after["early"] > before["early"] - 0.03
