@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from offramp.common.codebook import Codebook
 from offramp.common.codec import ActivationCodec, HuffmanCodec
-from offramp.common.errors import BundleError, printable
+from offramp.common.errors import BundleError, CodebookError, printable
 from offramp.v1 import onnx_subset_pb2
 
 FORMAT_VERSION = 1
@@ -269,7 +269,7 @@ def load_bundle(directory: Path | str) -> Bundle:
         check_graph(TAIL, contents[TAIL])
         codebook = None
         if isinstance(manifest.codec, Huffman):
-            codebook = Codebook.from_bytes(contents[CODEBOOK], manifest.codec.table_of_channel)
+            codebook = _read_codebook(contents[CODEBOOK], manifest.codec.table_of_channel)
     except BundleError as error:
         raise type(error)(f"{directory}: {error}") from None
     finally:
@@ -408,6 +408,13 @@ def _read_verified(folder: int, name: str, entry: FileEntry) -> bytes:
     if found != entry.sha256:
         raise BundleError(f"{name}: has SHA-256 {found}, the manifest says {entry.sha256}")
     return data
+
+
+def _read_codebook(data: bytes, table_of_channel: list[int]) -> Codebook:
+    try:
+        return Codebook.from_bytes(data, table_of_channel)
+    except CodebookError as error:
+        raise CodebookError(f"{CODEBOOK}: {error}") from None
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,9 @@ from offramp.common.errors import BundleError, printable
 
 if TYPE_CHECKING:
     import onnxruntime
+
+MEMORY_BYTES = 2 << 30
+"""What all graphs of a process may hold in tensors. A graph of a few nodes can ask for any amount."""
 
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 Port = tuple[str, tuple[int, ...]]
@@ -28,6 +31,17 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
 
+@cache
+def _limit_memory() -> None:
+    """Give ONNX Runtime one arena of at most ``MEMORY_BYTES`` for all sessions; once in a process."""
+    import onnxruntime as ort
+
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # Extended by what is asked for: to double each time would pass the limit early.
+    arena = ort.OrtArenaCfg({"max_mem": MEMORY_BYTES, "arena_extend_strategy": 1})
+    ort.create_and_register_allocator(info, arena)
+
+
 class _Graph:
     """One ONNX graph, checked against what the manifest promises, on a fixed number of threads."""
 
@@ -35,7 +49,9 @@ class _Graph:
         # Imported here: it takes 0.1 s, and `--help` does not need it.
         import onnxruntime as ort
 
+        _limit_memory()
         options = ort.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -44,9 +60,14 @@ class _Graph:
         # Bytes can be ONNX and ONNX Runtime's own format at once. What `check_graph` read is what runs.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
-            # Its fallback would try the same again, and print to stdout.
             self._session = ort.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"], enable_fallback=False
+                data,
+                options,
+                providers=["CPUExecutionProvider"],
+                # Its fallback would try the same again, and print to stdout.
+                enable_fallback=False,
+                # Constants are folded outside the arena, without a limit; in a QDQ graph it saves nothing.
+                disabled_optimizers=["ConstantFolding"],
             )
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise BundleError(f"{name}: ONNX Runtime refuses it: {_first_line(error)}") from None
