@@ -3,6 +3,7 @@
 OfframpError                      exit  gRPC status
 ├── ConfigError                      2  INVALID_ARGUMENT     a flag, a setting or a recipe is wrong
 ├── DataError                        5  INVALID_ARGUMENT     an image or a data set cannot be used
+├── OutputError                    130  ABORTED              whoever takes the results is gone, or full
 ├── BundleError                      4  FAILED_PRECONDITION  a bundle is damaged, hostile or unsupported
 │   └── CodebookError                4  FAILED_PRECONDITION  its code lengths are no prefix code
 ├── PeerError                        6  INVALID_ARGUMENT     the other side broke the protocol
@@ -67,6 +68,13 @@ class DataError(OfframpError):
 
     exit_code = ExitCode.DATA
     grpc_status = "INVALID_ARGUMENT"
+
+
+class OutputError(OfframpError):
+    """Results cannot be written: a closed pipe, a full disk."""
+
+    exit_code = ExitCode.INTERRUPTED
+    grpc_status = "ABORTED"
 
 
 class BundleError(OfframpError):

@@ -10,13 +10,15 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from offramp.common.config import DeviceSettings, make_parser, read_settings
-from offramp.common.errors import DataError, ExitCode, OfframpError
+from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
 from offramp.common.telemetry import serve_metrics, start_log, timed
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 t
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    _ready_output()
     try:
         parser = make_parser(
             "edge-device",
@@ -66,11 +69,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(settings, arguments, log)
     except OfframpError as error:
         print(f"edge-device: {error}", file=sys.stderr)
+        if isinstance(error, OutputError):
+            # Python would complain once more when it flushes stdout at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read the results has gone. Python would complain once more when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.INTERRUPTED
+
+
+def _ready_output() -> None:
+    """Make stdout and stderr take all: Python has None for a closed one, and file names hold any byte."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - open until the process ends
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Stop:
+    """Set by a signal, waited for by the main thread.
+
+    A ``threading.Event`` is not for signal handlers: one that comes while the main thread holds the event's
+    lock would wait for it forever. ``SimpleQueue.put`` may be interrupted by itself.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._queue: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Stop."""
+        self._set = True
+        self._queue.put(None)
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._set
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until set, no longer than this; whether it is."""
+        if not self._set:
+            with suppress(Empty):
+                self._queue.get(timeout=seconds)
+        return self._set
 
 
 def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> int:
@@ -80,7 +120,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.device.report import Report, Totals
     from offramp.device.source import Source
 
-    stop = threading.Event()
+    stop = _Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     bundle = load_bundle(settings.bundle)
@@ -114,9 +154,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
 
 
-def _feed(
-    device: Device, source: Source, rate: float | None, answers: _Answers, stop: threading.Event
-) -> None:
+def _feed(device: Device, source: Source, rate: float | None, answers: _Answers, stop: _Stop) -> None:
     """Hand in all images, no faster than ``rate`` a second, until told to stop."""
     due = time.monotonic()
     items = iter(source)
@@ -132,14 +170,14 @@ def _feed(
             answers.expect(index, item.name, device.submit(item.image))
         if rate is not None:
             due += 1 / rate
-            if stop.wait(max(0.0, due - time.monotonic())):
+            if stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
                 return
 
 
 class _Answers:
     """Prints answers as they come, on a thread of its own: a slow reader of stdout delays no image."""
 
-    def __init__(self, report: Report, totals: Totals, raw_bytes: int, stop: threading.Event) -> None:
+    def __init__(self, report: Report, totals: Totals, raw_bytes: int, stop: _Stop) -> None:
         self._report = report
         self._totals = totals
         self._raw_bytes = raw_bytes
@@ -177,7 +215,7 @@ class _Answers:
                 else:
                     self._totals.add(result, self._raw_bytes)
                     self._report.result(index, name, result)
-            except OSError as error:  # whoever read stdout has gone
+            except Exception as error:  # mostly an OutputError
                 self._failure = self._failure or error
                 self._stop.set()
 

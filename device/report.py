@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from offramp.common.errors import DataError
+from offramp.common.errors import DataError, OutputError, printable
 from offramp.device.metrics import SOURCES
 from offramp.device.pipeline import Result
 from offramp.device.wire_bytes import WireBytes
@@ -95,7 +95,7 @@ class Report:
                     result.payload_bytes,
                     f"{result.message_bytes:.0f}",
                     f"{result.wire_bytes:.0f}",
-                    name,
+                    printable(name, 500),
                 )
             )
 
@@ -104,7 +104,7 @@ class Report:
         self._bar.update()
         if self._json:
             self._line(json.dumps({"index": index, "image": name, "error": str(error)}))
-        tqdm.write(f"edge-device: {error}", file=sys.stderr)
+        tqdm.write(f"edge-device: {printable(str(error), 500)}", file=sys.stderr)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The summary, after the last image."""
@@ -133,6 +133,9 @@ class Report:
             )
 
     def _line(self, text: str) -> None:
-        with tqdm.external_write_mode(file=self._out):
-            self._out.write(text + "\n")
-        self._out.flush()
+        try:
+            with tqdm.external_write_mode(file=self._out):
+                self._out.write(text + "\n")
+            self._out.flush()
+        except OSError as error:
+            raise OutputError(f"stdout: {error.strerror}; stopped") from None

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +51,10 @@ class Source:
 
     def __post_init__(self) -> None:
         for path in self.paths:
-            if not path.exists():
-                raise ConfigError(f"{path}: no such file or folder")
+            try:
+                path.stat()
+            except OSError as error:
+                raise ConfigError(f"{path}: {error.strerror}, expected a file or a folder") from None
 
     def count(self) -> int | None:
         """How many images there are, for a progress bar; None if only reading would tell."""
@@ -91,21 +95,30 @@ def _read_list(path: Path) -> Iterator[Path]:
             yield path.parent / line.strip()
 
 
-def _read_file(path: Path, limit: int) -> bytes:
-    """The whole of one plain file. Raises DataError naming it."""
+def _open(path: Path) -> BinaryIO:
+    """One plain file. Raises DataError naming it."""
     try:
         # O_NONBLOCK: opening a named pipe must not wait for its writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{path}: cannot be read: {reason}") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path}: is not a plain file")
-        if not 0 < status.st_size <= limit:
-            raise DataError(f"{path}: has {status.st_size} bytes, expected 1 … {limit}")
-        return file.read(limit)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DataError(f"{path}: is not a plain file")
+    return os.fdopen(handle, "rb")
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    """The whole of one plain file. Raises DataError naming it."""
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= limit:
+            raise DataError(f"{path}: has {size} bytes, expected 1 … {limit}")
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _read_picture(path: Path, preprocessing: Preprocessing) -> Item:
@@ -120,12 +133,19 @@ def decode_picture(name: str, data: bytes, preprocessing: Preprocessing) -> Pixe
     from io import BytesIO
 
     try:
-        # Only these two decoders ever see the bytes. The size is known before any pixel is decoded.
-        with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as picture:
+        # Only these two decoders ever see the bytes. The size is known before any pixel is decoded, so
+        # Pillow's own warning of it would only be said twice.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(BytesIO(data), formats=("PNG", "JPEG")) as picture,
+        ):
             if picture.width * picture.height > PIXELS:
                 raise DataError(
                     f"{name}: is {picture.width}×{picture.height} pixels, expected at most {PIXELS:,} in all"
                 )
+            # Pillow would cut such pixels off at 255 rather than scale them.
+            if picture.mode.startswith(("I", "F")):
+                raise DataError(f"{name}: has pixels of mode {picture.mode}, expected 8 bits a channel")
             return to_input(picture, preprocessing)
     except DataError:
         raise
@@ -152,7 +172,11 @@ def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
     It is read as a stream: neither the file's claims nor its compression decide how much memory it takes.
     """
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("images.npy") as array:
+        with (
+            _open(path) as file,
+            zipfile.ZipFile(file) as archive,
+            archive.open("images.npy") as array,
+        ):
             shape = _npy_shape(path, array)
             size = int(np.prod(shape[1:], dtype=np.int64))
             for index in range(shape[0]):
@@ -169,24 +193,24 @@ def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
         yield Item(str(path), DataError(f"{path}: has no array named 'images'"))
     except DataError as error:
         yield Item(str(path), error)
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # zipfile, its decompressors and NumPy's header reader raise what they like
         yield Item(str(path), DataError(f"{path}: is a damaged .npz: {error}"))
 
 
 def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[int, ...]:
     version = np.lib.format.read_magic(array)  # type: ignore[arg-type]
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise DataError(f"{path}: is .npy version {version}, expected 1.0 or 2.0")
-    shape, fortran, dtype = read_header(array)  # type: ignore[arg-type]
+    # Version 2.0 is for headers above 64 KiB, and NumPy reads one of up to 4 GiB before it refuses it.
+    if version != (1, 0):
+        raise DataError(f"{path}: 'images' is .npy version {version}, expected (1, 0)")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(array)  # type: ignore[arg-type]
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
-    if not fits or dtype != np.uint8 or fortran or int(np.prod(shape[1:3], dtype=object)) > PIXELS:
+    if not fits or dtype != np.uint8 or fortran:
         raise DataError(
             f"{path}: 'images' is {dtype} {shape}, expected uint8 [N, H, W, 3] or [N, H, W] in C order"
         )
-    if 0 in shape[1:]:
-        raise DataError(f"{path}: 'images' is {shape}, expected pictures of at least 1×1")
+    # Python's integers: NumPy's would wrap around.
+    if min(shape) < 0 or 0 in shape[1:] or shape[1] * shape[2] > PIXELS:
+        raise DataError(
+            f"{path}: 'images' is {shape}, expected pictures of at least 1×1 and at most {PIXELS:,} pixels"
+        )
     return tuple(int(side) for side in shape)

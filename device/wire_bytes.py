@@ -21,7 +21,8 @@ _TCP_INFO_BYTES = 208
 _BYTES_RECEIVED, _BYTES_SENT = 128, 200
 _U64 = struct.Struct("=Q")
 
-_claimed: set[int] = set()
+_claimed: set[tuple[int, int]] = set()
+"""(port, inode) of each socket that is counted or was: gRPC closes one some time after its stream's end."""
 _claimed_lock = threading.Lock()
 
 
@@ -51,9 +52,12 @@ class WireCounter:
         if not self._supported:
             return
         with self._lock, _claimed_lock:
-            for descriptor, inode in _connected_sockets(port):
-                if inode not in _claimed:
-                    _claimed.add(inode)
+            found = _connected_sockets(port)
+            here = {(port, inode) for _, inode in found}
+            _claimed.difference_update({claim for claim in _claimed if claim[0] == port} - here)
+            for descriptor, inode in found:
+                if (port, inode) not in _claimed:
+                    _claimed.add((port, inode))
                     self._descriptor = (descriptor, inode)
                     return
 
@@ -66,9 +70,7 @@ class WireCounter:
     def detach(self) -> None:
         """Take a last reading of the current connection and add it to the sum."""
         self.sample()
-        with self._lock, _claimed_lock:
-            if self._descriptor is not None:
-                _claimed.discard(self._descriptor[1])
+        with self._lock:
             self._ended = _add(self._ended, self._current)
             self._current, self._descriptor = WireBytes(0, 0), None
 
