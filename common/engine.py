@@ -90,9 +90,12 @@ class _Graph:
 
 
 def _check_ports(name: str, side: str, found: list[onnxruntime.NodeArg], wanted: Ports) -> None:
-    have = {port.name: (port.type, tuple(port.shape[1:])) for port in found}
+    try:
+        have = {port.name: (port.type, tuple(port.shape[1:])) for port in found}
+    except UnicodeDecodeError:
+        raise BundleError(f"{name}: its {side}s have names that are no text, expected {wanted}") from None
     if have != wanted:
-        raise BundleError(f"{name}: its {side}s are {have}, the manifest says {wanted}")
+        raise BundleError(f"{name}: its {side}s are {printable(str(have), 300)}, the manifest says {wanted}")
 
 
 def _first_line(error: Exception) -> str:

@@ -769,3 +769,19 @@ attack_file(
     TAIL,
     lambda: doubling(helper.make_node("Identity", ["seed"], ["x0"]), seed=np.zeros((2, 4, 4, 4), np.float32)),
 )
+
+
+def port_named_no_text() -> bytes:
+    """A graph whose batch dimension has a name that is not UTF-8; ONNX's own schema allows it."""
+    data = toy.tail().SerializeToString()
+    dimension = b"\x0a\x03\x12\x01N"
+    assert data.count(dimension) == 2
+    return data.replace(dimension, b"\x0a\x03\x12\x01\xff")
+
+
+attack_file(
+    "dimension-whose-name-is-no-text",
+    r"tail\.onnx: its inputs have names that are no text, expected .*",
+    TAIL,
+    port_named_no_text,
+)
