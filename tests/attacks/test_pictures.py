@@ -13,8 +13,8 @@ from PIL import Image
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import DataError
 from offramp.device.source import Source
-from tests.attacks.images import EXPECTED, FOLDER
 from tests.attacks.make_images import pictures
+from tests.attacks.pictures import EXPECTED, FOLDER
 
 PREPROCESSING = Preprocessing(color="RGB", height=8, width=8, resize="bilinear")
 

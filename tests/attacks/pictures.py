@@ -1,6 +1,6 @@
 """Hostile pictures (``images/``, written by ``make_images.py``) and the one line that each is refused with.
 
-The message follows the file's path. Every one is a DataError: the picture gets no answer, the ones after it do.
+The message follows the file's path. Each is a DataError: it gets no answer, the pictures after it do.
 """
 
 from __future__ import annotations

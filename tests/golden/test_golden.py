@@ -1,0 +1,81 @@
+"""Known inputs give known bytes: what a bundle or a device of an older release wrote is read for ever."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.common.codebook import Codebook
+from offramp.common.codec import ActivationCodec, CodecId, HuffmanCodec
+from offramp.common.frame import Frame, FrameReader, FrameWriter, check_hello, hello, parse
+from offramp.v1 import inference_pb2 as pb
+from tests.golden.vectors import FOLDER, files
+
+CODEC: list[dict[str, Any]] = json.loads((FOLDER / "codec.json").read_bytes())
+FRAMES: dict[str, Any] = json.loads((FOLDER / "frames.json").read_bytes())
+HUFFMAN_ONE_BIT = "one-bit-a-symbol"
+
+
+def by_name(vector: dict[str, Any]) -> str:
+    return str(vector["name"])
+
+
+@pytest.mark.parametrize("vector", CODEC, ids=by_name)
+def test_codec(vector: dict[str, Any]) -> None:
+    channels, height, width = vector["shape"]
+    shape = (channels, height, width)
+    codebook = Codebook.from_bytes(bytes.fromhex(vector["codebook"]), vector["table_of_channel"])
+    symbols = np.frombuffer(bytes.fromhex(vector["symbols"]), np.uint8).reshape(shape)
+    payload = bytes.fromhex(vector["payload"])
+    codec = ActivationCodec(shape, HuffmanCodec(shape, codebook))
+
+    assert codebook.to_bytes().hex() == vector["codebook"]
+    assert codec.encode(symbols) == (vector["codec"], payload)
+    assert (codec.decode(vector["codec"], payload) == symbols).all()
+
+
+def test_the_codec_vectors_cover_coded_and_raw_payloads_and_the_longest_codes() -> None:
+    assert {vector["codec"] for vector in CODEC} == set(CodecId)
+    lengths = {int(digit, 16) for vector in CODEC for digit in vector["codebook"]}
+    assert {1, 15} <= lengths
+
+
+def test_a_payload_that_can_be_checked_by_eye() -> None:
+    """64 symbols of one bit each, the code 0."""
+    (vector,) = (vector for vector in CODEC if vector["name"] == HUFFMAN_ONE_BIT)
+    assert vector["payload"] == "00" * 8
+
+
+@pytest.mark.parametrize("vector", FRAMES["streams"], ids=by_name)
+def test_stream(vector: dict[str, Any]) -> None:
+    writer, reader = FrameWriter(), FrameReader(64)
+    for message in vector["messages"]:
+        data = bytes.fromhex(message["bytes"])
+        frames = [
+            Frame(frame["sequence"], frame["codec"], bytes.fromhex(frame["payload"]))
+            for frame in message["frames"]
+        ]
+
+        assert writer.pack(frames) == data
+        assert reader.read(parse(pb.DeviceMessage, data)) == frames
+
+
+def test_hello() -> None:
+    digest, data = bytes.fromhex(FRAMES["hello"]["digest"]), bytes.fromhex(FRAMES["hello"]["bytes"])
+
+    assert hello(digest) == data
+    check_hello(parse(pb.DeviceMessage, data), digest)
+
+
+def test_a_frame_that_can_be_checked_by_eye() -> None:
+    """Field 2, 11 bytes: "payload", then CRC-32 of sequence 1, codec 0 and "payload"."""
+    (vector,) = (vector for vector in FRAMES["streams"] if vector["name"] == "one-frame")
+    assert vector["messages"][0]["bytes"][:-8] == "120b" + b"payload".hex()
+
+
+def test_the_stored_files_are_those_that_would_be_written() -> None:
+    for name, text in files().items():
+        assert (FOLDER / name).read_text() == text, f"{name} differs; see regenerate.py"

@@ -1,0 +1,116 @@
+"""How the golden vectors are made: known inputs, and the bytes that this release makes of them.
+
+The inputs are written out as arithmetic on integers: no generator whose numbers could change.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.codebook import SYMBOLS, Codebook, build_codebook
+from offramp.common.codec import ActivationCodec, CodecId, HuffmanCodec, Symbols
+from offramp.common.frame import Frame, FrameWriter, hello
+
+FOLDER = Path(__file__).parent
+
+
+def counts(channels: int, steepness: int) -> NDArray[np.int64]:
+    """Calibration counts, int64 [C, 256]: falling from symbol 3c on, faster the steeper."""
+    symbols = np.arange(SYMBOLS)
+    rows = [10**6 // (1 + ((symbols - 3 * c) % SYMBOLS) ** steepness) for c in range(channels)]
+    return np.stack(rows).astype(np.int64)
+
+
+def activation(shape: tuple[int, int, int], spread: int) -> Symbols:
+    """Symbols, uint8 [C, H, W]: a few that are likely in each channel, and one large one in each 11."""
+    index = np.arange(int(np.prod(shape))).reshape(shape)
+    channel = np.arange(shape[0])[:, None, None]
+    likely = 3 * channel + (index * index) % spread
+    return np.where(index % 11 == 10, (index * 37) % SYMBOLS, likely % SYMBOLS).astype(np.uint8)
+
+
+def codec_vector(name: str, codebook: Codebook, symbols: Symbols) -> dict[str, Any]:
+    """One activation and its payload."""
+    shape = (symbols.shape[0], symbols.shape[1], symbols.shape[2])
+    codec, payload = ActivationCodec(shape, HuffmanCodec(shape, codebook)).encode(symbols)
+    return {
+        "name": name,
+        "shape": list(shape),
+        "codebook": codebook.to_bytes().hex(),
+        "table_of_channel": codebook.table_of_channel.tolist(),
+        "symbols": symbols.tobytes().hex(),
+        "codec": int(codec),
+        "payload": payload.hex(),
+    }
+
+
+def codec_vectors() -> list[dict[str, Any]]:
+    """One table, a table for each channel, shared tables, the longest codes, the escape to raw."""
+    shape = (3, 4, 5)
+    tensor, channel = build_codebook(counts(3, 2), "tensor"), build_codebook(counts(3, 2), "channel")
+    shared = Codebook(channel.lengths[:2], np.array([1, 0, 1], np.uint16))
+    steep = build_codebook(counts(1, 5), "tensor")
+    every = np.arange(SYMBOLS, dtype=np.uint8).reshape(1, 16, 16)
+    return [
+        codec_vector("tensor", tensor, activation(shape, 5)),
+        codec_vector("channel", channel, activation(shape, 5)),
+        codec_vector("shared-tables", shared, activation(shape, 5)),
+        codec_vector("one-bit-a-symbol", steep, np.zeros((1, 8, 8), np.uint8)),
+        codec_vector("longest-codes", steep, np.where(every < 240, 0, every).astype(np.uint8)),
+        codec_vector("escape-to-raw", steep, every),
+        codec_vector("one-symbol", steep, np.full((1, 1, 1), 200, np.uint8)),
+    ]
+
+
+def stream_vectors() -> list[dict[str, Any]]:
+    """Messages of one stream each, as a device writes them."""
+    coded, raw = CodecId.BUNDLE, CodecId.RAW
+    streams = {
+        "one-frame": [[Frame(1, coded, b"payload")]],
+        "three-frames-with-a-raw-one": [
+            [Frame(1, coded, b"first"), Frame(2, raw, bytes(range(16))), Frame(3, coded, b"third")]
+        ],
+        "following-messages": [[Frame(1, coded, b"a"), Frame(2, coded, b"b")], [Frame(3, coded, b"c")]],
+        "resumed-after-a-gap": [[Frame(1, coded, b"a")], [Frame(5, coded, b"b")], [Frame(6, coded, b"c")]],
+        "resumed-stream": [[Frame(300, coded, b"after a reconnect")], [Frame(301, raw, b"next")]],
+        "large-frame": [[Frame(1, coded, bytes(200))]],
+    }
+    vectors = []
+    for name, messages in streams.items():
+        writer = FrameWriter()
+        vectors.append(
+            {
+                "name": name,
+                "messages": [
+                    {
+                        "frames": [
+                            {"sequence": f.sequence, "codec": int(f.codec), "payload": f.payload.hex()}
+                            for f in frames
+                        ],
+                        "bytes": writer.pack(frames).hex(),
+                    }
+                    for frames in messages
+                ],
+            }
+        )
+    return vectors
+
+
+def hello_vector() -> dict[str, str]:
+    """The first message of a stream for a bundle whose digest is 00 01 … 1f."""
+    digest = bytes(range(32))
+    return {"digest": digest.hex(), "bytes": hello(digest).hex()}
+
+
+def files() -> dict[str, str]:
+    """Contents of the stored files."""
+    contents = {
+        "codec.json": codec_vectors(),
+        "frames.json": {"hello": hello_vector(), "streams": stream_vectors()},
+    }
+    return {name: json.dumps(value, indent=1) + "\n" for name, value in contents.items()}
