@@ -1,5 +1,4 @@
-"""The paper's losses: weighted cross-entropies over the exits, and what makes the split activation cheap to
-send.
+"""The paper's losses: cross-entropies over the exits, and what makes the split activation cheap to send.
 
 Everything is differentiable, runs in the dtype of its input and costs O(N_a) time and memory in the number of
 activation samples N_a, whatever the number of bins.
@@ -47,20 +46,19 @@ class _SoftHistogram(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bins: int) -> Tensor:
         position = x.flatten() * (bins - 1)
-        # The last node belongs to the last interval; what is outside [0, 1] goes to a cell that is cut off.
-        cell = position.floor().clamp_(-1, bins).masked_fill_(position == bins - 1, bins - 2)
-        outside = (cell < 0) | (cell > bins - 2)
-        cell = cell.masked_fill_(outside, bins - 1)
+        # The last node belongs to the last interval. Outside [0, 1], and NaN, go to a cell that is cut off.
+        cell = position.floor().clamp_(max=bins - 2)
+        cell.masked_fill_(~((position >= 0) & (position <= bins - 1)), bins - 1)
         index = cell.long()
-        right = torch.bincount(index, weights=position - cell, minlength=bins)[: bins - 1].to(x.dtype)
-        count = torch.bincount(index, minlength=bins)[: bins - 1].to(x.dtype)
+        right = torch.bincount(index, weights=position - cell, minlength=bins)[: bins - 1].double()
+        count = torch.bincount(index, minlength=bins)[: bins - 1]
         inside = count.sum().clamp_min(1)
-        histogram = torch.zeros(bins, dtype=x.dtype, device=x.device)
+        histogram = torch.zeros(bins, dtype=torch.float64, device=x.device)
         histogram[:-1] += count - right
         histogram[1:] += right
         ctx.save_for_backward(index.to(torch.int32), inside)
         ctx.bins, ctx.shape = bins, x.shape
-        return histogram / inside
+        return (histogram / inside).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -5,9 +5,8 @@ number, so a sub-block's position *is* the exit number of the paper (Sec. V-A, F
 sub-block to the next is the activation and, inside a residual block, the block's input that is still to be
 added.
 
-    image -> [stem, 1, 2, ... k] -> activation at exit k -> [k+1 ... ] -> classifier -> logits at the final
-    exit
-                                 \\-> ExitBranch -> logits at the early exit
+    image -> [stem, 1, ... k] -> activation -> [k+1, ...] -> top -> classifier -> logits of the final exit
+                                      \\-> ExitBranch -> logits of the early exit
 """
 
 from __future__ import annotations
@@ -44,9 +43,7 @@ class ConvUnit(nn.Module):
 
 @dataclass(frozen=True)
 class Flow:
-    """What has to reach the next sub-block: the activation [N, C, H, W] and the residual [N, C_r, H, W] or
-    None.
-    """
+    """What has to reach the next sub-block: an activation, the open residual branch; both [N, C, H, W]."""
 
     x: Tensor
     skip: Tensor | None = None
@@ -158,9 +155,7 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Outputs:
-    """One forward pass: ``early`` and ``final`` logits [N, K], and ``activation`` [N, C, H, W], all that
-    travels.
-    """
+    """``early`` and ``final`` logits [N, K], and all that travels, ``activation`` [N, C, H, W]."""
 
     early: Tensor
     final: Tensor
@@ -240,9 +235,7 @@ _MOBILENET_V2 = (
 
 
 def mobilenet_v2(classes: int) -> Backbone:
-    """MobileNetV2, width 1.0, for 3x32x32 images: 17 blocks, ReLU, identity shortcuts only (Sec. V-A, Table
-    I).
-    """
+    """MobileNetV2, width 1.0, for 3x32x32 images: 17 blocks, identity shortcuts only (Sec. V-A, Table I)."""
     blocks: list[SubBlock] = []
     c_in, number = 32, 0
     for expansion, c_out, repeats, first_stride in _MOBILENET_V2:
@@ -273,9 +266,7 @@ BACKBONES: dict[str, Callable[[int], Backbone]] = {"mobilenet-v2": mobilenet_v2}
 
 @dataclass(frozen=True)
 class Cost:
-    """Weights (count, no biases or batch norm) and multiply-accumulates for one image, as Table II counts
-    them.
-    """
+    """Table II's units: weights without biases or batch norm, and multiply-accumulates for one image."""
 
     weights: int = 0
     macs: int = 0

@@ -1,5 +1,4 @@
-"""The paper's schedule (Sec. V): base -> exit -> regularised, each stage starting from the best epoch of the
-last.
+"""The paper's schedule (Sec. V): base -> exit -> regularised, each from the best epoch of the one before.
 
     base         the backbone alone                    kept: best final-exit accuracy
     exit         with an early exit, Eq. (1)           kept: best mean of early and final accuracy
@@ -9,11 +8,12 @@ Accuracy is top-1 on the validation images. Of equally good epochs the last is k
 the one whose activations have had longest to shrink.
 
 After every epoch a checkpoint holds all that the rest of the run depends on, so a run that was killed and
-resumed ends with the same bits as one that was not (on the same machine, with the same number of threads).
+resumed ends with the same bits as one that was not (on one CPU, with one number of threads).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -47,9 +47,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training tells how far it is: ``batch`` once a step (stage, epoch, step, steps), ``epoch`` once
-    an epoch.
-    """
+    """Who is told how far it is: ``batch`` of (stage, epoch, step, steps) each step, ``epoch`` each epoch."""
 
     batch: Callable[[str, int, int, int], None] = lambda *_: None
     epoch: Callable[[Epoch], None] = lambda _: None
@@ -132,7 +130,8 @@ def train(
         The best model of the last stage, in eval mode, on the CPU.
 
     Raises:
-        ConfigError: a checkpoint that is unreadable or not what its name says, or a rho of the wrong length.
+        ConfigError: a checkpoint that is unreadable or not what its name says, a rho of the wrong length, or
+            a loss that is no number any more.
     """
     device = device or torch.device("cpu")
     progress = progress or Progress()
@@ -210,6 +209,10 @@ class _Run:
             self.optimizer.step()
             self.scheduler.step()
             total += float(loss.detach())
+            if not math.isfinite(total):
+                raise ConfigError(
+                    f"training diverged in stage {self.name}, epoch {self.done + 1}: lower its learning_rate"
+                )
             self.progress.batch(self.name, self.done + 1, step + 1, self.steps)
         self.task.eval()
         with torch.no_grad():

@@ -64,13 +64,14 @@ def tiny(classes: int) -> Backbone:
     )
 
 
-@pytest.fixture(autouse=True)
-def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(BACKBONES, "tiny", tiny)
+@pytest.fixture(autouse=True, scope="module")
+def tiny_backbone() -> Iterator[None]:
     threads = torch.get_num_threads()
     # Small tensors: more threads only wait for one another.
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny", tiny)
+        yield
     torch.set_num_threads(threads)
 
 

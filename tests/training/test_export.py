@@ -62,8 +62,8 @@ ALL, NONE = ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLeve
 CASES = [("tiny", number) for number in range(1, 8)] + [("mobilenet", number) for number in (5, 6, 12)]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def exported(request: pytest.FixtureRequest) -> Exported:
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def exported(request: pytest.FixtureRequest, tiny_backbone: None) -> Exported:
     return Exported(*request.param)
 
 

@@ -128,3 +128,8 @@ def test_sparsity_is_equation_6() -> None:
 def test_a_histogram_needs_two_bins() -> None:
     with pytest.raises(ConfigError, match="at least 2 bins"):
         soft_histogram(torch.zeros(3), 1)
+
+
+def test_what_is_no_number_is_an_outlier() -> None:
+    found = soft_histogram(torch.tensor([0.0, float("nan"), float("inf"), -float("inf")]), 3)
+    assert found.tolist() == [1.0, 0.0, 0.0]

@@ -132,3 +132,10 @@ def test_the_regulariser_lowers_entropy_and_keeps_accuracy(
     assert after["entropy_bits"] < before["entropy_bits"] - 1
     assert after["final"] > before["final"] - 0.03
     assert after["early"] > before["early"] - 0.03
+
+
+def test_a_diverged_run_says_so(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    wild = recipe.train.base.model_copy(update={"learning_rate": 1e30})
+    settings = recipe.train.model_copy(update={"base": wild})
+    with pytest.raises(ConfigError, match="diverged in stage base, epoch 1: lower its learning_rate"):
+        train(recipe.model_copy(update={"train": settings}), small, tmp_path)
