@@ -84,6 +84,8 @@ class _Graph:
         for result, (port, (_, wanted)) in zip(results, outputs.items(), strict=True):
             if result.shape != (2, *wanted):
                 raise BundleError(f"{name}: output '{port}' is {result.shape}, expected {(2, *wanted)}")
+            if not np.isfinite(result).all():
+                raise BundleError(f"{name}: output '{port}' is not finite, expected numbers")
 
     def run(self, batch: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
         return list(self._session.run(self._outputs, {self._input: batch}))

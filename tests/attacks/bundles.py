@@ -785,3 +785,17 @@ attack_file(
     TAIL,
     port_named_no_text,
 )
+
+
+def not_a_number(model: onnx.ModelProto) -> None:
+    """Damage that leaves a graph valid: one scale is NaN."""
+    (scale,) = (tensor for tensor in model.graph.initializer if tensor.name == "dense_scale")
+    scale.CopyFrom(numpy_helper.from_array(np.array(np.nan, np.float32), "dense_scale"))
+
+
+attack_file(
+    "head-that-gives-nan",
+    r"head\.onnx: output 'logits' is not finite, expected numbers",
+    HEAD,
+    lambda: edited(not_a_number, toy.head),
+)
