@@ -96,9 +96,14 @@ class _Session:
         self.next_sequence = 1
         self.last_received = 0.0
         self.accept_by = time.monotonic() + timeout
+        self.end_by = math.inf
         self.half_close = False
         self.call: Any = None
         self.cancelled: str | None = None
+
+    def room(self) -> int:
+        """How many more frames the server takes. More may wait: they came before its limits did."""
+        return 0 if self.limits is None else self.limits.frames_in_flight - len(self.sent)
 
     def cancel(self, reason: str) -> None:
         """End the stream from our side; its reader then fails with this reason."""
@@ -272,7 +277,8 @@ class Link:
             closed = self._state is _State.CLOSED
             news = self._state is not _State.DOWN or type(error) is not type(self.failure)
             if error is not None:
-                self.failure = error
+                if not closed:  # what close() cuts short says nothing of the server
+                    self.failure = error
                 unsent = list(self._outbox)
                 self._outbox.clear()
                 if not closed:
@@ -284,7 +290,7 @@ class Link:
         if error is not None:
             level = logging.WARNING if news and not closed else logging.DEBUG
             log.log(level, "%s; unsure images are answered by the early exit until it is back", error)
-        reason = self._reason()
+        reason = f"{self._target} ended the stream without a reply" if error is None else str(error)
         for item in left:
             item.done(Refusal(reason, sent=True))
         for item in unsent:
@@ -299,12 +305,10 @@ class Link:
         writer = frame.FrameWriter()
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: session.half_close or (session.limits is not None and len(self._outbox) > 0)
-                )
+                self._changed.wait_for(lambda: session.half_close or (self._outbox and session.room() > 0))
                 if session.half_close or session.limits is None:
                     return
-                items = self._take(session.limits)
+                items = self._take(session.limits, session.room())
                 frames = [
                     frame.Frame(session.next_sequence + i, item.codec, item.payload)
                     for i, item in enumerate(items)
@@ -323,13 +327,13 @@ class Link:
                 self._metrics.raw_activation_bytes.inc(self._raw_bytes)
             yield message
 
-    def _take(self, limits: pb.Limits) -> list[_Offload]:
+    def _take(self, limits: pb.Limits, room: int) -> list[_Offload]:
         """The frames for the next message: all that wait, within the server's limits; at least one."""
-        room = limits.message_bytes - 32
+        bytes_left = limits.message_bytes - 32
         items: list[_Offload] = []
-        while self._outbox and len(items) < limits.frames_per_message:
-            room -= len(self._outbox[0].payload) + 12
-            if items and room < 0:
+        while self._outbox and len(items) < min(limits.frames_per_message, room):
+            bytes_left -= len(self._outbox[0].payload) + 12
+            if items and bytes_left < 0:
                 break
             items.append(self._outbox.popleft())
         return items
@@ -348,6 +352,7 @@ class Link:
             log.info("%s is draining; connecting again", self._target)
             with self._changed:
                 session.half_close = True
+                session.end_by = time.monotonic() + self._timeout
                 if self._state is _State.READY:
                     self._state = _State.CONNECTING
                 self._changed.notify_all()
@@ -432,6 +437,8 @@ class Link:
             deadlines.append(next(iter(session.sent.values())).deadline)
         if session.limits is None and session.cancelled is None:
             deadlines.append(session.accept_by)
+        if session.cancelled is None:
+            deadlines.append(session.end_by)
         return min(deadlines)
 
     def _take_late(self) -> list[_Offload]:
@@ -449,6 +456,8 @@ class Link:
                 session.cancel(f"silent for {now - item.sent_at:.1f} s")
         if session.limits is None and session.accept_by <= now:
             session.cancel(f"did not accept the stream within {self._timeout:g} s")
+        if session.end_by <= now:
+            session.cancel(f"did not end the stream within {self._timeout:g} s of draining")
         if late:
             self._changed.notify_all()
         return late
