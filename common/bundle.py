@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -241,8 +241,8 @@ class Bundle:
     manifest: Manifest
     digest: bytes
     """SHA-256 of manifest.json, 32 bytes: the bundle's name on the wire."""
-    head: bytes
-    tail: bytes
+    head: bytes = field(repr=False)
+    tail: bytes = field(repr=False)
     codebook: Codebook | None
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import shutil
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.common.bundle import MANIFEST, Bundle, load_bundle, parse_manifest
+from offramp.common.bundle import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, load_bundle, parse_manifest
 from offramp.common.errors import BundleError
 from tests.toy import BundleFolder
 
@@ -118,14 +117,13 @@ def test_arbitrary_documents_are_refused(text: bytes) -> None:
     assert str(caught.value).isprintable()
 
 
-@given(name=st.text(min_size=1, max_size=30))
+@given(name=st.text(min_size=1, max_size=30).filter(lambda name: name not in (HEAD, TAIL, CODEBOOK)))
 def test_no_file_name_leads_out_of_the_folder(
     name: str, shared_folder: BundleFolder, toy_bundle: Bundle
 ) -> None:
     document = json.loads((toy_bundle.path / MANIFEST).read_bytes())
     document["files"][name] = document["files"]["tail.onnx"]
-    with contextlib.suppress(UnicodeEncodeError):
-        shared_folder.write_manifest(document)
+    shared_folder.write_manifest(document)
 
     with pytest.raises(BundleError, match=r"manifest\.json: files"):
         load_bundle(shared_folder.path)
