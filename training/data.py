@@ -47,7 +47,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything a source has, unsplit: its name and version, class names by label, images."""
+    """Everything that a source has, unsplit; ``classes`` are names by label."""
 
     name: str
     classes: tuple[str, ...]
