@@ -118,7 +118,12 @@ class InferenceService:
         """The one place that turns an error into a gRPC status."""
         self.metrics.streams_aborted.labels(error.grpc_status).inc()
         log.warning("%s from %s: %s", error.grpc_status, context.peer(), error)
-        await context.abort(grpc.StatusCode[error.grpc_status], str(error))
+        try:
+            await context.abort(grpc.StatusCode[error.grpc_status], str(error))
+        except grpc.aio.AbortError:
+            raise
+        except Exception as gone:  # as in _Stream._write
+            raise asyncio.CancelledError from gone
 
 
 class _Stream:
@@ -150,13 +155,16 @@ class _Stream:
         try:
             await self._reader()
         finally:
-            # Frames that were read are answered, whatever ended the reading.
             drain.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            self._ended = True
-            self._wake.set()
-            await writer
+            try:
+                # Frames that were read are answered, whatever ended the reading.
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+                self._ended = True
+                self._wake.set()
+                await writer
+            finally:
+                writer.cancel()
 
     async def _reader(self) -> None:
         reader = frame.FrameReader(transport.FRAMES_PER_MESSAGE)
@@ -242,4 +250,8 @@ class _Stream:
     async def _write(self, message: pb.ServerMessage) -> None:
         data = message.SerializeToString()
         self._metrics.message_bytes.labels("sent").inc(len(data))
-        await self._context.write(data)
+        try:
+            await self._context.write(data)
+        except Exception as error:
+            # The device is gone. gRPC has no public class for that; it cancels the stream's reader itself.
+            raise asyncio.CancelledError from error
