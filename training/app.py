@@ -232,7 +232,10 @@ def _commit() -> str:
             subprocess.run(
                 ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
             ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "training", "common"])
+            for arguments in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "-uno", "--", "training", "common"],
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
