@@ -6,8 +6,10 @@
 Each quantized layer is exactly DequantizeLinear -> Conv -> QuantizeLinear with nothing between, so that a
 runtime can fuse it into one integer convolution: there is no batch norm, no ReLU (but where a split inside a
 residual block makes two tensors share a code), no normalisation of the input and no QuantizeLinear but at a
-layer's output. Standard ONNX operators only, opset 21, weights inside
-the file, N dynamic.
+layer's output. ONNX Runtime then takes its direct integer convolution, for which weights have to be int8 with
+zero point 0 and input channels to come in fours (depthwise: in sixteens); with uint8 weights or three
+channels it falls back to kernels that take half as long again. Standard ONNX operators only, opset 21,
+weights inside the file, N dynamic.
 """
 
 from __future__ import annotations
