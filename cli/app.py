@@ -12,9 +12,8 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offramp.common.config import Parser
+from offramp.common.config import Parser, ShowVersion
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
-from offramp.common.telemetry import package_version
 
 
 class Command(NamedTuple):
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         parser = Parser("offramp", epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter)
-        parser.add_argument("--version", action="version", version=f"offramp {package_version()}")
+        parser.add_argument("--version", action=ShowVersion)
         commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
         for name, command in COMMANDS.items():
             commands.add_parser(name, help=command.text, add_help=False)

@@ -44,14 +44,16 @@ def card(bundle: Bundle) -> list[str]:
     manifest, figures = bundle.manifest, bundle.manifest.figures
     channels, height, width = manifest.activation.shape
     codec = manifest.codec
-    coding = "raw symbols" if isinstance(codec, Raw) else f"{codec.kind}, a table per {codec.layout}"
-    stored = 0 if bundle.codebook is None else bundle.codebook.stored_bytes
+    coding = "raw symbols"
+    if not isinstance(codec, Raw) and bundle.tables is not None:
+        tables = len(set(codec.table_of_channel))
+        coding = f"{codec.kind}, {tables} tables of {bundle.tables.stored_bytes:,} B, {codec.lanes} lanes"
     provenance = manifest.provenance
     lines = [
         f"{manifest.name}  (format {manifest.format_version}, digest {bundle.digest.hex()})",
         f"  split       {manifest.split.model}, exit {manifest.split.exit} ({manifest.split.layer})",
         f"  activation  {channels}×{height}×{width} symbols, {channels * height * width:,} B raw",
-        f"  coding      {coding}, {stored:,} B of code lengths",
+        f"  coding      {coding}",
         f"  classes     {len(manifest.classes)}: {', '.join(manifest.classes[:12])}"[:110],
         f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}",
         f"  trained on  {provenance.dataset.name}, seed {provenance.seed}, commit {provenance.commit}",

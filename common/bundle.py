@@ -26,8 +26,10 @@ from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from offramp.common.codebook import Codebook
-from offramp.common.codec import ActivationCodec, HuffmanCodec
+from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.errors import BundleError, CodebookError, printable
+from offramp.common.lanes import MAX_LANES
+from offramp.common.rans import RansTables
 from offramp.v1 import onnx_subset_pb2
 
 FORMAT_VERSION = 1
@@ -148,12 +150,25 @@ class Raw(_Strict):
     kind: Literal["raw"]
 
 
-class Huffman(_Strict):
-    """Canonical Huffman code with the tables in ``codebook.bin`` (Sec. III-C)."""
+class _Coded(_Strict):
+    """Symbols coded with the tables in ``codebook.bin``."""
+
+    lanes: Annotated[int, Field(ge=1, le=MAX_LANES)]
+    """Byte strings that an activation is coded as (``lanes.py``)."""
+    table_of_channel: Annotated[list[Annotated[int, Field(ge=0, le=65_535)]], Field(min_length=1)]
+    """The table of each channel. The paper's one codebook for all is a list of zeros."""
+
+
+class Huffman(_Coded):
+    """Canonical Huffman code, stored as code lengths (Sec. III-C)."""
 
     kind: Literal["huffman"]
-    layout: Literal["tensor", "channel"]
-    table_of_channel: Annotated[list[Annotated[int, Field(ge=0, le=65_535)]], Field(min_length=1)]
+
+
+class Rans(_Coded):
+    """Static-table rANS over tokens of runs, stored as frequencies (``rans.py``)."""
+
+    kind: Literal["rans"]
 
 
 class ThresholdFigures(_Strict):
@@ -213,7 +228,7 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     split: SplitPoint
     activation: Activation
-    codec: Annotated[Raw | Huffman, Field(discriminator="kind")]
+    codec: Annotated[Raw | Huffman | Rans, Field(discriminator="kind")]
     threshold: Fraction
     """Default confidence threshold T_c."""
     temperature: Annotated[float, Field(ge=0.001, le=1000)]
@@ -223,13 +238,15 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        expected = {HEAD, TAIL} | ({CODEBOOK} if isinstance(self.codec, Huffman) else set())
+        expected = {HEAD, TAIL} | (set() if isinstance(self.codec, Raw) else {CODEBOOK})
         if set(self.files) != expected:
             raise ValueError(f"files are {sorted(self.files)}, expected {sorted(expected)}")
-        if isinstance(self.codec, Huffman):
+        if not isinstance(self.codec, Raw):
             channels, mapped = self.activation.shape[0], len(self.codec.table_of_channel)
             if mapped != channels:
                 raise ValueError(f"table_of_channel has {mapped} entries, the activation {channels} channels")
+            if self.codec.lanes > channels:
+                raise ValueError(f"{self.codec.lanes} lanes, expected at most the {channels} channels")
         return self
 
 
@@ -243,13 +260,16 @@ class Bundle:
     """SHA-256 of manifest.json, 32 bytes: the bundle's name on the wire."""
     head: bytes = field(repr=False)
     tail: bytes = field(repr=False)
-    codebook: Codebook | None
+    tables: Tables | None
+    """What its codec codes with; None for raw symbols."""
 
     @cached_property
     def codec(self) -> ActivationCodec:
         """The codec that this bundle's frames are coded with."""
-        shape = self.manifest.activation.shape
-        return ActivationCodec(shape, None if self.codebook is None else HuffmanCodec(shape, self.codebook))
+        shape, entry = self.manifest.activation.shape, self.manifest.codec
+        if self.tables is None or isinstance(entry, Raw):
+            return ActivationCodec(shape, None)
+        return ActivationCodec(shape, make_coder(shape, self.tables, entry.lanes))
 
 
 def load_bundle(directory: Path | str) -> Bundle:
@@ -267,15 +287,13 @@ def load_bundle(directory: Path | str) -> Bundle:
         }
         check_graph(HEAD, contents[HEAD])
         check_graph(TAIL, contents[TAIL])
-        codebook = None
-        if isinstance(manifest.codec, Huffman):
-            codebook = _read_codebook(contents[CODEBOOK], manifest.codec.table_of_channel)
+        tables = None if isinstance(manifest.codec, Raw) else _read_tables(contents[CODEBOOK], manifest.codec)
     except BundleError as error:
         raise type(error)(f"{directory}: {error}") from None
     finally:
         os.close(folder)
     digest = hashlib.sha256(text).digest()
-    return Bundle(directory, manifest, digest, contents[HEAD], contents[TAIL], codebook)
+    return Bundle(directory, manifest, digest, contents[HEAD], contents[TAIL], tables)
 
 
 def write_bundle(directory: Path | str, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
@@ -410,9 +428,11 @@ def _read_verified(folder: int, name: str, entry: FileEntry) -> bytes:
     return data
 
 
-def _read_codebook(data: bytes, table_of_channel: list[int]) -> Codebook:
+def _read_tables(data: bytes, entry: Huffman | Rans) -> Tables:
     try:
-        return Codebook.from_bytes(data, table_of_channel)
+        if isinstance(entry, Huffman):
+            return Codebook.from_bytes(data, entry.table_of_channel)
+        return RansTables.from_bytes(data, entry.table_of_channel)
     except CodebookError as error:
         raise CodebookError(f"{CODEBOOK}: {error}") from None
 

@@ -1,30 +1,49 @@
 """Activations to payload bytes and back; pure functions of bytes, no I/O.
 
-Invariants of a payload:
+Invariants of a payload (docs/codec.md has its layout):
 - It codes exactly C·H·W symbols; that number comes from the manifest, never from the payload.
 - ``RAW``: one byte a symbol, in C, H, W order.
-- ``BUNDLE`` (Huffman): the codewords in C, H, W order, each most significant bit first, channel c coded
-  with its own table; then zero bits up to the next byte. No header, no length, no end mark.
-- A payload is used up exactly: bytes left over, or a padding bit that is set, are an error.
+- ``BUNDLE``: the lanes of ``lanes.py``, each coded with the tables of its channels: Huffman codewords, most
+  significant bit first and zero bits up to the next byte; or rANS (``rans.py``).
+- A payload is used up exactly, and there is one payload for an activation: a decoder takes what the encoder
+  writes and nothing else.
 - A coded payload is shorter than the raw one. Where coding would not be shorter, ``RAW`` is sent.
+
+Each coder exists twice: in Python here and in ``rans.py``, the reference; and compiled, in ``kernel/``. They
+write the same bytes. The compiled one is used where it was built; ``OFFRAMP_CODER=reference`` forbids it.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 from bitarray import bitarray, decodetree
 from bitarray.util import int2ba
 from numpy.typing import NDArray
 
+from offramp.common import rans
 from offramp.common.codebook import SYMBOLS, Codebook
 from offramp.common.errors import CodecError, PayloadError
+from offramp.common.lanes import MAX_LANES, join_lanes, lane_channels, split_lanes
+from offramp.common.rans import RansTables
+
+_kernel: ModuleType | None
+try:
+    _kernel = importlib.import_module("offramp.common._kernel")
+except ImportError:  # no compiler where the package was installed
+    _kernel = None
 
 Symbols = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+Tables = Codebook | RansTables
 
 
 class CodecId(IntEnum):
@@ -35,32 +54,62 @@ class CodecId(IntEnum):
     RAW = 1
 
 
+class Coder(Protocol):
+    """Codes the C·H·W symbols of one activation, as bytes in C, H, W order."""
+
+    def encode(self, symbols: bytes, /) -> bytes:
+        """The payload of these symbols; it may be longer than they are."""
+
+    def decode(self, payload: bytes, /) -> bytes:
+        """The symbols of a payload. Raises PayloadError for one that ``encode`` does not write."""
+
+
+def coder_kind() -> str:
+    """``compiled`` or ``reference``: which coders this process uses."""
+    return "reference" if _kernel is None or os.environ.get("OFFRAMP_CODER") == "reference" else "compiled"
+
+
+def make_coder(shape: Shape, tables: Tables, lanes: int) -> Coder:
+    """The coder for activations of this shape. Raises ValueError where they do not fit together."""
+    if len(tables.table_of_channel) != shape[0]:
+        raise ValueError(f"tables for {len(tables.table_of_channel)} channels, the activation is {shape}")
+    if not 1 <= lanes <= min(MAX_LANES, shape[0]):
+        raise ValueError(f"{lanes} lanes, expected 1 … {min(MAX_LANES, shape[0])} for {shape[0]} channels")
+    if coder_kind() == "compiled":
+        return CompiledCoder(shape, tables, lanes)
+    if isinstance(tables, Codebook):
+        return HuffmanCoder(shape, tables, lanes)
+    return RansCoder(shape, tables, lanes)
+
+
+class CompiledCoder:
+    """Either coder, in C."""
+
+    def __init__(self, shape: Shape, tables: Tables, lanes: int) -> None:
+        assert _kernel is not None
+        channels, plane = shape[0], shape[1] * shape[2]
+        of_channel = np.ascontiguousarray(tables.table_of_channel, np.uint16).tobytes()
+        if isinstance(tables, Codebook):
+            coder: Coder = _kernel.Huffman(channels, plane, lanes, tables.lengths.tobytes(), of_channel)
+        else:
+            coder = _kernel.Rans(channels, plane, lanes, tables.to_kernel(), of_channel)
+        self.encode, self._decode = coder.encode, coder.decode
+
+    def decode(self, payload: bytes, /) -> bytes:
+        """See ``Coder``."""
+        try:
+            return self._decode(payload)
+        except ValueError as error:
+            raise PayloadError(str(error)) from None
+
+
 @dataclass(frozen=True)
-class HuffmanCodec:
-    """Static canonical Huffman code, written with ``bitarray``: readable, and byte for byte the format.
+class HuffmanCoder:
+    """Static canonical Huffman code, written with ``bitarray``: the reference."""
 
-    shape: (C, H, W) of the activation. codebook: a table for each of the C channels.
-    """
-
-    shape: tuple[int, int, int]
+    shape: Shape
     codebook: Codebook
-
-    def __post_init__(self) -> None:
-        if self.codebook.channels != self.shape[0]:
-            raise ValueError(
-                f"the codebook has {self.codebook.channels} channels, the activation {self.shape}"
-            )
-
-    @cached_property
-    def _runs(self) -> list[tuple[int, int, int]]:
-        """(table, first symbol, number of symbols) of each run of channels that share a table."""
-        plane = self.shape[1] * self.shape[2]
-        runs, start = [], 0
-        for table, channels in groupby(self.codebook.table_of_channel.tolist()):
-            size = len(list(channels)) * plane
-            runs.append((table, start, size))
-            start += size
-        return runs
+    lanes: int
 
     @cached_property
     def _codes(self) -> list[dict[int, bitarray]]:
@@ -74,41 +123,87 @@ class HuffmanCodec:
     def _trees(self) -> list[decodetree]:
         return [decodetree(codes) for codes in self._codes]
 
-    def encode(self, symbols: Symbols) -> bytes:
-        """Payload of one activation, uint8 [C, H, W]. Any symbol values; the length is what they need."""
-        flat = symbols.reshape(-1)
-        bits = bitarray()
-        for table, start, size in self._runs:
-            bits.encode(self._codes[table], flat[start : start + size].tobytes())
-        return bits.tobytes()
+    @property
+    def _plane(self) -> int:
+        return self.shape[1] * self.shape[2]
 
-    def decode(self, payload: bytes) -> Symbols:
-        """Activation, uint8 [C, H, W], of a payload. Raises PayloadError unless it codes exactly one."""
+    def encode(self, symbols: bytes, /) -> bytes:
+        """See ``Coder``."""
+        lanes = []
+        for channels in lane_channels(self.shape[0], self.lanes):
+            bits = bitarray()
+            for c in channels:
+                plane = symbols[c * self._plane : (c + 1) * self._plane]
+                bits.encode(self._codes[self.codebook.table_of_channel[c]], plane)
+            lanes.append(bits.tobytes())
+        return join_lanes(lanes, len(symbols))
+
+    def decode(self, payload: bytes, /) -> bytes:
+        """See ``Coder``."""
+        symbols = self.shape[0] * self._plane
+        lanes = split_lanes(payload, self.lanes, symbols)
+        spans = lane_channels(self.shape[0], self.lanes)
+        return b"".join(self._lane(lane, span) for lane, span in zip(lanes, spans, strict=True))
+
+    def _lane(self, lane: bytes, channels: range) -> bytes:
         bits = bitarray()
-        bits.frombytes(payload)
-        flat = np.empty(self.shape, np.uint8).reshape(-1)
+        bits.frombytes(lane)
+        planes = []
         position = 0
-        for table, start, size in self._runs:
-            # No farther than this run can reach: to copy all that is left for each run takes quadratic time.
-            reach = position + size * int(self.codebook.lengths[table].max())
+        for c in channels:
+            table = self.codebook.table_of_channel[c]
+            # No farther than a channel can reach: to copy all that is left for each takes quadratic time.
+            reach = position + self._plane * int(self.codebook.lengths[table].max())
             try:
-                decoded = bytes(islice(bits[position:reach].decode(self._trees[table]), size))
+                plane = bytes(islice(bits[position:reach].decode(self._trees[table]), self._plane))
             except ValueError:  # the bits end within a codeword
-                decoded = b""
-            if len(decoded) < size:
+                plane = b""
+            if len(plane) < self._plane:
                 raise PayloadError(
-                    f"the payload of {len(payload)} bytes ends before symbol {start + size} of {len(flat)}"
+                    f"the payload has a lane of {len(lane)} bytes that ends within channel {c}"
                 )
-            run = flat[start : start + size]
-            run[:] = np.frombuffer(decoded, np.uint8)
-            position += int(self.codebook.lengths[table][run].sum(dtype=np.int64))
+            used = self.codebook.lengths[table][np.frombuffer(plane, np.uint8)]
+            position += int(used.sum(dtype=np.int64))
+            planes.append(plane)
         if len(bits) - position >= 8:
             raise PayloadError(
-                f"the payload has {len(payload)} bytes, its symbols end in byte {-(-position // 8)}"
+                f"the payload has a lane of {len(lane)} bytes whose symbols end in byte {-(-position // 8)}"
             )
         if bits[position:].any():
             raise PayloadError("the payload's padding bits are not zero")
-        return flat.reshape(self.shape)
+        return b"".join(planes)
+
+
+@dataclass(frozen=True)
+class RansCoder:
+    """Static-table rANS, in Python: the reference."""
+
+    shape: Shape
+    tables: RansTables
+    lanes: int
+
+    def encode(self, symbols: bytes, /) -> bytes:
+        """See ``Coder``."""
+        plane = self.shape[1] * self.shape[2]
+        lanes = [
+            rans.encode_lane([(self._table(c), symbols[c * plane : (c + 1) * plane]) for c in channels])
+            for channels in lane_channels(self.shape[0], self.lanes)
+        ]
+        return join_lanes(lanes, len(symbols))
+
+    def decode(self, payload: bytes, /) -> bytes:
+        """See ``Coder``."""
+        plane = self.shape[1] * self.shape[2]
+        planes = []
+        lanes = split_lanes(payload, self.lanes, self.shape[0] * plane)
+        for lane, channels in zip(lanes, lane_channels(self.shape[0], self.lanes), strict=True):
+            decoder = rans.LaneDecoder(lane)
+            planes += [decoder.channel(self._table(c), plane) for c in channels]
+            decoder.finish()
+        return b"".join(planes)
+
+    def _table(self, channel: int) -> rans.RansTable:
+        return self.tables.tables[int(self.tables.table_of_channel[channel])]
 
 
 @dataclass(frozen=True)
@@ -116,11 +211,11 @@ class ActivationCodec:
     """What both sides call: the bundle's codec, with the escape to raw.
 
     shape: (C, H, W) of the activation. coder: the codec that the bundle names; None for a bundle that
-    sends raw symbols.
+    sends raw symbols. A codec may be used by one thread at a time.
     """
 
-    shape: tuple[int, int, int]
-    coder: HuffmanCodec | None
+    shape: Shape
+    coder: Coder | None
 
     @property
     def raw_bytes(self) -> int:
@@ -133,11 +228,12 @@ class ActivationCodec:
             raise ValueError(
                 f"symbols are {symbols.dtype} {symbols.shape}, the codec is for uint8 {self.shape}"
             )
+        raw = symbols.tobytes()
         if self.coder is not None:
-            payload = self.coder.encode(symbols)
-            if len(payload) < self.raw_bytes:
+            payload = self.coder.encode(raw)
+            if len(payload) < len(raw):
                 return CodecId.BUNDLE, payload
-        return CodecId.RAW, symbols.tobytes()
+        return CodecId.RAW, raw
 
     def decode(self, codec: int, payload: bytes) -> Symbols:
         """Activation, uint8 [C, H, W], of one frame.
@@ -156,4 +252,4 @@ class ActivationCodec:
             raise PayloadError(
                 f"a coded payload has {len(payload)} bytes, expected fewer than the raw {self.raw_bytes}"
             )
-        return self.coder.decode(payload)
+        return np.frombuffer(self.coder.decode(payload), np.uint8).reshape(self.shape)

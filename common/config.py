@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offramp.common.errors import ConfigError
-from offramp.common.telemetry import package_version
+from offramp.common.telemetry import version_line
 
 S = TypeVar("S", bound="Settings")
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -103,6 +103,17 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
+class ShowVersion(argparse.Action):
+    """``--version``; it looks for the compiled coder, which takes longer than ``--help`` may."""
+
+    def __init__(self, option_strings: list[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print release and coder, and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(version_line(parser.prog))
+        raise SystemExit(0)
+
+
 def make_parser(program: str, settings: type[Settings], description: str, epilog: str) -> Parser:
     """A parser with a flag for each field of ``settings``, plus --version and --log-level."""
     parser = Parser(
@@ -111,7 +122,7 @@ def make_parser(program: str, settings: type[Settings], description: str, epilog
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"{program} {package_version()}")
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], default="info", help="default: info"
     )

@@ -15,6 +15,8 @@ from offramp.common.errors import AddressError
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Histogram
 
+    from offramp.common.bundle import Bundle
+
 STAGE_BUCKETS = tuple(1e-4 * 10 ** (i / 3) for i in range(13))
 """Seconds, 0.1 ms … 1 s, three to a decade."""
 ROUND_TRIP_BUCKETS = tuple(1e-3 * 10 ** (i / 3) for i in range(13))
@@ -24,6 +26,27 @@ ROUND_TRIP_BUCKETS = tuple(1e-3 * 10 ** (i / 3) for i in range(13))
 def package_version() -> str:
     """This release."""
     return version("offramp")
+
+
+def version_line(program: str) -> str:
+    """What ``--version`` prints: the release, and whether activations are coded by the compiled coder."""
+    from offramp.common.codec import coder_kind
+
+    return f"{program} {package_version()} ({coder_kind()} coder)"
+
+
+def add_info_metrics(registry: CollectorRegistry, bundle: Bundle) -> None:
+    """``offramp_build_info`` and ``offramp_bundle_info``: facts as labels, the value is always 1."""
+    from prometheus_client import Gauge
+
+    from offramp.common.codec import coder_kind
+
+    build = Gauge(
+        "offramp_build_info", "This release and its coder.", ["version", "coder"], registry=registry
+    )
+    build.labels(package_version(), coder_kind()).set(1)
+    info = Gauge("offramp_bundle_info", "The loaded bundle.", ["name", "digest"], registry=registry)
+    info.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
 
 
 def start_log(program: str, level: str) -> logging.Logger:

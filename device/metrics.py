@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from offramp.common.bundle import Bundle
-from offramp.common.telemetry import ROUND_TRIP_BUCKETS, STAGE_BUCKETS, package_version
+from offramp.common.telemetry import ROUND_TRIP_BUCKETS, STAGE_BUCKETS, add_info_metrics
 from offramp.device.wire_bytes import WireBytes
 
 SOURCES = ("early_exit", "server", "fallback")
@@ -80,10 +80,7 @@ class DeviceMetrics:
             buckets=ROUND_TRIP_BUCKETS,
             registry=registry,
         )
-        build = Gauge("offramp_build_info", "This release.", ["version"], registry=registry)
-        build.labels(package_version()).set(1)
-        info = Gauge("offramp_bundle_info", "The loaded bundle.", ["name", "digest"], registry=registry)
-        info.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
+        add_info_metrics(registry, bundle)
 
     def watch_wire(self, total: Callable[[], WireBytes | None]) -> None:
         """Export the socket's byte counters, read at each scrape."""

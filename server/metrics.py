@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from offramp.common.bundle import Bundle
-from offramp.common.telemetry import STAGE_BUCKETS, package_version
+from offramp.common.telemetry import STAGE_BUCKETS, add_info_metrics
 from offramp.v1 import inference_pb2 as pb
 
 REASONS = [value.name.removeprefix("REASON_").lower() for value in pb.FrameError.Reason.DESCRIPTOR.values[1:]]
@@ -68,7 +68,4 @@ class ServerMetrics:
             registry=registry,
         )
         self.open_streams = Gauge("offramp_server_open_streams", "Open streams.", registry=registry)
-        build = Gauge("offramp_build_info", "This release.", ["version"], registry=registry)
-        build.labels(package_version()).set(1)
-        info = Gauge("offramp_bundle_info", "The loaded bundle.", ["name", "digest"], registry=registry)
-        info.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
+        add_info_metrics(registry, bundle)

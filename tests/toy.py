@@ -131,7 +131,7 @@ def channel_counts(head_model: bytes) -> NDArray[np.int64]:
 
 def manifest(files: dict[str, bytes]) -> dict[str, Any]:
     """A valid manifest for these files, as JSON values. With a codebook there is one table a channel."""
-    coded = {"kind": "huffman", "layout": "channel", "table_of_channel": list(range(SHAPE[0]))}
+    coded = {"kind": "huffman", "lanes": 1, "table_of_channel": list(range(SHAPE[0]))}
     return {
         "format_version": 1,
         "name": "toy",

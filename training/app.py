@@ -22,10 +22,10 @@ from offramp.common.bundle import (
     Activation,
     Bundle,
     Figures,
-    Huffman,
     Manifest,
     Preprocessing,
     Provenance,
+    Raw,
     SplitPoint,
     ThresholdFigures,
     file_entries,
@@ -36,7 +36,7 @@ from offramp.common.codebook import entropy_bits
 from offramp.common.config import Parser
 from offramp.common.errors import ExitCode, OfframpError
 from offramp.training import recipe as recipes
-from offramp.training.codebook import choose_codebook, payload_bytes, symbol_counts
+from offramp.training.codebook import choose_codec, payload_bytes, symbol_counts
 from offramp.training.data import Dataset, load, to_float, write_images
 from offramp.training.export import export
 from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs
@@ -155,12 +155,12 @@ def make_bundle(out: Path, recipe: Recipe, text: str, data: Dataset, model: Spli
     graphs = export(quantized)
 
     seen = run_graphs(graphs, data.validation)
-    codebook, layout = choose_codebook(seen.symbols[calibration], seen.symbols[others])
+    codec = choose_codec(seen.symbols[calibration], seen.symbols[others])
     threshold = choose_threshold(seen, recipe.threshold.drop)
 
     answers, in_float = run_graphs(graphs, data.test), run_float(model, data.test)
-    payloads = payload_bytes(codebook, answers.symbols)
-    files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codebook.to_bytes()}
+    payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
+    files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
     entries = file_entries(files)
     _, height, width = quantized.input_shape
     manifest = Manifest(
@@ -179,7 +179,7 @@ def make_bundle(out: Path, recipe: Recipe, text: str, data: Dataset, model: Spli
             scale=quantized.symbols.scale,
             zero_point=quantized.symbols.zero_point,
         ),
-        codec=Huffman(kind="huffman", layout=layout, table_of_channel=codebook.table_of_channel.tolist()),
+        codec=codec.entry,
         threshold=threshold,
         temperature=1.0,
         provenance=Provenance(
@@ -250,11 +250,12 @@ def _table(bundle: Bundle) -> str:
     at = next(at for at in figures.thresholds if at.threshold == manifest.threshold)
     size = sum(entry.size for entry in manifest.files.values())
     codec = manifest.codec
-    layout = f"{codec.kind}, a table per {codec.layout}" if isinstance(codec, Huffman) else codec.kind
+    tables = 0 if isinstance(codec, Raw) else len(set(codec.table_of_channel))
     rows = [
         ("early exit", f"{figures.accuracy_early:.2%} (float {figures.accuracy_early_float:.2%})"),
         ("final exit", f"{figures.accuracy_final:.2%} (float {figures.accuracy_final_float:.2%})"),
-        ("activation", f"{raw:,} B raw, {coded:,.1f} B coded, {coded / raw:.1%} ({layout})"),
+        ("activation", f"{raw:,} B raw, {coded:,.1f} B coded, {coded / raw:.1%}"),
+        ("  coded by", f"{codec.kind}, {tables} tables"),
         ("bits per symbol", f"{coded * 8 / raw:.3f} coded"),
         (
             "  entropy",

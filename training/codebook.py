@@ -1,17 +1,44 @@
-"""The codebook of a bundle: counted on calibration symbols, its layout chosen by the bytes that it takes."""
+"""From calibration symbols to the codec of a bundle: tables, shared where that pays, chosen by bytes."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.codebook import SYMBOLS, Codebook, build_codebook
-from offramp.common.codec import ActivationCodec, HuffmanCodec
+from offramp.common.bundle import Huffman, Rans
+from offramp.common.codebook import SYMBOLS, Codebook, code_lengths
+from offramp.common.codec import ActivationCodec, Tables, make_coder
+from offramp.common.rans import RansTables
+from offramp.training.rans_tables import build_table, choose_runs, token_counts
 
-Layout = Literal["tensor", "channel"]
-LAYOUTS: tuple[Layout, ...] = ("tensor", "channel")
+SHARING_COST = 0.0025
+"""How much longer payloads may become for tables that channels share."""
+RANS_GAIN = 0.03
+"""How much shorter rANS must make payloads to be preferred: Huffman decodes twice as fast or more."""
+LANES_FROM = 1024
+"""Mean payload, bytes, from which four lanes cost less than one per cent."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to code a bundle's activations."""
+
+    name: str
+    tables: Tables
+    lanes: int
+    payload_bytes_mean: float
+    """On the images on which the candidates compete."""
+
+    @property
+    def entry(self) -> Huffman | Rans:
+        """What the manifest says of it."""
+        of_channel = self.tables.table_of_channel.tolist()
+        if isinstance(self.tables, Codebook):
+            return Huffman(kind="huffman", lanes=self.lanes, table_of_channel=of_channel)
+        return Rans(kind="rans", lanes=self.lanes, table_of_channel=of_channel)
 
 
 def symbol_counts(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -22,28 +49,120 @@ def symbol_counts(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
     return counts.astype(np.int64).reshape(channels, SYMBOLS)
 
 
-def payload_bytes(codebook: Codebook, symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
+def payload_bytes(tables: Tables, lanes: int, symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Bytes of each image's payload as the shipped codec writes it: uint8 [N, C, H, W] to int64 [N]."""
     _, channels, height, width = symbols.shape
     shape = (channels, height, width)
-    codec = ActivationCodec(shape, HuffmanCodec(shape, codebook))
+    codec = ActivationCodec(shape, make_coder(shape, tables, lanes))
     return np.array([len(codec.encode(image)[1]) for image in symbols], dtype=np.int64)
 
 
-def choose_codebook(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> tuple[Codebook, Layout]:
-    """One table for the tensor (Sec. III-C) or one per channel, whichever codes unseen images in fewer bytes.
+def compare(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[Candidate]:
+    """Every way to code that calibration tries, on one lane, with its measured bytes.
 
     Args:
-        calibration: symbols, uint8 [N, C, H, W], that both candidates are counted on.
-        others: symbols of other images, uint8 [M, C, H, W], on which they compete. Many small tables can fit
-            the images that they were counted on too well; these show it. May be empty: then ``calibration``
-            decides.
-
-    Returns:
-        The winning layout, counted anew on all of the symbols, and its name.
+        calibration: symbols, uint8 [N, C, H, W], that the tables are counted on.
+        others: symbols of other images, uint8 [M, C, H, W], on which the candidates compete: many small
+            tables can fit the images that they were counted on too well. Empty: ``calibration`` itself.
     """
     arena = others if len(others) else calibration
-    counts = symbol_counts(calibration)
-    sizes = {layout: int(payload_bytes(build_codebook(counts, layout), arena).sum()) for layout in LAYOUTS}
-    layout = min(LAYOUTS, key=lambda name: sizes[name])
-    return build_codebook(counts + symbol_counts(others), layout), layout
+    found: list[tuple[str, Tables]] = [
+        ("huffman, one table", huffman_tables(calibration, [0] * calibration.shape[1])),
+        ("huffman, a table a channel", huffman_tables(calibration, list(range(calibration.shape[1])))),
+        ("huffman, shared tables", huffman_tables(calibration, share_symbols(calibration))),
+        ("rans, shared tables", rans_tables(calibration)),
+    ]
+    return [
+        Candidate(name, tables, 1, float(payload_bytes(tables, 1, arena).mean())) for name, tables in found
+    ]
+
+
+def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> Candidate:
+    """The codec of a bundle: the shortest payloads on ``others``, within what sharing and speed may cost.
+
+    See ``compare`` for the arguments. The winner's tables are counted anew on all of the symbols.
+    """
+    tried = {candidate.name: candidate for candidate in compare(calibration, others)}
+    rans = tried.pop("rans, shared tables")
+    shortest = min(candidate.payload_bytes_mean for candidate in tried.values())
+    allowed = [c for c in tried.values() if c.payload_bytes_mean <= shortest * (1 + SHARING_COST)]
+    huffman = min(allowed, key=lambda candidate: candidate.tables.stored_bytes)
+    best = rans if rans.payload_bytes_mean <= huffman.payload_bytes_mean * (1 - RANS_GAIN) else huffman
+    everything = np.concatenate([calibration, others]) if len(others) else calibration
+    if isinstance(best.tables, Codebook):
+        tables: Tables = huffman_tables(everything, best.tables.table_of_channel.tolist())
+    else:
+        tables = rans_tables(everything)
+    lanes = 4 if best.payload_bytes_mean >= LANES_FROM and calibration.shape[1] >= 4 else 1
+    arena = others if len(others) else calibration
+    return Candidate(best.name, tables, lanes, float(payload_bytes(tables, lanes, arena).mean()))
+
+
+def huffman_tables(symbols: NDArray[np.uint8], table_of_channel: list[int]) -> Codebook:
+    """Code lengths for symbols, uint8 [N, C, H, W], whose channels share tables so."""
+    counts = _merged(symbol_counts(symbols), table_of_channel)
+    lengths = np.stack([code_lengths(row) for row in counts])
+    return Codebook(lengths, np.array(table_of_channel, np.uint16))
+
+
+def rans_tables(symbols: NDArray[np.uint8]) -> RansTables:
+    """rANS tables for symbols, uint8 [N, C, H, W], shared by channels that are alike."""
+    planes = [np.ascontiguousarray(symbols[:, c]).reshape(len(symbols), -1) for c in range(symbols.shape[1])]
+    kinds = [choose_runs(plane) for plane in planes]
+    counts = [token_counts(plane, *kind) for plane, kind in zip(planes, kinds, strict=True)]
+    table_of_channel = share(counts, kinds)
+    tables = []
+    for table in range(max(table_of_channel) + 1):
+        members = [c for c, t in enumerate(table_of_channel) if t == table]
+        total = np.sum([counts[c] for c in members], axis=0)
+        tables.append(build_table(total, *kinds[members[0]]))
+    return RansTables(tuple(tables), np.array(table_of_channel, np.uint16))
+
+
+def share_symbols(symbols: NDArray[np.uint8]) -> list[int]:
+    """Which channels of uint8 [N, C, H, W] share a Huffman table: the table of each channel."""
+    counts = symbol_counts(symbols)
+    return share(list(counts), [0] * len(counts))
+
+
+def share(counts: Sequence[NDArray[np.int64]], kinds: Sequence[Hashable]) -> list[int]:
+    """Merge the channels whose common table costs least, while payloads grow by SHARING_COST at most.
+
+    counts: how often each symbol or token occurs, for each channel. kinds: only channels of one may share.
+    Returns the table of each channel, numbered from 0 by its first channel.
+    """
+    groups = {c: (np.asarray(count), [c]) for c, count in enumerate(counts)}
+    bits = {c: _entropy_bits(count) for c, (count, _) in groups.items()}
+    budget = SHARING_COST * sum(bits.values())
+    growth = {
+        (a, b): _entropy_bits(groups[a][0] + groups[b][0]) - bits[a] - bits[b]
+        for a in groups
+        for b in groups
+        if a < b and kinds[a] == kinds[b]
+    }
+    while growth:
+        (a, b), cost = min(growth.items(), key=lambda item: item[1])
+        if cost > budget:
+            break
+        budget -= max(cost, 0.0)
+        groups[a] = (groups[a][0] + groups[b][0], groups[a][1] + groups.pop(b)[1])
+        bits[a] = _entropy_bits(groups[a][0])
+        growth = {pair: value for pair, value in growth.items() if b not in pair}
+        for pair in growth:
+            if a in pair:
+                growth[pair] = _entropy_bits(groups[pair[0]][0] + groups[pair[1]][0]) - sum(
+                    bits[c] for c in pair
+                )
+    tables = sorted(members for _, members in groups.values())
+    return [next(t for t, members in enumerate(tables) if c in members) for c in range(len(counts))]
+
+
+def _merged(counts: NDArray[np.int64], table_of_channel: list[int]) -> NDArray[np.int64]:
+    merged = np.zeros((max(table_of_channel) + 1, counts.shape[1]), np.int64)
+    np.add.at(merged, table_of_channel, counts)
+    return merged
+
+
+def _entropy_bits(counts: NDArray[np.int64]) -> float:
+    seen = counts[counts > 0].astype(np.float64)
+    return float((seen * np.log2(seen.sum() / seen)).sum())

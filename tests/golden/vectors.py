@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.codebook import SYMBOLS, Codebook, build_codebook
-from offramp.common.codec import ActivationCodec, CodecId, HuffmanCodec, Symbols
+from offramp.common.codec import ActivationCodec, CodecId, Symbols, Tables, make_coder
 from offramp.common.frame import Frame, FrameWriter, hello
+from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
 
 FOLDER = Path(__file__).parent
 
@@ -34,15 +35,17 @@ def activation(shape: tuple[int, int, int], spread: int) -> Symbols:
     return np.where(index % 11 == 10, (index * 37) % SYMBOLS, likely % SYMBOLS).astype(np.uint8)
 
 
-def codec_vector(name: str, codebook: Codebook, symbols: Symbols) -> dict[str, Any]:
+def codec_vector(name: str, tables: Tables, symbols: Symbols, lanes: int = 1) -> dict[str, Any]:
     """One activation and its payload."""
     shape = (symbols.shape[0], symbols.shape[1], symbols.shape[2])
-    codec, payload = ActivationCodec(shape, HuffmanCodec(shape, codebook)).encode(symbols)
+    codec, payload = ActivationCodec(shape, make_coder(shape, tables, lanes)).encode(symbols)
     return {
         "name": name,
         "shape": list(shape),
-        "codebook": codebook.to_bytes().hex(),
-        "table_of_channel": codebook.table_of_channel.tolist(),
+        "kind": "huffman" if isinstance(tables, Codebook) else "rans",
+        "lanes": lanes,
+        "tables": tables.to_bytes().hex(),
+        "table_of_channel": tables.table_of_channel.tolist(),
         "symbols": symbols.tobytes().hex(),
         "codec": int(codec),
         "payload": payload.hex(),
@@ -64,6 +67,37 @@ def codec_vectors() -> list[dict[str, Any]]:
         codec_vector("longest-codes", steep, np.where(every < 240, 0, every).astype(np.uint8)),
         codec_vector("escape-to-raw", steep, every),
         codec_vector("one-symbol", steep, np.full((1, 1, 1), 200, np.uint8)),
+        codec_vector("three-lanes", channel, activation(shape, 5), 3),
+        *rans_vectors(),
+    ]
+
+
+def rans_table(runs: int, mode: int, symbols: list[int]) -> RansTable:
+    """A table with these symbols behind each run; the first token takes what frequency is left."""
+    tokens = [Token(Kind.SYMBOL, run, s, 1 + 200 // (run + 1)) for run in range(runs) for s in symbols]
+    tokens += [Token(Kind.ESCAPE, run, 0, 3) for run in range(runs)]
+    if runs > 1:
+        tokens.append(Token(Kind.FULL, runs - 1, mode, 5))
+    rest = TOTAL - sum(token.frequency for token in tokens)
+    tokens[0] = tokens[0]._replace(frequency=tokens[0].frequency + rest)
+    return RansTable(runs, mode, tuple(tokens))
+
+
+def rans_vectors() -> list[dict[str, Any]]:
+    """Without runs, with runs and escapes, one lane and three, a lane of no more than its state."""
+    shape = (3, 4, 5)
+    index = np.arange(60).reshape(shape)
+    sparse = np.where(index % 7 == 6, 50 + index % 5, 50).astype(np.uint8)
+    plain, runs = rans_table(1, 0, [0, 1, 3, 4, 6, 7]), rans_table(4, 50, [51, 52, 54])
+    mixed = RansTables((plain, runs), np.array([0, 1, 0], np.uint16))
+    only_runs = RansTables((runs,), np.zeros(3, np.uint16))
+    return [
+        codec_vector("rans-plain", RansTables((plain,), np.zeros(3, np.uint16)), activation(shape, 5)),
+        codec_vector("rans-runs", only_runs, sparse),
+        codec_vector("rans-mixed-tables", mixed, np.where(index % 3 == 0, sparse, 3).astype(np.uint8)),
+        codec_vector("rans-three-lanes", only_runs, sparse, 3),
+        codec_vector("rans-short-lane", only_runs, np.full(shape, 50, np.uint8)),
+        codec_vector("rans-escape-to-raw", only_runs, activation(shape, 5)),
     ]
 
 

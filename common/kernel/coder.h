@@ -1,0 +1,93 @@
+/* Entropy coding of activations: canonical Huffman and static-table rANS, in lanes.
+ *
+ * Plain C11, no Python, no floating point, no allocation after `*_create`. docs/codec.md has the layout of
+ * a payload and why it is so; common/codec.py and common/rans.py say the same in Python, byte for byte.
+ *
+ * Invariants:
+ * - Integers only: the same input gives the same bytes on every CPU.
+ * - A decoder reads inside [payload, payload + size) and its own scratch, writes exactly C*H*W symbols, and
+ *   ends after at most that many steps, whatever the payload.
+ * - A decoder accepts only what the encoder writes for the symbols that it returns.
+ */
+#ifndef OFFRAMP_CODER_H
+#define OFFRAMP_CODER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    SYMBOLS = 256,
+    MAX_LANES = 8,
+    MAX_CODE_LENGTH = 15,
+    RANS_BITS = 12,
+    RANS_TOTAL = 1 << RANS_BITS,
+};
+
+/* What is wrong with a payload; CODER_OK is 0. */
+enum coder_error {
+    CODER_OK = 0,
+    CODER_SHORT,    /* ends before its last symbol */
+    CODER_LONG,     /* bytes left over */
+    CODER_PADDING,  /* padding bits, a lane's last state or its length are not what the encoder writes */
+    CODER_TOKEN,    /* a run past the end of its channel, or an escape that needs none */
+    CODER_MEMORY,
+};
+
+/* C channels of `plane` symbols each, split into `lanes` runs of whole channels. */
+typedef struct {
+    uint32_t channels, plane, lanes;
+} coder_shape;
+
+/* First channel of a lane: lanes differ by one channel at most. */
+static inline uint32_t lane_start(const coder_shape *shape, uint32_t lane)
+{
+    return (uint32_t)((uint64_t)shape->channels * lane / shape->lanes);
+}
+
+typedef struct huffman_coder huffman_coder;
+typedef struct rans_coder rans_coder;
+
+/* A coder holds scratch memory: one call of it at a time.
+ *
+ * lengths: tables x 256 code lengths, complete and 1 ... 15; table_of_channel: C indices below
+ * `tables`. NULL if the tables break these rules or there is no memory. */
+huffman_coder *huffman_create(coder_shape shape, const uint8_t *lengths, uint32_t tables,
+                              const uint16_t *table_of_channel);
+void huffman_destroy(huffman_coder *coder);
+/* Most bytes that huffman_encode writes. */
+size_t huffman_bound(const huffman_coder *coder);
+/* C*H*W symbols to a payload of the size that it returns. */
+size_t huffman_encode(const huffman_coder *coder, const uint8_t *symbols, uint8_t *payload);
+enum coder_error huffman_decode(const huffman_coder *coder, const uint8_t *payload, size_t size,
+                                uint8_t *symbols);
+
+enum token_kind {
+    TOKEN_SYMBOL, /* `run` symbols equal to the table's mode, then `symbol` */
+    TOKEN_ESCAPE, /* the same, with the symbol's own 8 bits behind the token */
+    TOKEN_FULL,   /* run + 1 symbols equal to the mode; fewer at the end of a channel */
+};
+
+typedef struct {
+    uint16_t frequency; /* of RANS_TOTAL */
+    uint8_t run, symbol, kind;
+} rans_token;
+
+/* One table: the frequencies sum to RANS_TOTAL. With runs = 1 there are no runs: each token is one symbol.
+ * With runs > 1 there is one TOKEN_FULL of run = runs - 1, and no TOKEN_SYMBOL of the mode. Each run below
+ * `runs` has an escape, unless runs = 1 and each symbol has a token. */
+typedef struct {
+    uint32_t tokens; /* 1 ... 256 */
+    uint32_t runs;   /* 1 ... 128 */
+    uint8_t mode;
+    rans_token token[SYMBOLS];
+} rans_table;
+
+/* NULL if the tables break these rules or there is no memory. */
+rans_coder *rans_create(coder_shape shape, const rans_table *tables, uint32_t count,
+                        const uint16_t *table_of_channel);
+void rans_destroy(rans_coder *coder);
+size_t rans_bound(const rans_coder *coder);
+size_t rans_encode(const rans_coder *coder, const uint8_t *symbols, uint8_t *payload);
+enum coder_error rans_decode(const rans_coder *coder, const uint8_t *payload, size_t size, uint8_t *symbols);
+
+#endif
