@@ -1,7 +1,7 @@
 # make demo   a real server and a real device on the shipped model; needs no torch
 # make test   lint, types and all tests
 # make proto  write the stubs in proto/ again
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FOLDERS := common device server training evaluation cli
 
 .PHONY: demo test lint proto proto-check clean
