@@ -160,7 +160,7 @@ def test_every_byte_is_counted(run: Processes, toy_bundle: Bundle, toy_npz: Path
     assert page["offramp_device_threshold_ratio"] == 1
     digest = toy_bundle.digest.hex()
     assert page[f"offramp_bundle_info{{digest={digest},name=toy}}"] == 1
-    assert any(name.startswith("offramp_build_info{version=") for name in page)
+    assert any(name.startswith("offramp_build_info{") for name in page)
 
 
 # --- servers that die, stop and drain ---

@@ -1,0 +1,375 @@
+"""``cloud-server`` as a process: start, health, reflection, metrics, draining, exit statuses."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from offramp.common import frame, transport
+from offramp.common.bundle import HEAD, TAIL, Bundle
+from offramp.common.frame import FrameWriter
+from tests.attacks.frames import message
+from tests.processes import WAIT, Processes, scrape, until
+from tests.server.client import Ended, Stream, channel_to, good_frames, good_message, still_serves, stream_to
+from tests.toy import BundleFolder
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def run_server(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """A server that is expected to end by itself."""
+    command = [sys.executable, "-m", "offramp.server.app", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=WAIT, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+# --- health, reflection, metrics ---
+
+
+def test_health_is_serving_until_it_drains(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server()
+    with channel_to(server.address) as channel, stream_to(server.address, toy_bundle) as stream:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", transport.SERVICE):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert health.Check(request, timeout=WAIT).status == SERVING
+        with pytest.raises(grpc.RpcError) as unknown:
+            health.Check(health_pb2.HealthCheckRequest(service="other"), timeout=WAIT)
+        assert "NOT_FOUND" in str(unknown.value)
+        watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT)
+        assert next(watch).status == SERVING
+        stream.hello()
+        server.send(signal.SIGTERM)
+        assert next(watch).status == NOT_SERVING
+        watch.cancel()
+        told = stream.receive()
+        assert told is not None and told.HasField("draining")
+        assert stream.end() == []
+    assert server.wait() == 0
+
+
+def test_reflection_lists_the_service(run: Processes) -> None:
+    server = run.server()
+    with channel_to(server.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        requests = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=transport.SERVICE),
+        ]
+        names, file = stub.ServerReflectionInfo(iter(requests), timeout=WAIT)
+    listed = {service.name for service in names.list_services_response.service}
+    assert {transport.SERVICE, "grpc.health.v1.Health"} <= listed
+    (described,) = map(FileDescriptorProto.FromString, file.file_descriptor_response.file_descriptor_proto)
+    (service,) = described.service
+    assert [method.name for method in service.method] == ["Offload", "Describe"]
+
+
+def test_the_metrics_tell_what_was_sent(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server()
+    frames = good_frames(toy_bundle, 30)
+    writer = FrameWriter()
+    messages = [frame.hello(toy_bundle.digest)]
+    messages += [writer.pack(frames[start : start + 10]) for start in (0, 10, 20)]
+    messages.append(message(*[b"wrong checksum"] * 5))
+    received = 0
+    with stream_to(server.address, toy_bundle) as stream:
+        for data in messages:
+            stream.send(data)
+        stream.half_close()
+        while (reply := stream.receive()) is not None:
+            received += reply.ByteSize()
+        with stream_to(server.address, toy_bundle) as other:
+            other.send(b"\xff")
+            with pytest.raises(Ended):
+                other.receive()
+        with stream_to(server.address, toy_bundle) as third:
+            third.hello()
+            page = server.metrics()
+    first = third_hello = len(frame.hello(toy_bundle.digest))
+    accepted = page["offramp_server_message_bytes_total{direction=sent}"] - received
+    assert 0 < accepted < 30
+    assert page["offramp_server_message_bytes_total{direction=received}"] == (
+        sum(map(len, messages)) + len(b"\xff") + third_hello
+    )
+    assert first == third_hello
+    assert page["offramp_server_frames_total{result=answered}"] == 30
+    assert page["offramp_server_frames_total{result=refused}"] == 5
+    assert page["offramp_server_rejected_total{reason=checksum}"] == 5
+    reasons = ("sequence", "codec", "payload", "overloaded", "internal")
+    assert all(page[f"offramp_server_rejected_total{{reason={reason}}}"] == 0 for reason in reasons)
+    assert page["offramp_server_payload_bytes_total"] == sum(len(each.payload) for each in frames)
+    assert page["offramp_server_streams_aborted_total{status=INVALID_ARGUMENT}"] == 1
+    assert page["offramp_server_open_streams"] == 1
+    assert page["offramp_server_decode_seconds_count"] == 30
+    assert page["offramp_server_queue_seconds_count"] == 30
+    assert page["offramp_server_batch_size_sum"] == 30
+    assert page["offramp_server_batch_size_count"] == page["offramp_server_inference_seconds_count"]
+    assert page[f"offramp_bundle_info{{digest={toy_bundle.digest.hex()},name=toy}}"] == 1
+    assert sum(name.startswith("offramp_build_info{") for name in page) == 1
+    assert not any(name.endswith("_created") for name in page)
+
+
+def test_labels_do_not_grow_with_what_clients_send(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server()
+
+    def provoke(seed: int) -> None:
+        for attack in (
+            frame.hello(bytes([seed]) * 32),
+            bytes([255, seed]),
+            frame.hello(toy_bundle.digest).replace(b"tail", bytes([97 + seed]) * 4),
+        ):
+            with stream_to(server.address, toy_bundle) as stream:
+                stream.send(attack)
+                with pytest.raises(Ended):
+                    stream.receive()
+
+    provoke(1)
+    names = server.metrics().keys()
+    for seed in range(2, 12):
+        provoke(seed)
+    assert server.metrics().keys() == names
+
+
+# --- draining ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_with_0(run: Processes, toy_bundle: Bundle, number: signal.Signals) -> None:
+    server = run.server()
+    with stream_to(server.address, toy_bundle) as stream:
+        stream.hello()
+        stream.send(good_message(toy_bundle, 64))
+        stream.replies(64)
+        server.send(number)
+        told = stream.receive()
+        assert told is not None and told.HasField("draining")
+        # What is read before the half-close is answered; nobody new is let in.
+        writer = FrameWriter()
+        writer._next = 65
+        stream.send(writer.pack(good_frames(toy_bundle, 64, first=65)))
+        with stream_to(server.address, toy_bundle) as late:
+            late.send(frame.hello(toy_bundle.digest))
+            with pytest.raises(Ended, match="UNAVAILABLE"):
+                late.receive()
+        found = stream.end()
+        assert sorted(reply.sequence for reply in found) == list(range(65, 129))
+        assert not any(reply.HasField("error") for reply in found)
+    assert server.wait() == 0
+    assert server.errors.splitlines()[-1].endswith("stopped")
+
+
+def test_a_device_that_does_not_leave_is_left_after_the_grace(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server("--grace", 0.5)
+    with stream_to(server.address, toy_bundle) as stream:
+        stream.hello()
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
+        with pytest.raises(Ended):
+            while stream.receive():
+                pass
+
+
+def test_signals_may_come_again(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server()
+    with stream_to(server.address, toy_bundle) as stream:
+        stream.hello()
+        for _ in range(3):
+            server.send(signal.SIGTERM)
+        assert stream.receive()
+        server.send(signal.SIGINT)
+        assert stream.end() == []
+    assert server.wait() == 0
+
+
+def test_draining_under_load_answers_every_frame_that_it_read(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server("--frames-in-flight", 4096)
+    sent, found = [0] * 4, [0] * 4
+    drained = threading.Event()
+
+    def device(index: int) -> None:
+        with stream_to(server.address, toy_bundle) as stream:
+            stream.hello()
+            writer = FrameWriter()
+            while not drained.is_set():
+                stream.send(writer.pack(good_frames(toy_bundle, 8, first=1 + sent[index])))
+                sent[index] += 8
+                message = stream.receive()
+                assert message is not None
+                found[index] += len(message.replies)
+                if message.HasField("draining"):
+                    drained.set()
+            found[index] += len(stream.end())
+
+    threads = [threading.Thread(target=device, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: min(found) > 50, "some replies to each")
+    assert server.drain() == 0
+    for thread in threads:
+        thread.join(WAIT)
+    assert sent == found
+
+
+# --- hygiene ---
+
+
+def test_asyncio_has_nothing_to_complain_of(run: Processes, toy_bundle: Bundle) -> None:
+    """Python's development mode shows what was never awaited, retrieved or closed."""
+    server = run.server("--hello-timeout", 0.3, "--max-streams", 3, python=["-X", "dev"])
+    for _ in range(3):
+        still_serves(server.address, toy_bundle)
+        with stream_to(server.address, toy_bundle) as stream, pytest.raises(Ended, match="no hello"):
+            stream.receive()
+        with stream_to(server.address, toy_bundle) as stream:
+            stream.send(b"\xff")
+            with pytest.raises(Ended, match="INVALID_ARGUMENT"):
+                stream.receive()
+        with channel_to(server.address) as channel:
+            streams = [Stream(channel, toy_bundle) for _ in range(3)]
+            for stream in streams:
+                stream.hello()
+                stream.send(good_message(toy_bundle, 64))
+            over = Stream(channel, toy_bundle)
+            with pytest.raises(Ended, match="RESOURCE_EXHAUSTED"):
+                over.receive()
+            streams[0].call.cancel()
+            for stream in streams:
+                stream.half_close()
+            over.half_close()
+        until(lambda: server.metrics()["offramp_server_open_streams"] == 0, "no open stream")
+    with stream_to(server.address, toy_bundle) as stream:
+        stream.hello()
+        server.send(signal.SIGTERM)
+        assert stream.receive()
+        stream.end()
+    assert server.wait() == 0
+    # A slow machine is told of in development mode; that is no complaint.
+    told = [line for line in server.stderr if " cloud-server " not in line or " ERROR " in line]
+    assert told == []
+
+
+# --- what stops it ---
+
+
+def test_a_port_in_use_is_exit_7(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server()
+    done = run_server("--bundle", toy_bundle.path, "--listen", server.address)
+    assert done.returncode == 7
+    assert done.stderr.strip() == (
+        f"cloud-server: --listen {server.address}: cannot be bound, expected a free address"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_server("--bundle", toy_bundle.path, "--listen", "127.0.0.1:0", "--metrics-port", port)
+    assert done.returncode == 7
+    assert f"cloud-server: metrics on 127.0.0.1:{port}: Address already in use" in done.stderr
+    assert done.stderr.count("\n") == 1
+    still_serves(server.address, toy_bundle)
+
+
+def test_an_address_that_is_not_ours_is_exit_7(toy_bundle: Bundle) -> None:
+    done = run_server("--bundle", toy_bundle.path, "--listen", "192.0.2.1:0", "--insecure")
+    assert (done.returncode, done.stderr.count("\n")) == (7, 1)
+    done = run_server(
+        *("--bundle", toy_bundle.path, "--listen", "127.0.0.1:0"),
+        *("--metrics-port", "0", "--metrics-host", "192.0.2.1"),
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (7, 1)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "manifest", "hash", "tail", "tail's shape"])
+def test_a_bundle_that_cannot_be_used_is_exit_4(damaged: BundleFolder, tmp_path: Path, damage: str) -> None:
+    path = damaged.path
+    if damage == "missing":
+        path = tmp_path / "nowhere"
+    elif damage == "empty":
+        path = tmp_path / "empty"
+        path.mkdir()
+    elif damage == "manifest":
+        damaged.edit("extra", value=1)
+    elif damage == "hash":
+        (path / TAIL).write_bytes(bytes((path / TAIL).stat().st_size))
+    elif damage == "tail":
+        damaged.put(TAIL, b"no graph")
+    else:
+        damaged.put(TAIL, (path / HEAD).read_bytes())
+    done = run_server("--bundle", path, "--listen", "127.0.0.1:0")
+    assert done.returncode == 4
+    assert done.stderr.startswith(f"cloud-server: {path}: ") or done.stderr.startswith(
+        "cloud-server: tail.onnx"
+    )
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--listen", "0.0.0.0:0"], "--listen 0.0.0.0: the connection would be plaintext"),
+        (["--listen", "nowhere"], "--listen nowhere: expected HOST:PORT"),
+        (["--listen", "::1:0"], "expected an IPv6 address in brackets"),
+        (["--max-batch", "0"], "--max-batch 0: "),
+        (["--queue", "many"], "--queue many: "),
+        (["--hello-timeout", "nan"], "--hello-timeout nan: "),
+        (["--grace", "inf"], "--grace inf: "),
+        (["--frames-in-flight", "-1"], "--frames-in-flight -1: "),
+        (["--metrics-port", "65536"], "--metrics-port 65536: "),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+        ([], "the following arguments are required: --bundle"),
+    ],
+)
+def test_wrong_flags_are_exit_2(toy_bundle: Bundle, arguments: list[str], message: str) -> None:
+    bundle = ["--bundle", str(toy_bundle.path)] if arguments else []
+    done = run_server(*bundle, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from offramp.server.app import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'onnxruntime', 'numpy', 'grpc', 'onnx'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and "exit status:" in done.stdout
+
+
+def test_a_server_serves_without_metrics(run: Processes, toy_bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "offramp.server.app", "--bundle", str(toy_bundle.path)]
+    server = run.start([*command, "--listen", "[::1]:0" if socket.has_ipv6 else "127.0.0.1:0"])
+    try:
+        match = server.wait_for(r"listening on (\S+):(\d+)$")
+    except AssertionError:
+        pytest.skip("this machine has no IPv6 loopback")
+    address = f"[::1]:{match[2]}" if socket.has_ipv6 else f"127.0.0.1:{match[2]}"
+    still_serves(address, toy_bundle)
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_the_metrics_page_is_for_everyone_at_once(run: Processes) -> None:
+    """A client that connects to the metrics port and says nothing delays nobody."""
+    server = run.server()
+    port = int(server.metrics_url.rsplit(":", 1)[1].split("/")[0])
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+    try:
+        idle[0].sendall(b"GET /met")
+        assert "offramp_server_open_streams" in scrape(server.metrics_url)
+        assert server.drain() == 0
+    finally:
+        for connection in idle:
+            connection.close()
