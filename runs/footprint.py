@@ -48,9 +48,8 @@ def main() -> None:
     device, server = str(work / "device/bin/edge-device"), str(work / "server/bin/cloud-server")
     one_image = [device, "--bundle", bundle, "--threshold", "0", "--quiet", image]
     serve = [server, "--bundle", bundle, "--listen", "127.0.0.1:0"]
-    print(
-        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores; medians of {RUNS}\n"
-    )
+    machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}; medians of {RUNS} runs\n")
     print("| extra | installed MB | command | wall s | CPU s | resident MB |")
     print("|---|---:|---|---:|---:|---:|")
     rows = [
