@@ -1,4 +1,6 @@
-/* Loads, stores and bit tricks, for any byte order and any alignment. */
+/* Loads, stores and bit tricks, for any byte order and any alignment.
+ *
+ * OFFRAMP_PORTABLE takes the way in plain C everywhere, so that it can be tested where it is not needed. */
 #ifndef OFFRAMP_BYTES_H
 #define OFFRAMP_BYTES_H
 
@@ -15,7 +17,7 @@
 #endif
 
 /* x86-64 since 2013 shifts by a variable amount in one instruction instead of three, given leave to. */
-#if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(OFFRAMP_PORTABLE)
 #define HAVE_BMI2 __builtin_cpu_supports("bmi2")
 #define TARGET_BMI2 __attribute__((target("bmi2")))
 #else
@@ -23,7 +25,8 @@
 #define TARGET_BMI2
 #endif
 
-#if defined(__GNUC__) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#if defined(__GNUC__) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ &&               \
+    !defined(OFFRAMP_PORTABLE)
 ALWAYS_INLINE uint64_t load_be64(const uint8_t *p)
 {
     uint64_t v;
@@ -35,6 +38,11 @@ ALWAYS_INLINE void store_be64(uint8_t *p, uint64_t v)
 {
     v = __builtin_bswap64(v);
     memcpy(p, &v, 8);
+}
+
+ALWAYS_INLINE void store_le32(uint8_t *p, uint32_t v)
+{
+    memcpy(p, &v, 4);
 }
 
 ALWAYS_INLINE uint32_t count_trailing_zeros(uint64_t v)
@@ -61,6 +69,12 @@ ALWAYS_INLINE void store_be64(uint8_t *p, uint64_t v)
         p[i] = (uint8_t)v;
 }
 
+ALWAYS_INLINE void store_le32(uint8_t *p, uint32_t v)
+{
+    for (int i = 0; i < 4; i++, v >>= 8)
+        p[i] = (uint8_t)v;
+}
+
 ALWAYS_INLINE uint32_t count_trailing_zeros(uint64_t v)
 {
     uint32_t n = 0;
@@ -81,8 +95,9 @@ ALWAYS_INLINE uint32_t count_leading_zeros(uint64_t v)
 /* floor(x * reciprocal / 2^64). */
 ALWAYS_INLINE uint32_t quotient(uint32_t x, uint64_t reciprocal)
 {
-#if defined(__SIZEOF_INT128__)
-    return (uint32_t)((unsigned __int128)x * reciprocal >> 64);
+#if defined(__SIZEOF_INT128__) && !defined(OFFRAMP_PORTABLE)
+    __extension__ typedef unsigned __int128 uint128;
+    return (uint32_t)((uint128)x * reciprocal >> 64);
 #else
     uint64_t low = (reciprocal & 0xFFFFFFFF) * x, high = (reciprocal >> 32) * x;
     return (uint32_t)((high + (low >> 32)) >> 32);

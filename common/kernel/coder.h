@@ -21,6 +21,7 @@ enum {
     MAX_CODE_LENGTH = 15,
     RANS_BITS = 12,
     RANS_TOTAL = 1 << RANS_BITS,
+    MAX_SYMBOLS = 1 << 28, /* of one activation: what is computed from it fits 32 bits */
 };
 
 /* What is wrong with a payload; CODER_OK is 0. */
@@ -30,10 +31,10 @@ enum coder_error {
     CODER_LONG,     /* bytes left over */
     CODER_PADDING,  /* padding bits, a lane's last state or its length are not what the encoder writes */
     CODER_TOKEN,    /* a run past the end of its channel, or an escape that needs none */
-    CODER_MEMORY,
 };
 
-/* C channels of `plane` symbols each, split into `lanes` runs of whole channels. */
+/* C channels of `plane` symbols each, split into `lanes` runs of whole channels. The caller checks:
+ * 1 <= channels, 1 <= plane, channels * plane <= MAX_SYMBOLS, 1 <= lanes <= MAX_LANES, lanes <= channels. */
 typedef struct {
     uint32_t channels, plane, lanes;
 } coder_shape;

@@ -27,7 +27,7 @@ typedef struct {
 struct huffman_coder {
     coder_shape shape;
     size_t scratch_bytes;
-    uint8_t *scratch; /* a payload with zeros behind it, so that a window may be read past its end */
+    uint8_t *scratch; /* a payload, and room for windows past its end: what they show there is not accepted */
     table *tables;
     const table **of_channel;
 };
@@ -125,8 +125,8 @@ size_t huffman_bound(const huffman_coder *coder)
 }
 
 /* Append the codes of one channel; `acc` holds `*count` < 8 bits that are not written yet. */
-ALWAYS_INLINE uint8_t *encode_plane(const table *t, const uint8_t *symbols, size_t n, uint8_t *out, uint64_t *acc_,
-                             uint32_t *count_)
+ALWAYS_INLINE uint8_t *encode_plane(const table *t, const uint8_t *symbols, size_t n, uint8_t *out,
+                                    uint64_t *acc_, uint32_t *count_)
 {
     uint64_t acc = *acc_;
     uint32_t count = *count_;
@@ -239,7 +239,7 @@ ALWAYS_INLINE void open_channel(lane_state *s, const huffman_coder *coder, uint8
 #define TAKE_SEVERAL(bits, out, several)                                                                       \
     do {                                                                                                       \
         uint32_t entry = (several)[(bits) >> (64 - PRIMARY_BITS)];                                             \
-        memcpy((out), &entry, 4);                                                                              \
+        store_le32((out), entry);                                                                              \
         (bits) <<= (entry >> 24) & 63;                                                                         \
         (out) += entry >> 30;                                                                                  \
     } while (0)

@@ -12,7 +12,6 @@ static const char *const MESSAGES[] = {
     [CODER_LONG] = "is longer than its symbols need",
     [CODER_PADDING] = "has padding or a last state that no encoder writes",
     [CODER_TOKEN] = "has a token that cannot stand where it does",
-    [CODER_MEMORY] = "needs more memory than there is",
 };
 
 /* Both types: a coder, its size and what to call. A payload is coded under the interpreter's lock, which
@@ -100,7 +99,7 @@ static int check_shape(const coder_shape *shape, const Py_buffer *table_of_chann
 {
     const uint16_t *of = table_of_channel->buf;
     if (!shape->channels || !shape->plane || !shape->lanes || shape->lanes > MAX_LANES ||
-        shape->lanes > shape->channels || (uint64_t)shape->channels * shape->plane > 1u << 30 || !tables ||
+        shape->lanes > shape->channels || (uint64_t)shape->channels * shape->plane > MAX_SYMBOLS || !tables ||
         (size_t)table_of_channel->len != shape->channels * sizeof *of) {
         PyErr_SetString(PyExc_ValueError, "channels, plane, lanes and tables do not fit together");
         return -1;
@@ -116,7 +115,7 @@ static int check_shape(const coder_shape *shape, const Py_buffer *table_of_chann
 static PyObject *finish(PyTypeObject *type, void *coder, const coder_shape *shape, void (*destroy)(void *))
 {
     if (!coder) {
-        PyErr_SetString(PyExc_ValueError, "the tables are no complete code");
+        PyErr_SetString(PyExc_ValueError, "the tables are no complete code, or need more memory than there is");
         return NULL;
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);

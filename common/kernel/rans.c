@@ -74,6 +74,8 @@ static int is_valid(const rans_table *source)
             return 0;
         if (token->kind == TOKEN_SYMBOL && runs > 1 && token->symbol == source->mode)
             return 0;
+        if (token->kind == TOKEN_ESCAPE && token->symbol)
+            return 0;
         *mark = 1;
         token->kind == TOKEN_ESCAPE ? escapes++ : symbols++;
     }
@@ -288,7 +290,7 @@ ALWAYS_INLINE void encode_four(encode_lane *lane, const rans_coder *coder, const
 #define STEP(n)                                                                                                \
     do {                                                                                                       \
         const encode_entry *e = &t_##n->encode[*--token_##n];                                                  \
-        if (UNLIKELY(t_##n->decode[*token_##n].kind == TOKEN_ESCAPE)) {                                                                  \
+        if (UNLIKELY(t_##n->decode[*token_##n].kind == TOKEN_ESCAPE)) {                                        \
             SHUT(n)                                                                                            \
             lane[n].left++;                                                                                    \
             put_token(&lane[n]);                                                                               \
