@@ -27,14 +27,16 @@ class DeviceMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frames: _Optional[_Iterable[bytes]] = ..., first_sequence: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "bundle_digest", "segment")
+    __slots__ = ("protocol_version", "bundle_digest", "segment", "deadline_ms")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     bundle_digest: bytes
     segment: str
-    def __init__(self, protocol_version: _Optional[int] = ..., bundle_digest: _Optional[bytes] = ..., segment: _Optional[str] = ...) -> None: ...
+    deadline_ms: int
+    def __init__(self, protocol_version: _Optional[int] = ..., bundle_digest: _Optional[bytes] = ..., segment: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
     __slots__ = ("accepted", "replies", "draining")
@@ -77,7 +79,7 @@ class Reply(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., class_index: _Optional[int] = ..., probability: _Optional[float] = ..., server_time_us: _Optional[int] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ...) -> None: ...
 
 class FrameError(_message.Message):
-    __slots__ = ("reason", "message")
+    __slots__ = ("reason", "message", "retry_after_ms")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[FrameError.Reason]
@@ -87,6 +89,7 @@ class FrameError(_message.Message):
         REASON_PAYLOAD: _ClassVar[FrameError.Reason]
         REASON_OVERLOADED: _ClassVar[FrameError.Reason]
         REASON_INTERNAL: _ClassVar[FrameError.Reason]
+        REASON_EXPIRED: _ClassVar[FrameError.Reason]
     REASON_UNSPECIFIED: FrameError.Reason
     REASON_CHECKSUM: FrameError.Reason
     REASON_SEQUENCE: FrameError.Reason
@@ -94,11 +97,14 @@ class FrameError(_message.Message):
     REASON_PAYLOAD: FrameError.Reason
     REASON_OVERLOADED: FrameError.Reason
     REASON_INTERNAL: FrameError.Reason
+    REASON_EXPIRED: FrameError.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     reason: FrameError.Reason
     message: str
-    def __init__(self, reason: _Optional[_Union[FrameError.Reason, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, reason: _Optional[_Union[FrameError.Reason, str]] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class Draining(_message.Message):
     __slots__ = ()
