@@ -34,6 +34,9 @@ SIGTERM and SIGINT drain: frames already read are answered, then it exits.
 exit status: 0 drained, 1 a bug, 2 wrong flags, 4 unusable bundle, 7 an address cannot be bound
 """
 
+UNWIND_SECONDS = 1.0
+"""How long streams that were cut off may take to end."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
@@ -116,6 +119,11 @@ async def _serve(settings: ServerSettings, bundle: Bundle, engine: Engine, log: 
         await healthy.enter_graceful_shutdown()
         service.draining.set()
         await server.stop(settings.grace)
+        # What gRPC cancelled at the end of the grace still unwinds. asyncio.run would cancel it once more,
+        # and gRPC would log that as an error.
+        unwinding = asyncio.all_tasks() - {asyncio.current_task()}
+        if unwinding:
+            await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)
     service.close()
     log.info("stopped")
     return ExitCode.OK
