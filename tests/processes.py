@@ -47,6 +47,7 @@ class Program:
         self.command = list(command)
         self.stdout: list[str] = []
         self.stderr: list[str] = []
+        self._records: list[dict[str, Any]] = []
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | popen
         self.process = subprocess.Popen(
             self.command, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", **options
@@ -72,8 +73,9 @@ class Program:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The lines of ``--json`` output so far, each parsed."""
-        return [json.loads(line) for line in list(self.stdout)]
+        """The lines of ``--json`` output so far, each parsed once."""
+        self._records += [json.loads(line) for line in self.stdout[len(self._records) :]]
+        return list(self._records)
 
     @property
     def answers(self) -> list[dict[str, Any]]:

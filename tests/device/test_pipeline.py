@@ -57,17 +57,17 @@ def test_predictions_are_those_of_one_process(
 ) -> None:
     server = run.server()
     exits = []
-    for threshold in THRESHOLDS:
-        flags = ("--server", server.address, "--threshold", threshold, "--window", window, "--json")
-        status, device = run.device(*flags, toy_npz)
-        assert status == 0 and device.errors == ""
+    flags = ("--server", server.address, "--window", window, "--timeout", 60, "--json", toy_npz)
+    devices = [run.start_device("--threshold", threshold, *flags) for threshold in THRESHOLDS]
+    for threshold, device in zip(THRESHOLDS, devices, strict=True):
+        assert device.wait() == 0 and device.errors == ""
         check_predictions(device.answers, in_one_process(toy_engine, threshold))
         exits.append(device.summary["early_exit"])
         assert device.summary["threshold"] == threshold
         assert all(a["payload_bytes"] == 0 for a in device.answers if a["source"] == "early_exit")
     assert exits[0] == 300 and exits[-1] == 0
     assert exits == sorted(exits, reverse=True) and len(set(exits)) >= 4
-    # The last run alone sent every image once; the first one nothing.
+    # The last device sent every image once; the first one nothing.
     metrics = server.metrics()
     assert metrics["offramp_server_frames_total{result=answered}"] == sum(300 - count for count in exits)
     assert metrics["offramp_server_frames_total{result=refused}"] == 0
@@ -182,11 +182,11 @@ def check_once(device: Any, count: int) -> None:
         assert device.summary[source] == answered_by(device, source)
 
 
-@pytest.fixture
-def many_images(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More images than a run at its rate needs for the test: it is interrupted when all is seen."""
-    path = tmp_path / "many.npz"
-    np.savez_compressed(path, images=toy.images(20_000, seed=4).transpose(0, 2, 3, 1))
+    path = tmp_path_factory.mktemp("npz") / "many.npz"
+    np.savez(path, images=toy.images(20_000, seed=4).transpose(0, 2, 3, 1))
     return path
 
 
@@ -215,7 +215,7 @@ def test_a_killed_servers_images_are_fallbacks_until_another_takes_over(
 
 def test_a_killed_server_tells_in_the_exit_status(run: Processes, toy_npz: Path) -> None:
     server = run.server()
-    device = running(run, server.address, toy_npz)
+    device = running(run, server.address, toy_npz, "--rate", 200)
     until(lambda: answered_by(device, "server") >= 20, "answers")
     server.send(signal.SIGKILL)
     assert device.wait() == ExitCode.UNAVAILABLE
