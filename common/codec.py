@@ -61,7 +61,10 @@ class Coder(Protocol):
         """The payload of these symbols; it may be longer than they are."""
 
     def decode(self, payload: bytes, /) -> bytes:
-        """The symbols of a payload. Raises PayloadError for one that ``encode`` does not write."""
+        """The symbols of a payload of at most C·H·W bytes.
+
+        Raises PayloadError for a longer one, and for one that ``encode`` does not write.
+        """
 
 
 def coder_kind() -> str:

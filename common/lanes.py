@@ -34,7 +34,13 @@ def join_lanes(lanes: list[bytes], symbols: int) -> bytes:
 
 
 def split_lanes(payload: bytes, lanes: int, symbols: int) -> list[bytes]:
-    """The lanes of a payload. Raises PayloadError where it is shorter than its lengths say."""
+    """The lanes of a payload.
+
+    Raises PayloadError where it is shorter than its lengths say, or longer than the raw symbols: no coder
+    reads that far.
+    """
+    if len(payload) > symbols:
+        raise PayloadError(f"the payload of {len(payload)} bytes is longer than its {symbols} symbols")
     width = length_bytes(symbols)
     start = width * (lanes - 1)
     parts = []

@@ -1,0 +1,269 @@
+"""The compiled coders are the reference coders: the same bytes, the same refusals, and no way to crash them."""
+
+from __future__ import annotations
+
+from itertools import product
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.common import codec as codec_module
+from offramp.common.codebook import Codebook
+from offramp.common.codec import CompiledCoder, HuffmanCoder, RansCoder, Shape
+from offramp.common.errors import PayloadError
+from offramp.common.rans import RansTables
+from tests.common import coders
+from tests.common.coders import LENGTHS, Reference, compiled, outcome, size_of
+
+pytestmark = pytest.mark.skipif(not coders.COMPILED, reason="no compiler built offramp.common._kernel here")
+
+
+@pytest.fixture
+def kernel() -> ModuleType:
+    """The extension module itself."""
+    assert codec_module._kernel is not None
+    return codec_module._kernel
+
+
+@settings(max_examples=400)
+@given(coders.cases())
+def test_both_write_the_same_bytes_and_read_them(case: tuple[Reference, bytes]) -> None:
+    coder, symbols = case
+    payload = coder.encode(symbols)
+
+    assert compiled(coder).encode(symbols) == payload
+    expected = symbols if len(payload) <= len(symbols) else None
+    assert outcome(coder, payload) == expected
+    assert outcome(compiled(coder), payload) == expected
+
+
+@settings(max_examples=400)
+@given(case=coders.cases(), data=st.data())
+def test_both_refuse_the_same_damage(case: tuple[Reference, bytes], data: st.DataObject) -> None:
+    coder, symbols = case
+    twin, payload = compiled(coder), coder.encode(symbols)
+    for _ in range(8):
+        damaged = data.draw(coders.damages(payload))
+        found = outcome(coder, damaged)
+
+        assert outcome(twin, damaged) == found
+        if found is not None:
+            assert coder.encode(found) == twin.encode(found) == damaged
+
+
+@settings(max_examples=400)
+@given(coder=coders.reference_coders, payloads=st.lists(st.binary(max_size=80), max_size=8))
+def test_both_refuse_the_same_random_bytes(coder: Reference, payloads: list[bytes]) -> None:
+    twin = compiled(coder)
+    for payload in payloads:
+        found = outcome(coder, payload)
+
+        assert outcome(twin, payload) == found
+        if found is not None:
+            assert coder.encode(found) == payload
+
+
+@given(case=coders.cases())
+def test_every_truncation_is_refused_or_is_another_activation(case: tuple[Reference, bytes]) -> None:
+    coder, symbols = case
+    twin, payload = compiled(coder), coder.encode(symbols)
+    for size in range(len(payload) - 1, max(-1, len(payload) - 60), -1):
+        found = outcome(twin, payload[:size])
+
+        assert found is None or (found != symbols and twin.encode(found) == payload[:size])
+
+
+@pytest.mark.parametrize(
+    "coder",
+    [
+        HuffmanCoder((1, 1, 2), Codebook(LENGTHS[[2]], np.zeros(1, np.uint16)), 1),
+        HuffmanCoder((1, 1, 2), Codebook(LENGTHS[[3]], np.zeros(1, np.uint16)), 1),
+        RansCoder((1, 1, 2), RansTables((coders.ONE_TOKEN,), np.zeros(1, np.uint16)), 1),
+        RansCoder((1, 1, 2), RansTables((coders.ALL_SYMBOLS,), np.zeros(1, np.uint16)), 1),
+        RansCoder(
+            (1, 1, 2),
+            RansTables((coders.rans_table(2, 0, [(0, 1), (1, 2)], [200]),), np.zeros(1, np.uint16)),
+            1,
+        ),
+        RansCoder(
+            (1, 2, 1),
+            RansTables((coders.rans_table(1, 0, [(0, 1), (0, 2)], [40]),), np.zeros(1, np.uint16)),
+            1,
+        ),
+    ],
+    ids=["huffman", "huffman-steep", "one-token", "all-symbols", "runs", "escapes"],
+)
+def test_of_all_payloads_of_two_bytes_those_that_an_encoder_writes_are_taken(coder: Reference) -> None:
+    """Every payload there is, for an activation of two symbols, against every activation."""
+    twin = compiled(coder)
+    written = {twin.encode(bytes(pair)): bytes(pair) for pair in product(range(256), repeat=2)}
+    assert len(written) == 65_536
+
+    for size in range(3):
+        for payload in product(range(256), repeat=size):
+            assert outcome(twin, bytes(payload)) == written.get(bytes(payload))
+
+
+@pytest.mark.parametrize("plane", [(1, 1), (3, 5), (4, 4), (1, 17), (8, 8)])
+@pytest.mark.parametrize("kind", ["huffman", "rans"])
+def test_four_lanes_and_the_ones_beside_them(kind: str, plane: tuple[int, int]) -> None:
+    """Every number of lanes for these channels: four lanes are coded side by side, others alone."""
+    rng = np.random.default_rng(0)
+    tables = tuple(
+        coders.rans_table(r, 0, [(i, s) for i in range(r) for s in range(4)], [30]) for r in (1, 4)
+    )
+    for channels in range(2, 10):
+        shape: Shape = (channels, *plane)
+        symbols = (rng.integers(0, 5, shape) * (rng.random(shape) < 0.3)).astype(np.uint8).tobytes()
+        mapped = (np.arange(channels) % 2).astype(np.uint16)
+        for lanes in range(1, min(8, channels) + 1):
+            coder: Reference
+            if kind == "huffman":
+                coder = HuffmanCoder(shape, Codebook(LENGTHS[[2, 3]], mapped), lanes)
+            else:
+                coder = RansCoder(shape, RansTables(tables, mapped), lanes)
+            payload = coder.encode(symbols)
+
+            assert compiled(coder).encode(symbols) == payload
+            if len(payload) <= len(symbols):
+                assert compiled(coder).decode(payload) == coder.decode(payload) == symbols
+
+
+@pytest.mark.parametrize("kind", ["huffman", "rans"])
+def test_planes_and_lanes_beyond_64_ki_symbols(kind: str) -> None:
+    shape: Shape = (2, 1, 70_000)
+    mapped = np.zeros(2, np.uint16)
+    coder: Reference = (
+        HuffmanCoder(shape, Codebook(LENGTHS[[2]], mapped), 2)
+        if kind == "huffman"
+        else RansCoder(shape, RansTables((coders.FLAT,), mapped), 2)
+    )
+    symbols = (np.arange(140_000) * 37 % 251 % (7 if kind == "huffman" else 256)).astype(np.uint8).tobytes()
+    twin, payload = compiled(coder), compiled(coder).encode(symbols)
+
+    assert payload == coder.encode(symbols)
+    length = int.from_bytes(payload[:4], "little")
+    assert length > 65_535 or kind == "huffman"
+    if len(payload) <= len(symbols):
+        assert twin.decode(payload) == symbols
+        for damaged in payload[:-1], payload + b"\0", bytes(4) + payload[4:], b"\xff" * 4 + payload[4:]:
+            assert outcome(twin, damaged) is None
+
+
+@given(coders.cases())
+def test_what_an_earlier_payload_left_behind_is_not_seen(case: tuple[Reference, bytes]) -> None:
+    coder, symbols = case
+    twin, fresh = compiled(coder), compiled(coder)
+    payload = coder.encode(symbols)
+    outcome(twin, b"\xff" * size_of(coder))
+    outcome(twin, bytes(size_of(coder)))
+
+    for size in range(max(0, len(payload) - 9), len(payload) + 1):
+        assert outcome(twin, payload[:size]) == outcome(fresh, payload[:size])
+
+
+def test_a_coder_reads_any_buffer_and_returns_bytes(kernel: ModuleType) -> None:
+    coder = kernel.Huffman(1, 4, 1, LENGTHS[3].tobytes(), bytes(2))
+    payload = coder.encode(bytearray(4))
+
+    assert type(payload) is bytes
+    assert coder.decode(memoryview(payload)) == bytes(4)
+    for wrong in "text", None, 7, np.zeros((2, 2), np.uint8).T[:, ::-1]:
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            coder.encode(wrong)
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            coder.decode(wrong)
+
+
+@pytest.mark.parametrize("size", [0, 3, 5, 1 << 20])
+@pytest.mark.parametrize("kind", ["Huffman", "Rans"])
+def test_symbols_of_another_number_are_refused(kernel: ModuleType, kind: str, size: int) -> None:
+    tables = {
+        "Huffman": LENGTHS[3].tobytes(),
+        "Rans": RansTables((coders.FLAT,), np.zeros(1, np.uint16)).to_kernel(),
+    }[kind]
+    coder = getattr(kernel, kind)(1, 4, 1, tables, bytes(2))
+    with pytest.raises(ValueError, match=f"^{size} symbols, expected 4$"):
+        coder.encode(bytes(size))
+
+
+GOOD = {
+    "Huffman": (4, 4, 2, LENGTHS[:2].tobytes(), np.array([0, 1, 0, 1], np.uint16).tobytes()),
+    "Rans": (
+        4,
+        4,
+        2,
+        RansTables((coders.FLAT, coders.ONE_TOKEN), np.array([0, 1, 0, 1], np.uint16)).to_kernel(),
+        np.array([0, 1, 0, 1], np.uint16).tobytes(),
+    ),
+}
+WRONG = {
+    "no-channels": (0, 0, r"channels, plane, lanes and tables do not fit"),
+    "other-channels": (0, 5, r"channels, plane, lanes and tables do not fit"),
+    "no-plane": (1, 0, r"channels, plane, lanes and tables do not fit"),
+    "too-many-symbols": (1, (1 << 32) - 1, r"channels, plane, lanes and tables do not fit"),
+    "no-lanes": (2, 0, r"channels, plane, lanes and tables do not fit"),
+    "nine-lanes": (2, 9, r"channels, plane, lanes and tables do not fit"),
+    "more-lanes-than-channels": (2, 5, r"channels, plane, lanes and tables do not fit"),
+    "no-tables": (3, b"", r"channels, plane, lanes and tables do not fit"),
+    "tables-of-zeros": (3, bytes(4096), r"the tables are no complete code"),
+    "tables-of-ones": (3, b"\1" * 4096, r"the tables are no complete code"),
+    "tables-of-255": (3, b"\xff" * 4096, r"the tables are no complete code"),
+    "short-map": (4, bytes(7), r"channels, plane, lanes and tables do not fit"),
+    "table-not-there": (4, bytes([0, 0, 1, 0, 0, 0, 2, 0]), r"a channel names a table that is not there"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("kind", GOOD)
+def test_wrong_arguments_are_refused(kernel: ModuleType, kind: str, name: str) -> None:
+    place, value, expected = WRONG[name]
+    arguments: list[object] = list(GOOD[kind])
+    getattr(kernel, kind)(*arguments)
+    arguments[place] = value
+    with pytest.raises(ValueError, match=expected):
+        getattr(kernel, kind)(*arguments)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@given(data=st.data())
+def test_damaged_tables_are_refused_or_code_what_they_decode(kind: str, data: st.DataObject) -> None:
+    """Past the checks in Python: the compiled coders keep to their memory on their own."""
+    kernel = codec_module._kernel
+    assert kernel is not None
+    channels, plane, lanes, tables, mapped = GOOD[kind]
+    damaged = bytearray(tables)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        coder = getattr(kernel, kind)(channels, plane, lanes, bytes(damaged), mapped)
+    except ValueError:
+        return
+    for symbols in bytes(16), bytes(range(16)), b"\xff" * 16:
+        payload = coder.encode(symbols)
+        assert len(payload) > 16 or coder.decode(payload) == symbols
+
+
+def test_errors_of_the_compiled_coder_are_payload_errors() -> None:
+    coder = HuffmanCoder((1, 4, 4), Codebook(LENGTHS[[3]], np.zeros(1, np.uint16)), 1)
+    twin = CompiledCoder(coder.shape, coder.codebook, 1)
+    for payload, expected in {
+        b"": "the payload ends before its last symbol",
+        bytes(3): "the payload is longer than its symbols need",
+        bytes(17): "the payload is longer than its symbols need",
+    }.items():
+        with pytest.raises(PayloadError, match=expected):
+            twin.decode(payload)
+
+
+def test_types_cannot_be_made_without_their_tables(kernel: ModuleType) -> None:
+    for kind in kernel.Huffman, kernel.Rans:
+        with pytest.raises(TypeError):
+            kind()
+        with pytest.raises(TypeError):
+            object.__new__(kind)
+        with pytest.raises(TypeError):
+            type("Sub", (kind,), {})
