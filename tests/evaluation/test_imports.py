@@ -17,8 +17,6 @@ import importlib, json, sys
 importlib.import_module(sys.argv[1])
 print(json.dumps(list(sys.modules)))
 """
-    "import importlib, json, sys; importlib.import_module(sys.argv[1]); print(json.dumps([*sys.modules]))"
-)
 
 
 @pytest.mark.parametrize("module", MODULES)
