@@ -54,7 +54,7 @@ def test_a_payload_that_can_be_checked_by_eye() -> None:
 
 
 def test_an_rans_payload_that_can_be_checked_by_eye() -> None:
-    """Symbol s has the 16 slots from 16·s on: it takes the state 1 to s << 4 | 1, the next one 12 bits more."""
+    """Symbol s has the 16 slots from 16·s on: it takes state 1 to s << 4 | 1, and the next adds 12 bits."""
     tables = tuple(Token(Kind.SYMBOL, 0, s, 16) for s in range(256))
     coder = make_coder((1, 1, 2), RansTables((RansTable(1, 0, tables),), np.zeros(1, np.uint16)), 1)
 
