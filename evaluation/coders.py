@@ -20,7 +20,7 @@ from offramp.common.codebook import Codebook, build_codebook
 from offramp.common.codec import HuffmanCoder, RansCoder, Shape, Symbols, Tables, make_coder
 from offramp.common.errors import OfframpError
 from offramp.common.rans import RansTables
-from offramp.training.codebook import LANES_FROM, Candidate, choose_codec, compare, symbol_counts
+from offramp.training.codebook import choose_codec, compare, lanes_for, symbol_counts
 
 PACKAGES = ("numpy", "bitarray", "zstandard", "lz4", "constriction")
 BITARRAY = "bitarray, one table"
@@ -59,16 +59,14 @@ def our_codings(shape: Shape, calibration: Symbols) -> list[Coding]:
     codings = []
     for candidate in compare(counted, others):
         shipped = candidate.name == chosen.name
-        best = chosen if shipped else replace(candidate, lanes=_lanes(candidate, shape))
+        best = (
+            chosen if shipped else replace(candidate, lanes=lanes_for(candidate.payload_bytes_mean, shape[0]))
+        )
         codings.append(our_coding(best.name, shape, best.tables, best.lanes, shipped))
         if isinstance(best.tables, RansTables):
             slow = RansCoder(shape, best.tables, best.lanes)
             codings.append(Coding("rans, in Python", slow.encode, slow.decode, best.lanes, frames=2))
     return codings
-
-
-def _lanes(candidate: Candidate, shape: Shape) -> int:
-    return 4 if candidate.payload_bytes_mean >= LANES_FROM and shape[0] >= 4 else 1
 
 
 def our_coding(name: str, shape: Shape, tables: Tables, lanes: int, shipped: bool) -> Coding:
