@@ -18,8 +18,8 @@ SHARING_COST = 0.0025
 """How much longer payloads may become for tables that channels share."""
 RANS_GAIN = 0.06
 """How much shorter rANS must make payloads to be preferred: Huffman decodes twice as fast or more."""
-LANES_FROM = {4: 1024, 2: 384}
-"""Mean payload, bytes, from which so many lanes cost no more than one per cent."""
+LANES_FROM = {4: 1024, 2: 256}
+"""Mean payload, bytes, from which so many lanes cost about one per cent."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from offramp.common.rans import SYMBOLS, TOTAL, Kind, RansTable, Token
 RUNS = (1, 4, 8, 16, 32, 64, 128)
 """Numbers of runs that are tried for each channel."""
 
-RUNS_COST = 0.01
-"""How much longer a channel may become for fewer tokens."""
+TOKEN_PRICE = 0.02
+"""Bits that one token less is worth: time goes by tokens."""
 
 Counts = NDArray[np.int64]
 
@@ -117,9 +117,9 @@ def table_bits(table: RansTable, counts: Counts) -> float:
 
 
 def choose_runs(planes: NDArray[np.uint8]) -> tuple[int, int]:
-    """Runs and mode for one channel, uint8 [N, H·W]: of those that need the fewest bits, the fewest tokens.
+    """Runs and mode for one channel, uint8 [N, H·W]: few bits, and few tokens where it costs few bits.
 
-    Time goes by tokens, so a hundredth more bits is allowed for fewer of them. A token's frequency is itself
+    A token's frequency is itself
     something learned from the data: each run's and each symbol's is charged the usual half a logarithm, or
     long tables would win by fitting a small calibration set.
     """
@@ -132,5 +132,4 @@ def choose_runs(planes: NDArray[np.uint8]) -> tuple[int, int]:
         pairs = counts[:-1].reshape(runs, SYMBOLS)
         learned = np.count_nonzero(pairs.sum(axis=0)) + np.count_nonzero(pairs.sum(axis=1))
         bits[runs] = table_bits(table, counts) + learned * np.log2(1 + tokens[runs]) / 2
-    allowed = min(bits.values()) * (1 + RUNS_COST)
-    return min((runs for runs in RUNS if bits[runs] <= allowed), key=lambda runs: tokens[runs]), mode
+    return min(RUNS, key=lambda runs: bits[runs] + TOKEN_PRICE * tokens[runs]), mode
