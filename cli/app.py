@@ -31,6 +31,12 @@ COMMANDS = {
     ),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
+    "report": Command(
+        "offramp.evaluation.report", "train,bench", "print the paper's tables and figures, ours beside them"
+    ),
+    "threshold": Command(
+        "offramp.training.threshold", "train", "choose a bundle's threshold for an accuracy or a byte budget"
+    ),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
 }
 
@@ -39,6 +45,8 @@ examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
   offramp train runs/digits.toml --out models/my-digits
+  offramp threshold models/my-digits --accuracy 0.95
+  offramp report table2
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
 

@@ -155,7 +155,7 @@ def _parser() -> Parser:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text}, expected a number above 0")
     return value
 
 

@@ -7,8 +7,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.engine import softmax
-
 _BINS = 15
 # Temperatures are searched between its inverse and itself.
 _WIDEST = 50.0
@@ -88,8 +86,3 @@ def bootstrap_mean(
     tail = (1 - coverage) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def confidences(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Largest class probability, float32 [N], of logits float32 [N, K] at a temperature."""
-    return np.asarray(softmax(logits, temperature).max(axis=1))

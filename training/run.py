@@ -33,6 +33,7 @@ from offramp.common.bundle import (
 from offramp.common.bundle import Dataset as DatasetEntry
 from offramp.common.codebook import entropy_bits
 from offramp.common.codec import Tables
+from offramp.common.rans import RansTables
 from offramp.training import csr, record
 from offramp.training.calibration import ece
 from offramp.training.codebook import (
@@ -229,9 +230,14 @@ def _bytes_by_codec(
     tables: dict[str, Tables] = {
         record.ONE_TABLE: huffman_tables(calibration, [0] * channels),
         record.TABLE_A_CHANNEL: huffman_tables(calibration, list(range(channels))),
-        record.SHARED_TABLES: huffman_tables(calibration, share_symbols(calibration)),
-        record.RANS: rans_tables(calibration),
     }
+    # What is shipped was counted on the same symbols; the slower tables need not be made twice.
+    rans = isinstance(shipped.tables, RansTables)
+    tables[record.RANS] = shipped.tables if rans else rans_tables(calibration)
+    if shipped.name == "huffman, shared tables":
+        tables[record.SHARED_TABLES] = shipped.tables
+    else:
+        tables[record.SHARED_TABLES] = huffman_tables(calibration, share_symbols(calibration))
     zstd = zstandard.ZstdCompressor(level=3)
     peers: dict[str, Callable[[bytes], bytes]] = {
         record.LZ4: lambda data: bytes(lz4.block.compress(data, store_size=False)),

@@ -80,6 +80,12 @@ def recipe_text() -> str:
     return RECIPE
 
 
+@pytest.fixture(scope="session")
+def recipe_words() -> str:
+    """``recipe_text`` for fixtures that live longer than a test."""
+    return RECIPE
+
+
 @pytest.fixture
 def recipe(tiny_backbone: None) -> Recipe:
     return Recipe.parse(RECIPE)

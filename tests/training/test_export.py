@@ -59,7 +59,13 @@ class Exported:
 
 
 ALL, NONE = ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-CASES = [("tiny", number) for number in range(1, 8)] + [("mobilenet-v2", number) for number in (5, 6, 12)]
+CASES = [
+    *(("tiny", number) for number in range(1, 8)),
+    *(("mobilenet-v2", number) for number in (5, 6, 12, 16)),
+    # After a block, and inside one, where a ReLU and a skip of both signs share a code.
+    *(("resnet-32", number) for number in (5, 6)),
+    ("vgg-19", 5),
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -124,10 +130,12 @@ def test_batches_give_what_single_images_give(exported: Exported) -> None:
         np.testing.assert_array_equal(own[0], logits[number])
 
 
-@pytest.mark.parametrize("exit_number", [5, 12])
-def test_every_layer_runs_in_integers(exit_number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "exit_number"), [("mobilenet-v2", 5), ("mobilenet-v2", 12), ("resnet-32", 6), ("vgg-19", 5)]
+)
+def test_every_layer_runs_in_integers(backbone: str, exit_number: int, tmp_path: Path) -> None:
     """Speed, without a clock: after fusion nothing is computed in float, and no pair of Q and DQ is left."""
-    graphs = Exported("mobilenet-v2", exit_number).graphs
+    graphs = Exported(backbone, exit_number).graphs
     for name, graph in (("head", graphs.head), ("tail", graphs.tail)):
         path = tmp_path / f"{name}.onnx"
         session(graph, optimized=path)
@@ -135,6 +143,6 @@ def test_every_layer_runs_in_integers(exit_number: int, tmp_path: Path) -> None:
         layers = sum(node.op_type == "Conv" for node in onnx.load_model_from_string(graph).graph.node)
         assert operators.count("QLinearConv") == layers
         assert operators.count("QGemm") == 1
-        moving = {"Transpose", "Flatten", "Slice", "Concat"}
+        moving = {"Transpose", "Flatten", "Slice", "Concat", "MaxPool", "NhwcMaxPool"}
         integer = {"QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm"}
         assert set(operators) <= moving | integer

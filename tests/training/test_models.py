@@ -4,12 +4,15 @@ import torch
 from offramp.common.errors import ConfigError
 from offramp.training.models import (
     BACKBONES,
+    Add,
     Backbone,
     ConvUnit,
+    Shortcut,
     SplitModel,
     SubBlock,
     mobilenet_v2,
     partition,
+    resnet_32,
 )
 
 
@@ -79,6 +82,51 @@ def test_head_then_tail_is_the_unsplit_model_at_every_position(exit_number: int)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model.tail(model.head(images)[0]), model.backbone(images))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "exit_number", "name", "shape", "weights"),
+    [
+        ("resnet-32", 6, "block2.add", (16, 32, 32), 461_232),
+        ("vgg-19", 5, "block2.pool", (128, 8, 8), 20_018_880),
+    ],
+)
+def test_the_papers_other_networks(
+    backbone: str, exit_number: int, name: str, shape: tuple[int, int, int], weights: int
+) -> None:
+    model = warmed(BACKBONES[backbone](10, 32), exit_number)
+    assert model.backbone.positions()[exit_number].name == name
+    assert model.split_shape == model.exit_shape == shape
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        activation, early = model.head(images)
+        assert early.shape == (2, 10)
+        assert float(activation.min()) == 0
+        assert torch.equal(model.tail(activation), model.backbone(images))
+    convolutions = (m for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d))
+    assert sum(m.weight.numel() for m in convolutions) == weights
+
+
+def test_a_strided_shortcut_has_no_parameters() -> None:
+    shortcut = Shortcut(2, 5, 2)
+    assert not list(shortcut.parameters())
+    x = torch.arange(32.0).view(1, 2, 4, 4)
+    y = shortcut(x)
+    assert y.shape == (1, 5, 2, 2)
+    assert y[0, 1].tolist() == [[16, 18], [24, 26]]
+    assert not y[0, 2:].any()
+    strided = [b for b in resnet_32(10).positions() if isinstance(b.unit, Add) and b.unit.shortcut]
+    assert [block.name for block in strided] == ["block6.add", "block11.add"]
+
+
+def test_a_cut_inside_a_strided_block_is_refused() -> None:
+    with pytest.raises(ConfigError, match="split after the block"):
+        SplitModel(resnet_32(10), 16)
+    assert SplitModel(resnet_32(10), 18).split_shape == (32, 16, 16)
+
+
+def test_other_sizes_of_images() -> None:
+    assert SplitModel(mobilenet_v2(3, 64), 12).split_shape == (32, 32, 32)
 
 
 def test_inside_a_residual_block_the_blocks_input_travels_too() -> None:

@@ -1,0 +1,176 @@
+"""What the paper leaves out: pictures sent in place of activations, on the axes of Figure 10.
+
+    picture to the whole model   every image goes to the server as raw pixels, PNG, JPEG or WebP
+    early exit + picture         images that the early exit is sure of stay; the others go as pictures
+
+The whole model is the bundle's own head and tail, one after the other, on the server; it sees what the
+picture decodes to. It was not trained on such pictures, which would help it. Bytes are those of the picture
+file alone, as for activations they are those of the payload alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from offramp.common.bundle import Bundle
+from offramp.common.engine import Engine
+from offramp.common.errors import DataError, printable
+from offramp.training.data import Labelled
+
+BASELINES = "baselines.json"
+_BATCH = 64
+_GRID = tuple(step / 100 for step in range(101))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a picture: Pillow's name (None: raw pixels) and settings."""
+
+    name: str
+    pillow: str | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def write(self, image: NDArray[np.uint8]) -> bytes:
+        """One picture, uint8 [3, H, W], as bytes."""
+        if self.pillow is None:
+            return image.tobytes()
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(
+            buffer, self.pillow, **dict(self.settings)
+        )
+        return buffer.getvalue()
+
+    def read(self, data: bytes, like: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What the bytes decode to, uint8 [3, H, W] of the same shape as ``like``."""
+        if self.pillow is None:
+            return np.frombuffer(data, np.uint8).reshape(like.shape)
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("RGB"), np.uint8).transpose(2, 0, 1)
+
+
+RAW_PIXELS = Format("raw pixels")
+FORMATS: tuple[Format, ...] = (
+    RAW_PIXELS,
+    Format("PNG", "PNG", (("optimize", True),)),
+    Format("WebP lossless", "WEBP", (("lossless", True), ("quality", 100), ("method", 6))),
+    *(
+        Format(f"JPEG {quality}", "JPEG", (("quality", quality), ("optimize", True)))
+        for quality in (5, 10, 20, 50, 75, 90)
+    ),
+    *(
+        Format(f"WebP {quality}", "WEBP", (("quality", quality), ("method", 6)))
+        for quality in (1, 5, 10, 20, 50, 75, 90)
+    ),
+)
+HYBRIDS = ("WebP 10", "WebP 20", "WebP 50", "WebP 75")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Pictures(_Strict):
+    """Every image sent in one format."""
+
+    name: str
+    bytes_mean: float
+    accuracy: float
+    """Of the whole model on the decoded pictures, a share."""
+
+
+class Hybrid(_Strict):
+    """Unsure images sent in one format, by confidence threshold."""
+
+    name: str
+    threshold: list[float]
+    bytes_mean: list[float]
+    """Over all images; one that exits early sends 0 bytes."""
+    accuracy: list[float]
+
+
+class Baselines(_Strict):
+    """All of them for one bundle."""
+
+    bundle: str
+    digest: str
+    images: int
+    pictures: list[Pictures]
+    hybrids: list[Hybrid]
+
+
+def measure(
+    bundle: Bundle,
+    data: Labelled,
+    *,
+    formats: Sequence[Format] = FORMATS,
+    threads: int = 1,
+    tick: Callable[[], object] = lambda: None,
+) -> Baselines:
+    """Measure a bundle's whole model on pictures.
+
+    Args:
+        bundle: its head and tail are the whole model, its early exit that of the hybrids.
+        data: test images.
+        formats: what is tried; those named in ``HYBRIDS`` are combined with the early exit as well.
+        threads: of the graphs.
+        tick: called after each format.
+    """
+    engine = Engine(bundle, threads)
+    early = np.concatenate([engine.head(batch)[1] for batch in _batches(data.images)])
+    confidence, early_right = early.max(axis=1), early.argmax(axis=1) == data.labels
+    pictures, hybrids = [], []
+    for form in formats:
+        coded = [form.write(image) for image in data.images]
+        decoded = np.stack([form.read(d, image) for d, image in zip(coded, data.images, strict=True)])
+        right = _whole(engine, decoded) == data.labels
+        sizes = np.array([len(one) for one in coded])
+        pictures.append(
+            Pictures(name=form.name, bytes_mean=float(sizes.mean()), accuracy=float(right.mean()))
+        )
+        if form.name in HYBRIDS:
+            sent = [confidence <= at for at in _GRID]
+            hybrids.append(
+                Hybrid(
+                    name=f"early exit + {form.name}",
+                    threshold=list(_GRID),
+                    bytes_mean=[float(np.where(one, sizes, 0).mean()) for one in sent],
+                    accuracy=[float(np.where(one, right, early_right).mean()) for one in sent],
+                )
+            )
+        tick()
+    return Baselines(
+        bundle=bundle.manifest.name,
+        digest=bundle.digest.hex(),
+        images=len(data),
+        pictures=pictures,
+        hybrids=hybrids,
+    )
+
+
+def _whole(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The class that the whole model names for each image, int64 [N]."""
+    return np.concatenate([engine.tail(engine.head(batch)[0]).argmax(axis=1) for batch in _batches(images)])
+
+
+def _batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+
+
+def read_baselines(folder: Path) -> list[Baselines]:
+    """Every ``baselines.json`` in the bundles of a folder. Raises DataError for one that is none."""
+    found = []
+    for path in sorted(folder.glob(f"*/{BASELINES}")):
+        try:
+            found.append(Baselines.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as error:
+            raise DataError(f"{path}: is no record of baselines: {printable(type(error).__name__)}") from None
+    return found

@@ -1,0 +1,164 @@
+"""``offramp report``: the paper's tables and figures, its values beside ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offramp.common.config import Parser
+from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
+
+if TYPE_CHECKING:
+    from offramp.evaluation.report_tables import Report
+
+COMPUTED = ("table2", "fig1", "fig5")
+TRAINED = (
+    "table3",
+    "table4",
+    "table5",
+    "fig6",
+    "fig7",
+    "fig8",
+    "fig9",
+    "fig10",
+    "fig11",
+    "others",
+    "claims",
+)
+
+_DESCRIPTION = """\
+Print the paper's tables and figures with our values beside its own; --out writes tables and plots.
+
+table2, fig1 and fig5 follow from the networks alone. The others are made of the records that `offramp
+train` leaves beside its bundles: train all variants of runs/cifar10-*.toml into one folder
+(runs/cifar10.sh), and name it with --runs. others is the text of Section V-C on ResNet-32 and VGG-19;
+claims holds what the paper says in words against our figures. baselines measures what the paper leaves out,
+pictures sent in place of activations, for one bundle, and leaves its figures beside it, where fig10 finds
+them.
+"""
+
+_EXAMPLES = """\
+examples:
+  offramp report table2
+  offramp report table3 fig10 --runs build/cifar10
+  offramp report all --runs build/cifar10 --out build/cifar10/report
+  offramp report baselines --bundle build/cifar10/cifar10-mobilenetv2-exit5-entropy0
+
+exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 unusable or missing records
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        if "baselines" in arguments.what:
+            _measure_baselines(arguments)
+        names = [name for name in arguments.what if name != "baselines"]
+        if names:
+            _print(arguments, _reports(names, arguments.runs))
+    except OfframpError as error:
+        print(f"offramp report: {error}", file=sys.stderr)
+        return error.exit_code
+    return ExitCode.OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="offramp report",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    names = (*COMPUTED, *TRAINED, "all", "baselines")
+    parser.add_argument("what", nargs="+", choices=names, metavar="WHAT", help=", ".join(names))
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of bundles with their records")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="also write NAME.md, NAME.json, NAME.png and NAME.svg here"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="whose baselines are measured")
+    parser.add_argument(
+        "--train-data", nargs="+", metavar="FILE", help="Parquet files in place of the bundle's recipe's"
+    )
+    parser.add_argument("--test-data", nargs="+", metavar="FILE", help="the same for its test part")
+    return parser
+
+
+def _reports(names: Sequence[str], runs: Path | None) -> list[Report]:
+    from offramp.evaluation import report_computed, report_trained
+    from offramp.evaluation.baselines import read_baselines
+    from offramp.training.record import read_records
+
+    every = "all" in names
+    wanted = (*COMPUTED, *TRAINED) if every else tuple(dict.fromkeys(names))
+    trained = [name for name in wanted if name in TRAINED]
+    if trained and runs is None and not every:
+        raise ConfigError(f"{trained[0]}: needs --runs, a folder of bundles with their records")
+    records = [] if runs is None else read_records(runs)
+    baselines = [] if runs is None else read_baselines(runs)
+    makers: dict[str, Callable[[], Report]] = {
+        "table2": report_computed.table2,
+        "fig1": lambda: report_computed.fig1(records),
+        "fig5": report_computed.fig5,
+        "table3": lambda: report_trained.table3(records),
+        "table4": lambda: report_trained.table4(records),
+        "table5": lambda: report_trained.table5(records),
+        "fig6": lambda: report_trained.fig6(records),
+        "fig7": lambda: report_trained.fig7(records),
+        "fig8": lambda: report_trained.fig8(records),
+        "fig9": lambda: report_trained.fig9(records),
+        "fig10": lambda: report_trained.fig10(records, baselines),
+        "fig11": lambda: report_trained.fig11(records),
+        "others": lambda: report_trained.others(records),
+        "claims": lambda: report_trained.claims(records),
+    }
+    reports = []
+    for name in wanted:
+        try:
+            reports.append(makers[name]())
+        except DataError as error:
+            if not every:
+                raise
+            print(f"offramp report: {name} left out: {error}", file=sys.stderr)
+    return reports
+
+
+def _print(arguments: Namespace, reports: Sequence[Report]) -> None:
+    if arguments.json:
+        print(json.dumps([json.loads(report.to_json()) for report in reports], indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(report.to_markdown() for report in reports), end="")
+    if arguments.out is not None:
+        for report in reports:
+            for path in report.write(arguments.out):
+                print(f"wrote {path}", file=sys.stderr)
+
+
+def _measure_baselines(arguments: Namespace) -> None:
+    from tqdm import tqdm
+
+    from offramp.common.bundle import load_bundle
+    from offramp.evaluation.baselines import BASELINES, FORMATS, measure
+    from offramp.training.held_out import load_data
+
+    if arguments.bundle is None:
+        raise ConfigError("baselines: needs --bundle, whose model the pictures are sent to")
+    bundle = load_bundle(arguments.bundle)
+    data = load_data(bundle, arguments.train_data, arguments.test_data)
+    with tqdm(total=len(FORMATS), unit="format", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        found = measure(bundle, data.test, formats=FORMATS, tick=bar.update)
+    path = arguments.bundle / BASELINES
+    path.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if arguments.json:
+        print(found.model_dump_json(indent=1))
+        return
+    print(f"{found.bundle}, {found.images:,} test images, the whole model on decoded pictures:\n")
+    print("| sent | B an image | accuracy % |\n|---|--:|--:|")
+    for point in found.pictures:
+        print(f"| {point.name} | {point.bytes_mean:,.1f} | {100 * point.accuracy:.2f} |")
+    print(f"\nwrote {path}", file=sys.stderr)

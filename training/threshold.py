@@ -1,0 +1,291 @@
+"""``offramp threshold``: T_c for an accuracy floor or a byte budget, chosen on held-out images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offramp.common.config import Parser
+from offramp.common.errors import DataError, ExitCode, OfframpError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from offramp.common.bundle import Bundle
+    from offramp.training.export import Graphs
+    from offramp.training.measure import Answers
+
+_DESCRIPTION = """\
+Choose a bundle's confidence threshold T_c on its validation images, and write it into the bundle.
+
+Of the thresholds 0, 0.01 … 1 it takes the one that sends the fewest bytes among those that are accurate
+enough (--accuracy, --drop), or the most accurate among those that send few enough (--bytes). The 95 %
+intervals, Wilson's for shares and the bootstrap's for bytes, are those of a threshold that was fixed
+beforehand; one that is chosen on the same images looks a little too good. --sure asks that the interval's
+worse end keeps the promise, which leans the other way. --temperature first divides the early exit's logits by
+the number that fits the labels best, so that its confidence says how often it is right (ECE: how far it is
+from that); the answers themselves do not change.
+
+The bundle's recipe says where its images are; for files elsewhere, name them. The card in the manifest is
+measured anew on the test images; nothing is chosen by them.
+"""
+
+_EXAMPLES = """\
+examples:
+  offramp threshold models/digits-mobilenetv2-exit12 --drop 0.01
+  offramp threshold my-bundle --accuracy 0.9 --sure --temperature
+  offramp threshold my-bundle --bytes 500 --dry-run --json | jq .threshold
+
+exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 no threshold will do, or unusable data
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        choice = _run(arguments)
+    except OfframpError as error:
+        print(f"offramp threshold: {error}", file=sys.stderr)
+        return error.exit_code
+    if arguments.json:
+        print(json.dumps(asdict(choice), indent=1))
+    else:
+        print("\n".join(_lines(choice)))
+    return ExitCode.OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="offramp threshold",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="the bundle's directory")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--accuracy", type=_share, metavar="A", help="at least this accuracy, 0 … 1")
+    goal.add_argument(
+        "--drop", type=_share, metavar="D", help="at most this much below the final exit's accuracy"
+    )
+    goal.add_argument("--bytes", type=_bytes, metavar="B", help="at most B payload bytes an image, mean")
+    parser.add_argument("--sure", action="store_true", help="with 95 %% confidence, not on average")
+    parser.add_argument("--temperature", action="store_true", help="calibrate the early exit first")
+    parser.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")
+    parser.add_argument("--train-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
+    parser.add_argument("--test-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected 0 … 1")
+    return value
+
+
+def _bytes(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}, expected a number of bytes")
+    return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold and what it means on the images that it was chosen on; intervals cover 95 %."""
+
+    threshold: float
+    images: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    exit_rate: float
+    exit_rate_interval: tuple[float, float]
+    bytes_mean: float
+    bytes_interval: tuple[float, float]
+    accuracy_final: float
+    """With no image answered early."""
+    temperature: float
+    ece: float
+    """Of the early exit at this temperature."""
+    ece_before: float
+    """At the bundle's temperature."""
+
+
+def choose(
+    answers: Answers,
+    payloads: NDArray[np.int64],
+    *,
+    accuracy: float | None = None,
+    drop: float | None = None,
+    budget: float | None = None,
+    sure: bool = False,
+    seed: int = 0,
+) -> Choice:
+    """The threshold for one goal.
+
+    Args:
+        answers: of both exits on held-out images; their temperature is what confidences are taken at.
+        payloads: bytes that each image's activation takes, int64 [N].
+        accuracy: floor, a share.
+        drop: how far below the final exit's accuracy the floor is.
+        budget: mean bytes an image, at most.
+        sure: the worse end of the 95 % interval has to meet the goal.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: no threshold meets the goal; says what the best one reaches.
+    """
+    import numpy as np
+
+    from offramp.training.calibration import bootstrap_mean, ece, wilson
+
+    grid = [step / 100 for step in range(101)]
+    if drop is not None:
+        accuracy = max(0.0, float(answers.final_right.mean()) - drop)
+
+    def described(threshold: float) -> Choice:
+        right, early = answers.right(threshold), answers.exits(threshold)
+        sent = np.where(early, 0, payloads).astype(np.float64)
+        calibrated = ece(answers.confidence, answers.early_right)
+        return Choice(
+            threshold=threshold,
+            images=len(answers),
+            accuracy=float(right.mean()),
+            accuracy_interval=wilson(int(right.sum()), len(right)),
+            exit_rate=float(early.mean()),
+            exit_rate_interval=wilson(int(early.sum()), len(early)),
+            bytes_mean=float(sent.mean()),
+            bytes_interval=bootstrap_mean(sent, seed=seed),
+            accuracy_final=float(answers.final_right.mean()),
+            temperature=answers.temperature,
+            ece=calibrated,
+            ece_before=calibrated,
+        )
+
+    # The slack is for the last bit of a mean.
+    slack = 1e-12
+
+    def reached(threshold: float) -> float:
+        right = answers.right(threshold)
+        return wilson(int(right.sum()), len(right))[0] if sure else float(right.mean())
+
+    def cost(threshold: float) -> float:
+        sent = np.where(answers.exits(threshold), 0, payloads).astype(np.float64)
+        return bootstrap_mean(sent, seed=seed)[1] if sure else float(sent.mean())
+
+    # Fewer images exit early at a higher threshold, so bytes grow with it; accuracy need not.
+    if budget is not None:
+        fits = [at for at in grid if cost(at) <= budget + slack]
+        if not fits:
+            raise DataError(f"no threshold sends {budget:g} B an image or fewer: at 0 it is {cost(0.0):,.1f}")
+        return described(max(fits, key=lambda at: (answers.accuracy(at), -at)))
+    assert accuracy is not None
+    for at in grid:
+        if reached(at) >= accuracy - slack:
+            return described(at)
+    best = max(grid, key=reached)
+    how = "with 95 % confidence" if sure else "on these images"
+    raise DataError(
+        f"no threshold reaches an accuracy of {accuracy:.4f} {how}: "
+        f"the best, {best:g}, reaches {reached(best):.4f}"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> Choice:
+    from dataclasses import replace
+
+    from offramp.common.bundle import load_bundle
+    from offramp.training.calibration import ece, fit_temperature
+    from offramp.training.held_out import load_data
+    from offramp.training.measure import run_graphs
+
+    bundle = load_bundle(arguments.bundle)
+    data = load_data(bundle, arguments.train_data, arguments.test_data)
+    graphs = _graphs(bundle)
+    before = replace(run_graphs(graphs, data.validation), temperature=bundle.manifest.temperature)
+    seen = before
+    if arguments.temperature:
+        # The manifest's own limits.
+        temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
+        seen = replace(seen, temperature=temperature)
+    choice = choose(
+        seen,
+        _payloads(bundle, seen),
+        accuracy=arguments.accuracy,
+        drop=arguments.drop,
+        budget=arguments.bytes,
+        sure=arguments.sure,
+        seed=bundle.manifest.provenance.seed,
+    )
+    choice = replace(choice, ece_before=ece(before.confidence, before.early_right))
+    if not arguments.dry_run:
+        test = replace(run_graphs(graphs, data.test), temperature=choice.temperature)
+        write(bundle, choice, test, _payloads(bundle, test))
+    return choice
+
+
+def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np.int64]) -> Bundle:
+    """The bundle with this threshold and temperature, its card measured anew.
+
+    Args:
+        bundle: its graphs and tables stay as they are.
+        choice: what goes into the manifest.
+        answers: of its graphs on test images, at the new temperature.
+        payloads: bytes that each of these images' activations takes, int64 [N].
+    """
+    from offramp.common.bundle import CODEBOOK, HEAD, TAIL, write_bundle
+    from offramp.training.run import figures
+
+    manifest = bundle.manifest
+    measured = figures(answers, None, payloads, choice.threshold)
+    # What the float model did is not measured here.
+    floats = {"accuracy_early_float", "accuracy_final_float"}
+    kept = {name: getattr(manifest.figures, name) for name in floats}
+    changed = manifest.model_copy(
+        update={
+            "threshold": choice.threshold,
+            "temperature": choice.temperature,
+            "figures": measured.model_copy(update=kept),
+        }
+    )
+    files = {HEAD: bundle.head, TAIL: bundle.tail}
+    if bundle.tables is not None:
+        files[CODEBOOK] = bundle.tables.to_bytes()
+    return write_bundle(bundle.path, changed, files)
+
+
+def _graphs(bundle: Bundle) -> Graphs:
+    from offramp.training.export import Graphs
+
+    return Graphs(bundle.head, bundle.tail)
+
+
+def _payloads(bundle: Bundle, answers: Answers) -> NDArray[np.int64]:
+    import numpy as np
+
+    return np.array([len(bundle.codec.encode(image)[1]) for image in answers.symbols], np.int64)
+
+
+def _lines(choice: Choice) -> list[str]:
+    low, high = choice.accuracy_interval
+    exit_low, exit_high = choice.exit_rate_interval
+    least, most = choice.bytes_interval
+    lines = [
+        f"T_c = {choice.threshold:g}, chosen on {choice.images:,} validation images (95 % intervals):",
+        f"  accuracy         {choice.accuracy:.2%}  ({low:.2%} … {high:.2%})",
+        f"    all sent       {choice.accuracy_final:.2%}",
+        f"  exit rate        {choice.exit_rate:.2%}  ({exit_low:.2%} … {exit_high:.2%})",
+        f"  bytes an image   {choice.bytes_mean:,.1f}  ({least:,.1f} … {most:,.1f}), 0 where it exits early",
+        f"  temperature      {choice.temperature:.4g}, ECE of the early exit {choice.ece:.4f}",
+    ]
+    if choice.ece != choice.ece_before:
+        lines[-1] += f" (before: {choice.ece_before:.4f})"
+    return lines
