@@ -442,7 +442,7 @@ typedef struct {
     do {                                                                                                       \
         uint32_t word = (uint32_t)(at)[0] | (uint32_t)(at)[1] << 8;                                            \
         uint32_t reads = ((state) < LOWER) & ((at) < (end));                                                   \
-        (state) = reads ? (state) << 16 | word : (state);                                                      \
+        (state) = (state) << (reads << 4) | (word & (0u - reads));                                             \
         (at) += 2 * reads;                                                                                     \
         (bad) |= reads & ((state) < LOWER);                                                                    \
     } while (0)
