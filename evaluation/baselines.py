@@ -14,7 +14,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from offramp.common.bundle import Bundle
 from offramp.common.engine import Engine
 from offramp.common.errors import DataError, printable
-from offramp.training.data import Labelled
+
+if TYPE_CHECKING:
+    # It imports torch, which nothing here needs.
+    from offramp.training.data import Labelled
 
 BASELINES = "baselines.json"
 _BATCH = 64

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,6 +178,7 @@ def choose(
         right = answers.right(threshold)
         return wilson(int(right.sum()), len(right))[0] if sure else float(right.mean())
 
+    @cache
     def cost(threshold: float) -> float:
         sent = np.where(answers.exits(threshold), 0, payloads).astype(np.float64)
         return bootstrap_mean(sent, seed=seed)[1] if sure else float(sent.mean())

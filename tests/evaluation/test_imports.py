@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TRAINS = {"bench_head"}
+TRAINS = {"bench_head", "report_computed"}
 """Modules that make models of their own, with torch."""
 MODULES = sorted(
     f"offramp.evaluation.{path.stem}"
