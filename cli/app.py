@@ -25,6 +25,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "bench": Command("offramp.evaluation.bench", "device,bench", "measure speed and bytes against others"),
+    "codec": Command(
+        "offramp.evaluation.codec_compare", "device", "compare the coders on a bundle's activations"
+    ),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
@@ -35,6 +39,8 @@ examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
   offramp train runs/digits.toml --out models/my-digits
+  offramp codec compare models/digits-mobilenetv2-exit12
+  offramp bench codec
 
 `offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
 
@@ -63,14 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Command, arguments: list[str]) -> int:
     try:
-        module = importlib.import_module(command.module)
+        return int(importlib.import_module(command.module).main(arguments))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("offramp"):
             raise
         raise ConfigError(
             f"this command needs the package '{error.name}': pip install 'offramp[{command.extra}]'"
         ) from None
-    return int(module.main(arguments))
 
 
 if __name__ == "__main__":

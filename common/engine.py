@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +44,39 @@ def _limit_memory() -> None:
     ort.create_and_register_allocator(info, arena)
 
 
+def saturates(machine: str, cpuinfo: str) -> bool:
+    """Whether this CPU would saturate sums of uint8 times int8: x86 without VNNI, by its /proc/cpuinfo."""
+    if machine.lower() not in ("x86_64", "amd64"):
+        return False
+    flags = next((line.split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
+    return not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+@cache
+def _must_be_exact() -> bool:
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        cpuinfo = ""  # not Linux: slow and right rather than fast and perhaps wrong
+    return saturates(platform.machine(), cpuinfo)
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """How every graph runs, here and where a bundle is measured: on so many threads, with the same sums."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Threads that spin between two small graphs would take the core from the rest of the process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _must_be_exact():
+        # It halves the speed, also where it is not needed.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 class _Graph:
     """One ONNX graph, checked against what the manifest promises, on a fixed number of threads."""
 
@@ -50,15 +85,8 @@ class _Graph:
         import onnxruntime as ort
 
         _limit_memory()
-        options = ort.SessionOptions()
+        options = session_options(threads)
         options.add_session_config_entry("session.use_env_allocators", "1")
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # Threads that spin between two small graphs would take the core from the rest of the process.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # x86 CPUs without VNNI would saturate sums of uint8 times int8; elsewhere this changes nothing.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         # Bytes can be ONNX and ONNX Runtime's own format at once. What `check_graph` read is what runs.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from offramp.common.bundle import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, Manifest, file_entries, write_bundle
 from offramp.common.codebook import build_codebook
+from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
 
 SIDE = 8
 SHAPE = (4, 4, 4)
@@ -130,7 +131,7 @@ def channel_counts(head_model: bytes) -> NDArray[np.int64]:
 
 
 def manifest(files: dict[str, bytes]) -> dict[str, Any]:
-    """A valid manifest for these files, as JSON values. With a codebook there is one table a channel."""
+    """A valid manifest for these files, as JSON values. With a codebook: Huffman, one table a channel."""
     coded = {"kind": "huffman", "lanes": 1, "table_of_channel": list(range(SHAPE[0]))}
     return {
         "format_version": 1,
@@ -173,6 +174,26 @@ def write(directory: Path, *, coded: bool = True) -> Bundle:
         files[CODEBOOK] = build_codebook(channel_counts(files[HEAD]), "channel").to_bytes()
     valid = Manifest.model_validate_json(json.dumps(manifest(files)))
     return write_bundle(directory, valid, files)
+
+
+def rans_tables() -> RansTables:
+    """Two tables for the toy's channels: one without runs, one with runs of up to 3 and its escapes."""
+    plain = [Token(Kind.SYMBOL, 0, s, 80 - 2 * s) for s in range(24)]
+    plain.append(Token(Kind.ESCAPE, 0, 0, TOTAL - sum(token.frequency for token in plain)))
+    runs = [Token(Kind.SYMBOL, run, s, 40) for run in range(4) for s in range(1, 17)]
+    runs += [Token(Kind.ESCAPE, run, 0, 200) for run in range(4)]
+    runs.append(Token(Kind.FULL, 3, 0, TOTAL - sum(token.frequency for token in runs)))
+    tables = RansTable(1, 0, tuple(plain)), RansTable(4, 0, tuple(runs))
+    return RansTables(tables, np.array([0, 1, 0, 1], np.uint16))
+
+
+def write_rans(directory: Path, *, lanes: int = 1) -> Bundle:
+    """Write the toy bundle with rANS tables."""
+    tables = rans_tables()
+    files = {HEAD: head().SerializeToString(), TAIL: tail().SerializeToString(), CODEBOOK: tables.to_bytes()}
+    of_channel = tables.table_of_channel.tolist()
+    document = {**manifest(files), "codec": {"kind": "rans", "lanes": lanes, "table_of_channel": of_channel}}
+    return write_bundle(directory, Manifest.model_validate_json(json.dumps(document)), files)
 
 
 class BundleFolder:

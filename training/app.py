@@ -4,49 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from offramp.common.bundle import (
-    CODEBOOK,
-    HEAD,
-    TAIL,
-    Activation,
-    Bundle,
-    Figures,
-    Manifest,
-    Preprocessing,
-    Provenance,
-    Raw,
-    SplitPoint,
-    ThresholdFigures,
-    file_entries,
-    write_bundle,
-)
-from offramp.common.bundle import Dataset as DatasetEntry
-from offramp.common.codebook import entropy_bits
+from offramp.common.bundle import Bundle, Raw, load_bundle
 from offramp.common.config import Parser
-from offramp.common.errors import ExitCode, OfframpError
-from offramp.training import recipe as recipes
-from offramp.training.codebook import choose_codec, payload_bytes, symbol_counts
-from offramp.training.data import Dataset, load, to_float, write_images
-from offramp.training.export import export
-from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs
-from offramp.training.models import SplitModel
-from offramp.training.quantize import quantize
-from offramp.training.recipe import Recipe
-from offramp.training.train import Epoch, Progress, train
+from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
 
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "torch")
-_THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# What needs torch is imported once there is something to train: --help answers at once.
+if TYPE_CHECKING:
+    from offramp.training.data import Dataset
+    from offramp.training.recipe import Recipe
+    from offramp.training.train import Epoch, Hardware, Progress
 
 _DESCRIPTION = """\
 Train a split classifier with an early exit, quantize it to INT8 and write it as a bundle.
@@ -54,7 +27,29 @@ Train a split classifier with an early exit, quantize it to INT8 and write it as
 A recipe names the data, the model, the exit at which it is split, the schedule and the weight of the entropy
 regulariser. Training runs in three stages (base, exit, regularised) and keeps the best epoch of each. After
 every epoch it writes a checkpoint; --resume goes on from there and ends with the same bundle as a run without
-a break.
+a break. A recipe with variants makes a bundle of each; stages that they have in common are trained once.
+
+your own pictures:
+  1. Put them in one folder a class, train/cat/1.jpg … and test/cat/9.jpg …; or in Parquet files with a
+     picture column (struct of bytes and path) and a label column (integers 0 … K-1).
+  2. Copy runs/cifar10-mobilenetv2.toml, give it a name, remove its variants, and say where they are:
+
+       [data]                                 [data]
+       source = "imagefolder"                 source = "parquet"
+       train = "train"                        train = ["train-0.parquet", "train-1.parquet"]
+       test = "test"                          test = "test.parquet"
+       size = 32                              image = "img"       # its columns' names
+       validation = 0.1                       label = "label"
+       flip = true                            classes = ["cat", "dog"]
+                                              size = 32
+       [model]                                validation = 0.1
+       backbone = "mobilenet-v2"
+       exit = 12
+
+     validation is the share of train that chooses epochs, ranges, code tables and the threshold. The test
+     part is for the figures that are reported, and for nothing else.
+  3. offramp train my.toml --out my-bundle
+  4. offramp inspect my-bundle; offramp threshold my-bundle --accuracy 0.9; edge-device --bundle my-bundle …
 """
 
 _EXAMPLES = """\
@@ -62,8 +57,12 @@ examples:
   offramp train runs/digits.toml --out models/digits-mobilenetv2-exit12
   offramp train runs/digits.toml --out /tmp/digits --resume          go on after a kill
   offramp train runs/digits.toml --out /tmp/digits --json | jq .figures.payload_bytes_mean
+  offramp train runs/cifar10-mobilenetv2.toml --out cifar10 --only exit12-entropy1
+  offramp train runs/cifar10-mobilenetv2.toml --out cifar10 --resume --seconds 540   in slices of 9 minutes
+  offramp train runs/cifar10-mobilenetv2.toml --out cifar10 \\
+    --train-data train.parquet --test-data test.parquet              files in place of the hub
 
-exit status: 0 done, 2 bad flag, recipe or checkpoint, 5 bad data, 130 interrupted
+exit status: 0 done, 2 bad flag, recipe or checkpoint, 5 bad data, 130 interrupted or out of --seconds
 """
 
 
@@ -71,26 +70,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status. Progress goes to stderr, the figures to stdout."""
     try:
         arguments = _parser().parse_args(argv)
-        bundle = _run(arguments)
+        for bundle in _bundles(arguments):
+            print(json.dumps(_report(bundle)) if arguments.json else _table(bundle), flush=True)
+    except _Stopped as stop:
+        print(f"offramp train: {stop}; --resume goes on", file=sys.stderr)
+        return ExitCode.INTERRUPTED
     except OfframpError as error:
         print(f"offramp train: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("offramp train: interrupted; --resume goes on after the last whole epoch", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    if arguments.json:
-        manifest = bundle.manifest
-        report = {
-            "bundle": str(bundle.path),
-            "digest": bundle.digest.hex(),
-            "threshold": manifest.threshold,
-            "codec": manifest.codec.model_dump(mode="json", exclude={"table_of_channel"}),
-            "figures": manifest.figures.model_dump(mode="json"),
-        }
-        print(json.dumps(report))
-    else:
-        print(_table(bundle))
     return ExitCode.OK
+
+
+class _Stopped(Exception):
+    """``--seconds`` are over."""
 
 
 def _parser() -> Parser:
@@ -101,13 +96,51 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", type=Path, help="TOML file, see runs/")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the bundle")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints of this recipe")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the bundle; for a folder of each variant's, where a recipe has variants",
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants, in this order")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="replace fields of the recipe, such as train.base.epochs=30; a variant's own stay",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoints of this recipe; leave bundles that are done alone",
+    )
     parser.add_argument(
         "--checkpoints",
         type=Path,
         metavar="DIR",
-        help="folder for checkpoints (default: checkpoints/<recipe name>)",
+        help="folder for checkpoints (default: checkpoints/<the file's name>)",
+    )
+    parser.add_argument(
+        "--train-data", nargs="+", metavar="FILE", help="Parquet files in place of the recipe's train part"
+    )
+    parser.add_argument(
+        "--test-data", nargs="+", metavar="FILE", help="Parquet files in place of the recipe's test part"
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="of convolutions in training (default: bfloat16 on a GPU, float32 on the CPU)",
+    )
+    parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the training step")
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="S",
+        help="stop at a checkpoint before this time is over, with exit status 130",
     )
     parser.add_argument(
         "--export-test",
@@ -115,131 +148,128 @@ def _parser() -> Parser:
         metavar="DIR",
         help="also write the test images as PNG files with labels.csv",
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, a line a bundle")
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> Bundle:
-    recipe, text = recipes.read(arguments.recipe)
-    data = load(
-        recipe.data.source, validation=recipe.data.validation, test=recipe.data.test, seed=recipe.seed
-    )
-    checkpoints = arguments.checkpoints or Path("checkpoints") / recipe.name
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
+    """Make each bundle in turn, or leave it as it is where that is asked for and right."""
+    from offramp.training import recipe as recipes
+    from offramp.training.data import write_images
+    from offramp.training.run import Job, run
+    from offramp.training.train import Clock, OutOfTime
+
+    clock = Clock(arguments.seconds)
+    found = recipes.read(arguments.recipe, settings=arguments.settings, only=arguments.only)
+    hardware = choose_hardware(arguments.device, arguments.precision, arguments.compile)
     display = _Display()
-    model = train(
-        recipe, data, checkpoints, resume=arguments.resume, device=device, progress=display.progress()
-    )
-    display.line("quantizing, exporting and measuring")
-    bundle = make_bundle(arguments.out, recipe, text, data, model)
-    if arguments.export_test is not None:
-        write_images(data.test, data.classes, arguments.export_test)
-    return bundle
-
-
-def make_bundle(out: Path, recipe: Recipe, text: str, data: Dataset, model: SplitModel) -> Bundle:
-    """Quantize, export, choose codebook and threshold on validation images, measure on test images, write.
-
-    Args:
-        out: folder of the bundle.
-        recipe: what ``model`` was trained by.
-        text: the recipe's own text, kept as provenance.
-        data: all three parts.
-        model: trained float32 model.
-    """
-    order = np.random.default_rng(recipe.seed).permutation(len(data.validation))
-    # At least one image, however small the share.
-    count = int(np.ceil(len(order) * recipe.quantize.calibration))
-    calibration, others = order[:count], order[count:]
-    quantized = quantize(model, to_float(torch.from_numpy(data.validation.images[calibration])))
-    graphs = export(quantized)
-
-    seen = run_graphs(graphs, data.validation)
-    codec = choose_codec(seen.symbols[calibration], seen.symbols[others])
-    threshold = choose_threshold(seen, recipe.threshold.drop)
-
-    answers, in_float = run_graphs(graphs, data.test), run_float(model, data.test)
-    payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
-    files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
-    entries = file_entries(files)
-    _, height, width = quantized.input_shape
-    manifest = Manifest(
-        format_version=1,
-        name=recipe.name,
-        files={"head.onnx": entries[HEAD], "tail.onnx": entries[TAIL], "codebook.bin": entries[CODEBOOK]},
-        classes=list(data.classes),
-        preprocessing=Preprocessing(color="RGB", height=height, width=width, resize="bilinear"),
-        split=SplitPoint(
-            model=recipe.model.backbone,
-            exit=recipe.model.exit,
-            layer=quantized.blocks[recipe.model.exit].name,
-        ),
-        activation=Activation(
-            shape=quantized.split_shape,
-            scale=quantized.symbols.scale,
-            zero_point=quantized.symbols.zero_point,
-        ),
-        codec=codec.entry,
-        threshold=threshold,
-        temperature=1.0,
-        provenance=Provenance(
-            commit=_commit(),
-            dataset=DatasetEntry(
-                name=data.name,
-                sha256=data.sha256,
-                train=len(data.train),
-                validation=len(data.validation),
-                test=len(data.test),
-            ),
-            recipe=text,
-            seed=recipe.seed,
-            libraries={name: version(name) for name in _LIBRARIES},
-        ),
-        figures=_figures(answers, in_float, payloads, threshold),
-    )
-    return write_bundle(out, manifest, files)
-
-
-def _figures(answers: Answers, in_float: Answers, payloads: NDArray[np.int64], threshold: float) -> Figures:
-    counts = symbol_counts(answers.symbols)
-    total = int(counts.sum())
-    return Figures(
-        images=len(payloads),
-        accuracy_early=float(answers.early_right.mean()),
-        accuracy_final=float(answers.final_right.mean()),
-        accuracy_early_float=float(in_float.early_right.mean()),
-        accuracy_final_float=float(in_float.final_right.mean()),
-        payload_bytes_mean=float(payloads.mean()),
-        entropy_bits=entropy_bits(counts.sum(axis=0)) / total,
-        entropy_bits_channel=entropy_bits(counts) / total,
-        thresholds=[
-            ThresholdFigures(
-                threshold=value,
-                accuracy=answers.accuracy(value),
-                exit_rate=float(answers.exits(value).mean()),
-                payload_bytes_mean=float(np.where(answers.exits(value), 0, payloads).mean()),
-            )
-            for value in sorted({*_THRESHOLDS, threshold})
-        ],
-    )
-
-
-def _commit() -> str:
-    """The commit of the source tree that this module lies in, or "unknown" where there is none."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        head, changed = (
-            subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for arguments in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "-uno", "--", "training", "common"],
-            )
+    datasets = _Datasets(arguments.train_data, arguments.test_data, display)
+    nested = recipes.has_variants(arguments.recipe)
+    for recipe, text in found:
+        out = arguments.out / recipe.name if nested else arguments.out
+        data = datasets.of(recipe)
+        if arguments.resume and (done := _finished(out, text, data)):
+            display.line(f"{out} is done")
+            yield done
+            continue
+        if nested:
+            display.line(f"{recipe.name}:")
+        job = Job(
+            recipe=recipe,
+            text=text,
+            data=data,
+            checkpoints=arguments.checkpoints or Path("checkpoints") / arguments.recipe.stem,
+            out=out,
+            # Variants share what they have in common, whether or not an earlier call began it.
+            resume=arguments.resume or recipe is not found[0][0],
+            hardware=hardware,
+            clock=clock,
+            progress=display.progress(),
+            say=display.line,
         )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{head}-dirty" if changed else head
+        try:
+            bundle, _ = run(job)
+        except OutOfTime:
+            raise _Stopped(f"{arguments.seconds:g} s are over in {recipe.name}") from None
+        yield bundle
+        if arguments.export_test is not None:
+            write_images(data.test, data.classes, arguments.export_test)
+
+
+def choose_hardware(device: str, precision: str | None, compiled: bool) -> Hardware:
+    """Where to train. Raises ConfigError for a GPU that is not there."""
+    import torch
+
+    from offramp.training.train import Hardware
+
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ConfigError("--device cuda: torch finds no GPU here")
+    chosen = torch.device("cuda" if there and device != "cpu" else "cpu")
+    if chosen.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    bfloat16 = precision == "bfloat16" if precision else chosen.type == "cuda"
+    return Hardware(chosen, bfloat16, compiled)
+
+
+class _Datasets:
+    """Each data set once, however many recipes learn from it."""
+
+    def __init__(self, train: list[str] | None, test: list[str] | None, display: _Display) -> None:
+        if (train is None) != (test is None):
+            raise ConfigError("--train-data and --test-data: expected both or neither")
+        self._files = None if train is None or test is None else (train, test)
+        self._display = display
+        self._loaded: dict[str, Dataset] = {}
+
+    def of(self, recipe: Recipe) -> Dataset:
+        """The data of a recipe, or the files that were given in its data's place."""
+        from offramp.training import sources
+
+        if self._files is not None:
+            recipe = recipe.with_files(*self._files)
+        key = f"{recipe.seed} {recipe.data.model_dump_json()}"
+        if key not in self._loaded:
+            self._loaded[key] = sources.load(recipe.data, seed=recipe.seed)
+            data = self._loaded[key]
+            self._display.line(
+                f"{data.name}: {len(data.train):,} images to train, {len(data.validation):,} to validate, "
+                f"{len(data.test):,} to test"
+            )
+        return self._loaded[key]
+
+
+def _finished(out: Path, text: str, data: Dataset) -> Bundle | None:
+    """The bundle there, if it was made by this text from these data and its record is complete."""
+    from offramp.training.record import RECORD, read_record
+
+    try:
+        bundle = load_bundle(out)
+    except BundleError:
+        return None
+    provenance = bundle.manifest.provenance
+    if provenance.recipe != text or provenance.dataset.sha256 != data.sha256:
+        return None
+    path = out / RECORD
+    return bundle if path.exists() and read_record(path).name == bundle.manifest.name else None
+
+
+def _report(bundle: Bundle) -> dict[str, object]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "digest": bundle.digest.hex(),
+        "threshold": manifest.threshold,
+        "codec": manifest.codec.model_dump(mode="json", exclude={"table_of_channel"}),
+        "figures": manifest.figures.model_dump(mode="json"),
+    }
 
 
 def _table(bundle: Bundle) -> str:
@@ -247,7 +277,6 @@ def _table(bundle: Bundle) -> str:
     figures = manifest.figures
     channels, height, width = manifest.activation.shape
     raw, coded = channels * height * width, figures.payload_bytes_mean
-    at = next(at for at in figures.thresholds if at.threshold == manifest.threshold)
     size = sum(entry.size for entry in manifest.files.values())
     codec = manifest.codec
     tables = 0 if isinstance(codec, Raw) else len(set(codec.table_of_channel))
@@ -261,9 +290,17 @@ def _table(bundle: Bundle) -> str:
             "  entropy",
             f"{figures.entropy_bits:.3f} over the tensor, {figures.entropy_bits_channel:.3f} in channels",
         ),
-        (f"at T_c = {at.threshold:.2f}", f"{at.exit_rate:.1%} exit early, accuracy {at.accuracy:.2%}"),
-        ("  bytes per image", f"{at.payload_bytes_mean:,.1f}, images that exit early counted as 0"),
     ]
+    # A threshold that was chosen later need not be among those measured here.
+    for at in figures.thresholds:
+        if at.threshold == manifest.threshold:
+            rows += [
+                (
+                    f"at T_c = {at.threshold:.2f}",
+                    f"{at.exit_rate:.1%} exit early, {at.accuracy:.2%} right",
+                ),
+                ("  bytes per image", f"{at.payload_bytes_mean:,.1f}, images that exit early counted as 0"),
+            ]
     return "\n".join(
         [
             f"{bundle.path}  {size:,} bytes  digest {bundle.digest.hex()[:16]}",
@@ -280,6 +317,8 @@ class _Display:
         self._bar: tqdm[NoReturn] | None = None
 
     def progress(self) -> Progress:
+        from offramp.training.train import Progress
+
         if sys.stderr.isatty():
             return Progress(batch=self._batch, epoch=self._epoch)
         return Progress(epoch=self._epoch)

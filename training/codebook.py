@@ -16,10 +16,10 @@ from offramp.training.rans_tables import build_table, choose_runs, token_counts
 
 SHARING_COST = 0.0025
 """How much longer payloads may become for tables that channels share."""
-RANS_GAIN = 0.03
+RANS_GAIN = 0.06
 """How much shorter rANS must make payloads to be preferred: Huffman decodes twice as fast or more."""
-LANES_FROM = 1024
-"""Mean payload, bytes, from which four lanes cost less than one per cent."""
+LANES_FROM = {4: 1024, 2: 256}
+"""Mean payload, bytes, from which so many lanes cost about one per cent."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,14 @@ def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> C
         tables: Tables = huffman_tables(everything, best.tables.table_of_channel.tolist())
     else:
         tables = rans_tables(everything)
-    lanes = 4 if best.payload_bytes_mean >= LANES_FROM and calibration.shape[1] >= 4 else 1
+    lanes = lanes_for(best.payload_bytes_mean, calibration.shape[1])
     arena = others if len(others) else calibration
     return Candidate(best.name, tables, lanes, float(payload_bytes(tables, lanes, arena).mean()))
+
+
+def lanes_for(payload: float, channels: int) -> int:
+    """Lanes for payloads of this mean size, bytes: more decode faster, each costs about three bytes."""
+    return next((n for n, size in LANES_FROM.items() if payload >= size and channels >= n), 1)
 
 
 def huffman_tables(symbols: NDArray[np.uint8], table_of_channel: list[int]) -> Codebook:

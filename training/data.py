@@ -4,14 +4,13 @@
     validation   choosing epochs, thresholds, quantization ranges and codebooks
     test         reported figures, nothing else
 
-A source is a function that returns all of its images as a `Labelled`; `SOURCES` names them, `load` splits.
+`sources` reads a `Source`, all of its images in memory; `split` takes the parts.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +46,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that a source has, unsplit; ``classes`` are names by label."""
+    """Everything that a source has: names of classes by label, and a test part where it keeps one apart."""
 
     name: str
     classes: tuple[str, ...]
     everything: Labelled
+    """All images but those of ``test``."""
+    test: Labelled | None = None
 
 
 @dataclass(frozen=True)
@@ -75,59 +76,63 @@ def augment(images: Tensor, *, shift: int, flip: bool, generator: torch.Generato
     """Move each image by up to ``shift`` pixels each way, its edges repeated, and mirror half of them if
     ``flip``.
 
-    uint8 [N, 3, H, W] to the same shape; draws from ``generator`` only.
+    uint8 [N, 3, H, W] to the same shape, on the same device; draws from ``generator`` only, on its device.
     """
     count, _, height, width = images.shape
-    device = images.device
-    dy, dx = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator).to(device)
+    device, drawn = images.device, generator.device
+    moved = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator, device=drawn)
+    dy, dx = moved.to(device)
     rows = (torch.arange(height, device=device) + dy).clamp_(0, height - 1)
     columns = (torch.arange(width, device=device) + dx).clamp_(0, width - 1)
     if flip:
-        mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(device)
+        mirrored = (torch.rand(count, 1, generator=generator, device=drawn) < 0.5).to(device)
         columns = torch.where(mirrored, columns.flip(1), columns)
     item = torch.arange(count, device=device)[:, None, None]
     # Indexing with the channel axis in the middle puts it last.
     return images[item, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def load(name: str, *, validation: float, test: float, seed: int) -> Dataset:
-    """A source, split by class: each part has the same share of every class, up to rounding.
+def split(source: Source, *, validation: float, test: float | None = None, seed: int) -> Dataset:
+    """A source in three parts, by class: each part has the same share of every class, up to rounding.
 
     Args:
-        name: a key of `SOURCES`.
+        source: what to split. A test part of its own stays as it is.
         validation: share of the images for validation.
-        test: share of the images for test.
+        test: share of the images for test; None for a source with a test part of its own.
         seed: decides which images; the same seed gives the same split everywhere.
 
     Raises:
-        ConfigError: unknown source, or shares that leave nothing to train on.
-        DataError: a class with too few images to be in all three parts.
+        ConfigError: shares that leave nothing to train on.
+        DataError: a class with too few images to be in every part.
     """
-    if name not in SOURCES:
-        raise ConfigError(f"unknown data source {name!r}: use one of {', '.join(sorted(SOURCES))}")
-    if validation + test >= 1:
+    if validation + (test or 0) >= 1:
         raise ConfigError(f"validation {validation} and test {test} leave no images to train on")
-    source = SOURCES[name]()
     everything = source.everything
     rng = np.random.default_rng(seed)
     parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
     for label, class_name in enumerate(source.classes):
         members = rng.permutation(np.flatnonzero(everything.labels == label))
-        n_test, n_validation = (int(np.ceil(len(members) * share)) for share in (test, validation))
+        n_test, n_validation = (int(np.ceil(len(members) * share)) for share in (test or 0, validation))
         cuts = np.split(members, [n_test, n_test + n_validation])
-        if any(len(cut) == 0 for cut in cuts):
-            raise DataError(
-                f"class {class_name!r} has {len(members)} images: too few for train, validation and test"
-            )
+        if any(len(cut) == 0 for cut in (cuts if source.test is None else cuts[1:])):
+            wanted = "train, validation and test" if source.test is None else "train and validation"
+            raise DataError(f"class {class_name!r} has {len(members)} images: too few for {wanted}")
         for part, cut in zip(parts, cuts, strict=True):
             part.append(cut)
     test_part, validation_part, train_part = (
         everything.take(np.sort(np.concatenate(part))) for part in parts
     )
-    digest = hashlib.sha256(
-        everything.images.tobytes() + everything.labels.astype("<i8").tobytes()
-    ).hexdigest()
-    return Dataset(source.name, source.classes, train_part, validation_part, test_part, digest)
+    digest = hashlib.sha256()
+    for part_of in (everything, *([] if source.test is None else [source.test])):
+        digest.update(part_of.images.tobytes() + part_of.labels.astype("<i8").tobytes())
+    return Dataset(
+        source.name,
+        source.classes,
+        train_part,
+        validation_part,
+        test_part if source.test is None else source.test,
+        digest.hexdigest(),
+    )
 
 
 def write_images(part: Labelled, classes: tuple[str, ...], folder: Path) -> None:
@@ -143,20 +148,3 @@ def write_images(part: Labelled, classes: tuple[str, ...], folder: Path) -> None
             pixels = image[0] if grey else np.ascontiguousarray(image.transpose(1, 2, 0))
             Image.fromarray(pixels).save(folder / name, optimize=True)
             rows.writerow([name, classes[label]])
-
-
-def _digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits: 8x8 with 17 grey levels, made 32x32 RGB."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    small = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
-    grey = np.stack(
-        [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in small]
-    )
-    images = np.repeat(grey[:, None], 3, axis=1)
-    labels = np.asarray(digits.target, dtype=np.int64)
-    return Source("sklearn-digits", tuple(str(digit) for digit in range(10)), Labelled(images, labels))
-
-
-SOURCES: dict[str, Callable[[], Source]] = {"sklearn-digits": _digits}

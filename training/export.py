@@ -6,10 +6,10 @@
 Each quantized layer is exactly DequantizeLinear -> Conv -> QuantizeLinear with nothing between, so that a
 runtime can fuse it into one integer convolution: there is no batch norm, no ReLU (but where a split inside a
 residual block makes two tensors share a code), no normalisation of the input and no QuantizeLinear but at a
-layer's output. ONNX Runtime then takes its direct integer convolution, for which weights have to be int8 with
-zero point 0 and input channels to come in fours (depthwise: in sixteens); with uint8 weights or three
-channels it falls back to kernels that take half as long again. Standard ONNX operators only, opset 21,
-weights inside the file, N dynamic.
+layer's output; max pooling takes the codes as they are. ONNX Runtime then takes its direct integer
+convolution, for which weights have to be int8 with zero point 0 and input channels to come in fours
+(depthwise: in sixteens); with uint8 weights or three channels it falls back to kernels that take half as long
+again. Standard ONNX operators only, opset 21, weights inside the file, N dynamic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.training.quantize import IMAGE, Affine, QuantBlock, QuantLayer, QuantModel
+from offramp.training.quantize import IMAGE, Affine, QuantAdd, QuantBlock, QuantLayer, QuantModel, QuantPool
 
 OPSET = 21
 IR_VERSION = 10
@@ -131,16 +131,25 @@ def _run(graph: _Graph, flow: _Codes, blocks: tuple[QuantBlock, ...], output: st
     """Emit the blocks; the last one's uint8 result is named ``output``."""
     for block in blocks:
         name = output if block is blocks[-1] else None
-        if block.layer is None:
-            assert flow.skip is not None and flow.skip_code is not None
-            total = graph.node(
-                "Add", graph.dequantize(flow.x, flow.code), graph.dequantize(flow.skip, flow.skip_code)
-            )
-            flow = _Codes(graph.quantize(total, block.output, name), block.output)
+        if isinstance(block.layer, QuantAdd):
+            flow = _Codes(_add(graph, flow, block, block.layer, name), block.output)
+        elif isinstance(block.layer, QuantPool):
+            sides = [block.layer.kernel] * 2
+            pooled = graph.node("MaxPool", flow.x, output=name, kernel_shape=sides, strides=sides)
+            flow = replace(flow, x=pooled)
         else:
             skip, skip_code = (flow.x, flow.code) if block.opens else (flow.skip, flow.skip_code)
             flow = _Codes(graph.conv(block.name, flow.x, block.layer, name), block.output, skip, skip_code)
     return flow
+
+
+def _add(graph: _Graph, flow: _Codes, block: QuantBlock, layer: QuantAdd, output: str | None) -> str:
+    assert flow.skip is not None and flow.skip_code is not None
+    skip, shortcut = flow.skip, layer.shortcut
+    if shortcut is not None:
+        skip = graph.conv(f"{block.name}.shortcut", skip, shortcut)
+    total = graph.node("Add", graph.dequantize(flow.x, flow.code), graph.dequantize(skip, flow.skip_code))
+    return graph.quantize(graph.node("Relu", total) if layer.relu else total, block.output, output)
 
 
 def export(model: QuantModel) -> Graphs:
@@ -178,7 +187,7 @@ def _four_channels(graph: _Graph, stem: QuantBlock) -> tuple[str, QuantBlock]:
 
     ONNX Runtime has a kernel without im2col for channels in fours; with three, the stem takes twice as long.
     """
-    assert stem.layer is not None
+    assert isinstance(stem.layer, QuantLayer)
     ends = (
         graph.constant(f"slice.{name}", np.array([end], np.int64)) for name, end in (("start", 0), ("end", 1))
     )

@@ -128,11 +128,16 @@ class EntropyLoss(nn.Module):
 
     def forward(self, activation: Tensor) -> Tensor:
         """float activation [N, C, H, W] to the loss, a scalar."""
-        return self.bits(activation) * (self.weight / math.log2(self.bins))
+        return self.relative(self.bits(activation))
+
+    def relative(self, bits: Tensor) -> Tensor:
+        """The loss of an entropy in bits, a scalar."""
+        return bits * (self.weight / math.log2(self.bins))
 
     def _follow(self, activation: Tensor) -> None:
         std, mean = torch.std_mean(activation.float())
-        step = 1.0 if int(self.batches) == 0 else self.momentum
+        # Not an `if`: on a GPU it would wait for the whole forward pass.
+        step = torch.where(self.batches == 0, 1.0, self.momentum).to(mean.dtype)
         self.mean.lerp_(mean, step)
         self.std.lerp_(std, step)
         self.batches += 1

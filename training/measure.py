@@ -4,14 +4,17 @@ threshold.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from offramp.common.engine import softmax
+from offramp.common.engine import session_options, softmax
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import Graphs
 from offramp.training.models import SplitModel
@@ -24,50 +27,94 @@ _GRID = np.linspace(0.0, 1.0, 101)
 class Answers:
     """Both exits' answers for N images.
 
-    ``symbols`` uint8 [N, C, H, W] (empty [N, 0] for a float model), ``confidence`` float32 [N] of the early
-    exit, ``early_right`` and ``final_right`` bool [N].
+    ``symbols`` uint8 [N, C, H, W] (empty [N, 0] for a float model), ``early`` and ``final`` float32 [N, K]
+    logits, ``labels`` int64 [N], ``temperature`` of the early exit's softmax.
     """
 
     symbols: NDArray[np.uint8]
-    confidence: NDArray[np.float32]
-    early_right: NDArray[np.bool_]
-    final_right: NDArray[np.bool_]
+    early: NDArray[np.float32]
+    final: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    temperature: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float32]:
+        """The early exit's largest class probability, float32 [N], as the device computes it."""
+        return np.asarray(softmax(self.early, self.temperature).max(axis=1))
+
+    @cached_property
+    def early_right(self) -> NDArray[np.bool_]:
+        """Where the early exit names the label, bool [N]."""
+        return np.asarray(self.early.argmax(axis=1) == self.labels)
+
+    @cached_property
+    def final_right(self) -> NDArray[np.bool_]:
+        """Where the final exit names the label, bool [N]."""
+        return np.asarray(self.final.argmax(axis=1) == self.labels)
 
     def exits(self, threshold: float) -> NDArray[np.bool_]:
         """Which images exit early: those whose confidence exceeds T_c (Sec. III-B); at 1, none."""
         return self.confidence > threshold
 
+    def right(self, threshold: float) -> NDArray[np.bool_]:
+        """Where the two exits together name the label at a confidence threshold T_c, bool [N]."""
+        return np.where(self.exits(threshold), self.early_right, self.final_right)
+
     def accuracy(self, threshold: float) -> float:
         """Top-1 accuracy of the two exits together at a confidence threshold T_c."""
-        return float(np.where(self.exits(threshold), self.early_right, self.final_right).mean())
+        return float(self.right(threshold).mean())
+
+    def take(self, index: NDArray[np.int64]) -> Answers:
+        """The answers for the images at these positions."""
+        return replace(
+            self,
+            symbols=self.symbols[index],
+            early=self.early[index],
+            final=self.final[index],
+            labels=self.labels[index],
+        )
 
 
-def run_graphs(graphs: Graphs, data: Labelled) -> Answers:
-    """Answers of the exported graphs, as ONNX Runtime computes them on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    # x86 CPUs without VNNI would saturate sums of uint8 times int8; elsewhere this changes nothing.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+def run_graphs(graphs: Graphs, data: Labelled, threads: int | None = None) -> Answers:
+    """Answers of the exported graphs, as ONNX Runtime computes them.
+
+    threads: how many batches run at a time, each on one thread; None: one for each core.
+    """
+    options = session_options(1)
     head, tail = (
         onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         for graph in (graphs.head, graphs.tail)
     )
-    parts = []
-    for start in range(0, len(data), _BATCH):
-        symbols, early = head.run(["symbols", "logits"], {"image": data.images[start : start + _BATCH]})
-        (final,) = tail.run(["logits"], {"symbols": symbols})
-        parts.append((symbols, early, final))
-    symbols, early, final = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _answers(symbols, early, final, data)
+    # Filled in place: the symbols of a data set are what takes the memory here.
+    symbols = np.empty((len(data), *(int(side) for side in head.get_outputs()[0].shape[1:])), np.uint8)
+    early, final = (np.empty((len(data), head.get_outputs()[1].shape[1]), np.float32) for _ in range(2))
+
+    def answer(start: int) -> None:
+        own = slice(start, start + _BATCH)
+        symbols[own], early[own] = head.run(["symbols", "logits"], {"image": data.images[own]})
+        (final[own],) = tail.run(["logits"], {"symbols": symbols[own]})
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        list(pool.map(answer, range(0, len(data), _BATCH)))
+    return Answers(symbols, early, final, data.labels)
 
 
 @torch.no_grad()
-def run_float(model: SplitModel, data: Labelled) -> Answers:
-    """Answers of the float32 model, without symbols."""
-    model.eval()
-    parts = [model(to_float(images)) for images in torch.split(torch.from_numpy(data.images), _BATCH)]
-    early, final = (torch.cat([getattr(part, name) for part in parts]).numpy() for name in ("early", "final"))
-    return _answers(np.empty((len(data), 0), np.uint8), early, final, data)
+def run_float(model: SplitModel, data: Labelled, device: torch.device | None = None) -> Answers:
+    """Answers of the float32 model, without symbols; ``model`` ends up on ``device`` (None: the CPU)."""
+    device = device or torch.device("cpu")
+    model.to(device).eval()
+    parts = [
+        model(to_float(images.to(device))) for images in torch.split(torch.from_numpy(data.images), _BATCH)
+    ]
+    early, final = (
+        torch.cat([getattr(part, name) for part in parts]).float().cpu().numpy()
+        for name in ("early", "final")
+    )
+    return Answers(np.empty((len(data), 0), np.uint8), early, final, data.labels)
 
 
 def choose_threshold(answers: Answers, drop: float) -> float:
@@ -78,14 +125,3 @@ def choose_threshold(answers: Answers, drop: float) -> float:
     floor = float(answers.final_right.mean()) - drop
     # T_c = 1 sends every image to the final exit, so one always fits; the slack is for the means' last bit.
     return next(float(t) for t in _GRID if answers.accuracy(t) >= floor - 1e-12)
-
-
-def _answers(
-    symbols: NDArray[np.uint8], early: NDArray[np.float32], final: NDArray[np.float32], data: Labelled
-) -> Answers:
-    return Answers(
-        symbols,
-        softmax(early).max(axis=1),
-        early.argmax(axis=1) == data.labels,
-        final.argmax(axis=1) == data.labels,
-    )

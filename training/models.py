@@ -41,6 +41,49 @@ class ConvUnit(nn.Module):
         return torch.relu(y) if self.relu else y
 
 
+class Shortcut(nn.Module):
+    """The parameter-free shortcut past a stride: every ``stride``-th row and column, missing channels as 0.
+
+    Maps [N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.c_in, self.c_out, self.stride = c_in, c_out, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[:, :, :: self.stride, :: self.stride]
+        return nn.functional.pad(kept, (0, 0, 0, 0, 0, self.c_out - self.c_in))
+
+
+class Add(nn.Module):
+    """Closes a residual block: adds the open branch, through ``shortcut`` where shapes differ, then a ReLU if
+    ``relu``."""
+
+    def __init__(self, *, relu: bool = False, shortcut: Shortcut | None = None) -> None:
+        super().__init__()
+        self.relu = relu
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        y = x + (skip if self.shortcut is None else self.shortcut(skip))
+        return torch.relu(y) if self.relu else y
+
+
+class MaxPool(nn.Module):
+    """Largest of each ``kernel`` x ``kernel`` cell: [N, C, H, W] to [N, C, H // kernel, W // kernel]."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(x, self.kernel)
+
+
+Unit = ConvUnit | Add | MaxPool
+
+
 @dataclass(frozen=True)
 class Flow:
     """What has to reach the next sub-block: an activation, the open residual branch; both [N, C, H, W]."""
@@ -50,22 +93,18 @@ class Flow:
 
 
 class SubBlock(nn.Module):
-    """One numbered position: a unit, or (``unit`` None) the add that closes a residual block.
+    """One numbered position. ``opens`` keeps the unit's input as the residual branch; an `Add` closes it."""
 
-    ``opens`` keeps the unit's input as the residual branch, to be added at the position that closes the
-    block.
-    """
-
-    def __init__(self, name: str, unit: ConvUnit | None, *, opens: bool = False) -> None:
+    def __init__(self, name: str, unit: Unit, *, opens: bool = False) -> None:
         super().__init__()
         self.name = name
         self.unit = unit
         self.opens = opens
 
     def forward(self, flow: Flow) -> Flow:
-        if self.unit is None:
+        if isinstance(self.unit, Add):
             assert flow.skip is not None
-            return Flow(flow.x + flow.skip)
+            return Flow(self.unit(flow.x, flow.skip))
         return Flow(self.unit(flow.x), flow.x if self.opens else flow.skip)
 
 
@@ -205,7 +244,11 @@ class SplitModel(nn.Module):
 
     def head(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """float32 images [N, 3, H, W] to the activation [N, *split_shape] and the early logits [N, K]."""
-        flow = self.backbone.run(Flow(images), 0, self.exit_number + 1)
+        flow = self.backbone.run(Flow(images), 0, self.exit_number)
+        # What travels is counted in 256 bins, finer than bfloat16 near the ends of its range.
+        with torch.autocast(images.device.type, enabled=False):
+            skip = None if flow.skip is None else flow.skip.float()
+            flow = self.backbone.run(Flow(flow.x.float(), skip), self.exit_number, self.exit_number + 1)
         early = self.branch(flow.x)
         return (flow.x if flow.skip is None else torch.cat([flow.x, flow.skip], dim=1)), early
 
@@ -234,8 +277,13 @@ _MOBILENET_V2 = (
 )
 
 
-def mobilenet_v2(classes: int) -> Backbone:
-    """MobileNetV2, width 1.0, for 3x32x32 images: 17 blocks, identity shortcuts only (Sec. V-A, Table I)."""
+def mobilenet_v2(classes: int, size: int = 32) -> Backbone:
+    """MobileNetV2, width 1.0, for small images: 17 blocks, identity shortcuts only (Sec. V-A, Table I).
+
+    Args:
+        classes: number of classes K.
+        size: side of the images in pixels.
+    """
     blocks: list[SubBlock] = []
     c_in, number = 32, 0
     for expansion, c_out, repeats, first_stride in _MOBILENET_V2:
@@ -249,7 +297,7 @@ def mobilenet_v2(classes: int) -> Backbone:
             blocks.append(SubBlock(f"block{number}.C2", ConvUnit(wide, wide, 3, stride=stride, groups=wide)))
             blocks.append(SubBlock(f"block{number}.C3", ConvUnit(wide, c_out, 1, relu=False)))
             if residual:
-                blocks.append(SubBlock(f"block{number}.add", None))
+                blocks.append(SubBlock(f"block{number}.add", Add()))
             c_in = c_out
     return Backbone(
         ConvUnit(3, 32, 3),
@@ -257,11 +305,59 @@ def mobilenet_v2(classes: int) -> Backbone:
         [ConvUnit(c_in, 1280, 1)],
         channels=1280,
         classes=classes,
-        input_shape=(3, 32, 32),
+        input_shape=(3, size, size),
     )
 
 
-BACKBONES: dict[str, Callable[[int], Backbone]] = {"mobilenet-v2": mobilenet_v2}
+def resnet_32(classes: int, size: int = 32) -> Backbone:
+    """ResNet-32 for small images: three stages of five blocks, parameter-free shortcuts.
+
+    Block b has positions 3b - 2 and 3b - 1 for its convolutions and 3b for its add and ReLU, so the paper's
+    split (Sec. V-C, after the ReLU of the second block) is exit 6: 16x32x32.
+    """
+    blocks: list[SubBlock] = []
+    c_in, number = 16, 0
+    for c_out in (16, 32, 64):
+        for _ in range(5):
+            number += 1
+            stride = 1 if c_in == c_out else 2
+            shortcut = None if stride == 1 else Shortcut(c_in, c_out, stride)
+            name = f"block{number}"
+            blocks += [
+                SubBlock(f"{name}.conv1", ConvUnit(c_in, c_out, 3, stride=stride), opens=True),
+                SubBlock(f"{name}.conv2", ConvUnit(c_out, c_out, 3, relu=False)),
+                SubBlock(f"{name}.add", Add(relu=True, shortcut=shortcut)),
+            ]
+            c_in = c_out
+    return Backbone(
+        ConvUnit(3, 16, 3), blocks, [], channels=c_in, classes=classes, input_shape=(3, size, size)
+    )
+
+
+def vgg_19(classes: int, size: int = 32) -> Backbone:
+    """VGG-19 with batch norm for small images: five blocks that end in max pooling, one linear layer.
+
+    The paper's split (Sec. V-C, after the max pooling of the second block) is exit 5: 128x8x8.
+    """
+    units: list[tuple[str, Unit]] = []
+    c_in = 3
+    for block, (c_out, convolutions) in enumerate(((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)), 1):
+        for number in range(1, convolutions + 1):
+            units.append((f"block{block}.conv{number}", ConvUnit(c_in, c_out, 3)))
+            c_in = c_out
+        units.append((f"block{block}.pool", MaxPool(2)))
+    (_, stem), *others = units
+    assert isinstance(stem, ConvUnit)
+    blocks = [SubBlock(name, unit) for name, unit in others]
+    return Backbone(stem, blocks, [], channels=c_in, classes=classes, input_shape=(3, size, size))
+
+
+BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
+    "mobilenet-v2": mobilenet_v2,
+    "resnet-32": resnet_32,
+    "vgg-19": vgg_19,
+}
+"""By the name that recipes use: from the number of classes and the side of the images."""
 
 
 @dataclass(frozen=True)

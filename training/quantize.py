@@ -16,7 +16,7 @@ from torch import Tensor
 
 from offramp.common.errors import DataError
 from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO
-from offramp.training.models import ConvUnit, Flow, SplitModel
+from offramp.training.models import Add, ConvUnit, Flow, MaxPool, Shortcut, SplitModel
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
@@ -75,11 +75,29 @@ class QuantLayer:
 
 
 @dataclass(frozen=True)
+class QuantAdd:
+    """The add that closes a residual block: the open branch goes through ``shortcut``, if there is one.
+
+    ``relu`` as in `QuantLayer`.
+    """
+
+    shortcut: QuantLayer | None
+    relu: bool
+
+
+@dataclass(frozen=True)
+class QuantPool:
+    """Max pooling of codes as they are: its output has its input's code."""
+
+    kernel: int
+
+
+@dataclass(frozen=True)
 class QuantBlock:
-    """A sub-block in integers; ``layer`` is None for the add that closes a residual block."""
+    """A sub-block in integers."""
 
     name: str
-    layer: QuantLayer | None
+    layer: QuantLayer | QuantAdd | QuantPool
     opens: bool
     output: Affine
 
@@ -156,11 +174,22 @@ def quantize(model: SplitModel, images: Tensor) -> QuantModel:
     seen = _observe(model, images)
     codes = [tensor.affine() for tensor in seen.positions]
     _share_code(model, seen.positions, codes)
+    for position, block in enumerate(backbone.positions()):
+        # Of what is pooled only the largest go on, so the range of these is what counts.
+        if isinstance(block.unit, MaxPool):
+            codes[position - 1] = codes[position]
 
     blocks: list[QuantBlock] = []
-    incoming = IMAGE
+    incoming = skip = IMAGE
     for block, output in zip(backbone.positions(), codes, strict=True):
-        layer = None if block.unit is None else _conv(block.unit, incoming, output)
+        skip = incoming if block.opens else skip
+        layer: QuantLayer | QuantAdd | QuantPool
+        if isinstance(block.unit, ConvUnit):
+            layer = _conv(block.unit, incoming, output)
+        elif isinstance(block.unit, MaxPool):
+            layer = QuantPool(block.unit.kernel)
+        else:
+            layer = _add(block.unit, skip, output)
         blocks.append(QuantBlock(block.name, layer, block.opens, output))
         incoming = output
     top: list[QuantLayer] = []
@@ -243,6 +272,18 @@ def _conv(unit: ConvUnit, incoming: Affine, output: Affine) -> QuantLayer:
         # does not.
         relu=unit.relu and output.zero_point > 0,
     )
+
+
+def _add(unit: Add, skip: Affine, output: Affine) -> QuantAdd:
+    shortcut = None if unit.shortcut is None else _shortcut(unit.shortcut, skip)
+    return QuantAdd(shortcut, relu=unit.relu and output.zero_point > 0)
+
+
+def _shortcut(unit: Shortcut, code: Affine) -> QuantLayer:
+    """As a convolution with weights 0 and 1: exact, and one of the operators that run in integers."""
+    identity = np.eye(unit.c_out, unit.c_in, dtype=np.int8)[:, :, None, None]
+    ones, zeros = np.ones(unit.c_out, np.float32), np.zeros(unit.c_out, np.int32)
+    return QuantLayer(identity, ones, zeros, code, code, stride=unit.stride)
 
 
 def _integers(

@@ -1,18 +1,26 @@
-"""A recipe: one TOML file that says all of how a bundle comes to be. Unknown or missing fields are errors."""
+"""A recipe: one TOML file that says all of how a bundle comes to be. Unknown or missing fields are errors.
+
+A file may hold several: each entry of its ``variants`` is the file's recipe with some fields replaced, named
+``<name>-<variant>``.
+
+    variants = [
+      { name = "exit5", model.exit = 5 },
+      { name = "exit5-entropy1", model.exit = 5, train.regularised.entropy = 1.0 },
+    ]
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from offramp.common.errors import ConfigError
-from offramp.training.data import SOURCES
 from offramp.training.models import BACKBONES
 
 Stage = Literal["base", "exit", "regularised"]
@@ -24,19 +32,86 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class DataRecipe(_Strict):
-    """What is learned from: source, shares held out, and augmentation (pixels of shift, mirroring)."""
+class _DataRecipe(_Strict):
+    """What is learned from: share held out for validation, augmentation (pixels of shift, mirroring)."""
 
-    source: str
     validation: Share
-    test: Share
     shift: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
 
-    @field_validator("source")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return _one_of(value, SOURCES)
+    def decides(self) -> dict[str, Any]:
+        """The fields that decide how training ends, beside the images themselves."""
+        return self.model_dump()
+
+
+class DigitsRecipe(_DataRecipe):
+    """scikit-learn's digits; ``test`` is the share held out for reported figures."""
+
+    source: Literal["sklearn-digits"]
+    test: Share
+
+
+class PicturesRecipe(_DataRecipe):
+    """Pictures of any origin: their column, the labels' column, the side that they are resized to."""
+
+    image: str = "image"
+    label: str = "label"
+    size: Annotated[int, Field(ge=8, le=1024)] = 32
+    classes: list[str] = []
+    """Names by label, where the data has none."""
+
+    @property
+    def title(self) -> str:
+        """What the data set is called in a bundle's manifest."""
+        raise NotImplementedError
+
+    def decides(self) -> dict[str, Any]:
+        """Not where the images lie: their hash says which they are."""
+        return {name: getattr(self, name) for name in ("validation", "shift", "flip", "size")}
+
+
+class HubRecipe(PicturesRecipe):
+    """A data set of the Hugging Face hub, and which of its parts train and test."""
+
+    source: Literal["hub"]
+    name: str
+    revision: str | None = None
+    train: str = "train"
+    test: str = "test"
+
+    @property
+    def title(self) -> str:
+        """The hub's name for it."""
+        return self.name
+
+
+class _LocalRecipe(PicturesRecipe):
+    train: str | list[str]
+    test: str | list[str]
+
+    @property
+    def title(self) -> str:
+        """The files' or folders' own names, not where they lie."""
+        names = [*_listed(self.train), *_listed(self.test)]
+        return ", ".join(Path(name).name for name in names)[:200]
+
+
+class ParquetRecipe(_LocalRecipe):
+    """Local Parquet files."""
+
+    source: Literal["parquet"]
+
+
+class FolderRecipe(_LocalRecipe):
+    """A folder with one sub-folder a class, for training and for testing."""
+
+    source: Literal["imagefolder"]
+    train: str
+    test: str
+
+
+DataRecipe = DigitsRecipe | HubRecipe | ParquetRecipe | FolderRecipe
+SOURCES = ("hub", "imagefolder", "parquet", "sklearn-digits")
 
 
 class ModelRecipe(_Strict):
@@ -93,9 +168,9 @@ class ThresholdRecipe(_Strict):
 class Recipe(_Strict):
     """The whole file."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64)]
     seed: Annotated[int, Field(ge=0)]
-    data: DataRecipe
+    data: Annotated[DataRecipe, Field(discriminator="source")]
     model: ModelRecipe
     train: TrainRecipe
     quantize: QuantizeRecipe = QuantizeRecipe()
@@ -109,19 +184,34 @@ class Recipe(_Strict):
             ConfigError: not TOML, or a field that is unknown, missing or out of range; names the first such
                 field.
         """
+        return cls._checked(_toml(text, origin), origin)
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], origin: str) -> Recipe:
         try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{origin} is not TOML: {error}") from error
+            return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "top level"
+            field = ".".join(str(part) for part in first["loc"] if part not in SOURCES) or "top level"
             raise ConfigError(f"{origin}: {field}: {first['msg']}") from error
+
+    def with_files(self, train: Sequence[str], test: Sequence[str]) -> Recipe:
+        """This recipe on local Parquet files of the same columns.
+
+        Raises:
+            ConfigError: a recipe whose data are no pictures.
+        """
+        data = self.data
+        if not isinstance(data, PicturesRecipe):
+            raise ConfigError(f"recipe {self.name} takes its data from {data.source}, not from files")
+        fields = {name: getattr(data, name) for name in PicturesRecipe.model_fields}
+        files = ParquetRecipe(source="parquet", train=list(train), test=list(test), **fields)
+        return self.model_copy(update={"data": files})
 
     def stage_sha256(self, stage: Stage) -> str:
         """Hash of all that decides how a stage ends: recipes that agree on it can share its checkpoint."""
         train = self.train
-        decides: list[object] = [self.seed, self.data.model_dump(), self.model.backbone, train.batch_size]
+        decides: list[object] = [self.seed, self.data.decides(), self.model.backbone, train.batch_size]
         decides += [train.momentum, train.weight_decay, train.base.model_dump()]
         if stage != "base":
             decides += [self.model.exit, train.rho, train.exit.model_dump()]
@@ -130,17 +220,94 @@ class Recipe(_Strict):
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def read(path: Path) -> tuple[Recipe, str]:
-    """A recipe file and its text.
+def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) -> list[tuple[Recipe, str]]:
+    """The recipes of a file, each with its text: the file's own where nothing was replaced.
+
+    Args:
+        path: the TOML file.
+        settings: fields to replace, as ``train.base.epochs=30``; what a variant says of them stays.
+        only: names of the variants that are wanted; none: all.
 
     Raises:
-        ConfigError: see `Recipe.parse`; also a file that cannot be read.
+        ConfigError: see `Recipe.parse`; also a file that cannot be read, or a variant that is not there.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read recipe {path}: {error}") from error
-    return Recipe.parse(text, origin=str(path)), text
+    values = _toml(text, str(path))
+    variants = values.pop("variants", None)
+    for setting in settings:
+        values = _merged(values, _toml(setting, f"--set {setting}"))
+    if variants is None:
+        if only:
+            raise ConfigError(f"{path} has no variants")
+        return [(Recipe._checked(values, str(path)), to_toml(values) if settings else text)]
+    found: dict[str, tuple[Recipe, str]] = {}
+    for variant in variants if isinstance(variants, list) else [None]:
+        if not isinstance(variant, dict) or not isinstance(variant.get("name"), str):
+            raise ConfigError(f"{path}: variants: expected tables, each with a name")
+        name = variant["name"]
+        if name in found:
+            raise ConfigError(f"{path}: variants: {name!r} is there twice")
+        own = _merged(values, {**variant, "name": f"{values.get('name')}-{name}"})
+        found[name] = (Recipe._checked(own, f"{path}, variant {name}"), to_toml(own))
+    for name in only:
+        _one_of_variants(name, found, path)
+    return [found[name] for name in (only or found)]
+
+
+def has_variants(path: Path) -> bool:
+    """Whether a recipe file that ``read`` accepts holds several."""
+    return "variants" in _toml(path.read_text(encoding="utf-8"), str(path))
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """TOML text of nested tables of strings, numbers, booleans and lists of these."""
+    lines: list[str] = []
+
+    def table(prefix: str, content: Mapping[str, Any]) -> None:
+        if prefix:
+            lines.append(f"\n[{prefix}]")
+        lines.extend(
+            # JSON's strings, numbers, booleans and lists are TOML's as well.
+            f"{key} = {json.dumps(value, ensure_ascii=False)}"
+            for key, value in content.items()
+            if not isinstance(value, dict)
+        )
+        for key, value in content.items():
+            if isinstance(value, dict):
+                table(f"{prefix}.{key}" if prefix else key, value)
+
+    table("", values)
+    return "\n".join(lines) + "\n"
+
+
+def _toml(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin} is not TOML: {error}") from error
+
+
+def _merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the fields of ``other`` in place of its own, table by table."""
+    merged = dict(base)
+    for key, value in other.items():
+        own = merged.get(key)
+        merged[key] = _merged(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _listed(files: str | list[str]) -> list[str]:
+    return [files] if isinstance(files, str) else files
+
+
+def _one_of_variants(name: str, known: Iterable[str], path: Path) -> None:
+    try:
+        _one_of(name, known)
+    except ValueError as error:
+        raise ConfigError(f"{path}: variant: {error}") from None
 
 
 def _one_of(value: str, known: Iterable[str]) -> str:

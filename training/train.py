@@ -7,8 +7,12 @@
 Accuracy is top-1 on the validation images. Of equally good epochs the last is kept: in the last stage it is
 the one whose activations have had longest to shrink.
 
-After every epoch a checkpoint holds all that the rest of the run depends on, so a run that was killed and
-resumed ends with the same bits as one that was not (on one CPU, with one number of threads).
+After every epoch (on a GPU, every few seconds) a checkpoint holds all that the rest of the run depends on, so
+a run that was killed and resumed ends with the same bits as one that was not (on one CPU, with one number of
+threads). A finished stage's checkpoint is its best model alone, a quarter as long.
+
+On a GPU the images lie in its memory, where they are shuffled and augmented, and networks run in bfloat16
+with float32 weights; only the layer whose output travels, and the losses, run in float32.
 """
 
 from __future__ import annotations
@@ -16,28 +20,32 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp.common.errors import ConfigError
+from offramp.common.errors import ConfigError, DataError
 from offramp.training.data import Dataset, Labelled, augment, to_float
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
-from offramp.training.models import BACKBONES, Backbone, SplitModel
+from offramp.training.models import BACKBONES, Backbone, Outputs, SplitModel
 from offramp.training.recipe import Recipe, RegularisedRecipe, Stage, StageRecipe, TrainRecipe
 
 _EVALUATION_BATCH = 256
+# Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
+_SAMPLES = 20
+_GPU_SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One finished epoch: mean training loss, validation figures by name, whether it is the best so far."""
 
-    stage: str
+    stage: Stage
     number: int
     epochs: int
     loss: float
@@ -53,15 +61,62 @@ class Progress:
     epoch: Callable[[Epoch], None] = lambda _: None
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves.
+
+    ``model`` is the best of the last stage, in eval mode, on the CPU. ``epochs`` are those of all stages.
+    ``entropy``: (step of the last stage, bits per activation sample in its batch), see `EntropyLoss`.
+    """
+
+    model: SplitModel
+    epochs: tuple[Epoch, ...]
+    entropy: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how a run computes; on the CPU in float32 unless told otherwise."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    bfloat16: bool = False
+    compiled: bool = False
+
+    def autocast(self) -> torch.autocast:
+        """A context in which convolutions and matrix products run in bfloat16, if they are to."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+class OutOfTime(Exception):
+    """The time that a run was given is over. What is done is in its checkpoint."""
+
+
+class Clock:
+    """Time that may be spent, from now on; None: any."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+
+    def require(self, seconds: float = 0.0) -> None:
+        """Raises OutOfTime if this much is not left."""
+        if time.monotonic() + seconds > self._end:
+            raise OutOfTime
+
+
 class _Base(nn.Module):
     """Base stage: the backbone with its final exit only."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    bits: Tensor | None = None
+
+    def __init__(self, backbone: Backbone, hardware: Hardware) -> None:
         super().__init__()
         self.model = backbone
+        self._call: Callable[[Tensor], Tensor] = backbone.forward
+        if hardware.compiled:
+            self._call = torch.compile(backbone.forward)
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(self.model(images), labels)
+    def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
+        return nn.functional.cross_entropy(self._call(images), labels)
 
     def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
         right = sum(float((self.model(x).argmax(1) == y).sum()) for x, y in _batches(data, device))
@@ -70,11 +125,25 @@ class _Base(nn.Module):
 
 
 class _Split(nn.Module):
-    """Exit and regularised stages: both exits, and what keeps the activation cheap."""
+    """Exit and regularised stages: both exits, and what keeps the activation cheap.
 
-    def __init__(self, model: SplitModel, train: TrainRecipe, regularised: RegularisedRecipe | None) -> None:
+    ``bits`` is the entropy of the last batch's activation where it was computed.
+    """
+
+    bits: Tensor | None = None
+
+    def __init__(
+        self,
+        model: SplitModel,
+        train: TrainRecipe,
+        regularised: RegularisedRecipe | None,
+        hardware: Hardware,
+    ) -> None:
         super().__init__()
         self.model = model
+        self._call: Callable[[Tensor], Outputs] = model.forward
+        if hardware.compiled:
+            self._call = torch.compile(model.forward)
         self.rho = train.rho
         # With weight 0 it only measures: every split stage reports the entropy of its activations.
         self.entropy = EntropyLoss(
@@ -83,11 +152,17 @@ class _Split(nn.Module):
         )
         self.sparsity = 0.0 if regularised is None else regularised.sparsity
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        out = self.model(images)
+    def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
+        out = self._call(images)
         loss = objective([out.early, out.final], labels, self.rho)
+        self.bits = None
         if self.entropy.weight > 0:
-            loss = loss + self.entropy(out.activation)
+            bits = self.entropy.bits(out.activation)
+            loss = loss + self.entropy.relative(bits)
+            self.bits = bits.detach()
+        elif measure:
+            with torch.no_grad():
+                self.bits = self.entropy.bits(out.activation)
         if self.sparsity > 0:
             loss = loss + sparsity_loss(out.activation, self.sparsity)
         return loss
@@ -100,7 +175,7 @@ class _Split(nn.Module):
             final += float((out.final.argmax(1) == labels).sum())
             # The validation images' own mu and sigma: the running ones exist only while the regulariser is
             # on.
-            meter = EntropyLoss(0.0, bins=self.entropy.bins)
+            meter = EntropyLoss(0.0, bins=self.entropy.bins).to(device)
             bits += float(meter.bits(out.activation)) * len(labels)
         early, final, bits = early / len(data), final / len(data), bits / len(data)
         return {"score": (early + final) / 2, "early": early, "final": final, "entropy_bits": bits}
@@ -112,9 +187,10 @@ def train(
     checkpoints: Path,
     *,
     resume: bool = False,
-    device: torch.device | None = None,
+    hardware: Hardware | None = None,
+    clock: Clock | None = None,
     progress: Progress | None = None,
-) -> SplitModel:
+) -> Trained:
     """Run all three stages of a recipe.
 
     Args:
@@ -123,59 +199,72 @@ def train(
         checkpoints: folder for one file a stage; made if missing. A file's name holds a hash of all that
             decides how its stage ends, so recipes that differ only in a later stage share the earlier ones.
         resume: go on from the checkpoints there that fit; without any, start from the beginning.
-        device: where to train; None is the CPU.
+        hardware: where to train; None is the CPU, in float32.
+        clock: how long; None is as long as it takes.
         progress: told about each step and epoch.
-
-    Returns:
-        The best model of the last stage, in eval mode, on the CPU.
 
     Raises:
         ConfigError: a checkpoint that is unreadable or not what its name says, a rho of the wrong length, or
             a loss that is no number any more.
+        DataError: fewer training images than a batch, or images of another size than the model's.
+        OutOfTime: the clock ran out; a later call with ``resume`` goes on.
     """
-    device = device or torch.device("cpu")
-    progress = progress or Progress()
+    hardware, clock, progress = hardware or Hardware(), clock or Clock(), progress or Progress()
     rho = recipe.train.rho
     if rho is not None and len(rho) != 2:
         raise ConfigError(f"train.rho: a model with one early exit has 2 exits, got {len(rho)} weights")
+    if len(data.train) < recipe.train.batch_size:
+        raise DataError(
+            f"{len(data.train)} images to train on are too few for one batch of {recipe.train.batch_size}"
+        )
     checkpoints.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    backbone = BACKBONES[recipe.model.backbone](len(data.classes))
+    backbone = BACKBONES[recipe.model.backbone](len(data.classes), data.train.images.shape[-1])
     model = SplitModel(backbone, recipe.model.exit)
     settings = recipe.train
     stages: list[tuple[Stage, StageRecipe, _Base | _Split]] = [
-        ("base", settings.base, _Base(backbone)),
-        ("exit", settings.exit, _Split(model, settings, None)),
-        ("regularised", settings.regularised, _Split(model, settings, settings.regularised)),
+        ("base", settings.base, _Base(backbone, hardware)),
+        ("exit", settings.exit, _Split(model, settings, None, hardware)),
+        ("regularised", settings.regularised, _Split(model, settings, settings.regularised, hardware)),
     ]
+    device = hardware.device
+    images, labels = (
+        torch.from_numpy(values).to(device) for values in (data.train.images, data.train.labels)
+    )
+    epochs: list[Epoch] = []
     for order, (name, stage, task) in enumerate(stages):
         # A third faster than the default layout on a CPU, and what tensor cores want.
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Stages draw from separate streams, so that a finished stage can be skipped on resume.
-        generator = torch.Generator().manual_seed(recipe.seed * len(stages) + order)
-        run = _Run(name, stage, task, recipe, data, generator, device, progress)
+        generator = torch.Generator(device).manual_seed(recipe.seed * len(stages) + order)
+        run = _Run(name, stage, task, recipe, images, labels, data.validation, generator, hardware, progress)
         identity = f"{name}-{recipe.stage_sha256(name)[:12]}-{data.sha256[:12]}"
-        run.complete(checkpoints / f"{identity}.pt", identity, resume=resume)
-    return model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
+        run.complete(checkpoints / f"{identity}.pt", identity, resume=resume, clock=clock)
+        epochs += run.epochs
+    model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    return Trained(model, tuple(epochs), tuple(run.entropy))
 
 
 class _Run:
-    """One stage: its optimiser, schedule, generator, position and best epoch so far."""
+    """One stage: its optimiser, schedule, generator, position, history and best epoch so far."""
 
     def __init__(
         self,
-        name: str,
+        name: Stage,
         stage: StageRecipe,
         task: _Base | _Split,
         recipe: Recipe,
-        data: Dataset,
+        images: Tensor,
+        labels: Tensor,
+        validation: Labelled,
         generator: torch.Generator,
-        device: torch.device,
+        hardware: Hardware,
         progress: Progress,
     ) -> None:
         self.name, self.stage, self.task, self.recipe = name, stage, task, recipe
-        self.data, self.generator, self.device, self.progress = data, generator, device, progress
-        self.steps = max(1, len(data.train) // recipe.train.batch_size)
+        self.images, self.labels, self.validation = images, labels, validation
+        self.generator, self.hardware, self.progress = generator, hardware, progress
+        self.steps = len(labels) // recipe.train.batch_size
         self.optimizer = torch.optim.SGD(
             task.parameters(),
             lr=stage.learning_rate,
@@ -189,64 +278,97 @@ class _Run:
         self.done = 0
         self.best_score = -1.0
         self.best = _copy(task.state_dict())
+        self.epochs: list[Epoch] = []
+        self.entropy: list[tuple[int, float]] = []
 
-    def complete(self, path: Path, identity: str, *, resume: bool) -> None:
+    @property
+    def _on_cpu(self) -> bool:
+        return self.hardware.device.type == "cpu"
+
+    def complete(self, path: Path, identity: str, *, resume: bool, clock: Clock) -> None:
         """Run the epochs that are left, then put the best epoch's values into the task."""
         if resume and path.exists():
             self._restore(path, identity)
+        pause = 0.0 if self._on_cpu else _GPU_SECONDS_BETWEEN_CHECKPOINTS
+        longest, saved, saved_at = 0.0, self.done, time.monotonic()
         while self.done < self.stage.epochs:
+            try:
+                clock.require(longest)
+            except OutOfTime:
+                if saved < self.done:
+                    self._save(path, identity)
+                raise
+            began = time.monotonic()
             self._epoch()
-            self._save(path, identity)
+            longest = max(longest, time.monotonic() - began)
+            if self.done == self.stage.epochs or time.monotonic() - saved_at >= pause:
+                self._save(path, identity)
+                saved, saved_at = self.done, time.monotonic()
         self.task.load_state_dict(self.best)
 
     def _epoch(self) -> None:
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.hardware.device)
+        samples: list[tuple[int, Tensor]] = []
+        every = -(-self.steps // _SAMPLES)
         self.task.train()
         for step, (images, labels) in enumerate(self._shuffled()):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.task.loss(images, labels)
+            measure = self.name == "regularised" and step % every == 0
+            with self.hardware.autocast():
+                loss = self.task.loss(images, labels, measure=measure)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.scheduler.step()
-            total += float(loss.detach())
-            if not math.isfinite(total):
+            total += loss.detach()
+            if measure and self.task.bits is not None:
+                samples.append((self.done * self.steps + step, self.task.bits))
+            # To look at a number on a GPU is to wait for it.
+            if (self._on_cpu or step == self.steps - 1) and not math.isfinite(float(total)):
                 raise ConfigError(
                     f"training diverged in stage {self.name}, epoch {self.done + 1}: lower its learning_rate"
                 )
             self.progress.batch(self.name, self.done + 1, step + 1, self.steps)
+        self.entropy += [(step, float(bits)) for step, bits in samples]
         self.task.eval()
-        with torch.no_grad():
-            figures = self.task.figures(self.data.validation, self.device)
+        with torch.no_grad(), self.hardware.autocast():
+            figures = self.task.figures(self.validation, self.hardware.device)
         self.done += 1
         score = figures.pop("score")
         best = score >= self.best_score
         if best:
             self.best_score, self.best = score, _copy(self.task.state_dict())
-        self.progress.epoch(Epoch(self.name, self.done, self.stage.epochs, total / self.steps, figures, best))
+        loss_mean = float(total) / self.steps
+        epoch = Epoch(self.name, self.done, self.stage.epochs, loss_mean, figures, best)
+        self.epochs.append(epoch)
+        self.progress.epoch(epoch)
 
     def _shuffled(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images = torch.from_numpy(self.data.train.images)
-        labels = torch.from_numpy(self.data.train.labels)
-        order = torch.randperm(len(labels), generator=self.generator)
+        generator, device = self.generator, self.hardware.device
+        order = torch.randperm(len(self.labels), generator=generator, device=generator.device)
         settings = self.recipe.data
         size = self.recipe.train.batch_size
         for step in range(self.steps):
             index = order[step * size : (step + 1) * size]
-            batch = augment(images[index], shift=settings.shift, flip=settings.flip, generator=self.generator)
-            yield _prepared(batch, self.device), labels[index].to(self.device)
+            batch = augment(self.images[index], shift=settings.shift, flip=settings.flip, generator=generator)
+            yield _prepared(batch, device), self.labels[index]
 
     def _save(self, path: Path, identity: str) -> None:
-        state = {
+        state: dict[str, Any] = {
             "identity": identity,
             "done": self.done,
             "best_score": self.best_score,
             "best": self.best,
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "entropy": self.entropy,
             "torch_rng": torch.get_rng_state(),
         }
+        if self.done < self.stage.epochs:
+            state |= {
+                "task": self.task.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "generator": self.generator.get_state(),
+            }
         # A kill while writing must leave the previous checkpoint whole.
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -257,20 +379,23 @@ class _Run:
 
     def _restore(self, path: Path, identity: str) -> None:
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location=self.hardware.device, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ConfigError(
                 f"checkpoint {path} cannot be read: remove it to train this stage anew"
             ) from error
-        if not isinstance(state, dict) or state.get("identity") != identity:
+        if not isinstance(state, dict) or state.get("identity") != identity or "epochs" not in state:
             raise ConfigError(
-                f"checkpoint {path} is of another recipe or data set than its name says: remove it"
+                f"checkpoint {path} is of another recipe, data set or release than its name says: remove it"
             )
         self.done, self.best_score, self.best = state["done"], state["best_score"], state["best"]
-        self.task.load_state_dict(state["task"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"].cpu())
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        self.entropy = [(step, bits) for step, bits in state["entropy"]]
+        if self.done < self.stage.epochs:
+            self.task.load_state_dict(state["task"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_rng"].cpu())
 
 

@@ -17,6 +17,7 @@ enum {
     ESCAPE_FREQUENCY = RANS_TOTAL / SYMBOLS,
     SLACK = 8,
     ABSENT = 256,
+    JUMP_FROM = 1, /* modes a token, by its table, from which they are jumped over, not looked at one by one */
 };
 
 typedef struct {
@@ -37,7 +38,7 @@ typedef struct {
     uint8_t column[SYMBOLS]; /* of a symbol in `token`; the last column is the escape's */
     uint16_t *token;         /* runs x columns; ABSENT where a run and symbol have no token */
     uint32_t columns, runs;
-    uint8_t mode, full;
+    uint8_t mode, full, jumps;
 } table;
 
 struct rans_coder {
@@ -93,7 +94,7 @@ static encode_entry encoding(uint32_t frequency, uint32_t start)
 
 static int fill_table(table *t, const rans_table *source)
 {
-    uint32_t start = 0, columns = 0;
+    uint32_t start = 0, columns = 0, modes = 0;
     t->runs = source->runs;
     t->mode = source->mode;
     uint16_t column[SYMBOLS];
@@ -106,6 +107,7 @@ static int fill_table(table *t, const rans_table *source)
         t->encode[i] = encoding(f, start);
         memset(t->of_slot + start, (int)i, f);
         start += f;
+        modes += f * token->run;
         if (token->kind == TOKEN_SYMBOL && column[token->symbol] == ABSENT)
             column[token->symbol] = (uint16_t)columns++;
     }
@@ -113,6 +115,7 @@ static int fill_table(table *t, const rans_table *source)
     for (uint32_t s = 0; s < SYMBOLS; s++)
         t->column[s] = (uint8_t)(column[s] == ABSENT ? columns : column[s]);
     t->columns = columns + 1;
+    t->jumps = modes >= JUMP_FROM * RANS_TOTAL;
     t->token = malloc((size_t)t->runs * t->columns * sizeof *t->token);
     if (!t->token)
         return 0;
@@ -211,15 +214,36 @@ static size_t put_symbol(const table *t, size_t run, uint8_t symbol, uint8_t *to
     return k + 1;
 }
 
-/* One channel's tokens; returns how many there are. */
+/* One channel's tokens; returns how many there are. Without a branch on any symbol, it is the same work for
+ * each: the faster way where the mode is not much more likely than the rest. */
+ALWAYS_INLINE size_t tokenize_dense(const table *t, const uint8_t *symbols, size_t n, uint8_t *tokens,
+                                    uint8_t *literals)
+{
+    size_t k = 0, run = 0, runs = t->runs;
+    int with_runs = runs > 1;
+    for (size_t i = 0; i < n; i++) {
+        uint8_t symbol = symbols[i];
+        const uint16_t *row = t->token + run * t->columns;
+        uint32_t token = row[t->column[symbol]];
+        token = token == ABSENT ? row[t->columns - 1] : token;
+        int is_mode = with_runs & (symbol == t->mode);
+        int is_full = is_mode & (run + 1 == runs);
+        tokens[k] = (uint8_t)(is_mode ? t->full : token);
+        literals[k] = symbol;
+        k += (size_t)(1 - is_mode + is_full);
+        run = (is_mode & !is_full) ? run + 1 : 0;
+    }
+    if (run)
+        tokens[k++] = t->full;
+    return k;
+}
+
+/* The same, by jumping from one symbol to the next that is not the mode. */
 static size_t tokenize(const table *t, const uint8_t *symbols, size_t n, uint8_t *tokens, uint8_t *literals)
 {
+    if (!t->jumps)
+        return tokenize_dense(t, symbols, n, tokens, literals);
     size_t k = 0;
-    if (t->runs == 1) {
-        for (size_t i = 0; i < n; i++)
-            k = put_symbol(t, 0, symbols[i], tokens, literals, k);
-        return k;
-    }
     for (size_t i = 0; i < n;) {
         size_t next = skip_mode(symbols, i, n, t->mode), run = next - i;
         for (; run >= t->runs || (next == n && run > 0); run -= run < t->runs ? run : t->runs)
@@ -272,55 +296,86 @@ static void put_token(encode_lane *s)
     PUT(s->state, s->word, &s->t->encode[token]);
 }
 
-/* Four lanes side by side, in registers: each token waits for its lane's last one, four lanes do not. */
-ALWAYS_INLINE void encode_four(encode_lane *lane, const rans_coder *coder, const uint8_t *symbols)
-{
-    for (;;) {
-        size_t together = SIZE_MAX;
-        for (int i = 0; i < 4; i++) {
-            if (!lane[i].left && !next_channel(&lane[i], coder, symbols))
-                return;
-            together = lane[i].left < together ? lane[i].left : together;
-        }
+/* Lanes side by side, in registers: each token waits for its lane's last one, but not for other lanes. */
 #define OPEN(n)                                                                                                \
-    uint32_t state_##n = lane[n].state;                                                                        \
-    uint16_t *word_##n = lane[n].word;                                                                         \
-    const uint8_t *token_##n = lane[n].tokens + lane[n].left;                                                  \
-    const table *t_##n = lane[n].t;
+    uint32_t state_##n = lane[n]->state;                                                                       \
+    uint16_t *word_##n = lane[n]->word;                                                                        \
+    const uint8_t *token_##n = lane[n]->tokens + lane[n]->left;                                                \
+    const table *t_##n = lane[n]->t;
+#define SHUT(n)                                                                                                \
+    lane[n]->state = state_##n;                                                                                \
+    lane[n]->word = word_##n;                                                                                  \
+    lane[n]->left = (size_t)(token_##n - lane[n]->tokens);
 #define STEP(n)                                                                                                \
     do {                                                                                                       \
         const encode_entry *e = &t_##n->encode[*--token_##n];                                                  \
         if (UNLIKELY(t_##n->decode[*token_##n].kind == TOKEN_ESCAPE)) {                                        \
             SHUT(n)                                                                                            \
-            lane[n].left++;                                                                                    \
-            put_token(&lane[n]);                                                                               \
-            state_##n = lane[n].state;                                                                         \
-            word_##n = lane[n].word;                                                                           \
+            lane[n]->left++;                                                                                   \
+            put_token(lane[n]);                                                                                \
+            state_##n = lane[n]->state;                                                                        \
+            word_##n = lane[n]->word;                                                                          \
         } else {                                                                                               \
             PUT(state_##n, word_##n, e);                                                                       \
         }                                                                                                      \
     } while (0)
-#define SHUT(n)                                                                                                \
-    lane[n].state = state_##n;                                                                                 \
-    lane[n].word = word_##n;                                                                                   \
-    lane[n].left = (size_t)(token_##n - lane[n].tokens);
-        OPEN(0)
-        OPEN(1)
-        OPEN(2)
-        OPEN(3)
-        while (together--) {
-            STEP(0);
-            STEP(1);
-            STEP(2);
-            STEP(3);
-        }
-        SHUT(0)
-        SHUT(1)
-        SHUT(2)
-        SHUT(3)
+
+ALWAYS_INLINE void encode_two(encode_lane *const lane[2], size_t tokens)
+{
+    OPEN(0)
+    OPEN(1)
+    while (tokens--) {
+        STEP(0);
+        STEP(1);
+    }
+    SHUT(0)
+    SHUT(1)
+}
+
+ALWAYS_INLINE void encode_four(encode_lane *const lane[4], size_t tokens)
+{
+    OPEN(0)
+    OPEN(1)
+    OPEN(2)
+    OPEN(3)
+    while (tokens--) {
+        STEP(0);
+        STEP(1);
+        STEP(2);
+        STEP(3);
+    }
+    SHUT(0)
+    SHUT(1)
+    SHUT(2)
+    SHUT(3)
+}
+
 #undef OPEN
-#undef STEP
 #undef SHUT
+#undef STEP
+
+/* All lanes to their end, as many side by side as have tokens. */
+ALWAYS_INLINE void encode_lanes(encode_lane *lanes, uint32_t count, const rans_coder *coder,
+                                const uint8_t *symbols)
+{
+    for (;;) {
+        encode_lane *lane[MAX_LANES];
+        uint32_t open = 0;
+        size_t together = SIZE_MAX;
+        for (uint32_t l = 0; l < count && open < 4; l++)
+            if (lanes[l].left || next_channel(&lanes[l], coder, symbols)) {
+                lane[open++] = &lanes[l];
+                together = lanes[l].left < together ? lanes[l].left : together;
+            }
+        if (!open)
+            return;
+        if (open == 4)
+            encode_four(lane, together);
+        else if (open >= 2)
+            encode_two(lane, lane[0]->left < lane[1]->left ? lane[0]->left : lane[1]->left);
+        else
+            while (lane[0]->left)
+                put_token(lane[0]);
     }
 }
 
@@ -341,12 +396,9 @@ ALWAYS_INLINE size_t encode(const rans_coder *coder, const uint8_t *symbols, uin
         words += (s->channel - s->first) * plane * 2 + 1;
         s->word = s->end = words;
     }
-    for (uint32_t l = 0; l + 4 <= lanes; l += 4)
-        encode_four(lane + l, coder, symbols);
+    encode_lanes(lane, lanes, coder, symbols);
     for (uint32_t l = 0; l < lanes; l++) {
         encode_lane *s = &lane[l];
-        while (s->left || next_channel(s, coder, symbols))
-            put_token(s);
         uint8_t *start = out;
         uint32_t bytes = 1;
         while (bytes < 4 && s->state >> (8 * bytes))
@@ -468,35 +520,33 @@ ALWAYS_INLINE int go_on(lane_state *s, const rans_coder *coder, uint8_t *symbols
     return 1;
 }
 
-/* Four lanes side by side, in registers. Returns 0 for a token that cannot be. */
-ALWAYS_INLINE int decode_four(lane_state *lane, const rans_coder *coder, uint8_t *symbols)
-{
+/* Lanes side by side, in registers, until one of them has no more symbols. 0 for a token that cannot be. */
 #define OPEN(n)                                                                                                \
-    uint32_t state_##n = lane[n].state, bad_##n = lane[n].bad;                                                 \
-    const uint8_t *at_##n = lane[n].at, *end_##n = lane[n].end;                                                \
-    uint8_t *out_##n = lane[n].out, *limit_##n = lane[n].limit;                                                \
-    const table *t_##n = lane[n].t;
+    uint32_t state_##n = lane[n]->state, bad_##n = lane[n]->bad;                                               \
+    const uint8_t *at_##n = lane[n]->at, *end_##n = lane[n]->end;                                              \
+    uint8_t *out_##n = lane[n]->out, *limit_##n = lane[n]->limit;                                              \
+    const table *t_##n = lane[n]->t;
 #define SHUT(n)                                                                                                \
-    lane[n].state = state_##n;                                                                                 \
-    lane[n].bad = bad_##n;                                                                                     \
-    lane[n].at = at_##n;                                                                                       \
-    lane[n].out = out_##n;
-    /* A token that may end its channel, or that is an escape, goes the long way. */
+    lane[n]->state = state_##n;                                                                                \
+    lane[n]->bad = bad_##n;                                                                                    \
+    lane[n]->at = at_##n;                                                                                      \
+    lane[n]->out = out_##n;
+/* A token that may end its channel, or that is an escape, goes the long way. */
 #define STEP(n)                                                                                                \
     do {                                                                                                       \
         uint32_t slot = state_##n & (RANS_TOTAL - 1);                                                          \
         const decode_entry *e = &t_##n->decode[t_##n->of_slot[slot]];                                          \
         if (UNLIKELY(e->kind == TOKEN_ESCAPE || limit_##n - out_##n <= e->run + 1)) {                          \
             SHUT(n)                                                                                            \
-            if (!take(&lane[n]))                                                                               \
+            if (!take(lane[n]))                                                                                \
                 return 0;                                                                                      \
-            more &= go_on(&lane[n], coder, symbols);                                                           \
-            state_##n = lane[n].state;                                                                         \
-            bad_##n = lane[n].bad;                                                                             \
-            at_##n = lane[n].at;                                                                               \
-            out_##n = lane[n].out;                                                                             \
-            limit_##n = lane[n].limit;                                                                         \
-            t_##n = lane[n].t;                                                                                 \
+            more &= go_on(lane[n], coder, symbols);                                                            \
+            state_##n = lane[n]->state;                                                                        \
+            bad_##n = lane[n]->bad;                                                                            \
+            at_##n = lane[n]->at;                                                                              \
+            out_##n = lane[n]->out;                                                                            \
+            limit_##n = lane[n]->limit;                                                                        \
+            t_##n = lane[n]->t;                                                                                \
         } else {                                                                                               \
             state_##n = e->frequency * (state_##n >> RANS_BITS) + slot - e->start;                             \
             REFILL(state_##n, at_##n, end_##n, bad_##n);                                                       \
@@ -504,6 +554,22 @@ ALWAYS_INLINE int decode_four(lane_state *lane, const rans_coder *coder, uint8_t
             out_##n += e->run + 1;                                                                             \
         }                                                                                                      \
     } while (0)
+
+ALWAYS_INLINE int decode_two(lane_state *const lane[2], const rans_coder *coder, uint8_t *symbols)
+{
+    OPEN(0)
+    OPEN(1)
+    for (int more = 1; more;) {
+        STEP(0);
+        STEP(1);
+    }
+    SHUT(0)
+    SHUT(1)
+    return 1;
+}
+
+ALWAYS_INLINE int decode_four(lane_state *const lane[4], const rans_coder *coder, uint8_t *symbols)
+{
     OPEN(0)
     OPEN(1)
     OPEN(2)
@@ -518,10 +584,38 @@ ALWAYS_INLINE int decode_four(lane_state *lane, const rans_coder *coder, uint8_t
     SHUT(1)
     SHUT(2)
     SHUT(3)
-#undef OPEN
-#undef STEP
-#undef SHUT
     return 1;
+}
+
+#undef OPEN
+#undef SHUT
+#undef STEP
+
+static int decode_one(lane_state *s, const rans_coder *coder, uint8_t *symbols)
+{
+    do
+        if (!take(s))
+            return 0;
+    while (go_on(s, coder, symbols));
+    return 1;
+}
+
+/* All lanes to their end, as many side by side as have symbols left. */
+ALWAYS_INLINE int decode_lanes(lane_state *lanes, uint32_t count, const rans_coder *coder, uint8_t *symbols)
+{
+    for (;;) {
+        lane_state *lane[MAX_LANES];
+        uint32_t open = 0;
+        for (uint32_t l = 0; l < count && open < 4; l++)
+            if (lanes[l].channel < lanes[l].stop)
+                lane[open++] = &lanes[l];
+        if (!open)
+            return 1;
+        if (!(open == 4   ? decode_four(lane, coder, symbols)
+              : open >= 2 ? decode_two(lane, coder, symbols)
+                          : decode_one(lane[0], coder, symbols)))
+            return 0;
+    }
 }
 
 ALWAYS_INLINE enum coder_error decode(const rans_coder *coder, const uint8_t *payload, size_t size,
@@ -552,17 +646,12 @@ ALWAYS_INLINE enum coder_error decode(const rans_coder *coder, const uint8_t *pa
             return error;
         open_channel(&lane[l], coder, symbols);
     }
-    for (uint32_t l = 0; l + 4 <= lanes; l += 4)
-        if (!decode_four(lane + l, coder, symbols))
-            return CODER_TOKEN;
+    if (!decode_lanes(lane, lanes, coder, symbols))
+        return CODER_TOKEN;
     for (uint32_t l = 0; l < lanes; l++) {
-        lane_state s = lane[l];
-        while (s.channel < s.stop && go_on(&s, coder, symbols))
-            if (!take(&s))
-                return CODER_TOKEN;
-        if (s.at < s.end)
+        if (lane[l].at < lane[l].end)
             return CODER_LONG;
-        if (s.state != 1 || s.bad)
+        if (lane[l].state != 1 || lane[l].bad)
             return CODER_PADDING;
     }
     return CODER_OK;

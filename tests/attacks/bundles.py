@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from offramp.common.bundle import CODEBOOK, HEAD, MANIFEST, TAIL
+from offramp.common.rans import Kind
 from tests import toy
 from tests.toy import BundleFolder
 
@@ -376,7 +378,7 @@ attack_values(
 )
 attack_values(
     "codec-unknown",
-    r"manifest\.json: codec: Input tag 'a\\nb' found using 'kind' does not match .* tags: 'raw', 'huffman'",
+    r"manifest\.json: codec: Input tag 'a\\nb' found using 'kind' does not match .* 'raw', 'huffman', 'rans'",
     "codec",
     "kind",
     value="a\nb",
@@ -798,4 +800,138 @@ attack_file(
     r"head\.onnx: output 'logits' is not finite, expected numbers",
     HEAD,
     lambda: edited(not_a_number, toy.head),
+)
+
+# ---- lanes and rANS tables ---------------------------------------------------------------------------
+
+for count, expected in {
+    0: r"codec\.huffman\.lanes: Input should be greater than or equal to 1",
+    9: r"codec\.huffman\.lanes: Input should be less than or equal to 8",
+    5: r"the document: Value error, 5 lanes, expected at most the 4 channels",
+}.items():
+    attack_values(f"lanes-{count}", rf"manifest\.json: {expected}", "codec", "lanes", value=count)
+attack_values(
+    "lanes-by-their-old-name",
+    r"manifest\.json: codec\.huffman\.layout: Extra inputs are not permitted",
+    "codec",
+    "layout",
+    value="channel",
+)
+
+
+def rans_file(*tables: bytes, of_channel: tuple[int, ...] = (0, 0, 0, 0)) -> Damage:
+    """Make it a bundle of rANS tables, with this file."""
+
+    def damage(folder: BundleFolder) -> None:
+        folder.edit("codec", value={"kind": "rans", "lanes": 1, "table_of_channel": list(of_channel)})
+        folder.put(CODEBOOK, b"".join(tables))
+
+    return damage
+
+
+def table_bytes(runs: int, mode: int, *tokens: tuple[int, int, int, int], count: int | None = None) -> bytes:
+    """A table as it is stored; tokens are (kind, run, symbol, frequency)."""
+    header = struct.pack("<BBH", runs, mode, len(tokens) if count is None else count)
+    return header + b"".join(struct.pack("<BBH", run, s, kind << 14 | f) for kind, run, s, f in tokens)
+
+
+PLAIN = table_bytes(1, 0, (Kind.SYMBOL, 0, 7, 4000), (Kind.ESCAPE, 0, 0, 96))
+UNFINISHED = r"the codebook ends within a table, or names an unknown kind of token"
+NO_ESCAPE = r"a run has no escape, or one that it does not need"
+RANS = {
+    "of-0-tokens": (table_bytes(1, 0), r"a table with 0 tokens, expected 1 … 256"),
+    "of-65535-tokens": (table_bytes(1, 0, count=65_535), r"a table with 65535 tokens, expected 1 … 256"),
+    "of-257-tokens": (
+        table_bytes(2, 0, *[(Kind.SYMBOL, i % 2, i // 2, 1) for i in range(257)]),
+        r"a table with 257 tokens, expected 1 … 256",
+    ),
+    "of-more-tokens-than-bytes": (table_bytes(1, 0, (Kind.ESCAPE, 0, 0, 4096), count=2), UNFINISHED),
+    "of-0-runs": (
+        table_bytes(0, 0, (Kind.ESCAPE, 0, 0, 4096)),
+        r"a table with 0 runs and 1 tokens, expected 1 … 128 and 1 … 256",
+    ),
+    "of-129-runs": (
+        table_bytes(129, 0, (Kind.ESCAPE, 0, 0, 4096)),
+        r"a table with 129 runs and 1 tokens, expected 1 … 128 and 1 … 256",
+    ),
+    "summing-to-4095": (
+        table_bytes(1, 0, (Kind.SYMBOL, 0, 7, 4000), (Kind.ESCAPE, 0, 0, 95)),
+        r"token frequencies sum to 4095, expected 4096 with each at least 1",
+    ),
+    "summing-to-two-times-4096": (
+        table_bytes(1, 0, (Kind.SYMBOL, 0, 7, 4096), (Kind.ESCAPE, 0, 0, 4096)),
+        r"token frequencies sum to 8192, expected 4096 with each at least 1",
+    ),
+    "with-a-frequency-of-0": (
+        table_bytes(1, 0, (Kind.SYMBOL, 0, 7, 0), (Kind.ESCAPE, 0, 0, 4096)),
+        r"token frequencies sum to 4096, expected 4096 with each at least 1",
+    ),
+    "without-an-escape": (table_bytes(1, 0, (Kind.SYMBOL, 0, 7, 4096)), NO_ESCAPE),
+    "without-the-escape-of-a-run": (
+        table_bytes(2, 0, (Kind.ESCAPE, 0, 0, 4000), (Kind.FULL, 1, 0, 96)),
+        NO_ESCAPE,
+    ),
+    "with-an-escape-that-names-a-symbol": (
+        table_bytes(
+            1,
+            0,
+            *[(Kind.SYMBOL, 0, s, 15) for s in range(254)],
+            (Kind.ESCAPE, 0, 0, 280),
+            (Kind.ESCAPE, 0, 9, 6),
+        ),
+        r"an escape names a symbol",
+    ),
+    "with-a-token-of-no-kind": (table_bytes(1, 0, (Kind.SYMBOL, 0, 7, 4000), (3, 0, 0, 96)), UNFINISHED),
+    "with-a-token-twice": (
+        table_bytes(1, 0, (Kind.SYMBOL, 0, 7, 2000), (Kind.SYMBOL, 0, 7, 2000), (Kind.ESCAPE, 0, 0, 96)),
+        r"a token is named twice",
+    ),
+    "with-the-mode-as-a-symbol": (
+        table_bytes(
+            2,
+            5,
+            (Kind.SYMBOL, 1, 5, 1),
+            (Kind.ESCAPE, 0, 0, 5),
+            (Kind.ESCAPE, 1, 0, 90),
+            (Kind.FULL, 1, 5, 4000),
+        ),
+        r"a token's symbol is the mode 5, which is coded as a run",
+    ),
+    "with-a-run-of-no-run": (
+        table_bytes(
+            2,
+            0,
+            (Kind.SYMBOL, 2, 5, 1),
+            (Kind.ESCAPE, 0, 0, 5),
+            (Kind.ESCAPE, 1, 0, 90),
+            (Kind.FULL, 1, 0, 4000),
+        ),
+        r"a token's run is not below 2",
+    ),
+    "without-full": (
+        table_bytes(2, 0, (Kind.ESCAPE, 0, 0, 4000), (Kind.ESCAPE, 1, 0, 96)),
+        r"the FULL tokens are not those of a table with 2 runs",
+    ),
+    "with-full-and-no-runs": (
+        table_bytes(1, 0, (Kind.ESCAPE, 0, 0, 4000), (Kind.FULL, 0, 0, 96)),
+        r"the FULL tokens are not those of a table with 1 runs",
+    ),
+    "with-full-of-another-length": (
+        table_bytes(2, 0, (Kind.ESCAPE, 0, 0, 90), (Kind.ESCAPE, 1, 0, 6), (Kind.FULL, 0, 0, 4000)),
+        r"the FULL tokens are not those of a table with 2 runs",
+    ),
+    "cut": (PLAIN[:-1], UNFINISHED),
+    "cut-within-a-header": (PLAIN + PLAIN[:3], UNFINISHED),
+    "with-a-byte-behind": (PLAIN + b"\0", UNFINISHED),
+    "of-huffman": (UNIFORM * 4, r"a table with 34952 tokens, expected 1 … 256"),
+    "of-more-tables-than-channels": (PLAIN * 5, r"the codebook has more tables than the 4 channels"),
+    "of-a-million-tables": (PLAIN * 1_000_000, r"the codebook has more tables than the 4 channels"),
+}
+for name, (stored, expected) in RANS.items():
+    attack(f"rans-tables-{name}", rf"codebook\.bin: {expected}")(rans_file(stored))
+attack("rans-table-not-there", r"codebook\.bin: a channel names table 1, there are 1")(
+    rans_file(PLAIN, of_channel=(0, 1, 0, 0))
+)
+attack("rans-tables-as-huffman", r"codebook\.bin: the codebook has 12 bytes, expected a multiple of 128")(
+    lambda folder: folder.put(CODEBOOK, PLAIN)
 )

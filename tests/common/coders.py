@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from offramp.common import codec as codec_module
 from offramp.common.codebook import SYMBOLS, Codebook, code_lengths
 from offramp.common.codec import Coder, CompiledCoder, HuffmanCoder, RansCoder, Shape, Tables
+from offramp.common.errors import PayloadError
 from offramp.common.lanes import MAX_LANES, lane_channels, length_bytes
 from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
 
@@ -187,7 +188,7 @@ def outcome(coder: Coder, payload: bytes) -> bytes | None:
     """The symbols of a payload; None if the coder refuses it."""
     try:
         return coder.decode(payload)
-    except codec_module.PayloadError:
+    except PayloadError:
         return None
 
 

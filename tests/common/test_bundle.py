@@ -36,8 +36,8 @@ def test_loads_what_was_written(toy_bundle: Bundle) -> None:
     assert loaded.manifest == toy_bundle.manifest
     assert loaded.head == toy.head().SerializeToString()
     assert loaded.tail == toy.tail().SerializeToString()
-    assert loaded.codebook is not None
-    assert loaded.codebook.to_bytes() == (toy_bundle.path / CODEBOOK).read_bytes()
+    assert loaded.tables is not None
+    assert loaded.tables.to_bytes() == (toy_bundle.path / CODEBOOK).read_bytes()
 
 
 def test_the_digest_is_that_of_the_manifest_as_stored(toy_bundle: Bundle) -> None:
@@ -74,7 +74,7 @@ def test_the_codec_is_the_bundles(toy_bundle: Bundle, raw_bundle: Bundle) -> Non
     assert toy_bundle.codec.encode(symbols)[0] is CodecId.BUNDLE
     assert raw_bundle.codec.encode(symbols)[0] is CodecId.RAW
     assert toy_bundle.codec is toy_bundle.codec
-    assert raw_bundle.codebook is None
+    assert raw_bundle.tables is None
 
 
 def test_writing_again_replaces_the_bundle_and_leaves_other_files(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.engine import Engine, softmax
+from offramp.common.engine import Engine, saturates, softmax
 from tests import toy
 from tests.toy import BundleFolder
 
@@ -118,3 +118,19 @@ def test_importing_the_engine_does_not_import_onnxruntime() -> None:
     code = "import sys, offramp.common.engine; sys.exit('onnxruntime' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", "fpu avx2 avx512f avx512_vnni", False),
+        ("x86_64", "fpu avx2 avx_vnni", False),
+        ("x86_64", "fpu avx2 avx512f", True),
+        ("AMD64", "", True),
+        ("aarch64", "fp asimd", False),
+    ],
+)
+def test_sums_are_made_exact_where_the_cpu_would_saturate_them(
+    machine: str, flags: str, expected: bool
+) -> None:
+    assert saturates(machine, f"processor : 0\nflags\t\t: {flags}\n") is expected

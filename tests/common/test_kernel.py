@@ -1,4 +1,4 @@
-"""The compiled coders are the reference coders: the same bytes, the same refusals, and no way to crash them."""
+"""The compiled coders are the reference coders: the same bytes, the same refusals; nothing crashes them."""
 
 from __future__ import annotations
 
@@ -112,9 +112,8 @@ def test_of_all_payloads_of_two_bytes_those_that_an_encoder_writes_are_taken(cod
 def test_four_lanes_and_the_ones_beside_them(kind: str, plane: tuple[int, int]) -> None:
     """Every number of lanes for these channels: four lanes are coded side by side, others alone."""
     rng = np.random.default_rng(0)
-    tables = tuple(
-        coders.rans_table(r, 0, [(i, s) for i in range(r) for s in range(4)], [30]) for r in (1, 4)
-    )
+    names = [(run, symbol) for run in range(4) for symbol in range(4)]
+    tables = tuple(coders.rans_table(runs, 0, names[: 4 * runs], [30]) for runs in (1, 4))
     for channels in range(2, 10):
         shape: Shape = (channels, *plane)
         symbols = (rng.integers(0, 5, shape) * (rng.random(shape) < 0.3)).astype(np.uint8).tobytes()

@@ -11,7 +11,7 @@ import pytest
 from offramp.common.codebook import Codebook
 from offramp.common.codec import ActivationCodec, CodecId, make_coder
 from offramp.common.frame import Frame, FrameReader, FrameWriter, check_hello, hello, parse
-from offramp.common.rans import RansTables
+from offramp.common.rans import Kind, RansTable, RansTables, Token
 from offramp.v1 import inference_pb2 as pb
 from tests.golden.vectors import FOLDER, files
 
@@ -51,6 +51,16 @@ def test_a_payload_that_can_be_checked_by_eye() -> None:
     """64 symbols of one bit each, the code 0."""
     (vector,) = (vector for vector in CODEC if vector["name"] == HUFFMAN_ONE_BIT)
     assert vector["payload"] == "00" * 8
+
+
+def test_an_rans_payload_that_can_be_checked_by_eye() -> None:
+    """Symbol s has the 16 slots from 16·s on: it takes state 1 to s << 4 | 1, and the next adds 12 bits."""
+    tables = tuple(Token(Kind.SYMBOL, 0, s, 16) for s in range(256))
+    coder = make_coder((1, 1, 2), RansTables((RansTable(1, 0, tables),), np.zeros(1, np.uint16)), 1)
+
+    assert coder.encode(bytes([0x00, 0x00])) == bytes([0x01])
+    assert coder.encode(bytes([0x12, 0x00])) == bytes([0x01, 0x21])
+    assert coder.encode(bytes([0x12, 0xAB])) == bytes([0x0A, 0xB1, 0x21])
 
 
 @pytest.mark.parametrize("vector", FRAMES["streams"], ids=by_name)

@@ -69,6 +69,7 @@ def codec_vectors() -> list[dict[str, Any]]:
         codec_vector("one-symbol", steep, np.full((1, 1, 1), 200, np.uint8)),
         codec_vector("three-lanes", channel, activation(shape, 5), 3),
         *rans_vectors(),
+        *four_lane_vectors(),
     ]
 
 
@@ -98,6 +99,28 @@ def rans_vectors() -> list[dict[str, Any]]:
         codec_vector("rans-three-lanes", only_runs, sparse, 3),
         codec_vector("rans-short-lane", only_runs, np.full(shape, 50, np.uint8)),
         codec_vector("rans-escape-to-raw", only_runs, activation(shape, 5)),
+    ]
+
+
+def four_lane_vectors() -> list[dict[str, Any]]:
+    """Activations large enough for the compiled coders' loops over four lanes, and for lanes beside them."""
+    shape = (7, 6, 9)
+    index = np.arange(7 * 6 * 9).reshape(shape)
+    sparse = np.where(index % 7 == 6, 50 + index % 5, 50)
+    mixed = np.where(index % 5 == 0, (index * index) % 8, sparse).astype(np.uint8)
+    plain, runs = rans_table(1, 0, [0, 1, 4, 50, 51, 52]), rans_table(8, 50, [0, 1, 4, 51])
+    rans = RansTables((plain, runs), np.array([0, 1, 1, 0, 1, 1, 0], np.uint16))
+    few = np.where(index % 3 == 0, 3 * (index // 54), 0)
+    book = Codebook(build_codebook(counts(1, 2), "tensor").lengths, np.zeros(7, np.uint16))
+    every = tuple(Token(Kind.SYMBOL, 0, s, TOTAL - 255 * 4 if s == 50 else 4) for s in range(SYMBOLS))
+    return [
+        codec_vector("four-lanes", book, few.astype(np.uint8), 4),
+        codec_vector("seven-lanes", book, few.astype(np.uint8), 7),
+        codec_vector("rans-four-lanes", rans, mixed, 4),
+        codec_vector("rans-six-lanes", rans, mixed, 6),
+        codec_vector(
+            "rans-256-tokens", RansTables((RansTable(1, 0, every),), np.zeros(7, np.uint16)), mixed, 4
+        ),
     ]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from offramp.training import data
 from offramp.training.data import Dataset
-from offramp.training.models import BACKBONES, Backbone, ConvUnit, SubBlock
-from offramp.training.recipe import Recipe
+from offramp.training.models import BACKBONES, Add, Backbone, ConvUnit, SubBlock
+from offramp.training.recipe import DigitsRecipe, Recipe
+from offramp.training.sources import load
 
 RECIPE = """
 name = "tiny-digits"
@@ -43,14 +43,14 @@ entropy = 1.0
 """
 
 
-def tiny(classes: int) -> Backbone:
+def tiny(classes: int, size: int = 32) -> Backbone:
     """Exits 1 (16x16x16), 2 to 4 inside a residual block (5 after it), 6 and 7 with a stride of 2."""
     blocks = [
         SubBlock("a.C2", ConvUnit(8, 16, 1)),
         SubBlock("b.C1", ConvUnit(16, 32, 1), opens=True),
         SubBlock("b.C2", ConvUnit(32, 32, 3, groups=32)),
         SubBlock("b.C3", ConvUnit(32, 16, 1, relu=False)),
-        SubBlock("b.add", None),
+        SubBlock("b.add", Add()),
         SubBlock("c.C2", ConvUnit(16, 16, 3, stride=2, groups=16)),
         SubBlock("c.C3", ConvUnit(16, 24, 1, relu=False)),
     ]
@@ -60,7 +60,7 @@ def tiny(classes: int) -> Backbone:
         [ConvUnit(24, 32, 1)],
         channels=32,
         classes=classes,
-        input_shape=(3, 32, 32),
+        input_shape=(3, size, size),
     )
 
 
@@ -94,4 +94,4 @@ def recipe_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
-    return data.load("sklearn-digits", validation=0.2, test=0.2, seed=3)
+    return load(DigitsRecipe(source="sklearn-digits", validation=0.2, test=0.2), seed=3)

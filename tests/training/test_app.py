@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle import Huffman, load_bundle
+from offramp.common.bundle import Huffman, Rans, load_bundle
 from offramp.common.engine import Engine
 from offramp.training.app import main
 from offramp.training.data import Dataset
+from offramp.training.record import CODECS, RECORD, read_record, read_records
 
 
 def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
@@ -36,7 +37,7 @@ def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     assert manifest.activation.shape == (48, 16, 16)
     assert manifest.provenance.recipe == recipe_text
     assert manifest.provenance.dataset.sha256 == digits.sha256
-    assert isinstance(manifest.codec, Huffman)
+    assert isinstance(manifest.codec, Huffman | Rans)
 
     engine = Engine(bundle)
     symbols, early = engine.head(digits.test.images)
@@ -48,6 +49,19 @@ def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     assert (never.threshold, never.exit_rate, never.accuracy) == (1.0, 0.0, figures.accuracy_final)
     assert (always.threshold, always.payload_bytes_mean) == (0.0, 0.0)
     assert manifest.threshold in {at.threshold for at in figures.thresholds}
+
+    measured = read_record(out / RECORD)
+    assert (measured.name, measured.digest) == ("tiny-digits", bundle.digest.hex())
+    assert measured.accuracy.final == figures.accuracy_final
+    assert set(measured.bytes) == set(measured.curve.bytes) == set(CODECS)
+    assert measured.bytes["shipped"] == pytest.approx(figures.payload_bytes_mean)
+    assert measured.bytes["raw"] == measured.raw_bytes == 48 * 16 * 16
+    assert measured.bytes["Huffman, a table a channel"] < measured.bytes["raw"]
+    assert measured.curve.bytes["raw"][0] == 0
+    assert measured.curve.bytes["raw"][-1] == measured.raw_bytes
+    assert [(one.stage, one.number) for one in measured.history][-1] == ("regularised", 1)
+    assert len(measured.entropy_steps) == 17
+    assert [one.name for one in read_records(tmp_path)] == ["tiny-digits"]
 
     with (images / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

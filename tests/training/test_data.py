@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from offramp.common.errors import ConfigError, DataError
-from offramp.training import data
-from offramp.training.data import Dataset, Labelled, Source, augment, to_float, write_images
+from offramp.training.data import Dataset, Labelled, Source, augment, split, to_float, write_images
+from offramp.training.recipe import DigitsRecipe
+from offramp.training.sources import load
 
 
 def test_digits_are_split_by_class_without_overlap(digits: Dataset) -> None:
@@ -23,35 +24,44 @@ def test_digits_are_split_by_class_without_overlap(digits: Dataset) -> None:
         np.testing.assert_allclose(shares, 0.1, atol=0.01)
 
 
-def test_every_image_lands_in_exactly_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_lands_in_exactly_one_part() -> None:
     images = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 3, 4, 4)).copy()
     labels = np.arange(60, dtype=np.int64) % 3
     source = Source("numbered", ("a", "b", "c"), Labelled(images, labels))
-    monkeypatch.setitem(data.SOURCES, "numbered", lambda: source)
-    split = data.load("numbered", validation=0.25, test=0.25, seed=0)
-    seen = [part.images[:, 0, 0, 0].tolist() for part in (split.train, split.validation, split.test)]
+    parts = split(source, validation=0.25, test=0.25, seed=0)
+    seen = [part.images[:, 0, 0, 0].tolist() for part in (parts.train, parts.validation, parts.test)]
     assert sorted(value for part in seen for value in part) == list(range(60))
-    for part in (split.train, split.validation, split.test):
+    for part in (parts.train, parts.validation, parts.test):
         assert (part.images[:, 0, 0, 0] % 3 == part.labels).all()
 
 
+def test_a_test_part_of_its_own_stays_as_it_is() -> None:
+    images, labels = np.zeros((40, 3, 4, 4), np.uint8), np.arange(40, dtype=np.int64) % 2
+    own = Labelled(np.ones((6, 3, 4, 4), np.uint8), np.arange(6, dtype=np.int64) % 2)
+    parts = split(Source("two", ("a", "b"), Labelled(images, labels), own), validation=0.25, seed=0)
+    assert parts.test is own
+    assert np.bincount(parts.validation.labels).tolist() == [5, 5]
+    assert np.bincount(parts.train.labels).tolist() == [15, 15]
+    other = split(Source("two", ("a", "b"), Labelled(images, labels)), validation=0.25, test=0.1, seed=0)
+    assert other.sha256 != parts.sha256
+
+
 def test_the_seed_decides_the_split(digits: Dataset) -> None:
-    same = data.load("sklearn-digits", validation=0.2, test=0.2, seed=3)
-    other = data.load("sklearn-digits", validation=0.2, test=0.2, seed=4)
+    recipe = DigitsRecipe(source="sklearn-digits", validation=0.2, test=0.2)
+    same, other = load(recipe, seed=3), load(recipe, seed=4)
     assert np.array_equal(same.test.images, digits.test.images)
     assert not np.array_equal(other.test.images, digits.test.images)
     assert same.sha256 == other.sha256
 
 
-def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="unknown data source 'nothing'"):
-        data.load("nothing", validation=0.2, test=0.2, seed=0)
+def test_bad_requests() -> None:
+    few = Source(
+        "few", ("many", "one"), Labelled(np.zeros((5, 3, 4, 4), np.uint8), np.array([0, 0, 0, 0, 1]))
+    )
     with pytest.raises(ConfigError, match="leave no images to train on"):
-        data.load("sklearn-digits", validation=0.5, test=0.5, seed=0)
-    few = Labelled(np.zeros((5, 3, 4, 4), np.uint8), np.array([0, 0, 0, 0, 1]))
-    monkeypatch.setitem(data.SOURCES, "few", lambda: Source("few", ("many", "one"), few))
-    with pytest.raises(DataError, match="class 'one' has 1 images"):
-        data.load("few", validation=0.2, test=0.2, seed=0)
+        split(few, validation=0.5, test=0.5, seed=0)
+    with pytest.raises(DataError, match="class 'one' has 1 images: too few for train, validation and test"):
+        split(few, validation=0.2, test=0.2, seed=0)
 
 
 def test_pixels_become_what_the_graph_assumes() -> None:

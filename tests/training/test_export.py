@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from offramp.common.bundle import check_graph
 from offramp.training.data import to_float
 from offramp.training.export import Graphs, export
-from offramp.training.models import BACKBONES, SplitModel, mobilenet_v2
+from offramp.training.models import BACKBONES, SplitModel
 from offramp.training.quantize import QuantModel, quantize
 
 
@@ -36,8 +36,8 @@ class Exported:
 
     def __init__(self, backbone: str, exit_number: int) -> None:
         torch.manual_seed(exit_number)
-        build = mobilenet_v2 if backbone == "mobilenet" else BACKBONES[backbone]
-        self.model = SplitModel(build(10), exit_number)
+        build = BACKBONES[backbone]
+        self.model = SplitModel(build(10, 32), exit_number)
         self.pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32), dtype=np.uint8)
         # Smooth, as pictures are: noise alone averages out to nothing within a few layers.
         self.pixels = self.pixels.repeat(4, axis=2).repeat(4, axis=3)[:, :, :32, :32]
@@ -59,7 +59,7 @@ class Exported:
 
 
 ALL, NONE = ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-CASES = [("tiny", number) for number in range(1, 8)] + [("mobilenet", number) for number in (5, 6, 12)]
+CASES = [("tiny", number) for number in range(1, 8)] + [("mobilenet-v2", number) for number in (5, 6, 12)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -127,7 +127,7 @@ def test_batches_give_what_single_images_give(exported: Exported) -> None:
 @pytest.mark.parametrize("exit_number", [5, 12])
 def test_every_layer_runs_in_integers(exit_number: int, tmp_path: Path) -> None:
     """Speed, without a clock: after fusion nothing is computed in float, and no pair of Q and DQ is left."""
-    graphs = Exported("mobilenet", exit_number).graphs
+    graphs = Exported("mobilenet-v2", exit_number).graphs
     for name, graph in (("head", graphs.head), ("tail", graphs.tail)):
         path = tmp_path / f"{name}.onnx"
         session(graph, optimized=path)

@@ -1,16 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
-from offramp.training.measure import Answers, choose_threshold
+from offramp.training.data import Labelled, to_float
+from offramp.training.export import export
+from offramp.training.measure import Answers, choose_threshold, run_graphs
+from offramp.training.models import BACKBONES, SplitModel
+from offramp.training.quantize import quantize
 
 
 def answers(confidence: list[float], early: list[int], final: list[int]) -> Answers:
-    return Answers(
-        np.empty((len(confidence), 0), np.uint8),
-        np.array(confidence, np.float32),
-        np.array(early, bool),
-        np.array(final, bool),
-    )
+    """Two classes, the label always 1. The confidence is set: not every one can come of two logits."""
+    early_logits, final_logits = (np.eye(2, dtype=np.float32)[np.array(right)] for right in (early, final))
+    labels = np.ones(len(confidence), np.int64)
+    some = Answers(np.empty((len(labels), 0), np.uint8), early_logits, final_logits, labels)
+    vars(some)["confidence"] = np.array(confidence, np.float32)
+    return some
 
 
 def test_an_image_exits_early_when_its_confidence_exceeds_the_threshold() -> None:
@@ -33,3 +40,23 @@ def test_the_lowest_threshold_that_costs_no_more_than_asked() -> None:
 def test_where_only_the_final_exit_will_do() -> None:
     sure_and_wrong = answers([1.0, 1.0], [0, 0], [1, 1])
     assert choose_threshold(sure_and_wrong, 0.0) == 1.0
+
+
+def test_confidence_is_the_largest_probability_at_the_temperature() -> None:
+    some = answers([0.0], [1], [1])
+    del vars(some)["confidence"]
+    assert some.confidence[0] == pytest.approx(1 / (1 + np.exp(-1)))
+    assert replace(some, temperature=2.0).confidence[0] == pytest.approx(1 / (1 + np.exp(-0.5)))
+
+
+def test_batches_on_several_threads_come_back_in_order() -> None:
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 3, 32, 32), dtype=np.uint8)
+    model = SplitModel(BACKBONES["tiny"](10, 32), 3)
+    graphs = export(quantize(model, to_float(torch.from_numpy(pixels[:8]))))
+    data = Labelled(pixels, np.arange(150) % 10)
+    one, three = (run_graphs(graphs, data, threads) for threads in (1, 3))
+    assert np.array_equal(one.symbols, three.symbols)
+    assert np.array_equal(one.final, three.final)
+    assert len(one) == 150
+    assert np.array_equal(one.take(np.array([149])).early[0], one.early[149])

@@ -75,7 +75,7 @@ def test_head_then_tail_is_the_unsplit_mobilenet(exit_number: int) -> None:
 
 @pytest.mark.parametrize("exit_number", range(1, 8))
 def test_head_then_tail_is_the_unsplit_model_at_every_position(exit_number: int) -> None:
-    model = warmed(BACKBONES["tiny"](10), exit_number)
+    model = warmed(BACKBONES["tiny"](10, 32), exit_number)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model.tail(model.head(images)[0]), model.backbone(images))
@@ -91,7 +91,7 @@ def test_inside_a_residual_block_the_blocks_input_travels_too() -> None:
 @pytest.mark.parametrize("exit_number", [0, -1, 1000])
 def test_an_exit_that_does_not_exist(exit_number: int) -> None:
     with pytest.raises(ConfigError, match="this model has exits 1 to 7"):
-        SplitModel(BACKBONES["tiny"](10), exit_number)
+        SplitModel(BACKBONES["tiny"](10, 32), exit_number)
 
 
 def test_a_cut_whose_two_tensors_do_not_stack_is_refused() -> None:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from offramp.common.errors import DataError
 from offramp.training.data import to_float
-from offramp.training.models import BACKBONES, SplitModel
-from offramp.training.quantize import IMAGE, Affine, quantize
+from offramp.training.models import BACKBONES, ConvUnit, SplitModel
+from offramp.training.quantize import IMAGE, Affine, QuantLayer, quantize
 
 
 @given(low=st.floats(-1e3, 1e3), width=st.floats(0, 1e3))
@@ -29,19 +29,19 @@ def test_pixels_are_their_own_codes() -> None:
 
 def test_no_images_no_calibration() -> None:
     with pytest.raises(DataError, match="at least one calibration image"):
-        quantize(SplitModel(BACKBONES["tiny"](10), 1), torch.empty(0, 3, 32, 32))
+        quantize(SplitModel(BACKBONES["tiny"](10, 32), 1), torch.empty(0, 3, 32, 32))
 
 
 def test_a_dead_channel_keeps_its_bias() -> None:
     torch.manual_seed(0)
-    model = SplitModel(BACKBONES["tiny"](10), 7)
+    model = SplitModel(BACKBONES["tiny"](10, 32), 7)
     unit = model.backbone.positions()[7].unit
-    assert unit is not None
+    assert isinstance(unit, ConvUnit)
     with torch.no_grad():
         unit.conv.weight[4] = 0
         unit.norm.bias[4] = 1.5
     quantized = quantize(model, torch.randn(8, 3, 32, 32))
     layer = quantized.blocks[7].layer
-    assert layer is not None
+    assert isinstance(layer, QuantLayer)
     assert not layer.weight[4].any()
     assert layer.bias[4] * layer.weight_scale[4] * layer.input.scale == pytest.approx(1.5, rel=1e-4)

@@ -1,13 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from offramp.common.errors import ConfigError
+from offramp.common.errors import ConfigError, DataError
 from offramp.training.data import Dataset
-from offramp.training.models import SplitModel
+from offramp.training.models import BACKBONES, SplitModel
 from offramp.training.recipe import Recipe
-from offramp.training.train import Epoch, Progress, train
+from offramp.training.train import Clock, Epoch, Hardware, OutOfTime, Progress, Trained, train
 
 SCHEDULE = [("base", 1), ("base", 2), ("exit", 1), ("regularised", 1)]
 
@@ -16,8 +17,8 @@ class Killed(Exception):
     """Stands for a kill at a chosen moment."""
 
 
-def digest(model: SplitModel) -> dict[str, bytes]:
-    return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+def digest(trained: Trained) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in trained.model.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +36,14 @@ def small(digits: Dataset) -> Dataset:
 
 def test_epochs_come_in_the_papers_order(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
     epochs: list[Epoch] = []
-    model = train(recipe, small, tmp_path, progress=Progress(epoch=epochs.append))
+    trained = train(recipe, small, tmp_path, progress=Progress(epoch=epochs.append))
+    assert list(trained.epochs) == epochs
+    assert [step for step, _ in trained.entropy] == [0, 1, 2, 3]
+    assert all(0 < bits < 8 for _, bits in trained.entropy)
     assert [(epoch.stage, epoch.number) for epoch in epochs] == SCHEDULE
     assert set(epochs[0].figures) == {"final"}
     assert set(epochs[-1].figures) == {"early", "final", "entropy_bits"}
-    assert not model.training
+    assert not trained.model.training
     assert len(list(tmp_path.glob("*.pt"))) == 3
     assert not list(tmp_path.glob("*.partial"))
 
@@ -55,7 +59,7 @@ def test_the_same_seed_gives_the_same_bits(recipe: Recipe, small: Dataset, tmp_p
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     recipe: Recipe, small: Dataset, tmp_path: Path, moment: tuple[str, int] | str
 ) -> None:
-    whole = digest(train(recipe, small, tmp_path / "whole"))
+    whole = train(recipe, small, tmp_path / "whole")
 
     def after_epoch(epoch: Epoch) -> None:
         # Before this epoch's checkpoint is written.
@@ -72,7 +76,8 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     torch.rand(7)
     again: list[Epoch] = []
     resumed = train(recipe, small, tmp_path / "broken", resume=True, progress=Progress(epoch=again.append))
-    assert digest(resumed) == whole
+    assert digest(resumed) == digest(whole)
+    assert (resumed.epochs, resumed.entropy) == (whole.epochs, whole.entropy)
     first = ("base", 2) if moment == "mid-epoch" else moment
     assert [(epoch.stage, epoch.number) for epoch in again] == SCHEDULE[SCHEDULE.index(first) :]  # type: ignore[arg-type]
 
@@ -139,3 +144,49 @@ def test_a_diverged_run_says_so(recipe: Recipe, small: Dataset, tmp_path: Path) 
     settings = recipe.train.model_copy(update={"base": wild})
     with pytest.raises(ConfigError, match="diverged in stage base, epoch 1: lower its learning_rate"):
         train(recipe.model_copy(update={"train": settings}), small, tmp_path)
+
+
+def test_a_run_stops_at_a_checkpoint_when_its_time_is_over(
+    recipe: Recipe, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("offramp.training.train.time.monotonic", lambda: now[0])
+    epochs: list[Epoch] = []
+
+    def tick(epoch: Epoch) -> None:
+        epochs.append(epoch)
+        now[0] += 10
+
+    with pytest.raises(OutOfTime):
+        train(recipe, small, tmp_path, clock=Clock(15), progress=Progress(epoch=tick))
+    # A second epoch would have taken until 20.
+    assert len(epochs) == 1
+    resumed = train(recipe, small, tmp_path, resume=True, progress=Progress(epoch=epochs.append))
+    assert [(epoch.stage, epoch.number) for epoch in epochs] == SCHEDULE
+    assert digest(resumed) == digest(train(recipe, small, tmp_path / "whole"))
+
+
+def test_bfloat16_trains_as_well(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    trained = train(recipe, small, tmp_path, hardware=Hardware(bfloat16=True))
+    exact = train(recipe, small, tmp_path / "exact")
+    assert digest(trained) != digest(exact)
+    for stage in (0, -1):
+        assert trained.epochs[stage].loss == pytest.approx(exact.epochs[stage].loss, rel=0.1)
+    assert {value.dtype for value in trained.model.parameters()} == {torch.float32}
+
+
+def test_what_travels_is_computed_in_float32(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    model = SplitModel(BACKBONES["tiny"](10, 32), 7).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), Hardware(bfloat16=True).autocast():
+        out = model(images)
+    assert out.activation.dtype == torch.float32
+    assert len(out.activation.unique()) > len(out.activation.bfloat16().unique())
+    assert out.final.dtype == torch.bfloat16
+
+
+def test_fewer_images_than_a_batch(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    few = replace(small, train=small.train.take(torch.arange(20).numpy()))
+    with pytest.raises(DataError, match="20 images to train on are too few for one batch of 32"):
+        train(recipe, few, tmp_path)

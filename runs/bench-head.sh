@@ -1,0 +1,6 @@
+#!/bin/sh
+# The table of head latencies in docs/experiments.md: about a minute.
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+exec offramp bench head "$@"

@@ -1,0 +1,137 @@
+"""What one run measured, as JSON beside its bundle: all that the reports are made of.
+
+Figures are of the test split, code tables of the validation split, unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from offramp.common.bundle import Dataset
+from offramp.common.errors import DataError, printable
+
+RECORD = "measured.json"
+
+RAW = "raw"
+CSR = "CSR"
+ONE_TABLE = "Huffman, one table"
+TABLE_A_CHANNEL = "Huffman, a table a channel"
+SHARED_TABLES = "Huffman, shared tables"
+RANS = "rANS"
+LZ4 = "LZ4"
+ZSTD = "zstd 3"
+SHIPPED = "shipped"
+"""Names of the ways to code an activation. The first seven in this order, then what the bundle ships."""
+CODECS = (RAW, CSR, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, LZ4, ZSTD, SHIPPED)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Accuracy(_Strict):
+    """Top-1 accuracy of both exits over all images, of the INT8 graphs and of the float32 model."""
+
+    early: float
+    final: float
+    early_float: float
+    final_float: float
+
+
+class Curve(_Strict):
+    """Figures by confidence threshold T_c; every list is as long as ``threshold``."""
+
+    threshold: list[float]
+    exit_rate: list[float]
+    accuracy: list[float]
+    exit_rate_float: list[float]
+    accuracy_float: list[float]
+    bytes: dict[str, list[float]]
+    """Mean payload over all images by codec; an image that exits early sends 0 bytes."""
+
+
+class StageEpoch(_Strict):
+    """One epoch: figures are of the validation split."""
+
+    stage: Literal["base", "exit", "regularised"]
+    number: int
+    epochs: int
+    loss: float
+    figures: dict[str, float]
+    best: bool
+
+
+class Machine(_Strict):
+    """Where it was trained."""
+
+    device: str
+    precision: Literal["float32", "bfloat16"]
+    libraries: dict[str, str]
+
+
+class Record(_Strict):
+    """One run."""
+
+    name: str
+    digest: str
+    """Of the bundle, hexadecimal."""
+    commit: str
+    backbone: str
+    exit: int
+    layer: str
+    shape: tuple[int, int, int]
+    entropy_weight: float
+    """Lambda_e of Eq. (3)."""
+    sparsity_weight: float
+    """Lambda_s of Eq. (6)."""
+    epochs: dict[str, int]
+    """By stage."""
+    batch_size: int
+    seed: int
+    dataset: Dataset
+    machine: Machine
+    accuracy: Accuracy
+    bytes: dict[str, float]
+    """Mean payload of one activation by codec, every image offloaded."""
+    entropy_bits: float
+    entropy_bits_channel: float
+    """Bits a symbol, one distribution for the tensor or for each channel."""
+    zeros: float
+    """Share of symbols that stand for the real number 0."""
+    ece: float
+    """Expected calibration error of the early exit's confidence."""
+    threshold: float
+    """The bundle's T_c, chosen on the validation split."""
+    curve: Curve
+    history: list[StageEpoch]
+    entropy_steps: list[tuple[int, float]]
+    """(step of the regularised stage, bits per activation sample in its batch of training images)."""
+
+    @property
+    def raw_bytes(self) -> int:
+        """C·H·W: one activation at one byte a symbol."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file. Raises DataError naming the first field that is wrong."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}, expected a record of `offramp train`") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise DataError(f"{path}: {where}: {printable(first['msg'])}") from None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Every record in the bundles of a folder, ordered by name. Raises DataError if there is none."""
+    found = sorted(folder.glob(f"*/{RECORD}")) + sorted(folder.glob(RECORD))
+    if not found:
+        raise DataError(f"{folder}: no {RECORD} in it, expected bundles written by `offramp train`")
+    return [read_record(path) for path in found]

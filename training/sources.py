@@ -1,0 +1,246 @@
+"""Where labelled images come from: a data recipe in, a `Source` with every image decoded out.
+
+    sklearn-digits   scikit-learn's handwritten digits, which need no download
+    hub              a data set of the Hugging Face hub, such as uoft-cs/cifar10
+    parquet          local Parquet files of the hub's schema: a picture column (struct of bytes and path) and
+                     a label column (integers, or class labels with names)
+    imagefolder      a folder with one sub-folder of pictures a class
+
+Whatever cannot be used is a `DataError` that names the part, the row or file, and what was expected.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from offramp.common.errors import ConfigError, DataError, printable
+from offramp.training.data import Dataset, Labelled, Source, split
+from offramp.training.recipe import (
+    DataRecipe,
+    DigitsRecipe,
+    HubRecipe,
+    ParquetRecipe,
+    PicturesRecipe,
+)
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def load(recipe: DataRecipe, *, seed: int, progress: Callable[[], object] = lambda: None) -> Dataset:
+    """Read and split what a recipe's ``[data]`` names.
+
+    Args:
+        recipe: the ``[data]`` table.
+        seed: decides which images validate.
+        progress: called for each picture that was decoded.
+
+    Raises:
+        ConfigError: a file, folder or name that does not exist.
+        DataError: pictures or labels that cannot be used.
+    """
+    if isinstance(recipe, DigitsRecipe):
+        return split(_digits(), validation=recipe.validation, test=recipe.test, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="offramp-data-") as cache:
+        if isinstance(recipe, HubRecipe):
+            train, test = _hub(recipe)
+        elif isinstance(recipe, ParquetRecipe):
+            train, test = _parquet("train", recipe.train, cache), _parquet("test", recipe.test, cache)
+        else:
+            train, test = _folder("train", recipe.train, cache), _folder("test", recipe.test, cache)
+        source = _source(recipe, train, test, progress)
+    return split(source, validation=recipe.validation, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a source before its pictures are decoded."""
+
+    name: str
+    rows: datasets.Dataset
+
+
+def _source(recipe: PicturesRecipe, train: _Part, test: _Part, progress: Callable[[], object]) -> Source:
+    train_labels, names = _labels(train, recipe.label, recipe.classes)
+    test_labels, test_names = _labels(test, recipe.label, recipe.classes)
+    classes = names or tuple(str(label) for label in range(int(train_labels.max()) + 1))
+    if test_names and test_names != classes:
+        raise DataError(f"test has the classes {_shown(test_names)}, train has {_shown(classes)}")
+    if len(classes) < 2:
+        raise DataError(f"train has the one class {_shown(classes)}, expected two at least")
+    for part, labels in ((train, train_labels), (test, test_labels)):
+        bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if len(bad):
+            raise DataError(
+                f"{part.name}: row {bad[0]} has the label {labels[bad[0]]}, expected 0 … {len(classes) - 1}"
+            )
+        for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
+            raise DataError(f"{part.name}: class {printable(classes[label])!r} has no images")
+    return Source(
+        recipe.title,
+        classes,
+        Labelled(_pixels(train, recipe.image, recipe.size, progress), train_labels),
+        Labelled(_pixels(test, recipe.image, recipe.size, progress), test_labels),
+    )
+
+
+def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels, int64 [N], and class names, which may be none."""
+    import datasets
+
+    if not len(part.rows):
+        raise DataError(f"{part.name}: has no images")
+    feature = _feature(part, column, "label")
+    names = tuple(given)
+    if isinstance(feature, datasets.ClassLabel):
+        names = names or tuple(feature.names)
+    elif not (isinstance(feature, datasets.Value) and "int" in feature.dtype):
+        kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        raise DataError(
+            f"{part.name}: label column {column!r} holds {printable(str(kind))}, expected integers 0 … K-1"
+        )
+    values = list(part.rows[column])
+    if None in values:
+        raise DataError(f"{part.name}: row {values.index(None)} has no label")
+    return np.array(values, np.int64), names
+
+
+def _feature(part: _Part, column: str, what: str) -> Any:
+    features = part.rows.features
+    if column not in features:
+        raise DataError(
+            f"{part.name}: has no {what} column {column!r}, expected one of {_shown(list(features))}"
+        )
+    return features[column]
+
+
+def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object]) -> NDArray[np.uint8]:
+    """Every picture of a part, decoded and resized: uint8 [N, 3, size, size], RGB."""
+    import datasets
+
+    feature = _feature(part, column, "picture")
+    rows = part.rows
+    if isinstance(feature, datasets.Image):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    elif not (isinstance(feature, dict) and {"bytes", "path"} <= set(feature)):
+        raise DataError(
+            f"{part.name}: picture column {column!r} is {printable(str(feature), 80)}, "
+            "expected a struct of bytes and path"
+        )
+    pixels = np.empty((len(rows), 3, size, size), np.uint8)
+    for number, cell in enumerate(rows[column]):
+        pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
+        progress()
+    return pixels
+
+
+def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.uint8]:
+    """One picture as the device would read it: uint8 [3, size, size], RGB, resized bilinearly."""
+    cell = cell or {}
+    data, path = cell.get("bytes"), cell.get("path")
+    if path:
+        where = f"{where} ({printable(Path(path).name)})"
+    try:
+        if data is None:
+            if path is None:
+                raise DataError(f"{where} has neither bytes nor a path, expected a picture")
+            data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(data)) as picture:
+            rgb = picture.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything for a damaged file
+        raise DataError(f"{where} cannot be decoded: {printable(type(error).__name__)}") from None
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb, np.uint8).transpose(2, 0, 1)
+
+
+def _hub(recipe: HubRecipe) -> tuple[_Part, _Part]:
+    datasets = _library()
+    try:
+        parts = datasets.load_dataset(recipe.name, revision=recipe.revision)
+    except Exception as error:  # offline, no such name, no right to read it
+        raise ConfigError(f"cannot load {recipe.name} from the hub: {_first_line(error)}") from None
+    for name in (recipe.train, recipe.test):
+        if name not in parts:
+            raise ConfigError(f"{recipe.name} has no part {name!r}, expected one of {_shown(list(parts))}")
+    return _Part("train", parts[recipe.train]), _Part("test", parts[recipe.test])
+
+
+def _parquet(name: str, files: str | Sequence[str], cache: str) -> _Part:
+    paths = [files] if isinstance(files, str) else list(files)
+    for path in paths:
+        if not Path(path).is_file():
+            raise ConfigError(f"{name}: {path} is no file")
+    datasets = _library()
+    try:
+        return _Part(name, datasets.Dataset.from_parquet(paths, cache_dir=cache))
+    except Exception as error:  # Arrow's errors and the library's own have no common base
+        cause = error.__cause__ or error
+        raise DataError(f"{name}: {', '.join(paths)} is no Parquet file: {_first_line(cause)}") from None
+
+
+def _folder(name: str, folder: str, cache: str) -> _Part:
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"{name}: {folder} is no folder")
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not classes:
+        raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
+    datasets = _library()
+    empty = (one for one in classes if not any(path.is_file() for path in (root / one).rglob("*")))
+    for one in empty:
+        raise DataError(f"{name}: class {printable(one)!r} has no images")
+    try:
+        rows = datasets.load_dataset(
+            "imagefolder", data_dir=folder, split="train", cache_dir=cache, drop_labels=False
+        )
+    except Exception as error:
+        raise DataError(f"{name}: {folder} is no folder of pictures: {_first_line(error)}") from None
+    found = tuple(rows.features["label"].names)
+    if found != tuple(classes):
+        missing = _shown(sorted(set(classes) - set(found)))
+        raise DataError(f"{name}: class {missing} has no pictures of a known format")
+    return _Part(name, rows)
+
+
+def _library() -> Any:
+    """The ``datasets`` package, silent. Imported late: it takes seconds, and the digits do not need it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    return datasets
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits: 8x8 with 17 grey levels, made 32x32 RGB."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
+    grey = np.stack(
+        [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in small]
+    )
+    images = np.repeat(grey[:, None], 3, axis=1)
+    labels = np.asarray(digits.target, dtype=np.int64)
+    return Source("sklearn-digits", tuple(str(digit) for digit in range(10)), Labelled(images, labels))
+
+
+def _shown(names: Iterable[str]) -> str:
+    return ", ".join(repr(printable(name)) for name in names)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return printable(lines[0]) if lines else type(error).__name__
