@@ -30,6 +30,9 @@ POINT_ROUNDS = 3
 whatever else runs on the machine only ever takes away."""
 BUDGET_SECONDS = 1.5
 """When to stop trying larger batches of one layout."""
+BATCH_SECONDS = 3e-4
+"""What a batch costs beside the tail, measured with the digits bundle: there and back between threads, a
+message of replies to each stream. It is why larger batches pay even where the tail gains nothing."""
 TIMER_SECONDS = 1e-3
 """The event loop's timers are no finer: a shorter wait is none."""
 INLINE_SECONDS = 2.5e-4
@@ -87,7 +90,7 @@ def make_plan(
         plan = Plan(
             workers=count,
             threads=max(1, threads // count),
-            max_batch=max_batch or saturation(curve),
+            max_batch=max_batch or saturation(curve, count),
             max_wait=wait_for_company(curve, count) if max_wait is None else max_wait,
             curve=curve,
         )
@@ -154,10 +157,11 @@ def _throughput(bundle: Bundle, engine: Engine, workers: int, size: int) -> floa
     return sum(runs) * size / seconds
 
 
-def saturation(curve: Curve) -> int:
-    """The smallest batch at which throughput is as good as it gets."""
-    best = max(curve.values())
-    return min(batch for batch, rate in curve.items() if rate >= SATURATED * best)
+def saturation(curve: Curve, workers: int) -> int:
+    """The smallest batch at which throughput is as good as it gets, all that a batch costs included."""
+    rates = {batch: 1 / (1 / rate + BATCH_SECONDS / (batch * workers)) for batch, rate in curve.items()}
+    best = max(rates.values())
+    return min(batch for batch, rate in rates.items() if rate >= SATURATED * best)
 
 
 def wait_for_company(curve: Curve, workers: int) -> float:

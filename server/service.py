@@ -286,9 +286,7 @@ class _Stream:
         while (message := await self._read()) is not None:
             await self._take(served, reader.read(message), deadline)
             if self._strikes >= strikes:
-                raise MessageError(
-                    f"{self._strikes} bad frames on this stream, the most that may be {strikes}"
-                )
+                raise MessageError(f"{self._strikes} bad frames on this stream")
             # A device that does not take its replies is not read further: they would pile up here.
             while len(self._replies) > REPLIES_WAITING:
                 await asyncio.sleep(0.01)
