@@ -88,6 +88,7 @@ class Batcher:
         self.waiting = 0
         self._threads = ThreadPoolExecutor(workers, "offramp-tail")
         self._running = 0
+        self._done_at = -math.inf
         self._lanes: deque[Lane] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -155,9 +156,16 @@ class Batcher:
             metrics.queue_seconds.observe(now - job.since)
         metrics.batch_size.observe(len(batch))
         run = asyncio.get_running_loop().run_in_executor(self._threads, lane.infer, batch)
-        run.add_done_callback(partial(self._done, lane, batch))
+        run.add_done_callback(partial(self._done, lane, batch, now))
 
-    def _done(self, lane: Lane, batch: list[Job], run: asyncio.Future[Answers]) -> None:
+    def _done(self, lane: Lane, batch: list[Job], start: float, run: asyncio.Future[Answers]) -> None:
+        # What a frame costs shows in how batches follow each other, not in how long the tail runs alone:
+        # the event loop takes its share.
+        now = time.perf_counter()
+        busy = self._running >= self.workers
+        seconds = (now - max(start, self._done_at)) * (self.workers if busy else 1)
+        self._done_at = now
+        lane.frame_seconds += SMOOTHING * (seconds / len(batch) - lane.frame_seconds)
         self._running -= 1
         # First of all the workers have to have work.
         self.dispatch()
@@ -169,7 +177,6 @@ class Batcher:
                 job.owner.refused(job, failure)
             return
         answers = run.result()
-        lane.frame_seconds += SMOOTHING * (answers.seconds / len(batch) - lane.frame_seconds)
         for job, best, probability in zip(batch, answers.best, answers.probabilities, strict=True):
             job.owner.answered(job, best, probability)
 
@@ -190,11 +197,10 @@ class Batcher:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the tail says of one batch: class and probability of each, and how long it ran."""
+    """What the tail says of one batch: class and probability of each."""
 
     best: list[int]
     probabilities: list[float]
-    seconds: float
 
 
 class Lane:
@@ -221,7 +227,8 @@ class Lane:
                 batcher.retry_after_ms(),
             )
         if job.deadline < math.inf and self.jobs:
-            expected = batcher.backlog_seconds()
+            own = min(len(self.jobs) + 1, self.shape.max_batch) * self.frame_seconds
+            expected = batcher.backlog_seconds() + own
             if job.since + expected > job.deadline:
                 raise OverloadError(
                     f"{batcher.waiting} frames wait for the tail already, longer than this one can",
@@ -247,9 +254,8 @@ class Lane:
 
     def infer(self, batch: list[Job]) -> Answers:
         """Run the tail; on a worker's thread."""
-        start = time.perf_counter()
         with timed(self._batcher.metrics.inference_seconds):
             probabilities = self._tail.tail(np.stack([job.symbols for job in batch]))
         best = probabilities.argmax(axis=1)
         chosen = probabilities[np.arange(len(batch)), best]
-        return Answers(best.tolist(), chosen.tolist(), time.perf_counter() - start)
+        return Answers(best.tolist(), chosen.tolist())

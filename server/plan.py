@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,17 +127,19 @@ def _flat(curve: Curve) -> bool:
 
 def _throughput(bundle: Bundle, engine: Engine, workers: int, size: int) -> float:
     batch = np.zeros((size, *bundle.manifest.activation.shape), np.uint8)
-    runs, failures = [0] * workers, list[Exception]()
-    gate = threading.Barrier(workers + 1)
+    runs, spans, failures = [0] * workers, list[tuple[float, float]](), list[Exception]()
+    gate = threading.Barrier(workers)
 
     def work(index: int) -> None:
         try:
             engine.tail(batch)  # allocates
             gate.wait()
-            end = time.perf_counter() + POINT_SECONDS
-            while runs[index] < 2 or time.perf_counter() < end:
+            start = now = time.perf_counter()
+            while runs[index] < 2 or now < start + POINT_SECONDS:
                 engine.tail(batch)
                 runs[index] += 1
+                now = time.perf_counter()
+            spans.append((start, now))
         except Exception as error:
             failures.append(error)
             gate.abort()
@@ -146,15 +147,12 @@ def _throughput(bundle: Bundle, engine: Engine, workers: int, size: int) -> floa
     threads = [threading.Thread(target=work, args=(index,)) for index in range(workers)]
     for thread in threads:
         thread.start()
-    with suppress(threading.BrokenBarrierError):
-        gate.wait()
-    start = time.perf_counter()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - start
     if failures:
         raise failures[0]
-    return sum(runs) * size / seconds
+    first, last = min(start for start, _ in spans), max(end for _, end in spans)
+    return sum(runs) * size / (last - first)
 
 
 def saturation(curve: Curve, workers: int) -> int:
