@@ -1,12 +1,24 @@
-"""Settings: one typed definition gives each flag, its default, its help and its check."""
+"""Settings: one typed definition gives each flag, its default, its help and its check.
+
+Each field of a ``Settings`` class is a flag (``--max-batch 8``), an environment variable
+(``OFFRAMP_MAX_BATCH=8``) and a key of a TOML file (``max_batch = 8`` in the table named like the program).
+A flag wins over the environment, that over the file, and the file over the default. ``--config`` or
+``OFFRAMP_CONFIG`` names the file; a table of another program is left alone, an unknown key is an error.
+"""
 
 from __future__ import annotations
 
 import argparse
 import ipaddress
-from typing import Annotated, Any, NoReturn, TypeVar
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from offramp.common.errors import ConfigError
 from offramp.common.telemetry import version_line
@@ -17,10 +29,30 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _split(value: object) -> object:
+    return value.split(os.pathsep) if isinstance(value, str) else value
+
+
+Several = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
+"""A flag that may be given again; one environment variable has them all, with colons between them."""
+
+ENVIRONMENT = "OFFRAMP_"
+CONFIG_BYTES = 1 << 20
+
+
 class Settings(BaseModel):
     """Base of a program's settings. A field is a flag; its description is the flag's help."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="what is logged: debug, info, warning or error", examples=["LEVEL"]
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="a line of text for each event, or a JSON object: text or json",
+        examples=["FORMAT"],
+    )
 
 
 class DeviceSettings(Settings):
@@ -60,18 +92,50 @@ class DeviceSettings(Settings):
 class ServerSettings(Settings):
     """``cloud-server``."""
 
-    bundle: str = Field(description="the bundle's directory", examples=["DIR"])
+    bundle: Several = Field(
+        description="a bundle's directory, or one with several bundles in it; may be given again",
+        examples=["DIR"],
+    )
     listen: str = Field(
         "127.0.0.1:50051",
         description="address to serve on; port 0 takes a free one",
         examples=["HOST:PORT"],
     )
     insecure: bool = Field(False, description="allow plaintext to clients that are not on this machine")
-    threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None, description="threads that the tail may use (default: one for each core)", examples=["N"]
+    tls_cert: str | None = Field(
+        None, description="the server's certificate and its chain, PEM: serve TLS", examples=["FILE"]
     )
-    max_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
-        32, description="activations in one run of the tail, at most", examples=["N"]
+    tls_key: str | None = Field(None, description="the certificate's private key, PEM", examples=["FILE"])
+    tls_client_ca: str | None = Field(
+        None,
+        description="PEM certificates of the authorities that clients' certificates must be from",
+        examples=["FILE"],
+    )
+    token_file: str | None = Field(
+        None,
+        description="bearer tokens, one a line, that calls must show; read again when it changes",
+        examples=["FILE"],
+    )
+    threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None, description="threads that the tails may use (default: one for each core)", examples=["N"]
+    )
+    workers: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None,
+        description="runs of the tail at once, which share the threads (default: 1 or as many as threads, "
+        "whichever is measured to be faster)",
+        examples=["N"],
+    )
+    max_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None,
+        description="activations in one run of the tail, at most (default: the smallest batch that is "
+        "measured to be as fast as any, up to 64)",
+        examples=["N"],
+    )
+    max_wait_ms: Annotated[float, Field(ge=0, le=60_000)] | None = Field(
+        None,
+        description="how long the first frame of a batch waits for others (default: what running alone is "
+        "measured to waste)",
+        examples=["MS"],
     )
     queue: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         1024, description="frames that may wait for the tail; more are refused", examples=["N"]
@@ -82,11 +146,32 @@ class ServerSettings(Settings):
     max_streams: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         1024, description="open streams; more are refused", examples=["N"]
     )
+    message_bytes: Annotated[int, Field(ge=16_384, le=1 << 26)] | None = Field(
+        None,
+        description="largest message that a bundle loaded later may need (default: what the first ones need)",
+        examples=["N"],
+    )
+    strikes: Annotated[int, Field(ge=1, le=1 << 30)] = Field(
+        128, description="bad frames after which a stream is ended", examples=["N"]
+    )
     hello_timeout: Seconds = Field(
         5.0, description="how long a new stream may take to say hello", examples=["SECONDS"]
     )
+    idle_timeout: Seconds = Field(
+        3600.0,
+        description="how long a stream may send nothing before it is asked to end",
+        examples=["SECONDS"],
+    )
+    write_timeout: Seconds = Field(
+        30.0, description="how long a device may take no reply before its stream is cut", examples=["SECONDS"]
+    )
     grace: Seconds = Field(
-        10.0, description="how long SIGTERM waits for open streams to finish", examples=["SECONDS"]
+        10.0,
+        description="how long open streams may take to finish at SIGTERM, or when their bundle is retired",
+        examples=["SECONDS"],
+    )
+    reload_interval: Seconds = Field(
+        2.0, description="how often bundles and tokens are looked at for changes", examples=["SECONDS"]
     )
     metrics_host: str = Field(
         "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
@@ -115,42 +200,114 @@ class ShowVersion(argparse.Action):
 
 
 def make_parser(program: str, settings: type[Settings], description: str, epilog: str) -> Parser:
-    """A parser with a flag for each field of ``settings``, plus --version and --log-level."""
+    """A parser with a flag for each field of ``settings``, plus --version and --config.
+
+    What it parses goes to ``read_settings``: no flag is required here, since it may be set elsewhere.
+    """
     parser = Parser(
         prog=program,
         description=description,
-        epilog=epilog,
+        epilog=f"{epilog}\nevery flag is also an environment variable, --max-batch as OFFRAMP_MAX_BATCH,"
+        f"\nand a key of [{program}] in the --config file; flag wins over environment over file\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(program=program)
     parser.add_argument("--version", action=ShowVersion)
     parser.add_argument(
-        "--log-level", choices=["debug", "info", "warning", "error"], default="info", help="default: info"
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help=f"TOML file with settings in [{program}]"
     )
     for name, field in settings.model_fields.items():
-        flag, text = "--" + name.replace("_", "-"), field.description or ""
+        text = field.description or ""
         if field.annotation is bool:
-            parser.add_argument(flag, action="store_true", help=text)
+            parser.add_argument(
+                flag_of(name), action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS
+            )
             continue
         if not field.is_required() and field.default is not None:
             text += f" (default: {field.default})"
         parser.add_argument(
-            flag, required=field.is_required(), metavar=(field.examples or [None])[0], help=text,
-            default=argparse.SUPPRESS,
+            flag_of(name), metavar=(field.examples or [None])[0], help=text, default=argparse.SUPPRESS,
+            action="append" if _is_several(field) else "store",
         )  # fmt: skip
     return parser
 
 
-def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:
-    """The settings that were given as flags, checked. Raises ConfigError naming the flag."""
-    given: dict[str, Any] = {
-        name: value for name, value in vars(arguments).items() if name in kind.model_fields
-    }
+def flag_of(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a field."""
+    return ENVIRONMENT + name.upper()
+
+
+def _is_several(field: FieldInfo) -> bool:
+    kinds = get_args(field.annotation) if get_origin(field.annotation) is UnionType else (field.annotation,)
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
+def read_settings(
+    kind: type[S], arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ
+) -> S:
+    """The settings of flags, environment and file, checked. Raises ConfigError naming where a value is from.
+
+    ``arguments.log_level`` is set too: to what it is after all of them.
+    """
+    flags = vars(arguments)
+    path = flags.get("config", environment.get(variable_of("config")))
+    given: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if path is not None:
+        for name, value in _read_file(path, flags["program"], kind).items():
+            given[name], origins[name] = value, f"{path}: {name} = {value!r}"
+    for name in kind.model_fields:
+        if (variable := variable_of(name)) in environment:
+            value = environment[variable]
+            given[name], origins[name] = value, f"{variable}={value}"
+        if name in flags:
+            value = flags[name]
+            given[name] = value
+            shown = value if isinstance(value, str) else " ".join(value) if isinstance(value, list) else ""
+            origins[name] = f"{flag_of(name)} {shown}".rstrip()
+    missing = [
+        flag_of(name)
+        for name, field in kind.model_fields.items()
+        if field.is_required() and name not in given
+    ]
+    if missing:
+        raise ConfigError(
+            f"the following arguments are required: {', '.join(missing)} (see {flags.get('program')} --help)"
+        )
     try:
-        return kind.model_validate(given)
+        settings = kind.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
+        name = str(first["loc"][0])
+        raise ConfigError(f"{origins.get(name, flag_of(name))}: {first['msg']}") from None
+    arguments.log_level = settings.log_level
+    return settings
+
+
+def _read_file(path: str, program: str, kind: type[Settings]) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(CONFIG_BYTES + 1)
+        if len(text) > CONFIG_BYTES:
+            raise ConfigError(f"{path}: is longer than {CONFIG_BYTES} bytes, expected at most that")
+        document = tomllib.loads(text.decode())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}, expected a TOML file") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no TOML file: {error}") from None
+    loose = [name for name, value in document.items() if not isinstance(value, dict)]
+    if loose:
+        raise ConfigError(f"{path}: {loose[0]}: expected it in a table, as in [{program}]")
+    table: dict[str, Any] = document.get(program, {})
+    for name in table:
+        if name not in kind.model_fields:
+            raise ConfigError(f"{path}: [{program}] {name}: there is no such setting")
+    return table
 
 
 def split_address(flag: str, address: str) -> tuple[str, int]:

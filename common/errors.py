@@ -13,10 +13,12 @@ OfframpError                      exit  gRPC status
 │   │   ├── SequenceError            6  OUT_OF_RANGE
 │   │   ├── CodecError               6  UNIMPLEMENTED        a codec id that this side does not know
 │   │   └── PayloadError             6  INVALID_ARGUMENT     coded bytes that are no activation
-│   └── MismatchError                6  FAILED_PRECONDITION  other protocol version, bundle or segment
+│   ├── MismatchError                6  FAILED_PRECONDITION  other protocol version, bundle or segment
+│   └── AccessError                  6  UNAUTHENTICATED      no token, or one that is not known
 └── UnavailableError                 3  UNAVAILABLE          no server, or it cannot take more
     ├── AddressError                 7  UNAVAILABLE          a port cannot be bound
-    └── OverloadError                3  RESOURCE_EXHAUSTED   a stated limit is reached
+    ├── OverloadError                3  RESOURCE_EXHAUSTED   a stated limit is reached
+    └── ExpiredError                 3  DEADLINE_EXCEEDED    a frame waited longer than its device does
 
 What we did wrong is a ``ConfigError``, ``DataError`` or ``BundleError``; what the peer did wrong is a
 ``PeerError``. Anything else that escapes is a bug: exit code 1, INTERNAL, and only its type is told to
@@ -131,6 +133,12 @@ class MismatchError(PeerError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class AccessError(PeerError):
+    """The caller did not show a token that is known here. The message never repeats what it showed."""
+
+    grpc_status = "UNAUTHENTICATED"
+
+
 class UnavailableError(OfframpError):
     """No server answers, or the one that does cannot take more."""
 
@@ -145,6 +153,19 @@ class AddressError(UnavailableError):
 
 
 class OverloadError(UnavailableError):
-    """A stated limit (streams, frames in flight, queue) is reached; nothing was accepted."""
+    """A stated limit (streams, frames in flight, queue) is reached; nothing was accepted.
+
+    retry_after_ms: when to offer again; 0 where nothing is known of that.
+    """
 
     grpc_status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class ExpiredError(UnavailableError):
+    """A frame waited longer than its device waits for the answer, and was dropped before the tail."""
+
+    grpc_status = "DEADLINE_EXCEEDED"

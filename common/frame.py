@@ -24,6 +24,7 @@ from offramp.common.codec import CodecId
 from offramp.common.errors import (
     ChecksumError,
     CodecError,
+    ExpiredError,
     FrameError,
     MessageError,
     MismatchError,
@@ -41,6 +42,8 @@ HTTP2_FRAME_BYTES = 9
 GRPC_PREFIX_BYTES = 5
 ENVELOPE_BYTES = HTTP2_FRAME_BYTES + GRPC_PREFIX_BYTES
 """What gRPC puts before a message: an HTTP/2 DATA header and gRPC's own length prefix."""
+DIGESTS_NAMED = 4
+"""How many of a server's bundles the refusal of another one names."""
 
 M = TypeVar("M", bound=Message)
 
@@ -147,8 +150,11 @@ def hello(digest: bytes) -> bytes:
     return pb.DeviceMessage(hello=greeting).SerializeToString()
 
 
-def check_hello(message: pb.DeviceMessage, digest: bytes) -> None:
-    """Accept a stream's first message, or raise MessageError or MismatchError naming both sides' values."""
+def check_hello(message: pb.DeviceMessage, *digests: bytes) -> None:
+    """Accept a stream's first message, or raise MessageError or MismatchError naming both sides' values.
+
+    digests: the bundles that this server has loaded; at least one.
+    """
     if not message.HasField("hello") or message.frames or message.first_sequence or message.codecs:
         raise MessageError("the first message of a stream is no hello, expected one alone")
     theirs = message.hello
@@ -156,10 +162,13 @@ def check_hello(message: pb.DeviceMessage, digest: bytes) -> None:
         raise MismatchError(
             f"the device speaks protocol version {theirs.protocol_version}, the server {PROTOCOL_VERSION}"
         )
-    if len(theirs.bundle_digest) != len(digest):
-        raise MessageError(f"a bundle digest of {len(theirs.bundle_digest)} bytes, expected {len(digest)}")
-    if theirs.bundle_digest != digest:
-        raise MismatchError(f"the device runs bundle {theirs.bundle_digest.hex()}, the server {digest.hex()}")
+    if len(theirs.bundle_digest) != len(digests[0]):
+        raise MessageError(
+            f"a bundle digest of {len(theirs.bundle_digest)} bytes, expected {len(digests[0])}"
+        )
+    if theirs.bundle_digest not in digests:
+        ours = ", ".join(digest.hex() for digest in digests[:DIGESTS_NAMED])
+        raise MismatchError(f"the device runs bundle {theirs.bundle_digest.hex()}, the server {ours}")
     if theirs.segment != TAIL_SEGMENT:
         raise MismatchError(f"the device asks for segment {theirs.segment[:64]!r}, expected {TAIL_SEGMENT!r}")
 
@@ -170,6 +179,7 @@ _REASONS: dict[type[Exception], pb.FrameError.Reason] = {
     CodecError: pb.FrameError.REASON_CODEC,
     PayloadError: pb.FrameError.REASON_PAYLOAD,
     OverloadError: pb.FrameError.REASON_OVERLOADED,
+    ExpiredError: pb.FrameError.REASON_EXPIRED,
 }
 
 
@@ -178,7 +188,9 @@ def refusal(sequence: int, error: Exception) -> pb.Reply:
     reason = _REASONS.get(type(error), pb.FrameError.REASON_INTERNAL)
     known = reason != pb.FrameError.REASON_INTERNAL
     message = str(error) if known else f"internal error ({type(error).__name__})"
-    return pb.Reply(sequence=sequence, error=pb.FrameError(reason=reason, message=message))
+    retry = error.retry_after_ms if isinstance(error, OverloadError) else 0
+    refused = pb.FrameError(reason=reason, message=message, retry_after_ms=retry)
+    return pb.Reply(sequence=sequence, error=refused)
 
 
 def reason_name(reason: int) -> str:

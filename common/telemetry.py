@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from offramp.common.errors import AddressError
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Histogram
+    from prometheus_client import CollectorRegistry, Gauge, Histogram
 
     from offramp.common.bundle import Bundle
 
@@ -35,8 +37,11 @@ def version_line(program: str) -> str:
     return f"{program} {package_version()} ({coder_kind()} coder)"
 
 
-def add_info_metrics(registry: CollectorRegistry, bundle: Bundle) -> None:
-    """``offramp_build_info`` and ``offramp_bundle_info``: facts as labels, the value is always 1."""
+def add_info_metrics(registry: CollectorRegistry, *bundles: Bundle) -> Gauge:
+    """``offramp_build_info`` and ``offramp_bundle_info``: facts as labels, the value is always 1.
+
+    Returns the latter, for programs whose bundles change.
+    """
     from prometheus_client import Gauge
 
     from offramp.common.codec import coder_kind
@@ -46,17 +51,40 @@ def add_info_metrics(registry: CollectorRegistry, bundle: Bundle) -> None:
     )
     build.labels(package_version(), coder_kind()).set(1)
     info = Gauge("offramp_bundle_info", "The loaded bundle.", ["name", "digest"], registry=registry)
-    info.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
+    for bundle in bundles:
+        info.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
+    return info
 
 
-def start_log(program: str, level: str) -> logging.Logger:
-    """The program's logger, on stderr."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format=f"%(asctime)s {program} %(levelname)s %(message)s",
-        force=True,
-    )
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time`` (UTC, ISO 8601), ``level``, ``program``, ``logger``, ``message``."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__()
+        self._program = program
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of one event."""
+        event = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "program": self._program,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json.dumps(event, ensure_ascii=False)
+
+
+def start_log(program: str, level: str, log_format: str = "text") -> logging.Logger:
+    """The program's logger, on stderr. log_format: ``text`` or ``json``."""
+    handler = logging.StreamHandler(sys.stderr)
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter(program))
+    else:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {program} %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("offramp").setLevel(level.upper())
     return logging.getLogger(f"offramp.{program}")
 

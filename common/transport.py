@@ -14,6 +14,15 @@ FRAMES_PER_MESSAGE = 64
 KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 
+HANDSHAKE_MS = 10_000
+"""How long TCP, TLS and HTTP/2 of a new connection may take on the server."""
+CONNECTION_IDLE_MS = 300_000
+"""A connection without a call is closed by the server after this."""
+RETRY_PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata of RESOURCE_EXHAUSTED: when to open a stream again, milliseconds; gRPC's own key."""
+AUTHORIZATION = "authorization"
+"""Metadata of every call where the server has tokens: ``Bearer TOKEN``."""
+
 Options = list[tuple[str, int]]
 
 
@@ -47,10 +56,14 @@ def device_options() -> Options:
     ]
 
 
-def server_options(raw_bytes: int) -> Options:
-    """Server options for activations of this size."""
+def server_options(receive: int, connections: int) -> Options:
+    """Server options for messages of at most ``receive`` bytes, on at most ``connections`` connections."""
     return [
-        *_common(message_bytes(raw_bytes)),
+        *_common(receive),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.http2.settings_timeout", HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),
         # A second server on one port must fail, not share it.
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),

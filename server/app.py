@@ -1,4 +1,4 @@
-"""``cloud-server``: serve one bundle's tail."""
+"""``cloud-server``: serve the tails of bundles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
 
 from offramp.common.config import (
     ServerSettings,
@@ -17,18 +17,18 @@ from offramp.common.config import (
     require_secure,
     split_address,
 )
-from offramp.common.errors import AddressError, ExitCode, OfframpError
+from offramp.common.errors import AddressError, ConfigError, ExitCode, OfframpError
 from offramp.common.telemetry import package_version, serve_metrics, start_log
-
-if TYPE_CHECKING:
-    from offramp.common.bundle import Bundle
-    from offramp.common.engine import Engine
 
 EPILOG = """\
 examples:
   cloud-server --bundle models/digits-mobilenetv2-exit12
   cloud-server --bundle DIR --listen 0.0.0.0:50051 --insecure --metrics-port 9101
+  cloud-server --bundle models --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key \\
+    --token-file tokens.txt
 
+--bundle is a bundle, or a directory of bundles; it may be given more than once. What changes there is loaded
+while the server runs, within --reload-interval or at SIGHUP. Tokens and certificates are read again as well.
 SIGTERM and SIGINT drain: frames already read are answered, then it exits.
 
 exit status: 0 drained, 1 a bug, 2 wrong flags, 4 unusable bundle, 7 an address cannot be bound
@@ -36,6 +36,10 @@ exit status: 0 drained, 1 a bug, 2 wrong flags, 4 unusable bundle, 7 an address 
 
 UNWIND_SECONDS = 1.0
 """How long streams that were cut off may take to end."""
+SWITCH_SECONDS = 1e-3
+"""A tail that has ended waits no longer than this for the interpreter, to say so and take the next batch."""
+SPARE_CONNECTIONS = 256
+"""Connections above the number of streams: for health checks, and for streams to be refused on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         arguments = parser.parse_args(argv)
         settings = read_settings(ServerSettings, arguments)
-        log = start_log("cloud-server", arguments.log_level)
+        log = start_log("cloud-server", settings.log_level, settings.log_format)
         return run(settings, log)
     except OfframpError as error:
         print(f"cloud-server: {error}", file=sys.stderr)
@@ -55,45 +59,78 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: ServerSettings, log: logging.Logger) -> int:
-    """Load the bundle, serve until a signal, drain. Raises OfframpError."""
+    """Load the bundles, serve until a signal, drain. Raises OfframpError."""
     host, _ = split_address("--listen", settings.listen)
-    require_secure("--listen", host, settings.insecure)
+    if settings.tls_cert is None:
+        require_secure("--listen", host, settings.insecure)
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key belong together, expected both or none")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
+    sys.setswitchinterval(SWITCH_SECONDS)
+    return asyncio.run(_serve(settings, log))
 
-    from offramp.common.bundle import load_bundle
-    from offramp.common.engine import Engine
 
-    bundle = load_bundle(settings.bundle)
-    engine = Engine(bundle, settings.threads or len(os.sched_getaffinity(0)))
-    engine.load_tail()
-    return asyncio.run(_serve(settings, bundle, engine, log))
-
-
-async def _serve(settings: ServerSettings, bundle: Bundle, engine: Engine, log: logging.Logger) -> int:
+async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     import grpc.aio
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
 
     from offramp.common import transport
+    from offramp.server.batch import Batcher
+    from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.metrics import ServerMetrics
-    from offramp.server.service import InferenceService
+    from offramp.server.security import Certificates, Guard, Tokens
+    from offramp.server.service import InferenceService, StreamLimits
 
-    stop = asyncio.Event()
+    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
 
-    metrics = ServerMetrics(bundle)
-    service = InferenceService(
-        bundle,
-        engine,
-        metrics,
+    metrics = ServerMetrics()
+    tokens = Tokens(settings.token_file, metrics) if settings.token_file is not None else None
+    certificates = None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca, metrics)
+    loader = Loader(
+        settings.threads or len(os.sched_getaffinity(0)),
+        workers=settings.workers,
         max_batch=settings.max_batch,
-        queue=settings.queue,
-        frames_in_flight=settings.frames_in_flight,
-        max_streams=settings.max_streams,
-        hello_timeout=settings.hello_timeout,
+        max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
+        message_bytes=settings.message_bytes,
     )
-    server = grpc.aio.server(options=transport.server_options(service.codec.raw_bytes))
+    reloader = Reloader(settings.bundle, loader, metrics)
+    first = reloader.load_all()
+    assert loader.workers is not None and loader.message_bytes is not None
+    batcher = Batcher(metrics, loader.workers, settings.queue)
+    catalog = Catalog(batcher, metrics)
+    service = InferenceService(
+        catalog,
+        batcher,
+        metrics,
+        StreamLimits(
+            frames_in_flight=settings.frames_in_flight,
+            max_streams=settings.max_streams,
+            strikes=settings.strikes,
+            hello_timeout=settings.hello_timeout,
+            idle_timeout=settings.idle_timeout,
+            write_timeout=settings.write_timeout,
+            grace=settings.grace,
+        ),
+    )
+    metrics.set_limits(
+        workers=loader.workers,
+        queue=settings.queue,
+        streams=settings.max_streams,
+        frames_in_flight=settings.frames_in_flight,
+        message_bytes=loader.message_bytes,
+    )
+    server = grpc.aio.server(
+        interceptors=[Guard(tokens, metrics)] if tokens is not None else [],
+        options=transport.server_options(loader.message_bytes, settings.max_streams + SPARE_CONNECTIONS),
+    )
     server.add_generic_rpc_handlers((service.handlers(),))
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -102,28 +139,51 @@ async def _serve(settings: ServerSettings, bundle: Bundle, engine: Engine, log: 
     )
     host, _ = split_address("--listen", settings.listen)
     try:
-        port = server.add_insecure_port(settings.listen)
+        if certificates is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            port = server.add_secure_port(settings.listen, certificates.credentials())
     except RuntimeError:
         port = 0
     if not port:
         raise AddressError(f"--listen {settings.listen}: cannot be bound, expected a free address")
+
+    async def follow() -> None:
+        while True:
+            again = False
+            with suppress(TimeoutError):
+                await asyncio.wait_for(reload.wait(), settings.reload_interval)
+                again = True
+            reload.clear()
+            if tokens is not None:
+                tokens.refresh()
+            await reloader.scan(catalog, service.retire, again=again)
+
     with serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port) as metrics_port:
         await server.start()
+        log.info("offramp %s", package_version())
+        for loaded in first:
+            catalog.add(loaded)
         for name in ("", transport.SERVICE):
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         where = f", metrics on {settings.metrics_host}:{metrics_port}" if metrics_port is not None else ""
-        log.info("offramp %s serves %s (%s)", package_version(), bundle.manifest.name, bundle.digest.hex())
         log.info("listening on %s:%d%s", host, port, where)
+        helpers = [loop.create_task(follow()), loop.create_task(service.watch())]
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
+        helpers[0].cancel()
         await healthy.enter_graceful_shutdown()
-        service.draining.set()
+        service.drain()
         await server.stop(settings.grace)
+        helpers[1].cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        await reloader.close()
         # What gRPC cancelled at the end of the grace still unwinds. asyncio.run would cancel it once more,
         # and gRPC would log that as an error.
         unwinding = asyncio.all_tasks() - {asyncio.current_task()}
         if unwinding:
             await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)
+    batcher.close()
     service.close()
     log.info("stopped")
     return ExitCode.OK

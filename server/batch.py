@@ -1,82 +1,261 @@
-"""From single activations to batches: frames that wait while the tail runs share its next run."""
+"""From single activations to batches: frames that wait while the tail runs share its next run.
+
+One ``Batcher`` serves all bundles of a process: its threads run the tails, its queue has one bound. Each
+bundle has a ``Lane`` in it, since a batch is of one bundle; lanes take turns. All of it belongs to one event
+loop; only ``Lane.infer`` runs elsewhere. There is no task and no future for a frame: a job that is done is
+told to its owner, in one sweep over its batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.engine import Engine
-from offramp.common.errors import OverloadError
+from offramp.common.errors import ExpiredError, OverloadError
 from offramp.common.telemetry import timed
 from offramp.server.metrics import ServerMetrics
 
+RETRY_MS_MIN, RETRY_MS_MAX = 20, 10_000
+"""Bounds of what a refused device is told to wait."""
+SMOOTHING = 0.1
+"""Weight of the newest run in the running mean of a frame's cost."""
 
-@dataclass(slots=True)
-class _Waiting:
+
+class Tail(Protocol):
+    """What runs a batch; ``engine.Engine`` does. It is called from several threads at once."""
+
+    def tail(self, symbols: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Symbols, uint8 [N, C, h, w] → class probabilities, float32 [N, K]."""
+
+
+class Owner(Protocol):
+    """Whoever handed a job in; for each it hears exactly one of these, or it is gone."""
+
+    gone: bool
+    """Nobody wants the answers any more: jobs that still wait are dropped."""
+
+    def answered(self, job: Job, class_index: int, probability: float) -> None:
+        """The tail's answer."""
+
+    def refused(self, job: Job, error: Exception) -> None:
+        """Why there is none."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One decoded activation on its way through the tail. Times are ``time.perf_counter``'s."""
+
+    owner: Owner
+    sequence: int
     symbols: NDArray[np.uint8]
-    answer: asyncio.Future[NDArray[np.float32]]
+    received: float
+    deadline: float = math.inf
+    """Its device does not wait longer than until then."""
     since: float = field(default_factory=time.perf_counter)
 
 
-class Batcher:
-    """Runs the tail on one thread of its own, so that the event loop never waits for it.
+@dataclass(frozen=True)
+class Shape:
+    """How a lane batches."""
 
-    It belongs to one event loop. The queue is bounded; ``run`` refuses what does not fit.
+    max_batch: int
+    """Activations in one run of the tail, at most."""
+    max_wait: float
+    """How long the first of a batch waits for more to come, seconds."""
+    frame_seconds: float
+    """What one activation costs one worker, at a guess; it is measured from then on."""
+
+
+class Batcher:
+    """Runs tails on ``workers`` threads of its own, so that the event loop never waits for one.
+
+    limit: jobs that may wait, of all lanes together; ``Lane.offer`` refuses more.
     """
 
-    def __init__(self, engine: Engine, metrics: ServerMetrics, max_batch: int, queue: int) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._max_batch = max_batch
-        self._limit = queue
-        self._waiting: deque[_Waiting] = deque()
-        self._thread = ThreadPoolExecutor(1, "offramp-tail")
-        self._running: asyncio.Task[None] | None = None
+    def __init__(self, metrics: ServerMetrics, workers: int, limit: int) -> None:
+        self.metrics = metrics
+        self.limit = limit
+        self.workers = workers
+        self.waiting = 0
+        self._threads = ThreadPoolExecutor(workers, "offramp-tail")
+        self._running = 0
+        self._done_at = -math.inf
+        self._lanes: deque[Lane] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._scheduled = False
 
-    async def run(self, symbols: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities, float32 [K], of one activation, uint8 [C, H, W].
+    def add(self, tail: Tail, shape: Shape) -> Lane:
+        """A lane for one bundle's tail."""
+        lane = Lane(self, tail, shape)
+        self._lanes.append(lane)
+        return lane
 
-        Raises OverloadError where the queue is full.
-        """
-        if len(self._waiting) >= self._limit:
-            raise OverloadError(f"{self._limit} frames wait for the tail already, the most that may")
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(symbols, loop.create_future())
-        self._waiting.append(waiting)
-        if self._running is None or self._running.done():
-            self._running = loop.create_task(self._drain())
-        return await waiting.answer
+    def remove(self, lane: Lane) -> None:
+        """Forget a lane that has no jobs."""
+        self._lanes.remove(lane)
 
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-            now = time.perf_counter()
-            for waiting in batch:
-                self._metrics.queue_seconds.observe(now - waiting.since)
-            self._metrics.batch_size.observe(len(batch))
-            try:
-                answers = await loop.run_in_executor(self._thread, self._infer, batch)
-            except Exception as error:
-                # Each frame of the batch reports it; the next batch is tried all the same.
-                for waiting in batch:
-                    if not waiting.answer.done():
-                        waiting.answer.set_exception(error)
-                continue
-            for waiting, answer in zip(batch, answers, strict=True):
-                if not waiting.answer.done():
-                    waiting.answer.set_result(answer)
+    def backlog_seconds(self) -> float:
+        """How long all that waits keeps the workers busy."""
+        return sum(len(lane.jobs) * lane.frame_seconds for lane in self._lanes) / self.workers
 
-    def _infer(self, batch: list[_Waiting]) -> NDArray[np.float32]:
-        with timed(self._metrics.inference_seconds):
-            return self._engine.tail(np.stack([waiting.symbols for waiting in batch]))
+    def retry_after_ms(self) -> int:
+        """When there is room again, roughly."""
+        return min(max(RETRY_MS_MIN, math.ceil(self.backlog_seconds() * 1e3)), RETRY_MS_MAX)
 
     def close(self) -> None:
-        """Let the current run end and stop the thread."""
-        self._thread.shutdown()
+        """Let what runs end, and stop the threads."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._threads.shutdown()
+
+    def schedule(self) -> None:
+        """Dispatch once all that has arrived by now has been offered."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self.dispatch)
+
+    def dispatch(self) -> None:
+        """Start what can start now; wake up when more can."""
+        self._scheduled = False
+        now = time.perf_counter()
+        # One batch above the number of workers, if it is full and so cannot grow any more: a worker that
+        # ends one takes the next without waiting for the event loop.
+        while self._running <= self.workers:
+            lane = self._next(now, full=self._running == self.workers)
+            if lane is None:
+                break
+            if batch := lane.take(now):
+                self._start(lane, batch)
+        self.metrics.queue_depth.set(self.waiting)
+        if self._running < self.workers:
+            self._set_timer(min((lane.due for lane in self._lanes), default=math.inf), now)
+
+    def _next(self, now: float, *, full: bool) -> Lane | None:
+        for _ in range(len(self._lanes)):
+            lane = self._lanes[0]
+            self._lanes.rotate(-1)
+            if len(lane.jobs) >= lane.shape.max_batch or (not full and lane.due <= now):
+                return lane
+        return None
+
+    def _start(self, lane: Lane, batch: list[Job]) -> None:
+        self._running += 1
+        metrics = self.metrics
+        now = time.perf_counter()
+        for job in batch:
+            metrics.queue_seconds.observe(now - job.since)
+        metrics.batch_size.observe(len(batch))
+        run = asyncio.get_running_loop().run_in_executor(self._threads, lane.infer, batch)
+        run.add_done_callback(partial(self._done, lane, batch, now))
+
+    def _done(self, lane: Lane, batch: list[Job], start: float, run: asyncio.Future[Answers]) -> None:
+        # What a frame costs shows in how batches follow each other, not in how long the tail runs alone:
+        # the event loop takes its share.
+        now = time.perf_counter()
+        busy = self._running >= self.workers
+        seconds = (now - max(start, self._done_at)) * (self.workers if busy else 1)
+        self._done_at = now
+        lane.frame_seconds += SMOOTHING * (seconds / len(batch) - lane.frame_seconds)
+        self._running -= 1
+        # First of all the workers have to have work.
+        self.dispatch()
+        error = run.exception()
+        if error is not None:
+            # Each frame of the batch reports it; the next batch is tried all the same.
+            failure = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+            for job in batch:
+                job.owner.refused(job, failure)
+            return
+        answers = run.result()
+        for job, best, probability in zip(batch, answers.best, answers.probabilities, strict=True):
+            job.owner.answered(job, best, probability)
+
+    def _set_timer(self, due: float, now: float) -> None:
+        if due == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = due
+        if due < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(due - now, self._wake)
+
+    def _wake(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        self.dispatch()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the tail says of one batch: class and probability of each."""
+
+    best: list[int]
+    probabilities: list[float]
+
+
+class Lane:
+    """The jobs of one bundle."""
+
+    def __init__(self, batcher: Batcher, tail: Tail, shape: Shape) -> None:
+        self.shape = shape
+        self.jobs: deque[Job] = deque()
+        self.frame_seconds = shape.frame_seconds
+        self._batcher = batcher
+        self._tail = tail
+
+    @property
+    def due(self) -> float:
+        """When the first job has waited for company long enough; infinity where there is none."""
+        return self.jobs[0].since + self.shape.max_wait if self.jobs else math.inf
+
+    def offer(self, job: Job) -> None:
+        """Take a job; ``Batcher.schedule`` starts it. Raises OverloadError where it would wait in vain."""
+        batcher = self._batcher
+        if batcher.waiting >= batcher.limit:
+            raise OverloadError(
+                f"{batcher.limit} frames wait for the tail already, the most that may",
+                batcher.retry_after_ms(),
+            )
+        if job.deadline < math.inf and self.jobs:
+            own = min(len(self.jobs) + 1, self.shape.max_batch) * self.frame_seconds
+            expected = batcher.backlog_seconds() + own
+            if job.since + expected > job.deadline:
+                raise OverloadError(
+                    f"{batcher.waiting} frames wait for the tail already, longer than this one can",
+                    batcher.retry_after_ms(),
+                )
+        self.jobs.append(job)
+        batcher.waiting += 1
+
+    def take(self, now: float) -> list[Job]:
+        """The next batch, without those whose device has given up; it may be empty."""
+        batch: list[Job] = []
+        while self.jobs and len(batch) < self.shape.max_batch:
+            job = self.jobs.popleft()
+            self._batcher.waiting -= 1
+            if job.owner.gone:
+                self._batcher.metrics.abandoned.inc()
+            elif job.deadline <= now:
+                waited = (now - job.received) * 1e3
+                job.owner.refused(job, ExpiredError(f"waited {waited:.0f} ms, its device waits no longer"))
+            else:
+                batch.append(job)
+        return batch
+
+    def infer(self, batch: list[Job]) -> Answers:
+        """Run the tail; on a worker's thread."""
+        with timed(self._batcher.metrics.inference_seconds):
+            probabilities = self._tail.tail(np.stack([job.symbols for job in batch]))
+        best = probabilities.argmax(axis=1)
+        chosen = probabilities[np.arange(len(batch)), best]
+        return Answers(best.tolist(), chosen.tolist())

@@ -14,13 +14,14 @@ REASONS = [value.name.removeprefix("REASON_").lower() for value in pb.FrameError
 class ServerMetrics:
     """One server's metrics, in a registry of their own."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.frames = Counter(
             "offramp_server_frames", "Frames read, by what became of them.", ["result"], registry=registry
         )
-        for result in ("answered", "refused"):
-            self.frames.labels(result)
+        self.answered, self.refused, self.abandoned = (
+            self.frames.labels(result) for result in ("answered", "refused", "abandoned")
+        )
         self.rejected = Counter(
             "offramp_server_rejected", "Frames refused, by reason.", ["reason"], registry=registry
         )
@@ -41,8 +42,7 @@ class ServerMetrics:
             ["direction"],
             registry=registry,
         )
-        for direction in ("received", "sent"):
-            self.message_bytes.labels(direction)
+        self.received_bytes, self.sent_bytes = map(self.message_bytes.labels, ("received", "sent"))
         self.decode_seconds = Histogram(
             "offramp_server_decode_seconds",
             "Time to decode one frame.",
@@ -68,4 +68,58 @@ class ServerMetrics:
             registry=registry,
         )
         self.open_streams = Gauge("offramp_server_open_streams", "Open streams.", registry=registry)
-        add_info_metrics(registry, bundle)
+        self.queue_depth = Gauge(
+            "offramp_server_queue_depth", "Decoded frames that wait for the tail.", registry=registry
+        )
+        self.limits = Gauge(
+            "offramp_server_limit",
+            "Limits in force: frames that wait, streams, unanswered frames and message bytes of one stream.",
+            ["limit"],
+            registry=registry,
+        )
+        self.batch_limit = Gauge(
+            "offramp_server_batch_limit",
+            "Activations in one run of the tail, at most; chosen or set.",
+            ["name"],
+            registry=registry,
+        )
+        self.batch_wait_seconds = Gauge(
+            "offramp_server_batch_wait_seconds",
+            "How long the first frame of a batch waits for more; chosen or set.",
+            ["name"],
+            registry=registry,
+        )
+        self.tail_rate = Gauge(
+            "offramp_server_tail_rate",
+            "Activations a second that the tail alone ran at, at its best batch, when the bundle was loaded.",
+            ["name"],
+            registry=registry,
+        )
+        self.workers = Gauge("offramp_server_tail_workers", "Runs of the tail at once.", registry=registry)
+        self.reloads = Counter(
+            "offramp_server_reloads",
+            "Bundles, tokens and certificates read again after a change, by outcome.",
+            ["what", "result"],
+            registry=registry,
+        )
+        for what in ("bundle", "tokens", "certificate"):
+            for result in ("loaded", "failed"):
+                self.reloads.labels(what, result)
+        self.retired = Counter(
+            "offramp_server_bundles_retired", "Bundles taken out of service.", registry=registry
+        )
+        self.bundles = add_info_metrics(registry)
+
+    def add_bundle(self, bundle: Bundle) -> None:
+        """Show a bundle as loaded."""
+        self.bundles.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
+
+    def remove_bundle(self, bundle: Bundle) -> None:
+        """Show it no longer."""
+        self.bundles.remove(bundle.manifest.name, bundle.digest.hex())
+
+    def set_limits(self, *, workers: int, **limits: int) -> None:
+        """Show how many runs of the tail there are at once, and limits by name."""
+        self.workers.set(workers)
+        for name, value in limits.items():
+            self.limits.labels(name).set(value)

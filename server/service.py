@@ -1,67 +1,93 @@
 """The server's whole flow: message → frames → decode → batch → tail → replies → message.
 
-Each stream has one reader and one writer. The reader starts a task for each message; what those tasks
-have answered by the time the writer is free goes out in one message.
+Each stream has one reader and one writer. The reader decodes and offers frames to the batcher; the batcher
+tells the stream what became of each; what has been answered by the time the writer is free goes out in one
+message. Limits (docs/operations.md) bound what a stream may hold here: frames in flight, replies not taken,
+bad frames, silence, and a write that does not end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
 import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
 
 from offramp.common import frame, transport
-from offramp.common.bundle import Bundle
-from offramp.common.engine import Engine
-from offramp.common.errors import MessageError, OfframpError, OverloadError
-from offramp.common.telemetry import package_version, timed
-from offramp.server.batch import Batcher
-from offramp.server.metrics import ServerMetrics
+from offramp.common.errors import (
+    MessageError,
+    OfframpError,
+    OverloadError,
+    UnavailableError,
+)
+from offramp.common.frame import BadFrame, Frame
+from offramp.common.telemetry import package_version
+from offramp.server.batch import Batcher, Job
+from offramp.server.bundles import Catalog, Served
+from offramp.server.metrics import REASONS, ServerMetrics
 from offramp.v1 import inference_pb2 as pb
 
 log = logging.getLogger("offramp.cloud-server")
 
 REPLIES_WAITING = 1024
 """Replies of one stream that may wait to be written before it is read further."""
+LOOP_SECONDS = 1e-3
+"""How long one message may be decoded on the event loop before others have their turn."""
+STREAM_RETRY_MS = 1_000
+"""What a stream that is one too many is told to wait."""
+WATCH_SECONDS = 0.5
+"""How often streams are looked at for silence and stuck writes, at most."""
+RETIRE_SECONDS = 0.1
+"""How often a retired bundle is looked at for streams that have not gone."""
+BAD_FRAMES = (
+    pb.FrameError.REASON_CHECKSUM,
+    pb.FrameError.REASON_SEQUENCE,
+    pb.FrameError.REASON_CODEC,
+    pb.FrameError.REASON_PAYLOAD,
+)
+"""What a sound device never sends; overload and lateness are no strike against it."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
+Decoded = NDArray[np.uint8] | Exception
+
+
+@dataclass(frozen=True)
+class StreamLimits:
+    """What one stream may do. Times are seconds."""
+
+    frames_in_flight: int
+    max_streams: int
+    strikes: int
+    hello_timeout: float
+    idle_timeout: float
+    write_timeout: float
+    grace: float
 
 
 class InferenceService:
-    """``offramp.v1.Inference`` for one bundle, on one event loop."""
+    """``offramp.v1.Inference`` for the bundles of a catalog, on one event loop."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        engine: Engine,
-        metrics: ServerMetrics,
-        *,
-        max_batch: int,
-        queue: int,
-        frames_in_flight: int,
-        max_streams: int,
-        hello_timeout: float,
+        self, catalog: Catalog, batcher: Batcher, metrics: ServerMetrics, limits: StreamLimits
     ) -> None:
-        self.bundle = bundle
-        self.codec = bundle.codec
+        self.catalog = catalog
+        self.batcher = batcher
         self.metrics = metrics
-        self.batcher = Batcher(engine, metrics, max_batch, queue)
+        self.limits = limits
         self.decoders = ThreadPoolExecutor(1, "offramp-decode")
-        self.limits = pb.Limits(
-            frames_in_flight=frames_in_flight,
-            message_bytes=transport.message_bytes(self.codec.raw_bytes),
-            frames_per_message=transport.FRAMES_PER_MESSAGE,
-        )
-        self.hello_timeout = hello_timeout
-        self.draining = asyncio.Event()
-        self._max_streams = max_streams
-        self._open_streams = 0
+        self.rejected = {reason: metrics.rejected.labels(reason) for reason in REASONS}
+        self.draining = False
+        self._streams: set[_Stream] = set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service's methods. Messages stay bytes here: a malformed one is ours to answer."""
@@ -73,9 +99,31 @@ class InferenceService:
             },
         )
 
+    def drain(self) -> None:
+        """Ask every stream to end, those to come as well."""
+        self.draining = True
+        for stream in self._streams:
+            stream.drain()
+
+    async def retire(self, served: Served) -> None:
+        """Ask the streams of a bundle to end, and wait until they have; after the grace they are ended."""
+        while left := [stream for stream in self._streams if stream.served is served]:
+            for stream in left:
+                stream.drain(end_in=self.limits.grace)
+            await asyncio.sleep(RETIRE_SECONDS)
+
+    async def watch(self) -> None:
+        """Look for streams that are silent, stuck or overdue, until cancelled."""
+        limits = self.limits
+        period = min(WATCH_SECONDS, limits.idle_timeout / 4, limits.write_timeout / 4, limits.grace / 4)
+        while True:
+            await asyncio.sleep(period)
+            now = time.monotonic()
+            for stream in list(self._streams):
+                stream.check(now)
+
     def close(self) -> None:
-        """Stop the worker threads; call it when no stream is open."""
-        self.batcher.close()
+        """Stop the decoding thread; call it when no stream is open."""
         self.decoders.shutdown()
 
     async def _describe(self, request: bytes, context: Context) -> bytes:
@@ -83,26 +131,30 @@ class InferenceService:
             frame.parse(pb.DescribeRequest, request)
         except MessageError as error:
             await self._abort(context, error)
-        manifest = self.bundle.manifest
-        description = pb.BundleDescription(
-            digest=self.bundle.digest,
-            name=manifest.name,
-            segments=[frame.TAIL_SEGMENT],
-            activation_shape=manifest.activation.shape,
-            classes=len(manifest.classes),
-        )
+        descriptions = [
+            pb.BundleDescription(
+                digest=served.bundle.digest,
+                name=served.bundle.manifest.name,
+                segments=[frame.TAIL_SEGMENT],
+                activation_shape=served.bundle.manifest.activation.shape,
+                classes=len(served.bundle.manifest.classes),
+            )
+            for served in self.catalog.all()
+        ]
         return pb.DescribeResponse(
-            bundles=[description], protocol_version=frame.PROTOCOL_VERSION, version=package_version()
+            bundles=descriptions, protocol_version=frame.PROTOCOL_VERSION, version=package_version()
         ).SerializeToString()
 
     async def _offload(self, _requests: object, context: Context) -> None:
-        if self._open_streams >= self._max_streams:
-            limit = OverloadError(f"{self._max_streams} streams are open already, the most that may")
-            await self._abort(context, limit)
-        self._open_streams += 1
+        most = self.limits.max_streams
+        if len(self._streams) >= most:
+            full = OverloadError(f"{most} streams are open already, the most that may", STREAM_RETRY_MS)
+            await self._abort(context, full)
+        stream = _Stream(self, context)
+        self._streams.add(stream)
         self.metrics.open_streams.inc()
         try:
-            await _Stream(self, context).serve()
+            await stream.serve()
         except OfframpError as error:
             await self._abort(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -111,15 +163,18 @@ class InferenceService:
             log.exception("stream from %s", context.peer())
             await self._abort(context, OfframpError(f"internal error ({type(error).__name__})"))
         finally:
-            self._open_streams -= 1
+            self._streams.discard(stream)
             self.metrics.open_streams.dec()
 
     async def _abort(self, context: Context, error: OfframpError) -> None:
         """The one place that turns an error into a gRPC status."""
         self.metrics.streams_aborted.labels(error.grpc_status).inc()
         log.warning("%s from %s: %s", error.grpc_status, context.peer(), error)
+        trailing: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, OverloadError) and error.retry_after_ms:
+            trailing = ((transport.RETRY_PUSHBACK, str(error.retry_after_ms)),)
         try:
-            await context.abort(grpc.StatusCode[error.grpc_status], str(error))
+            await context.abort(grpc.StatusCode[error.grpc_status], str(error), trailing)
         except grpc.aio.AbortError:
             raise
         except Exception as gone:  # as in _Stream._write
@@ -127,114 +182,226 @@ class InferenceService:
 
 
 class _Stream:
-    """One device's stream, from hello to its end."""
+    """One device's stream, from hello to its end. It owns its jobs in the batcher."""
 
     def __init__(self, service: InferenceService, context: Context) -> None:
+        self.gone = False
+        self.served: Served | None = None
         self._service = service
         self._metrics = service.metrics
         self._context = context
+        self._task: asyncio.Task[Any] | None = None
+        self._verdict: OfframpError | None = None
         self._unanswered = 0
+        self._strikes = 0
         self._replies: list[pb.Reply] = []
-        self._draining_told = False
+        self._tell_draining = False
         self._wake = asyncio.Event()
+        self._answered_all = asyncio.Event()
         self._ended = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_read = time.monotonic()
+        self._end_at = math.inf
+        self._writing_since = math.inf
+
+    # --- what the service asks of it ---
+
+    def drain(self, end_in: float = math.inf) -> None:
+        """Tell the device to go; end the stream if it has not gone by then, seconds from now."""
+        self._tell_draining = True
+        self._end_at = min(self._end_at, time.monotonic() + end_in)
+        self._wake.set()
+
+    def check(self, now: float) -> None:
+        """End what is stuck, silent or overdue."""
+        limits = self._service.limits
+        if now - self._writing_since > limits.write_timeout:
+            # No status would arrive: nothing does.
+            self._end(None, f"took no reply for {limits.write_timeout:g} s")
+        elif self.served is None:
+            return
+        elif now > self._end_at:
+            self._end(UnavailableError("the stream was asked to end and did not"))
+        elif now - self._last_read > limits.idle_timeout and self._end_at == math.inf:
+            self.drain(end_in=limits.hello_timeout)
+
+    def _end(self, verdict: OfframpError | None, why: str = "") -> None:
+        if self._task is None or self.gone or (self._ended and verdict is not None):
+            return
+        self._ended = True
+        self._verdict = verdict
+        if verdict is None:
+            self.gone = True
+            self._metrics.streams_aborted.labels("CANCELLED").inc()
+            log.warning("CANCELLED for %s: %s", self._context.peer(), why)
+        self._task.cancel()
+
+    # --- its flow ---
 
     async def serve(self) -> None:
-        """Raises MessageError or MismatchError where the device breaks the protocol."""
+        """Raises what the device is to be told, where it breaks the protocol or a limit."""
+        self._task = asyncio.current_task()
+        limits = self._service.limits
         try:
-            first = await asyncio.wait_for(self._read(), self._service.hello_timeout)
+            first = await asyncio.wait_for(self._read(), limits.hello_timeout)
         except TimeoutError:
-            raise MessageError(f"no hello within {self._service.hello_timeout:g} s of opening") from None
+            raise MessageError(f"no hello within {limits.hello_timeout:g} s of opening") from None
         if first is None:
             raise MessageError("the stream ended before its hello")
-        frame.check_hello(first, self._service.bundle.digest)
-        await self._write(pb.ServerMessage(accepted=pb.Accepted(limits=self._service.limits)))
+        frame.check_hello(first, *self._service.catalog.digests())
+        self.served = served = self._service.catalog.get(first.hello.bundle_digest)
+        deadline = first.hello.deadline_ms / 1e3 if first.hello.deadline_ms else math.inf
+        accepted = pb.Limits(
+            frames_in_flight=limits.frames_in_flight,
+            message_bytes=served.message_bytes,
+            frames_per_message=transport.FRAMES_PER_MESSAGE,
+        )
+        await self._write(pb.ServerMessage(accepted=pb.Accepted(limits=accepted)))
+        if self._service.draining:
+            self.drain()
         writer = asyncio.create_task(self._writer())
-        drain = asyncio.create_task(self._watch_drain())
         try:
-            await self._reader()
+            await self._reader(served, deadline)
+        except asyncio.CancelledError:
+            self.gone = self._verdict is None
+            if self._verdict is None:
+                raise
+            raise self._verdict from None
         finally:
-            drain.cancel()
             try:
                 # Frames that were read are answered, whatever ended the reading.
-                if self._tasks:
-                    await asyncio.wait(self._tasks)
+                while self._unanswered and not self.gone:
+                    self._answered_all.clear()
+                    await self._answered_all.wait()
                 self._ended = True
                 self._wake.set()
-                await writer
+                if not self.gone:
+                    await writer
             finally:
+                self.gone = True
                 writer.cancel()
 
-    async def _reader(self) -> None:
+    async def _reader(self, served: Served, deadline: float) -> None:
         reader = frame.FrameReader(transport.FRAMES_PER_MESSAGE)
+        strikes = self._service.limits.strikes
         while (message := await self._read()) is not None:
-            received = time.perf_counter()
-            self._start(self._answer(reader.read(message), received))
+            await self._take(served, reader.read(message), deadline)
+            if self._strikes >= strikes:
+                raise MessageError(f"{self._strikes} bad frames on this stream")
             # A device that does not take its replies is not read further: they would pile up here.
             while len(self._replies) > REPLIES_WAITING:
                 await asyncio.sleep(0.01)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer(self, frames: list[frame.Frame | frame.BadFrame], received: float) -> None:
-        await asyncio.gather(*(self._answer_one(each, received) for each in frames))
-
-    async def _answer_one(self, each: frame.Frame | frame.BadFrame, received: float) -> None:
-        try:
-            if isinstance(each, frame.BadFrame):
-                raise each.error
+    async def _take(self, served: Served, frames: list[Frame | BadFrame], deadline: float) -> None:
+        received = time.perf_counter()
+        limit = self._service.limits.frames_in_flight
+        taken = []
+        for each in frames:
+            if isinstance(each, BadFrame):
+                self._refuse(each.sequence, each.error)
+                continue
             self._metrics.payload_bytes.inc(len(each.payload))
-            limit = self._service.limits.frames_in_flight
             if self._unanswered >= limit:
-                raise OverloadError(f"{limit} frames of this stream are unanswered, the most that may")
+                full = OverloadError(f"{limit} frames of this stream are unanswered, the most that may")
+                self._refuse(each.sequence, full)
+                continue
             self._unanswered += 1
-            try:
-                symbols = await self._on_decoder(lambda: self._decode(each))
-                probabilities = await self._service.batcher.run(symbols)
-            finally:
-                self._unanswered -= 1
-            best = int(probabilities.argmax())
-            reply = pb.Reply(
-                sequence=each.sequence,
-                class_index=best,
-                probability=float(probabilities[best]),
-                server_time_us=int((time.perf_counter() - received) * 1e6),
-            )
-            self._metrics.frames.labels("answered").inc()
+            taken.append(each)
+        waiting = deque(taken)
+        try:
+            if served.decode_inline:
+                turn = received
+                while waiting:
+                    symbols = self._decode(served, waiting[0])
+                    self._offer(served, waiting.popleft(), symbols, received, deadline)
+                    if time.perf_counter() - turn > LOOP_SECONDS:
+                        self._service.batcher.schedule()
+                        await asyncio.sleep(0)
+                        turn = time.perf_counter()
+            elif taken:
+                work = asyncio.get_running_loop().run_in_executor
+                for symbols in await work(self._service.decoders, self._decode_all, served, taken):
+                    self._offer(served, waiting.popleft(), symbols, received, deadline)
+        finally:
+            # Cut off in between.
+            self._unanswered -= len(waiting)
+            self._metrics.abandoned.inc(len(waiting))
+        self._service.batcher.schedule()
+
+    def _decode_all(self, served: Served, frames: Sequence[Frame]) -> list[Decoded]:
+        return [self._decode(served, each) for each in frames]
+
+    def _decode(self, served: Served, each: Frame) -> Decoded:
+        start = time.perf_counter()
+        try:
+            return served.codec.decode(each.codec, each.payload)
         except Exception as error:
-            if not isinstance(error, OfframpError):
-                log.exception("frame %d from %s", each.sequence, self._context.peer())
-            reply = frame.refusal(each.sequence, error)
-            self._metrics.frames.labels("refused").inc()
-            self._metrics.rejected.labels(frame.reason_name(reply.error.reason)).inc()
+            return error
+        finally:
+            self._metrics.decode_seconds.observe(time.perf_counter() - start)
+
+    def _offer(self, served: Served, each: Frame, symbols: Decoded, received: float, deadline: float) -> None:
+        try:
+            if isinstance(symbols, Exception):
+                raise symbols
+            served.lane.offer(Job(self, each.sequence, symbols, received, received + deadline))
+        except Exception as error:
+            self._unanswered -= 1
+            self._refuse(each.sequence, error)
+
+    # --- what the batcher tells it ---
+
+    def answered(self, job: Job, class_index: int, probability: float) -> None:
+        """See ``batch.Owner``."""
+        if self.gone:
+            self._metrics.abandoned.inc()
+            return
+        self._metrics.answered.inc()
+        self._done(
+            pb.Reply(
+                sequence=job.sequence,
+                class_index=class_index,
+                probability=probability,
+                server_time_us=int((time.perf_counter() - job.received) * 1e6),
+            )
+        )
+
+    def refused(self, job: Job, error: Exception) -> None:
+        """See ``batch.Owner``."""
+        self._unanswered -= 1
+        self._refuse(job.sequence, error)
+        if not self._unanswered:
+            self._answered_all.set()
+
+    def _done(self, reply: pb.Reply) -> None:
+        self._unanswered -= 1
+        self._replies.append(reply)
+        self._wake.set()
+        if not self._unanswered:
+            self._answered_all.set()
+
+    def _refuse(self, sequence: int, error: Exception) -> None:
+        if not isinstance(error, OfframpError):
+            log.error("frame %d from %s", sequence, self._context.peer(), exc_info=error)
+        reply = frame.refusal(sequence, error)
+        self._strikes += reply.error.reason in BAD_FRAMES
+        self._metrics.refused.inc()
+        self._service.rejected[frame.reason_name(reply.error.reason)].inc()
         self._replies.append(reply)
         self._wake.set()
 
-    async def _on_decoder(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._service.decoders, work)
-
-    def _decode(self, each: frame.Frame) -> Any:
-        with timed(self._metrics.decode_seconds):
-            return self._service.codec.decode(each.codec, each.payload)
-
-    async def _watch_drain(self) -> None:
-        await self._service.draining.wait()
-        self._wake.set()
+    # --- the wire ---
 
     async def _writer(self) -> None:
+        told = False
         while True:
             await self._wake.wait()
             self._wake.clear()
-            tell = self._service.draining.is_set() and not self._draining_told
+            tell = self._tell_draining and not told
             while self._replies or tell:
                 count = transport.FRAMES_PER_MESSAGE
                 replies, self._replies = self._replies[:count], self._replies[count:]
                 message = pb.ServerMessage(replies=replies, draining=pb.Draining() if tell else None)
-                self._draining_told, tell = self._draining_told or tell, False
+                told, tell = told or tell, False
                 await self._write(message)
             if self._ended:
                 return
@@ -244,14 +411,22 @@ class _Stream:
         data: Any = await self._context.read()
         if data is grpc.aio.EOF:
             return None
-        self._metrics.message_bytes.labels("received").inc(len(data))
+        self._last_read = time.monotonic()
+        self._metrics.received_bytes.inc(len(data))
+        if self.served is not None and len(data) > self.served.message_bytes:
+            raise MessageError(
+                f"a message of {len(data)} bytes, expected {self.served.message_bytes} at most"
+            )
         return frame.parse(pb.DeviceMessage, data)
 
     async def _write(self, message: pb.ServerMessage) -> None:
         data = message.SerializeToString()
-        self._metrics.message_bytes.labels("sent").inc(len(data))
+        self._metrics.sent_bytes.inc(len(data))
+        self._writing_since = time.monotonic()
         try:
             await self._context.write(data)
         except Exception as error:
             # The device is gone. gRPC has no public class for that; it cancels the stream's reader itself.
             raise asyncio.CancelledError from error
+        finally:
+            self._writing_since = math.inf

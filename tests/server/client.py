@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
@@ -29,11 +29,13 @@ class Ended(Exception):
 class Stream:
     """One Offload stream."""
 
-    def __init__(self, channel: grpc.Channel, bundle: Bundle) -> None:
+    def __init__(
+        self, channel: grpc.Channel, bundle: Bundle, metadata: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self._bundle = bundle
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         method: Any = channel.stream_stream(transport.OFFLOAD)
-        self.call = method(iter(self._requests.get, None), timeout=WAIT)
+        self.call = method(iter(self._requests.get, None), timeout=WAIT, metadata=metadata)
 
     def send(self, message: bytes) -> None:
         """Send one serialized message."""
@@ -69,6 +71,15 @@ class Stream:
         assert len(found) == count
         return found
 
+    def replies_at_least(self, count: int) -> list[pb.Reply]:
+        """The replies of as many messages as have this many together."""
+        found: list[pb.Reply] = []
+        while len(found) < count:
+            message = self.receive()
+            assert message is not None, f"{len(found)} of {count} replies"
+            found += message.replies
+        return found
+
     def end(self) -> list[pb.Reply]:
         """Half-close, and the replies until the server ends the stream in good order."""
         self.half_close()
@@ -98,10 +109,10 @@ def channel_to(address: str) -> Iterator[grpc.Channel]:
 
 
 @contextmanager
-def stream_to(address: str, bundle: Bundle) -> Iterator[Stream]:
+def stream_to(address: str, bundle: Bundle, metadata: Sequence[tuple[str, str]] = ()) -> Iterator[Stream]:
     """One stream on a connection of its own; cancelled with the block."""
     with channel_to(address) as channel:
-        stream = Stream(channel, bundle)
+        stream = Stream(channel, bundle, metadata)
         try:
             yield stream
         finally:

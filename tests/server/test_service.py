@@ -18,8 +18,11 @@ from offramp.common.bundle import Bundle
 from offramp.common.engine import Engine
 from offramp.common.frame import FrameWriter
 from offramp.common.telemetry import package_version
+from offramp.server.batch import Batcher
+from offramp.server.bundles import Catalog, Loaded
 from offramp.server.metrics import ServerMetrics
-from offramp.server.service import REPLIES_WAITING, InferenceService
+from offramp.server.plan import Plan
+from offramp.server.service import REPLIES_WAITING, InferenceService, StreamLimits
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.attacks.frames import Aborted, FrameAttack, attacks, good_frame, message
@@ -79,9 +82,8 @@ def test_a_stream_must_say_hello_in_time(run: Processes, toy_bundle: Bundle) -> 
         "INVALID_ARGUMENT",
         "no hello within 0.3 s of opening",
     )
-    metrics = server.metrics()
-    assert metrics["offramp_server_open_streams"] == 0
-    assert metrics["offramp_server_streams_aborted_total{status=INVALID_ARGUMENT}"] == 1
+    until(lambda: server.metrics()["offramp_server_open_streams"] == 0, "no open stream")
+    assert server.metrics()["offramp_server_streams_aborted_total{status=INVALID_ARGUMENT}"] == 1
     assert server.drain() == 0
 
 
@@ -265,7 +267,7 @@ def test_streams_over_the_limit_are_refused(run: Processes, toy_bundle: Bundle) 
 
 
 def test_a_device_that_takes_no_replies_is_not_read_further(run: Processes, toy_bundle: Bundle) -> None:
-    server = run.server()
+    server = run.server("--strikes", 1 << 30, "--write-timeout", 3600)
     still_serves(server.address, toy_bundle)
     before, memory = server.metrics(), resident_bytes(server.pid)
     offered, stop = 1_000_000, threading.Event()
@@ -415,17 +417,22 @@ def test_no_task_outlives_its_stream(toy_bundle: Bundle, toy_engine: Engine, lea
         assert complaints == []
 
     async def served() -> None:
-        service = InferenceService(
-            toy_bundle,
-            toy_engine,
-            ServerMetrics(toy_bundle),
-            max_batch=4,
-            queue=64,
+        metrics = ServerMetrics()
+        batcher = Batcher(metrics, workers=1, limit=64)
+        catalog = Catalog(batcher, metrics)
+        catalog.add(Loaded(toy_bundle, toy_engine, Plan(1, 1, max_batch=4, max_wait=0.0, curve={})))
+        limits = StreamLimits(
             frames_in_flight=64,
             max_streams=4,
+            strikes=128,
             hello_timeout=WAIT,
+            idle_timeout=WAIT,
+            write_timeout=WAIT,
+            grace=WAIT,
         )
-        server = grpc.aio.server(options=transport.server_options(toy_bundle.codec.raw_bytes))
+        service = InferenceService(catalog, batcher, metrics, limits)
+        size = transport.message_bytes(toy_bundle.codec.raw_bytes)
+        server = grpc.aio.server(options=transport.server_options(size, 64))
         server.add_generic_rpc_handlers((service.handlers(),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -434,6 +441,7 @@ def test_no_task_outlives_its_stream(toy_bundle: Bundle, toy_engine: Engine, lea
                 await scenario(service, port)
         finally:
             await server.stop(0)
+            batcher.close()
             service.close()
 
     asyncio.run(served())

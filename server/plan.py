@@ -1,0 +1,185 @@
+"""How a tail runs best on this machine: measured at start-up, before the first frame.
+
+Two layouts are compared: one worker whose runs use all threads, and one worker a thread. For each the batch
+is doubled until that gains nothing. What flags fix is not measured.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.common.bundle import Bundle
+from offramp.common.codec import ActivationCodec
+from offramp.common.engine import Engine
+from offramp.common.errors import BundleError
+
+BATCH_MAX = 64
+"""The largest batch that is tried."""
+SATURATED = 0.95
+"""The smallest batch with this share of the best throughput is taken: larger ones only add latency."""
+LAYOUT_GAIN = 1.05
+"""One worker a thread has to gain this much: a single frame is answered later than by all threads."""
+POINT_SECONDS = 0.01
+POINT_ROUNDS = 3
+"""A batch size is measured this often for this long, at least; what the fastest round says is kept, since
+whatever else runs on the machine only ever takes away."""
+BUDGET_SECONDS = 1.5
+"""When to stop trying larger batches of one layout."""
+BATCH_SECONDS = 3e-4
+"""What a batch costs beside the tail, measured with the digits bundle: there and back between threads, a
+message of replies to each stream. It is why larger batches pay even where the tail gains nothing."""
+TIMER_SECONDS = 1e-3
+"""The event loop's timers are no finer: a shorter wait is none."""
+INLINE_SECONDS = 2.5e-4
+"""Activations that decode in less are decoded on the event loop: to pass them on to another thread and back
+takes 50 µs and more, and the compiled coder would keep the loop from running all the same."""
+
+Curve = dict[int, float]
+"""Batch size → activations a second."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Workers, the threads of each, and how they batch."""
+
+    workers: int
+    threads: int
+    max_batch: int
+    max_wait: float
+    """Seconds."""
+    curve: Curve
+    """What was measured of this layout; empty where flags fixed everything."""
+
+    @property
+    def best(self) -> float:
+        """Activations a second at the best batch; 0 where that was not measured."""
+        return max(self.curve.values(), default=0.0)
+
+    def __str__(self) -> str:
+        measured = ", ".join(f"{batch}: {rate:.0f}/s" for batch, rate in self.curve.items())
+        return (
+            f"{self.workers} x {self.threads} threads, batches of {self.max_batch}, "
+            f"{self.max_wait * 1e3:.1f} ms wait" + (f" (batch {measured})" if measured else "")
+        )
+
+
+def make_plan(
+    bundle: Bundle,
+    threads: int,
+    *,
+    workers: int | None = None,
+    max_batch: int | None = None,
+    max_wait: float | None = None,
+) -> tuple[Plan, Engine]:
+    """A plan for ``threads`` threads, and the bundle's tail, loaded, as it wants it.
+
+    None: choose by measurement. Raises BundleError where the tail does not run.
+    """
+    layouts = [workers] if workers is not None else sorted({1, threads})
+    measure = len(layouts) > 1 or max_batch is None or max_wait is None
+    best: tuple[Plan, Engine] | None = None
+    for count in layouts:
+        engine = Engine(bundle, max(1, threads // count))
+        engine.load_tail()
+        curve = batch_curve(bundle, engine, count, max_batch) if measure else {}
+        plan = Plan(
+            workers=count,
+            threads=max(1, threads // count),
+            max_batch=max_batch or saturation(curve, count),
+            max_wait=wait_for_company(curve, count) if max_wait is None else max_wait,
+            curve=curve,
+        )
+        if best is None or plan.best > LAYOUT_GAIN * best[0].best:
+            best = plan, engine
+    assert best is not None
+    return best
+
+
+def batch_curve(bundle: Bundle, engine: Engine, workers: int, max_batch: int | None = None) -> Curve:
+    """Throughput of ``workers`` threads that run the tail at once, for batches of 1, 2, 4, …
+
+    With ``max_batch`` only for 1 and that. Raises BundleError where the tail does not run.
+    """
+    sizes = [1 << i for i in range(BATCH_MAX.bit_length())] if max_batch is None else sorted({1, max_batch})
+    curve: Curve = {}
+    end = time.perf_counter() + BUDGET_SECONDS
+    for size in sizes:
+        try:
+            curve[size] = max(_throughput(bundle, engine, workers, size) for _ in range(POINT_ROUNDS))
+        except Exception as error:  # ONNX Runtime has no common base class; mostly it is out of memory
+            if size == 1:
+                raise BundleError(f"the tail does not run: {type(error).__name__}") from None
+            break
+        if max_batch is None and (time.perf_counter() > end or _flat(curve)):
+            break
+    return curve
+
+
+def _flat(curve: Curve) -> bool:
+    """Whether doubling twice has gained nothing."""
+    *before, one, two = [0.0, *curve.values()]
+    return len(before) > 1 and max(one, two) < max(before) / SATURATED
+
+
+def _throughput(bundle: Bundle, engine: Engine, workers: int, size: int) -> float:
+    batch = np.zeros((size, *bundle.manifest.activation.shape), np.uint8)
+    runs, spans, failures = [0] * workers, list[tuple[float, float]](), list[Exception]()
+    gate = threading.Barrier(workers)
+
+    def work(index: int) -> None:
+        try:
+            engine.tail(batch)  # allocates
+            gate.wait()
+            start = now = time.perf_counter()
+            while runs[index] < 2 or now < start + POINT_SECONDS:
+                engine.tail(batch)
+                runs[index] += 1
+                now = time.perf_counter()
+            spans.append((start, now))
+        except Exception as error:
+            failures.append(error)
+            gate.abort()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    first, last = min(start for start, _ in spans), max(end for _, end in spans)
+    return sum(runs) * size / (last - first)
+
+
+def saturation(curve: Curve, workers: int) -> int:
+    """The smallest batch at which throughput is as good as it gets, all that a batch costs included."""
+    rates = {batch: 1 / (1 / rate + BATCH_SECONDS / (batch * workers)) for batch, rate in curve.items()}
+    best = max(rates.values())
+    return min(batch for batch, rate in rates.items() if rate >= SATURATED * best)
+
+
+def wait_for_company(curve: Curve, workers: int) -> float:
+    """Seconds that a first frame waits for others: no longer than what running alone would waste.
+
+    That is a lone activation's time less its share of the best batch's, so waiting never costs more than it
+    can save; and nothing where the event loop could not keep it.
+    """
+    alone, best = workers / curve[1], workers / max(curve.values())
+    wasted = alone - best
+    return wasted if wasted >= TIMER_SECONDS else 0.0
+
+
+def decodes_inline(codec: ActivationCodec) -> bool:
+    """Whether activations are decoded on the event loop, by measuring one."""
+    symbols = (np.arange(codec.raw_bytes) % 3).astype(np.uint8).reshape(codec.shape)
+    coded = codec.encode(symbols)
+    fastest = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        codec.decode(*coded)
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest < INLINE_SECONDS

@@ -1,0 +1,207 @@
+"""Several bundles at once, loaded and retired while frames are on their way."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from offramp.common import frame, transport
+from offramp.common.bundle import MANIFEST, TAIL, Bundle, load_bundle
+from offramp.common.frame import FrameWriter
+from offramp.v1 import inference_pb2 as pb
+from tests.processes import WAIT, Processes, Server, until
+from tests.server.client import Ended, channel_to, good_frames, good_message, still_serves, stream_to
+from tests.toy import BundleFolder
+
+
+def variant(bundle: Bundle, path: Path, name: str) -> Bundle:
+    """A copy of the bundle with another name, and so another digest."""
+    shutil.copytree(bundle.path, path)
+    BundleFolder(path).edit("name", value=name)
+    return load_bundle(path)
+
+
+def described(server: Server) -> set[str]:
+    with channel_to(server.address) as channel:
+        method: Any = channel.unary_unary(transport.DESCRIBE)
+        found = pb.DescribeResponse.FromString(method(b"", timeout=WAIT))
+    return {bundle.name for bundle in found.bundles}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    path = tmp_path / "models"
+    path.mkdir()
+    return path
+
+
+def test_streams_are_routed_by_digest(run: Processes, toy_bundle: Bundle, models: Path) -> None:
+    both = [variant(toy_bundle, models / name, name) for name in ("a", "b")]
+    other = variant(toy_bundle, models.parent / "c", "c")
+    server = run.server(bundle=models)
+    assert described(server) == {"a", "b"}
+    for bundle in both:
+        still_serves(server.address, bundle)
+    with stream_to(server.address, toy_bundle) as stream:
+        stream.send(frame.hello(toy_bundle.digest))
+        with pytest.raises(Ended) as ended:
+            stream.receive()
+    assert ended.value.status == "FAILED_PRECONDITION"
+    assert all(bundle.digest.hex() in ended.value.details for bundle in (*both, toy_bundle))
+    assert server.drain() == 0
+    again = run.server("--bundle", other.path, bundle=models)
+    assert described(again) == {"a", "b", "c"}
+
+
+def test_a_directory_without_bundles_is_exit_4(models: Path) -> None:
+    from tests.server.test_app import run_server
+
+    done = run_server("--bundle", models, "--listen", "127.0.0.1:0")
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert "has no bundle, expected a directory with manifest.json" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["SIGHUP", "by itself"])
+def test_bundles_come_and_go_without_losing_a_frame(
+    run: Processes, toy_bundle: Bundle, models: Path, how: str
+) -> None:
+    old = variant(toy_bundle, models / "old", "old")
+    server = run.server("--reload-interval", 3600 if how == "SIGHUP" else 0.05, bundle=models)
+
+    def changed() -> None:
+        if how == "SIGHUP":
+            server.send(signal.SIGHUP)
+
+    sent, found, refused = [0] * 3, [0] * 3, [0] * 3
+
+    def device(index: int) -> None:
+        """Sends until it is told to go."""
+        with stream_to(server.address, old) as stream:
+            stream.hello()
+            writer, told = FrameWriter(), False
+            while not told:
+                stream.send(writer.pack(good_frames(old, 8, first=1 + sent[index])))
+                sent[index] += 8
+                message = stream.receive()
+                assert message is not None
+                told = message.HasField("draining")
+                found[index] += len(message.replies)
+                refused[index] += sum(reply.HasField("error") for reply in message.replies)
+            rest = stream.end()
+            found[index] += len(rest)
+            refused[index] += sum(reply.HasField("error") for reply in rest)
+
+    threads = [threading.Thread(target=device, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: min(found) > 30, "some replies to each")
+    new = variant(toy_bundle, models.parent / "new", "new")
+    (models.parent / "new").rename(models / "new")
+    changed()
+    until(lambda: described(server) == {"old", "new"}, "both")
+    with stream_to(server.address, new) as stream:
+        stream.hello()
+        shutil.rmtree(models / "old")
+        changed()
+        until(lambda: described(server) == {"new"}, "the new one alone")
+        for thread in threads:
+            thread.join(WAIT)
+        assert sent == found and refused == [0] * 3
+        stream.send(good_message(new))
+        assert not stream.replies(1)[0].HasField("error")
+        assert stream.end() == []
+    with stream_to(server.address, old) as late:
+        late.send(frame.hello(old.digest))
+        with pytest.raises(Ended, match="FAILED_PRECONDITION"):
+            late.receive()
+    page = server.metrics()
+    assert page["offramp_server_bundles_retired_total"] == 1
+    assert page["offramp_server_reloads_total{result=loaded,what=bundle}"] == 1
+    assert page[f"offramp_bundle_info{{digest={new.digest.hex()},name=new}}"] == 1
+    assert f"offramp_bundle_info{{digest={old.digest.hex()},name=old}}" not in page
+    assert server.drain() == 0
+
+
+def test_a_broken_new_bundle_leaves_the_old_one_serving(
+    run: Processes, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    old = variant(toy_bundle, tmp_path / "bundle", "old")
+    folder = BundleFolder(tmp_path / "bundle")
+    server = run.server("--reload-interval", 0.05, bundle=folder.path)
+    good_tail = (folder.path / TAIL).read_bytes()
+    failed = "offramp_server_reloads_total{result=failed,what=bundle}"
+    with stream_to(server.address, old) as stream:
+        stream.hello()
+        folder.put(TAIL, b"no graph")
+        until(lambda: server.metrics()[failed] >= 1, "the failure")
+        match = server.wait_for(r"ERROR not loaded, what serves goes on: (.*)")
+        assert str(folder.path) in match[1]
+        stream.send(good_message(old))
+        assert not stream.replies(1)[0].HasField("error")
+        still_serves(server.address, old)
+        # It is tried at each change, not at each look.
+        counted = server.metrics()[failed]
+        for _ in range(4):
+            still_serves(server.address, old)
+        assert server.metrics()[failed] <= counted + 1
+        # Whole again, under another name.
+        (folder.path / TAIL).write_bytes(good_tail)
+        folder.put(TAIL, good_tail)
+        folder.edit("name", value="new")
+        until(lambda: described(server) == {"new"}, "the new one")
+        assert stream.receive()
+        assert stream.end() == []
+        still_serves(server.address, load_bundle(folder.path))
+    assert server.drain() == 0
+
+
+def test_all_bundles_gone_is_a_mishap(run: Processes, toy_bundle: Bundle, models: Path) -> None:
+    bundle = variant(toy_bundle, models / "one", "one")
+    server = run.server("--reload-interval", 3600, bundle=models)
+    models.rename(models.with_name("away"))
+    server.send(signal.SIGHUP)
+    still_serves(server.address, bundle)
+    models.mkdir()
+    (models / "half").mkdir()
+    (models / "half" / MANIFEST).write_text("{")
+    server.send(signal.SIGHUP)
+    server.wait_for("not loaded, what serves goes on")
+    still_serves(server.address, bundle)
+    assert described(server) == {"one"}
+
+
+def test_a_bundle_for_larger_messages_is_not_loaded(run: Processes, toy_bundle: Bundle, models: Path) -> None:
+    variant(toy_bundle, models / "one", "one")
+    server = run.server("--reload-interval", 3600, bundle=models)
+    big = variant(toy_bundle, models / "two", "two")
+    BundleFolder(big.path).edit("activation", "shape", value=[4, 256, 256])
+    server.send(signal.SIGHUP)
+    server.wait_for(r"needs messages of \d+ bytes, this server was started for 16384 \(--message-bytes\)")
+    assert described(server) == {"one"}
+
+
+def test_devices_that_stay_on_a_retired_bundle_are_ended(
+    run: Processes, toy_bundle: Bundle, models: Path
+) -> None:
+    old = variant(toy_bundle, models / "old", "old")
+    variant(toy_bundle, models / "new", "new")
+    server = run.server("--reload-interval", 3600, "--grace", 0.3, bundle=models)
+    with stream_to(server.address, old) as stream:
+        stream.hello()
+        shutil.rmtree(models / "old")
+        server.send(signal.SIGHUP)
+        told = stream.receive()
+        assert told is not None and told.HasField("draining")
+        with pytest.raises(Ended) as ended:
+            stream.receive()
+    assert (ended.value.status, ended.value.details) == (
+        grpc.StatusCode.UNAVAILABLE.name,
+        "the stream was asked to end and did not",
+    )
+    assert server.drain() == 0

@@ -1,0 +1,354 @@
+"""Who is let in: tokens, TLS, client certificates; and that strangers cost a good client nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from offramp.common import frame, transport
+from offramp.common.bundle import Bundle
+from offramp.common.errors import AccessError
+from offramp.server.metrics import ServerMetrics
+from offramp.server.security import Tokens
+from tests.processes import WAIT, Processes, Server, until
+from tests.server.certificates import Authority, Pair
+from tests.server.client import Ended, Stream, channel_to, good_frames, good_message, still_serves, stream_to
+from tests.server.test_app import run_server
+
+TOKEN = "a-token-of-thirty-two-characters"
+OTHER = "another-token-that-is-known-here"
+REFUSED = "streams_aborted_total{status=UNAUTHENTICATED}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Authority:
+    return Authority(folder, "authority")
+
+
+@pytest.fixture(scope="module")
+def pair(authority: Authority) -> Pair:
+    return authority.sign("server")
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens"
+    path.write_text(f"# of the first site\n{TOKEN}\n\n{OTHER}\n")
+    return path
+
+
+def replace(path: Path, text: str | bytes) -> None:
+    new = path.with_name("new")
+    new.write_bytes(text.encode() if isinstance(text, str) else text)
+    os.replace(new, path)
+
+
+@contextmanager
+def secure(address: str, ca: Path | None, client: Pair | None = None) -> Iterator[grpc.Channel]:
+    credentials = grpc.ssl_channel_credentials(
+        ca.read_bytes() if ca else None,
+        client.key.read_bytes() if client else None,
+        client.cert.read_bytes() if client else None,
+    )
+    with grpc.secure_channel(address, credentials, options=transport.device_options()) as channel:
+        yield channel
+
+
+def outcome(channel: grpc.Channel, bundle: Bundle, metadata: Sequence[tuple[str, str]] = ()) -> str:
+    """``answered``, or the status that a good device gets instead."""
+    stream = Stream(channel, bundle, metadata)
+    try:
+        stream.hello()
+        stream.send(good_message(bundle))
+        assert not stream.replies(1)[0].HasField("error")
+        stream.end()
+    except Ended as ended:
+        assert TOKEN not in ended.details
+        return ended.status
+    finally:
+        stream.half_close()
+    return "answered"
+
+
+def bearer(token: str) -> list[tuple[str, str]]:
+    return [(transport.AUTHORIZATION, f"Bearer {token}")]
+
+
+# --- tokens ---
+
+
+def test_only_known_tokens_are_let_in(run: Processes, toy_bundle: Bundle, token_file: Path) -> None:
+    server = run.server("--token-file", token_file)
+    cases: list[tuple[list[tuple[str, str]], str]] = [
+        (bearer(TOKEN), "answered"),
+        (bearer(OTHER), "answered"),
+        ([(transport.AUTHORIZATION, f"bearer {TOKEN}")], "answered"),
+        ([], "UNAUTHENTICATED"),
+        (bearer("wrong-token-of-thirty-two-letters"), "UNAUTHENTICATED"),
+        (bearer(TOKEN[:-1]), "UNAUTHENTICATED"),
+        (bearer(TOKEN + "x"), "UNAUTHENTICATED"),
+        (bearer(""), "UNAUTHENTICATED"),
+        ([(transport.AUTHORIZATION, TOKEN)], "UNAUTHENTICATED"),
+        ([(transport.AUTHORIZATION, f"Basic {TOKEN}")], "UNAUTHENTICATED"),
+        (bearer(TOKEN) + bearer(OTHER), "UNAUTHENTICATED"),
+        (bearer("# of the first site"), "UNAUTHENTICATED"),
+    ]
+    with channel_to(server.address) as channel:
+        for metadata, expected in cases:
+            assert outcome(channel, toy_bundle, metadata) == expected, metadata
+        for method in (transport.DESCRIBE, "/grpc.reflection.v1alpha.ServerReflection/Other"):
+            call: Any = channel.unary_unary(method)
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=WAIT)
+            error: Any = refused.value
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        describe: Any = channel.unary_unary(transport.DESCRIBE)
+        assert describe(b"", metadata=bearer(TOKEN), timeout=WAIT)
+        health: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert health(b"", timeout=WAIT) == b"\x08\x01"
+    refusals = sum(expected == "UNAUTHENTICATED" for _, expected in cases) + 2
+    assert server.metrics()[f"offramp_server_{REFUSED}"] == refusals
+    assert server.drain() == 0
+    shown = {
+        word for metadata, _ in cases for _, value in metadata for word in value.split() if len(word) > 9
+    }
+    assert not any(word in server.errors for word in shown | {TOKEN, OTHER})
+
+
+def test_tokens_are_rotated_by_their_file(run: Processes, toy_bundle: Bundle, token_file: Path) -> None:
+    server = run.server("--token-file", token_file, "--reload-interval", 0.05)
+    with channel_to(server.address) as channel:
+        with stream_to(server.address, toy_bundle, bearer(TOKEN)) as before:
+            before.hello()
+            replace(token_file, "the-only-token-that-is-known-now\n")
+            until(lambda: outcome(channel, toy_bundle, bearer(TOKEN)) == "UNAUTHENTICATED", "the old to go")
+            assert outcome(channel, toy_bundle, bearer("the-only-token-that-is-known-now")) == "answered"
+            # Who is in stays in.
+            before.send(good_message(toy_bundle))
+            assert before.replies(1)
+        replace(token_file, "short\n")
+        server.wait_for(r"tokens not read again, the old ones stay: \S+ \S+: line 1 is no token")
+        token_file.unlink()
+        server.wait_for(r"tokens not read again.*No such file")
+        assert outcome(channel, toy_bundle, bearer("the-only-token-that-is-known-now")) == "answered"
+        page = server.metrics()
+        assert page["offramp_server_reloads_total{result=loaded,what=tokens}"] == 1
+        assert page["offramp_server_reloads_total{result=failed,what=tokens}"] == 2
+    assert server.drain() == 0
+    assert "short" not in server.errors.replace("shorter", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# none\n", "short\n", "with a space in it, long enough\n", "ümlaut" * 9]
+)
+def test_a_file_without_tokens_is_exit_2(toy_bundle: Bundle, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(text)
+    done = run_server("--bundle", toy_bundle.path, "--listen", "127.0.0.1:0", "--token-file", path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"--token-file {path}: " in done.stderr
+    assert not text.strip() or text.strip() not in done.stderr
+
+
+def test_every_token_is_compared(token_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hmac
+
+    compared = []
+    real = hmac.compare_digest
+
+    def count(a: Any, b: Any) -> bool:
+        compared.append(1)
+        return real(a, b)
+
+    tokens = Tokens(str(token_file), ServerMetrics())
+    monkeypatch.setattr("offramp.server.security.hmac.compare_digest", count)
+    tokens.check(f"Bearer {TOKEN}")
+    for wrong in ("", "Bearer ", f"Bearer {TOKEN}x"):
+        with pytest.raises(AccessError):
+            tokens.check(wrong)
+    assert len(compared) == 4 * 2
+
+
+# --- TLS ---
+
+
+def test_tls(run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, folder: Path) -> None:
+    server = run.server("--tls-cert", pair.cert, "--tls-key", pair.key)
+    other = Authority(folder, "other")
+    with secure(server.address, authority.pair.cert) as channel:
+        assert outcome(channel, toy_bundle) == "answered"
+    with secure(server.address, other.pair.cert) as channel:
+        assert outcome(channel, toy_bundle) == "UNAVAILABLE"
+    with channel_to(server.address) as channel:
+        assert outcome(channel, toy_bundle) == "UNAVAILABLE"
+    with secure(server.address, authority.pair.cert) as channel:
+        assert outcome(channel, toy_bundle) == "answered"
+    assert server.drain() == 0
+
+
+def test_tls_to_a_plaintext_port(run: Processes, toy_bundle: Bundle, authority: Authority) -> None:
+    server = run.server()
+    with secure(server.address, authority.pair.cert) as channel:
+        assert outcome(channel, toy_bundle) == "UNAVAILABLE"
+    still_serves(server.address, toy_bundle)
+
+
+def test_client_certificates(
+    run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, folder: Path
+) -> None:
+    ca = authority.pair.cert
+    server = run.server("--tls-cert", pair.cert, "--tls-key", pair.key, "--tls-client-ca", ca)
+    good, expired = authority.sign("device"), authority.sign("expired", expired=True)
+    strange = Authority(folder, "strange").sign("stranger")
+    for client, expected in (
+        (good, "answered"),
+        (None, "UNAVAILABLE"),
+        (expired, "UNAVAILABLE"),
+        (strange, "UNAVAILABLE"),
+        (good, "answered"),
+    ):
+        with secure(server.address, ca, client) as channel:
+            assert outcome(channel, toy_bundle) == expected, client
+    assert server.drain() == 0
+
+
+def test_certificates_are_rotated_by_their_files(
+    run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    cert, key = tmp_path / "cert", tmp_path / "key"
+    shutil.copy(pair.cert, cert)
+    shutil.copy(pair.key, key)
+    server = run.server("--tls-cert", cert, "--tls-key", key)
+
+    def shown() -> bytes:
+        context = ssl.create_default_context(cafile=str(authority.pair.cert))
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection(("127.0.0.1", server.port)) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as wrapped,
+        ):
+            certificate = wrapped.getpeercert(binary_form=True)
+        assert certificate
+        return certificate
+
+    first = shown()
+    new = authority.sign("renewed")
+    # In between, certificate and key do not belong together: the old ones stay.
+    replace(cert, new.cert.read_bytes())
+    assert shown() == first
+    server.wait_for("certificate not read again, the old one stays")
+    replace(key, new.key.read_bytes())
+    assert shown() != first
+    page = server.metrics()
+    assert page["offramp_server_reloads_total{result=loaded,what=certificate}"] == 1
+    assert page["offramp_server_reloads_total{result=failed,what=certificate}"] == 1
+    with secure(server.address, authority.pair.cert) as channel:
+        assert outcome(channel, toy_bundle) == "answered"
+    assert server.drain() == 0
+    secret = "".join(new.key.read_text().splitlines()[1:-1])
+    assert secret[:20] not in server.errors
+
+
+def test_files_that_are_no_certificates_are_exit_2(
+    toy_bundle: Bundle, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    junk = tmp_path / "junk"
+    junk.write_text("-----BEGIN CERTIFICATE-----\nsecret\n-----END CERTIFICATE-----\n")
+    for flags, message in (
+        (("--tls-cert", pair.cert), "--tls-cert and --tls-key belong together"),
+        (("--tls-client-ca", pair.cert), "--tls-client-ca needs --tls-cert"),
+        (("--tls-cert", pair.cert, "--tls-key", tmp_path / "none"), "No such file"),
+        (("--tls-cert", pair.cert, "--tls-key", authority.pair.key), "belong together"),
+        (("--tls-cert", junk, "--tls-key", pair.key), "expected PEM files"),
+        (("--tls-cert", pair.cert, "--tls-key", pair.key, "--tls-client-ca", junk), "expected PEM cert"),
+    ):
+        done = run_server("--bundle", toy_bundle.path, "--listen", "127.0.0.1:0", *flags)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert message in done.stderr and "secret" not in done.stderr
+
+
+def test_tls_needs_no_insecure(run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair) -> None:
+    server = run.server("--tls-cert", pair.cert, "--tls-key", pair.key, listen="0.0.0.0:0")
+    with secure(server.address, authority.pair.cert) as channel:
+        assert outcome(channel, toy_bundle) == "answered"
+
+
+# --- strangers ---
+
+
+def test_a_good_client_is_answered_beside_a_thousand_strangers(run: Processes, toy_bundle: Bundle) -> None:
+    """Silent connections, garbage, half a handshake, and one byte after another."""
+    server = run.server("--max-streams", 2048)
+    junk = [
+        b"",
+        b"\0" * 64,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02",
+    ]
+    strangers: list[socket.socket] = []
+    try:
+        with stream_to(server.address, toy_bundle) as stream:
+            stream.hello()
+            writer = frame.FrameWriter()
+            for index in range(1000):
+                stranger = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
+                strangers.append(stranger)
+                with suppress(OSError):  # hung up on already
+                    stranger.sendall(junk[index % len(junk)])
+                if index % 50 == 0:
+                    stream.send(writer.pack(good_frames(toy_bundle, 1, first=1 + index // 50)))
+                    (reply,) = stream.replies(1)
+                    assert not reply.HasField("error")
+            still_serves(server.address, toy_bundle)
+            assert stream.end() == []
+    finally:
+        for stranger in strangers:
+            stranger.close()
+    assert server.drain() == 0
+
+
+def test_oversized_metadata_is_refused(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server()
+    with channel_to(server.address) as channel:
+        assert outcome(channel, toy_bundle, [("x", "y" * 100_000)]) in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+    still_serves(server.address, toy_bundle)
+
+
+def test_connections_over_the_limit_are_hung_up_on(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server("--max-streams", 1)
+    strangers = [socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) for _ in range(400)]
+    try:
+        end = 0
+        for stranger in strangers:
+            stranger.settimeout(0.01)
+            try:
+                end += stranger.recv(1 << 16) == b""
+            except TimeoutError:
+                pass
+            except OSError:
+                end += 1
+        assert end >= 100
+    finally:
+        for stranger in strangers:
+            stranger.close()
+    until(lambda: _answers(server, toy_bundle), "room again")
+
+
+def _answers(server: Server, bundle: Bundle) -> bool:
+    with channel_to(server.address) as channel:
+        return outcome(channel, bundle) == "answered"
