@@ -144,9 +144,14 @@ def parse(kind: type[M], data: bytes) -> M:
         ) from None
 
 
-def hello(digest: bytes) -> bytes:
-    """The first message of a stream, serialized."""
-    greeting = pb.Hello(protocol_version=PROTOCOL_VERSION, bundle_digest=digest, segment=TAIL_SEGMENT)
+def hello(digest: bytes, deadline_ms: int = 0) -> bytes:
+    """A stream's first message, serialized. deadline_ms: how long an answer is waited for; 0: for ever."""
+    greeting = pb.Hello(
+        protocol_version=PROTOCOL_VERSION,
+        bundle_digest=digest,
+        segment=TAIL_SEGMENT,
+        deadline_ms=deadline_ms,
+    )
     return pb.DeviceMessage(hello=greeting).SerializeToString()
 
 

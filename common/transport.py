@@ -51,8 +51,10 @@ def device_options() -> Options:
         *_common(SERVER_MESSAGE_BYTES),
         # Each channel has a connection of its own: its bytes are counted by its socket.
         ("grpc.use_local_subchannel_pool", 1),
-        # A frame is answered locally rather than sent twice.
+        # What is sent again, and when, is the link's to say.
         ("grpc.enable_retries", 0),
+        # A black hole shows also while nothing is sent: by default pings stop after two.
+        ("grpc.http2.max_pings_without_data", 0),
     ]
 
 

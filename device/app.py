@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from offramp.common.telemetry import serve_metrics, start_log, timed
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from offramp.device.pipeline import Device, Result
+    from offramp.device.pipeline import Correction, Device, Result
     from offramp.device.report import Report, Totals
     from offramp.device.source import Source
 
@@ -33,6 +32,7 @@ examples:
   edge-device --bundle models/digits-mobilenetv2-exit12 examples/digits
   edge-device --bundle DIR --server gateway:50051 --insecure --threshold 0.9 --json photos/ > results.jsonl
   edge-device --bundle DIR --threshold 0 --quiet photos/      # all here, no server needed
+  edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --byte-budget 2kB/s --watch inbox/
 
 The answers come in the order in which they are ready; `index` is the image's place in the input.
 
@@ -40,6 +40,10 @@ exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 t
   for some images (their early exit did), 4 unusable bundle, 5 some images could not be read, 6 the server
   runs another bundle or breaks the protocol, 7 the metrics port cannot be bound, 130 interrupted
 """
+
+
+BATCH = 256
+"""Answers that are written to stdout at once, at most."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             EPILOG,
         )
         parser.add_argument(
-            "images", nargs="+", type=Path, help="folders, PNG or JPEG files, .npz files, .txt lists of paths"
+            "images",
+            nargs="+",
+            metavar="images",
+            help="folders, PNG or JPEG files, .npz files, .txt lists of paths, video files; - for paths on "
+            "standard input; camera:N or rtsp://… (videos and cameras need the extra [camera])",
+        )
+        parser.add_argument(
+            "--watch",
+            action="store_true",
+            help="keep looking at the folders for new pictures, until a signal",
         )
         parser.add_argument("--json", action="store_true", help="one JSON object a line, the summary last")
         parser.add_argument("--quiet", action="store_true", help="print the summary only")
@@ -124,16 +137,15 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     bundle = load_bundle(settings.bundle)
-    source = Source(arguments.images, bundle.manifest.preprocessing)
-    device = Device(
-        bundle,
-        server=settings.server,
-        threshold=settings.threshold,
-        timeout=settings.timeout,
-        window=settings.window,
-        threads=settings.threads,
-        insecure=settings.insecure,
-    )
+    source = Source(arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait)
+    answers: _Answers | None = None
+
+    def correct(correction: Correction) -> None:
+        if answers is not None:
+            answers.correct(correction)
+
+    wanted = settings.corrections or settings.spool is not None
+    device = Device.from_settings(bundle, settings, correct if wanted else None)
     totals = Totals()
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
         if port is not None:
@@ -143,6 +155,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
         start = time.perf_counter()
         with device:
             _feed(device, source, settings.rate, answers, stop)
+            if settings.corrections:
+                _wait_for_corrections(device, settings, stop)
         seconds = time.perf_counter() - start
         answers.finish()
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
@@ -159,7 +173,7 @@ def _feed(device: Device, source: Source, rate: float | None, answers: _Answers,
     due = time.monotonic()
     items = iter(source)
     for index in range(sys.maxsize):
-        with timed(device.metrics.stage_seconds.labels("read")):
+        with timed(device.metrics.read_seconds):
             item = next(items, None)
         if item is None or stop.is_set():
             return
@@ -167,11 +181,20 @@ def _feed(device: Device, source: Source, rate: float | None, answers: _Answers,
             device.metrics.image_errors.inc()
             answers.unreadable(index, item.name, item.image)
         else:
-            answers.expect(index, item.name, device.submit(item.image))
+            answers.expect(index, item.name, device.submit(item.image, name=item.name, index=index))
         if rate is not None:
             due += 1 / rate
             if stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
                 return
+
+
+def _wait_for_corrections(device: Device, settings: DeviceSettings, stop: _Stop) -> None:
+    """After the last image: late replies may take as long again, and the spool as long as it gets on."""
+    end = time.monotonic() + settings.timeout
+    while time.monotonic() < end and not stop.is_set():
+        stop.wait(0.05)
+        if device.wait_spool(0) and not device.late_replies_due():
+            return
 
 
 class _Answers:
@@ -182,7 +205,7 @@ class _Answers:
         self._totals = totals
         self._raw_bytes = raw_bytes
         self._stop = stop
-        self._ready: SimpleQueue[tuple[int, str, Result | DataError] | None] = SimpleQueue()
+        self._ready: SimpleQueue[tuple[int, str, Result | DataError] | Correction | None] = SimpleQueue()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._print, name="offramp-report", daemon=True)
         self._thread.start()
@@ -195,6 +218,10 @@ class _Answers:
         """Print that this image could not be used."""
         self._ready.put((index, name, error))
 
+    def correct(self, correction: Correction) -> None:
+        """Print what the server answered after all."""
+        self._ready.put(correction)
+
     def finish(self) -> None:
         """Wait until all is printed. Raises what printing raised."""
         self._ready.put(None)
@@ -206,18 +233,37 @@ class _Answers:
         self._ready.put((index, name, future.result()))
 
     def _print(self) -> None:
-        while (answer := self._ready.get()) is not None:
-            index, name, result = answer
+        going = True
+        while going:
+            ready = [self._ready.get()]
+            # What is ready together is written together: a line of its own costs more than its image's exit.
+            with suppress(Empty):
+                while len(ready) < BATCH:
+                    ready.append(self._ready.get_nowait())
             try:
-                if isinstance(result, DataError):
-                    self._totals.unreadable += 1
-                    self._report.unreadable(index, name, result)
-                else:
-                    self._totals.add(result, self._raw_bytes)
-                    self._report.result(index, name, result)
+                with self._report.batch():
+                    for answer in ready:
+                        if answer is None:
+                            going = False
+                        else:
+                            self._print_one(answer)
             except Exception as error:  # mostly an OutputError
+                going = going and None not in ready
                 self._failure = self._failure or error
                 self._stop.set()
+
+    def _print_one(self, answer: tuple[int, str, Result | DataError] | Correction) -> None:
+        if not isinstance(answer, tuple):
+            self._totals.corrections += 1
+            self._report.correction(answer)
+            return
+        index, name, result = answer
+        if isinstance(result, DataError):
+            self._totals.unreadable += 1
+            self._report.unreadable(index, name, result)
+        else:
+            self._totals.add(result, self._raw_bytes)
+            self._report.result(index, name, result)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,15 @@ Invariants:
 - ``offload`` calls its callback exactly once per frame: with an ``Answer``, or with the reason that there
   is none. It does so within ``timeout``, whatever the server or the network does.
 - Nothing is connected before the first frame.
-- While the first connection is being made, frames wait for it. Once it has failed they do not: until a
-  stream is accepted again, each frame is turned away at once.
-- What the server sends is checked; a server that breaks the protocol is as good as one that is gone.
+- While a connection is being made for the first time, or again after a stream that worked, frames wait for
+  it. Once it has failed they do not: until a stream is accepted again, each frame is turned away at once.
+  So are they while the breaker is open (``breaker.py``).
+- A frame keeps its sequence number. Where its stream breaks before its reply, it is sent again on the next
+  stream under that number, in order, as long as its deadline allows and at most ``SENDS`` times in all. Only
+  one stream at a time knows a frame, so that it has one outcome.
+- What the server sends is checked; a server that breaks the protocol is as good as one that is gone, and is
+  sent nothing again.
+- Time is ``time.monotonic``: a clock that is set changes nothing here.
 
 Three threads: gRPC's own takes messages from ``_requests``; ``_keep_up`` makes the stream and reads its
 replies; ``_keep_time`` ends what takes too long.
@@ -29,22 +35,42 @@ import grpc
 
 from offramp.common import frame, transport
 from offramp.common.codec import CodecId
-from offramp.common.errors import MessageError, MismatchError, OfframpError, PeerError, UnavailableError
-from offramp.device.metrics import DeviceMetrics
+from offramp.common.errors import (
+    ConfigError,
+    MessageError,
+    MismatchError,
+    OfframpError,
+    OverloadError,
+    PeerError,
+    UnavailableError,
+)
+from offramp.device.breaker import Breaker
+from offramp.device.metrics import Cause, DeviceMetrics
+from offramp.device.security import Security
 from offramp.device.wire_bytes import WireCounter
 from offramp.v1 import inference_pb2 as pb
 
 log = logging.getLogger("offramp.edge-device")
 
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 """Seconds between attempts to connect: the first pause, doubled each time up to the second."""
 CLOSE_SECONDS = 2.0
 """How long ``close`` waits for the server to end the stream in good order."""
+SENDS = 3
+"""How often a frame is sent, at most: one that makes servers fall over must not fell all of them."""
+LATE_MOST = 1024
+"""Frames of one stream whose late reply is still waited for."""
+MESSAGE_OVERHEAD = 32
+"""Most bytes that a message takes beside its frames: ``first_sequence``, tags of ``codecs``."""
+FRAME_OVERHEAD = 12
+"""Most bytes that a frame takes beside its payload: tag, length, CRC-32, codec."""
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata in which a server that ends a stream says when to come back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The server's answer to one frame. Byte figures count both directions."""
+    """The server's answer to one frame. Byte figures count both directions, and each time it was sent."""
 
     class_index: int
     probability: float
@@ -53,6 +79,8 @@ class Answer:
     """The frame's share of the serialized messages that carried it and its reply."""
     wire_bytes: float
     """The same with gRPC prefix and HTTP/2 DATA header; not the connection's control traffic."""
+    sends: int = 1
+    """How often it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +88,22 @@ class Refusal:
     """Why a frame has no answer."""
 
     reason: str
-    sent: bool
-    """Whether its bytes had gone out."""
+    cause: Cause
+    sends: int = 0
+    """How often its bytes had gone out."""
+
+    @property
+    def final(self) -> bool:
+        """Whether to send the same bytes again is pointless: the server had them, and did not like them."""
+        return self.cause is Cause.REFUSED
 
 
 Outcome = Answer | Refusal
+
+# Errors that say nothing of the frame: another time, or another server, may answer it.
+_PASSING = frozenset(
+    (pb.FrameError.REASON_OVERLOADED, pb.FrameError.REASON_EXPIRED, pb.FrameError.REASON_INTERNAL)
+)
 
 
 @dataclass(slots=True)
@@ -72,8 +111,13 @@ class _Offload:
     codec: CodecId
     payload: bytes
     done: Callable[[Outcome], None]
+    late: Callable[[Answer], None] | None
     start: float
     deadline: float
+    probe: bool = False
+    sequence: int = 0
+    """0 until it is sent for the first time."""
+    sends: int = 0
     sent_at: float = math.inf
     message_bytes: float = 0.0
     envelope_bytes: float = 0.0
@@ -93,13 +137,19 @@ class _Session:
     def __init__(self, timeout: float) -> None:
         self.limits: pb.Limits | None = None
         self.sent: dict[int, _Offload] = {}
-        self.next_sequence = 1
+        """By sequence number, rising."""
+        self.late: dict[int, _Offload] = {}
+        """Answered already, as far as their image is concerned; the oldest go first."""
         self.last_received = 0.0
         self.accept_by = time.monotonic() + timeout
         self.end_by = math.inf
         self.half_close = False
         self.call: Any = None
         self.cancelled: str | None = None
+        self.progress = False
+        """Whether a frame was answered."""
+        self.come_back = 0.0
+        """Seconds that the server asked to stay away for."""
 
     def room(self) -> int:
         """How many more frames the server takes. More may wait: they came before its limits did."""
@@ -117,6 +167,8 @@ class Link:
 
     target: HOST:PORT. digest: the bundle's. classes: how many the server may name. raw_bytes: size of an
     uncoded activation. timeout: seconds from ``offload`` to an outcome. window: frames without an outcome.
+    coalesce: seconds that a frame may wait for others to share its message; coalesce_frames: how many are
+    enough. failures: timeouts and refusals in a row that open the breaker.
     """
 
     def __init__(
@@ -130,6 +182,10 @@ class Link:
         *,
         timeout: float,
         window: int,
+        coalesce: float = 0.0,
+        coalesce_frames: int = transport.FRAMES_PER_MESSAGE,
+        failures: int = 5,
+        security: Security | None = None,
     ) -> None:
         self._target = target
         self._port = port
@@ -139,10 +195,24 @@ class Link:
         self._metrics = metrics
         self._timeout = timeout
         self._window = window
-        self._changed = threading.Condition()
+        self._coalesce = coalesce
+        self._coalesce_frames = coalesce_frames
+        self._security = security or Security()
+        lock = threading.Lock()
+        self._lock = lock
+        self._work = threading.Condition(lock)
+        """The writer waits for it: something to send, or the stream's end."""
+        self._space = threading.Condition(lock)
+        """Others wait for it: room in the window, nothing under way, another state."""
         self._closed = threading.Event()
         self._state = _State.IDLE
+        self._breaker = Breaker(failures)
+        self._opens_seen = 0
         self._outbox: deque[_Offload] = deque()
+        """Frames to send; first those that are sent again."""
+        self._next_sequence = 1
+        self._hurry = 0
+        """Above 0 while somebody waits for all outcomes: nothing is held back to share a message."""
         self._session = _Session(timeout)
         self._threads: list[threading.Thread] = []
         self.wire = WireCounter()
@@ -150,43 +220,81 @@ class Link:
         """Why the link was last down; None if it never was."""
         metrics.watch_wire(self.wire.total)
 
-    def offload(self, codec: CodecId, payload: bytes, done: Callable[[Outcome], None]) -> None:
-        """Send one frame. Waits while the window is full, no longer than the timeout."""
+    def offload(
+        self,
+        codec: CodecId,
+        payload: bytes,
+        done: Callable[[Outcome], None],
+        *,
+        late: Callable[[Answer], None] | None = None,
+        background: bool = False,
+    ) -> None:
+        """Send one frame. Waits while the window is full, no longer than the timeout.
+
+        late: called with the answer if it comes after the deadline, once ``done`` was called without it.
+        background: it gives way to other frames, and is turned away rather than wait for a window or for a
+        connection.
+        """
         start = time.monotonic()
-        item = _Offload(codec, payload, done, start, start + self._timeout)
-        with self._changed:
+        item = _Offload(codec, payload, done, late, start, start + self._timeout)
+        with self._lock:
             if self._state is _State.IDLE:
                 self._start()
-            while self._is_open() and len(self._outbox) + len(self._session.sent) >= self._most():
-                if not self._changed.wait(max(0.0, item.deadline - time.monotonic())):
-                    break
-            full = len(self._outbox) + len(self._session.sent) >= self._most()
-            accepted = self._is_open() and not full
-            if accepted:
-                self._outbox.append(item)
-                self._changed.notify_all()
-        if not accepted:
-            done(Refusal("window full" if full else self._reason(), sent=False))
+            refusal = self._admit(item, background)
+        if refusal is not None:
+            if not background:
+                self._metrics.unanswered.labels(refusal.cause).inc()
+            done(refusal)
+
+    def _admit(self, item: _Offload, background: bool) -> Refusal | None:
+        """Put a frame into the outbox, or say why not."""
+        while True:
+            if not self._is_open():
+                cause = Cause.CLOSED if self._state is _State.CLOSED else Cause.UNAVAILABLE
+                return Refusal(self._reason(), cause)
+            now = time.monotonic()
+            if not self._breaker.allows(now):
+                return Refusal(f"waits for a probe to succeed: {self._breaker.reason}", Cause.BREAKER)
+            if background and (self._outbox or self._state is not _State.READY or self._breaker.is_open):
+                return Refusal("gives way", Cause.WINDOW)
+            most = max(1, self._most() // 2) if background else self._most()
+            if len(self._outbox) + len(self._session.sent) < most:
+                break
+            if background or now >= item.deadline:
+                return Refusal("window full", Cause.WINDOW)
+            self._space.wait(item.deadline - now)
+        item.probe = self._breaker.take()
+        self._outbox.append(item)
+        self._work.notify()
+        return None
 
     def wait_idle(self) -> None:
         """Wait until every frame has its outcome; each has one within its timeout."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._outbox and not self._session.sent)
+        with self._lock:
+            self._hurry += 1
+            self._work.notify()
+            self._space.wait_for(lambda: not self._outbox and not self._session.sent)
+            self._hurry -= 1
+
+    def late_replies_due(self) -> bool:
+        """Whether a frame that has its outcome may still be answered."""
+        with self._lock:
+            return bool(self._session.late)
 
     def close(self) -> None:
         """Give outstanding frames their outcome, end the stream and stop the threads."""
         self.wait_idle()
-        with self._changed:
+        with self._lock:
             self._state = _State.CLOSED
             self._session.half_close = True
-            self._changed.notify_all()
+            self._notify()
             if self._session.limits is None:
                 self._session.cancel("closed")
         self._closed.set()
         end = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        with self._changed:
+        with self._lock:
             self._session.cancel("closed")
         for thread in self._threads:
             thread.join()
@@ -201,12 +309,21 @@ class Link:
     def _reason(self) -> str:
         return "closed" if self.failure is None else str(self.failure)
 
+    def _notify(self) -> None:
+        self._work.notify_all()
+        self._space.notify_all()
+
     def _start(self) -> None:
         self._state = _State.CONNECTING
         for work in (self._keep_up, self._keep_time):
             thread = threading.Thread(target=work, name=f"offramp{work.__name__}", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def _refuse(self, item: _Offload, reason: str, cause: Cause) -> None:
+        """Tell a frame, which nothing knows any more, that it has no answer."""
+        self._metrics.unanswered.labels(cause).inc()
+        item.done(Refusal(reason, cause, item.sends))
 
     # --- the stream ---
 
@@ -222,7 +339,8 @@ class Link:
                 pause = BACKOFF_FIRST
             if self._end_session(session, error):
                 return
-            if self._closed.wait(pause * random.uniform(0.5, 1.0)):
+            if self._closed.wait(session.come_back + pause * random.uniform(0.5, 1.0)):
+                self._end_session(session, None)
                 return
             pause = min(pause * 2, BACKOFF_MOST)
 
@@ -230,21 +348,26 @@ class Link:
         """One stream until it ends; the error that ended it, None if both sides agreed to end."""
         session = _Session(self._timeout)
         error: OfframpError | None = None
-        channel = grpc.insecure_channel(self._target, options=transport.device_options())
+        channel: Any = None
         try:
+            # A new channel each time: its socket's bytes are counted, and its certificates are fresh.
+            metadata = self._security.metadata()
+            channel = self._security.channel(self._target, transport.device_options())
             method: Any = channel.stream_stream(transport.OFFLOAD)
-            with self._changed:
+            with self._lock:
                 if self._state is _State.CLOSED:
                     return session, None
                 self._session = session
-                session.call = method(self._requests(session))
-                self._changed.notify_all()
+                session.call = method(self._requests(session), metadata=metadata)
+                self._notify()
             for data in session.call:
                 self._receive(session, data)
             if not session.half_close:
                 error = UnavailableError(f"{self._target} ended the stream")
         except grpc.RpcError as failure:
             error = self._explain(session, failure)
+        except ConfigError as failure:  # a token or a certificate that is gone: it may come back
+            error = UnavailableError(f"{self._target} cannot be asked: {failure}")
         except OfframpError as failure:
             error = failure
             session.call.cancel()
@@ -252,7 +375,8 @@ class Link:
             if session.limits is None:
                 self.wire.attach(self._port)
             self.wire.detach()
-            channel.close()
+            if channel is not None:
+                channel.close()
         return session, error
 
     def _explain(self, session: _Session, failure: Any) -> OfframpError:
@@ -261,86 +385,124 @@ class Link:
         code, details = failure.code(), _one_line(failure.details())
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             return MismatchError(f"{self._target} refuses: {details}")
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return PeerError(f"{self._target} refuses this device ({code.name}): {details}")
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return UnavailableError(f"{self._target} is unreachable: {details}")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return UnavailableError(f"{self._target} cannot take more: {details}")
+            session.come_back = _pushback(failure)
+            return OverloadError(f"{self._target} cannot take more: {details}")
         return PeerError(f"{self._target} ended the stream with {code.name}: {details}")
 
     def _end_session(self, session: _Session, error: OfframpError | None) -> bool:
-        """Give its frames their outcome; whether the link is closed."""
-        with self._changed:
+        """Keep its frames for the next stream, or give them their outcome; whether the link is closed."""
+        again: list[_Offload] = []
+        lost: list[_Offload] = []
+        with self._lock:
+            now = time.monotonic()
             session.half_close = True
-            left = list(session.sent.values())
-            session.sent.clear()
-            unsent: list[_Offload] = []
             closed = self._state is _State.CLOSED
+            # A stream that never answered and went silent is no reason to believe in the next one.
+            silent = session.cancelled is not None and not session.progress
+            passing = error is None or type(error) is UnavailableError
+            worked = session.limits is not None and passing and not silent and not closed
             news = self._state is not _State.DOWN or type(error) is not type(self.failure)
-            if error is not None:
-                if not closed:  # what close() cuts short says nothing of the server
-                    self.failure = error
-                unsent = list(self._outbox)
+            if error is not None and not closed:  # what close() cuts short says nothing of the server
+                self.failure = error
+            for item in session.sent.values():
+                repeat = worked and item.sends < SENDS and item.deadline > now
+                (again if repeat else lost).append(item)
+            session.sent.clear()
+            session.late.clear()
+            if worked:
+                # Numbers in a stream only rise. Those that waited here were given theirs later, or have none.
+                self._outbox.extendleft(reversed(again))
+            else:
+                lost += self._outbox
                 self._outbox.clear()
-                if not closed:
-                    self._state = _State.DOWN
-            elif not closed:
-                self._state = _State.CONNECTING
-            self._changed.notify_all()
+            if not closed:
+                self._state = _State.CONNECTING if worked else _State.DOWN
+            self._release(lost)
+            self._notify()
         self._metrics.connected.set(0)
         if error is not None:
-            level = logging.WARNING if news and not closed else logging.DEBUG
-            log.log(level, "%s; unsure images are answered by the early exit until it is back", error)
+            if worked:
+                log.info("%s; connecting again, %d frames wait for it", error, len(again))
+            else:
+                level = logging.WARNING if news and not closed else logging.DEBUG
+                log.log(level, "%s; unsure images are answered by the early exit until it is back", error)
         reason = f"{self._target} ended the stream without a reply" if error is None else str(error)
-        for item in left:
-            item.done(Refusal(reason, sent=True))
-        for item in unsent:
-            item.done(Refusal(reason, sent=False))
+        for item in lost:
+            self._refuse(item, reason, Cause.UNAVAILABLE)
         return closed
 
     def _requests(self, session: _Session) -> Iterator[bytes]:
         """What gRPC sends on one stream; it asks for the next message when the last one is out."""
-        greeting = frame.hello(self._digest)
-        self._metrics.message_bytes.labels("sent").inc(len(greeting))
+        greeting = frame.hello(self._digest, min(math.ceil(self._timeout * 1000), (1 << 32) - 1))
+        self._metrics.message_bytes_sent.inc(len(greeting))
         yield greeting
         writer = frame.FrameWriter()
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: session.half_close or (self._outbox and session.room() > 0))
+            with self._lock:
+                while not session.half_close:
+                    wait = self._until_due(session)
+                    if wait is not None and wait <= 0:
+                        break
+                    self._work.wait(wait)
                 if session.half_close or session.limits is None:
                     return
                 items = self._take(session.limits, session.room())
-                frames = [
-                    frame.Frame(session.next_sequence + i, item.codec, item.payload)
-                    for i, item in enumerate(items)
-                ]
+                frames = [frame.Frame(item.sequence, item.codec, item.payload) for item in items]
                 message = writer.pack(frames)
                 now = time.monotonic()
-                for each, item in zip(frames, items, strict=True):
+                for item in items:
                     item.sent_at = now
-                    item.message_bytes = len(message) / len(items)
-                    item.envelope_bytes = frame.ENVELOPE_BYTES / len(items)
-                    session.sent[each.sequence] = item
-                session.next_sequence += len(items)
-            self._metrics.message_bytes.labels("sent").inc(len(message))
-            for item in items:
-                self._metrics.payload_bytes.inc(len(item.payload))
-                self._metrics.raw_activation_bytes.inc(self._raw_bytes)
+                    item.message_bytes += len(message) / len(items)
+                    item.envelope_bytes += frame.ENVELOPE_BYTES / len(items)
+                    item.sends += 1
+                    session.sent[item.sequence] = item
+            self._metrics.message_bytes_sent.inc(len(message))
+            self._metrics.payload_bytes.inc(sum(len(item.payload) for item in items))
+            self._metrics.raw_activation_bytes.inc(self._raw_bytes * len(items))
+            if items[0].sends > 1:
+                self._metrics.frames_resent.inc(sum(item.sends > 1 for item in items))
             yield message
 
+    def _until_due(self, session: _Session) -> float | None:
+        """Seconds until a message is to go out, 0 or less: now; None where something must happen first."""
+        waiting, room = len(self._outbox), session.room()
+        if not waiting or room <= 0 or session.limits is None:
+            return None
+        first = self._outbox[0]
+        enough = min(self._coalesce_frames, session.limits.frames_per_message, room)
+        if not self._coalesce or self._hurry or first.sends or waiting >= enough:
+            return 0.0
+        if waiting + len(session.sent) >= self._most():
+            return 0.0  # no other frame may come
+        return first.start + self._coalesce - time.monotonic()
+
     def _take(self, limits: pb.Limits, room: int) -> list[_Offload]:
-        """The frames for the next message: all that wait, within the server's limits; at least one."""
-        bytes_left = limits.message_bytes - 32
+        """The frames for the next message: all that wait, within the server's limits; at least one.
+
+        Their sequence numbers follow each other: a message can only have such.
+        """
+        bytes_left = limits.message_bytes - MESSAGE_OVERHEAD
         items: list[_Offload] = []
         while self._outbox and len(items) < min(limits.frames_per_message, room):
-            bytes_left -= len(self._outbox[0].payload) + 12
-            if items and bytes_left < 0:
+            item = self._outbox[0]
+            bytes_left -= len(item.payload) + FRAME_OVERHEAD
+            sequence = item.sequence or self._next_sequence
+            if items and (bytes_left < 0 or sequence != items[-1].sequence + 1):
                 break
+            if not item.sequence:
+                item.sequence = sequence
+                self._next_sequence += 1
             items.append(self._outbox.popleft())
         return items
 
     def _receive(self, session: _Session, data: bytes) -> None:
         """One message of the server. Raises PeerError if it breaks the protocol."""
-        self._metrics.message_bytes.labels("received").inc(len(data))
+        self._metrics.message_bytes_received.inc(len(data))
         session.last_received = time.monotonic()
         message = frame.parse(pb.ServerMessage, data)
         if session.limits is None:
@@ -350,12 +512,13 @@ class Link:
             raise MessageError(f"{self._target} accepted one stream twice")
         if message.HasField("draining"):
             log.info("%s is draining; connecting again", self._target)
-            with self._changed:
+            with self._lock:
                 session.half_close = True
                 session.end_by = time.monotonic() + self._timeout
                 if self._state is _State.READY:
                     self._state = _State.CONNECTING
-                self._changed.notify_all()
+                self._notify()
+        session.progress |= bool(message.replies)
         share = len(message.replies) or 1
         for reply in message.replies:
             self._settle(session, reply, len(data) / share, frame.ENVELOPE_BYTES / share)
@@ -366,66 +529,108 @@ class Link:
             raise MessageError(f"{self._target} answered hello with something else than accepted")
         limits = message.accepted.limits
         least = min(limits.frames_in_flight, limits.frames_per_message)
-        if not least or limits.message_bytes < self._raw_bytes + 32:
+        if not least or limits.message_bytes < self._raw_bytes + MESSAGE_OVERHEAD:
             raise MessageError(
                 f"{self._target} allows {limits.frames_in_flight} frames in flight, "
                 f"{limits.frames_per_message} a message and {limits.message_bytes} bytes a message, "
-                f"expected at least 1, 1 and {self._raw_bytes + 32}"
+                f"expected at least 1, 1 and {self._raw_bytes + MESSAGE_OVERHEAD}"
             )
         self.wire.attach(self._port)
         self._metrics.connects.inc()
         self._metrics.connected.set(1)
-        with self._changed:
+        with self._lock:
             came_back = self._state is _State.DOWN
             session.limits = limits
             if self._state is not _State.CLOSED:
                 self._state = _State.READY
-            self._changed.notify_all()
+            self._notify()
         log.log(logging.INFO if came_back else logging.DEBUG, "%s accepted the stream", self._target)
 
     def _settle(self, session: _Session, reply: pb.Reply, message: float, envelope: float) -> None:
-        with self._changed:
+        failed = reply.HasField("error")
+        now = time.monotonic()
+        with self._lock:
             item = session.sent.pop(reply.sequence, None)
-            self._changed.notify_all()
+            late = session.late.pop(reply.sequence, None) if item is None else None
+            known = 0 < reply.sequence < self._next_sequence
+            if item is not None:
+                if failed:
+                    self._note_error(item, reply.error, now)
+                elif self._breaker.success():
+                    self._watch_breaker()
+                if self._outbox:
+                    self._work.notify()
+                self._space.notify_all()
+        if item is None and not known:
+            raise MessageError(f"{self._target} answered frame {reply.sequence}, which was never sent")
         if item is None:
-            if not 0 < reply.sequence < session.next_sequence:
-                raise MessageError(f"{self._target} answered frame {reply.sequence}, which was never sent")
             self._metrics.late_replies.inc()
-            return
-        if reply.HasField("error"):
+        elif failed:
             reason = frame.reason_name(reply.error.reason)
             self._metrics.frames_refused.labels(reason).inc()
-            item.done(Refusal(f"refused ({reason}): {_one_line(reply.error.message)}", sent=True))
+            passing = reply.error.reason in _PASSING
+            text = f"refused ({reason}): {_one_line(reply.error.message)}"
+            self._refuse(item, text, Cause.UNAVAILABLE if passing else Cause.REFUSED)
+            return
+        target = item or late
+        if target is None or failed:
             return
         if reply.class_index >= self._classes or not 0 <= reply.probability <= 1:
-            item.done(Refusal("the reply makes no sense", sent=True))
+            if item is not None:
+                self._refuse(item, "the reply makes no sense", Cause.REFUSED)
             raise MessageError(
                 f"{self._target} answered class {reply.class_index} with probability {reply.probability:g}, "
                 f"expected a class below {self._classes} and a probability of 0 … 1"
             )
-        self._metrics.round_trip_seconds.observe(time.monotonic() - item.start)
-        both = item.message_bytes + message
-        item.done(
-            Answer(
-                class_index=reply.class_index,
-                probability=reply.probability,
-                server_seconds=reply.server_time_us / 1e6,
-                message_bytes=both,
-                wire_bytes=both + item.envelope_bytes + envelope,
-            )
+        both = target.message_bytes + message
+        answer = Answer(
+            class_index=reply.class_index,
+            probability=reply.probability,
+            server_seconds=reply.server_time_us / 1e6,
+            message_bytes=both,
+            wire_bytes=both + target.envelope_bytes + envelope,
+            sends=target.sends,
         )
+        if item is not None:
+            self._metrics.round_trip_seconds.observe(now - item.start)
+            item.done(answer)
+        elif target.late is not None:
+            target.late(answer)
+
+    # --- the breaker, under the lock ---
+
+    def _note_error(self, item: _Offload, error: pb.FrameError, now: float) -> None:
+        reason = f"{self._target} refuses ({frame.reason_name(error.reason)})"
+        if error.reason == pb.FrameError.REASON_OVERLOADED and error.retry_after_ms:
+            self._breaker.hold(now, error.retry_after_ms / 1000, reason)
+        else:
+            self._breaker.failure(now, reason, item.probe)
+        self._watch_breaker()
+
+    def _release(self, items: list[_Offload]) -> None:
+        """These frames ended without telling anything of the link."""
+        if any(item.probe for item in items):
+            self._breaker.release()
+
+    def _watch_breaker(self) -> None:
+        is_open = self._breaker.is_open
+        self._metrics.breaker_open.set(is_open)
+        fresh = self._breaker.opens - self._opens_seen
+        if fresh:
+            self._opens_seen = self._breaker.opens
+            self._metrics.breaker_opens.inc(fresh)
+            log.info("%s; frames are turned away until a probe succeeds", self._breaker.reason)
 
     # --- time ---
 
     def _keep_time(self) -> None:
         pause = self._timeout
         while not self._closed.wait(pause):
-            with self._changed:
+            with self._lock:
                 late = self._take_late()
                 pause = max(self._next_deadline() - time.monotonic(), 0.001)
             for item in late:
-                waited = f"no reply within {self._timeout:g} s"
-                item.done(Refusal(waited, sent=item.sent_at < math.inf))
+                self._refuse(item, f"no reply within {self._timeout:g} s", Cause.TIMEOUT)
 
     def _next_deadline(self) -> float:
         """No deadline lies before this one: whatever starts later ends a whole timeout later."""
@@ -452,15 +657,33 @@ class Link:
             if item.deadline > now:
                 break
             late.append(session.sent.pop(sequence))
-            if session.last_received < item.sent_at:
-                session.cancel(f"silent for {now - item.sent_at:.1f} s")
+            if item.late is not None:
+                session.late[sequence] = item
+                if len(session.late) > LATE_MOST:
+                    del session.late[next(iter(session.late))]
+            if session.last_received < item.sent_at and session.cancelled is None:
+                silence = f"silent for {now - item.sent_at:.1f} s"
+                session.cancel(silence)
+                self._breaker.trip(now, f"{self._target}: {silence}")
+        for item in late:
+            self._breaker.failure(now, f"{self._target} answers too late", item.probe)
         if session.limits is None and session.accept_by <= now:
             session.cancel(f"did not accept the stream within {self._timeout:g} s")
         if session.end_by <= now:
             session.cancel(f"did not end the stream within {self._timeout:g} s of draining")
         if late:
-            self._changed.notify_all()
+            self._watch_breaker()
+            self._notify()
         return late
+
+
+def _pushback(failure: Any) -> float:
+    """Seconds that a stream's trailing metadata ask to stay away for; 0 where they do not, 60 at most."""
+    try:
+        values = dict(failure.trailing_metadata() or ())
+        return min(max(int(values.get(PUSHBACK, 0)), 0) / 1000, 60.0)
+    except (AttributeError, TypeError, ValueError):
+        return 0.0
 
 
 def _one_line(text: str | None) -> str:

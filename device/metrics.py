@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -13,6 +14,24 @@ from offramp.common.telemetry import ROUND_TRIP_BUCKETS, STAGE_BUCKETS, add_info
 from offramp.device.wire_bytes import WireBytes
 
 SOURCES = ("early_exit", "server", "fallback")
+SPOOL_CAUSES = ("full", "refused", "damaged", "busy")
+
+
+class Cause(StrEnum):
+    """Why a frame has no answer."""
+
+    TIMEOUT = "timeout"
+    """No reply within its deadline."""
+    REFUSED = "refused"
+    """The server answered with an error, or with nonsense."""
+    UNAVAILABLE = "unavailable"
+    """No stream to the server, or it broke too often."""
+    BREAKER = "breaker"
+    """Turned away: the link had failed, and the next probe was not due."""
+    WINDOW = "window"
+    """The window stayed full."""
+    CLOSED = "closed"
+    """The link was closed."""
 
 
 class DeviceMetrics:
@@ -23,8 +42,7 @@ class DeviceMetrics:
         self.images = Counter(
             "offramp_device_images", "Images answered, by who answered.", ["source"], registry=registry
         )
-        for source in SOURCES:
-            self.images.labels(source)
+        self.answered_by = {source: self.images.labels(source) for source in SOURCES}
         self.image_errors = Counter(
             "offramp_device_image_errors", "Images that could not be read.", registry=registry
         )
@@ -42,8 +60,8 @@ class DeviceMetrics:
             ["direction"],
             registry=registry,
         )
-        for direction in ("sent", "received"):
-            self.message_bytes.labels(direction)
+        self.message_bytes_sent = self.message_bytes.labels("sent")
+        self.message_bytes_received = self.message_bytes.labels("received")
         self.frames_refused = Counter(
             "offramp_device_frames_refused",
             "Frames that the server refused, by reason.",
@@ -55,6 +73,24 @@ class DeviceMetrics:
             "Replies that came after their image had been answered.",
             registry=registry,
         )
+        self.frames_resent = Counter(
+            "offramp_device_frames_resent",
+            "Frames sent once more because their stream broke before a reply.",
+            registry=registry,
+        )
+        self.unanswered = Counter(
+            "offramp_device_frames_unanswered",
+            "Frames that got no answer in time, by cause.",
+            ["cause"],
+            registry=registry,
+        )
+        for cause in Cause:
+            self.unanswered.labels(cause)
+        self.corrections = Counter(
+            "offramp_device_corrections",
+            "Answers of the server that came after the early exit's had gone out.",
+            registry=registry,
+        )
         self.connects = Counter(
             "offramp_device_connects", "Streams that the server accepted.", registry=registry
         )
@@ -62,6 +98,32 @@ class DeviceMetrics:
             "offramp_device_reconnects", "Attempts to connect again after a failure.", registry=registry
         )
         self.connected = Gauge("offramp_device_connected", "1 while a stream is open.", registry=registry)
+        self.breaker_open = Gauge(
+            "offramp_device_breaker_open",
+            "1 while frames are turned away until a probe succeeds.",
+            registry=registry,
+        )
+        self.breaker_opens = Counter(
+            "offramp_device_breaker_opens", "Times that the breaker opened.", registry=registry
+        )
+        self.spooled = Counter("offramp_device_spooled", "Activations put into the spool.", registry=registry)
+        self.spool_dropped = Counter(
+            "offramp_device_spool_dropped",
+            "Spooled activations that were given up, by cause.",
+            ["cause"],
+            registry=registry,
+        )
+        for cause_of_drop in SPOOL_CAUSES:
+            self.spool_dropped.labels(cause_of_drop)
+        self.spool_errors = Counter(
+            "offramp_device_spool_errors", "Failed reads and writes of the spool.", registry=registry
+        )
+        self.spool_entries = Gauge(
+            "offramp_device_spool_entries", "Activations in the spool.", registry=registry
+        )
+        self.spool_bytes = Gauge(
+            "offramp_device_spool_bytes", "What the activations in the spool take, bytes.", registry=registry
+        )
         self.threshold = Gauge(
             "offramp_device_threshold_ratio", "Confidence threshold T_c in force.", registry=registry
         )
@@ -72,8 +134,10 @@ class DeviceMetrics:
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
-        for stage in ("read", "head", "encode"):
-            self.stage_seconds.labels(stage)
+        # To look a child up costs more than to count in it.
+        self.read_seconds = self.stage_seconds.labels("read")
+        self.head_seconds = self.stage_seconds.labels("head")
+        self.encode_seconds = self.stage_seconds.labels("encode")
         self.round_trip_seconds = Histogram(
             "offramp_device_round_trip_seconds",
             "From handing a frame to the link to its reply.",
@@ -102,3 +166,12 @@ class _WireCollector(Collector):
             family.add_metric(["sent"], total.sent)
             family.add_metric(["received"], total.received)
         yield family
+        segments = CounterMetricFamily(
+            "offramp_device_tcp_segments",
+            "TCP segments of the connection, retransmissions and bare acknowledgements included.",
+            labels=["direction"],
+        )
+        if total is not None:
+            segments.add_metric(["sent"], total.segments_sent)
+            segments.add_metric(["received"], total.segments_received)
+        yield segments

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -11,7 +13,7 @@ from tqdm import tqdm
 
 from offramp.common.errors import DataError, OutputError, printable
 from offramp.device.metrics import SOURCES
-from offramp.device.pipeline import Result
+from offramp.device.pipeline import Correction, Result
 from offramp.device.wire_bytes import WireBytes
 
 COLUMNS = "{:>6}  {:<11} {:>7}  {:<12} {:>9} {:>8} {:>8} {:>8}  {}"
@@ -23,6 +25,7 @@ class Totals:
 
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
     unreadable: int = 0
+    corrections: int = 0
     payload_bytes: int = 0
     raw_activation_bytes: int = 0
     latencies: list[float] = field(default_factory=list)
@@ -31,7 +34,7 @@ class Totals:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
         self.images[result.source] += 1
         self.payload_bytes += result.payload_bytes
-        self.raw_activation_bytes += raw_bytes if result.payload_bytes else 0
+        self.raw_activation_bytes += raw_bytes * result.sends
         self.latencies.append(result.latency_seconds)
 
     def summary(self, seconds: float, threshold: float, wire: WireBytes | None) -> dict[str, Any]:
@@ -39,6 +42,10 @@ class Totals:
         answered = sum(self.images.values())
         latencies = sorted(self.latencies)
         wire_bytes = None if wire is None else {"sent": wire.sent, "received": wire.received}
+        segments = {"tcp_segments": None, "tcp_ip_header_bytes": None} if wire is None else {
+            "tcp_segments": {"sent": wire.segments_sent, "received": wire.segments_received},
+            "tcp_ip_header_bytes": wire.header_bytes,
+        }  # fmt: skip
         return {
             "images": answered,
             "unreadable": self.unreadable,
@@ -49,6 +56,8 @@ class Totals:
             "payload_bytes_mean": self.payload_bytes / answered if answered else None,
             "raw_activation_bytes": self.raw_activation_bytes,
             "wire_bytes": wire_bytes,
+            **segments,
+            "corrections": self.corrections,
             "seconds": round(seconds, 6),
             "latency_seconds_median": latencies[answered // 2] if answered else None,
             "latency_seconds_p99": latencies[(answered * 99) // 100] if answered else None,
@@ -62,6 +71,7 @@ class Report:
         self._json = as_json
         self._quiet = quiet
         self._out = out
+        self._held: list[str] | None = None
         self._bar = tqdm(total=expected, unit="image", disable=None, file=sys.stderr, leave=False)
         if not as_json and not quiet:
             header = ("#", "label", "conf.", "source", "ms", "payload", "message", "wire", "image")
@@ -83,7 +93,13 @@ class Report:
                 "message_bytes": round(result.message_bytes, 1),
                 "wire_bytes": round(result.wire_bytes, 1),
             }
-            self._line(json.dumps(record if result.reason is None else record | {"reason": result.reason}))
+            if result.threshold is not None:
+                record["threshold"] = round(result.threshold, 6)
+            if result.sends > 1:
+                record["sends"] = result.sends
+            if result.reason is not None:
+                record["reason"] = result.reason
+            self._line(json.dumps(record))
         elif not self._quiet:
             self._line(
                 COLUMNS.format(
@@ -105,6 +121,42 @@ class Report:
         if self._json:
             self._line(json.dumps({"index": index, "image": name, "error": str(error)}))
         tqdm.write(f"edge-device: {printable(str(error), 500)}", file=sys.stderr)
+
+    def correction(self, correction: Correction) -> None:
+        """The server's answer to an image that was answered before, as ``fallback``."""
+        if self._json:
+            record = {
+                "correction": True,
+                "index": correction.index,
+                "image": correction.name,
+                "label": correction.label,
+                "class_index": correction.class_index,
+                "confidence": round(correction.confidence, 6),
+                "spooled": correction.spooled,
+            }
+            self._line(json.dumps(record))
+        elif not self._quiet:
+            self._line(
+                COLUMNS.format(
+                    correction.index,
+                    correction.label[:11],
+                    f"{correction.confidence:.4f}",
+                    "correction",
+                    *("", "", "", ""),
+                    printable(correction.name, 500),
+                )
+            )
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """What the block prints is written at its end, at once. Raises OutputError."""
+        self._held = []
+        try:
+            yield
+        finally:
+            lines, self._held = self._held, None
+            if lines:
+                self._write("\n".join(lines) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The summary, after the last image."""
@@ -133,9 +185,18 @@ class Report:
             )
 
     def _line(self, text: str) -> None:
+        if self._held is not None:
+            self._held.append(text)
+        else:
+            self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
         try:
-            with tqdm.external_write_mode(file=self._out):
-                self._out.write(text + "\n")
+            if self._bar.disable:
+                self._out.write(text)
+            else:
+                with tqdm.external_write_mode(file=self._out):
+                    self._out.write(text)
             self._out.flush()
         except OSError as error:
             raise OutputError(f"stdout: {error.strerror}; stopped") from None

@@ -1,18 +1,23 @@
-"""Where images come from: folders, files, lists of files and ``.npz`` arrays.
+"""Where images come from: folders, files, lists, ``.npz`` arrays, standard input, videos and cameras.
 
-A picture that cannot be used is an item with an error, so that the ones after it are still answered.
+A picture that cannot be used is an item with an error, so that the ones after it are still answered. What
+waits for images (``--watch``, standard input, a camera) does so through ``wait``, which a signal cuts short.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import stat
+import sys
+import threading
+import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +27,18 @@ from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
 FILE_BYTES = 64 << 20
 PIXELS = 50_000_000
 """Most pixels of one picture; above it nothing is decoded."""
 LIST_BYTES = 64 << 20
+LINE_BYTES = 1 << 16
+WATCH_SECONDS = 0.2
+"""Between two looks at a watched folder."""
+STDIN_SECONDS = 0.02
+REOPEN_SECONDS, REOPEN_SECONDS_MOST = 1.0, 30.0
+"""Between two attempts to open a camera: the first pause, doubled each time up to the second."""
+LIVE_SECONDS = 0.01
 
 Pixels = NDArray[np.uint8]
 
@@ -38,49 +51,145 @@ class Item:
     image: Pixels | DataError
 
 
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
 @dataclass(frozen=True)
 class Source:
     """All images of the command line, in order.
 
-    paths: folders (their PNG and JPEG files by name, sub-folders too), pictures, ``.npz`` files, and
-    ``.txt`` files with one path a line, relative to the list's own folder.
+    paths: folders (their PNG and JPEG files by name, sub-folders too), pictures, ``.npz`` files, ``.txt``
+    files with one path a line, relative to the list's own folder, video files; ``-`` (a path a line on
+    standard input), ``camera:N`` and ``rtsp://…``. watch: folders are looked at again and again for new
+    files. wait: sleeps so many seconds; returns True early when there is to be no further image.
     """
 
-    paths: list[Path]
+    paths: Sequence[Path | str]
     preprocessing: Preprocessing
+    watch: bool = False
+    wait: Callable[[float], bool] = _sleep
 
     def __post_init__(self) -> None:
         for path in self.paths:
+            if _is_stream(path):
+                continue
             try:
-                path.stat()
+                Path(path).stat()
             except OSError as error:
                 raise ConfigError(f"{path}: {error.strerror}, expected a file or a folder") from None
+        if any(_is_video(path) for path in self.paths):
+            _opencv()
+        if self.watch and not any(Path(path).is_dir() for path in self.paths):
+            raise ConfigError("--watch: expected a folder to watch")
 
     def count(self) -> int | None:
         """How many images there are, for a progress bar; None if only reading would tell."""
-        if any(path.suffix.lower() == ".npz" for path in self.paths):
+        if self.watch or any(
+            path == "-" or _is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
+        ):
             return None
-        return sum(1 for _ in self._files())
+        return sum(1 for path in self.paths for _ in _files(Path(path)))
 
     def __iter__(self) -> Iterator[Item]:
-        for path in self._files():
-            if path.suffix.lower() == ".npz":
-                yield from _read_npz(path, self.preprocessing)
-            else:
-                yield _read_picture(path, self.preprocessing)
-
-    def _files(self) -> Iterator[Path]:
         for path in self.paths:
-            if path.is_dir():
-                yield from sorted(
-                    child
-                    for child in path.rglob("*")
-                    if child.suffix.lower() in EXTENSIONS and not child.is_dir()
-                )
-            elif path.suffix.lower() == ".txt":
-                yield from _read_list(path)
-            else:
+            if path == "-":
+                for line in _stdin_lines(self.wait):
+                    yield from self._read(Path(line))
+            elif _is_live(path):
+                yield from _live(str(path), self.preprocessing, self.wait)
+            elif not (self.watch and Path(path).is_dir()):
+                for file in _files(Path(path)):
+                    yield from self._read(file)
+        folders = [Path(path) for path in self.paths if not _is_stream(path) and Path(path).is_dir()]
+        if self.watch:
+            for file in _watch(folders, self.wait):
+                yield from self._read(file)
+
+    def _read(self, path: Path) -> Iterator[Item]:
+        if path.suffix.lower() == ".npz":
+            yield from _read_npz(path, self.preprocessing)
+        elif path.suffix.lower() in VIDEO_EXTENSIONS:
+            yield from _read_video(path, self.preprocessing)
+        else:
+            yield _read_picture(path, self.preprocessing)
+
+
+def _is_live(path: Path | str) -> bool:
+    return str(path).startswith(("camera:", "rtsp://", "rtsps://"))
+
+
+def _is_stream(path: Path | str) -> bool:
+    return path == "-" or _is_live(path)
+
+
+def _is_video(path: Path | str) -> bool:
+    return _is_live(path) or Path(path).suffix.lower() in VIDEO_EXTENSIONS
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from _pictures_in(path)
+    elif path.suffix.lower() == ".txt":
+        yield from _read_list(path)
+    else:
+        yield path
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(
+        child for child in folder.rglob("*") if child.suffix.lower() in EXTENSIONS and not child.is_dir()
+    )
+
+
+def _watch(folders: list[Path], wait: Callable[[float], bool]) -> Iterator[Path]:
+    """Pictures of these folders, then those that are new or written anew.
+
+    A file is taken once two looks at it saw the same: one that is still being written is left alone. Its time
+    is only compared with itself, so that no clock matters.
+    """
+    taken: dict[Path, tuple[int, ...]] = {}
+    before: dict[Path, tuple[int, ...]] = {}
+    while True:
+        now: dict[Path, tuple[int, ...]] = {}
+        for folder in folders:
+            for path in _pictures_in(folder):
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue
+                now[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+        # What is gone is forgotten: memory holds what the folders hold.
+        taken = {path: stamp for path, stamp in taken.items() if path in now}
+        for path, stamp in now.items():
+            if stamp[1] and before.get(path) == stamp and taken.get(path) != stamp:
+                taken[path] = stamp
                 yield path
+        before = now
+        if wait(WATCH_SECONDS):
+            return
+
+
+def _stdin_lines(wait: Callable[[float], bool]) -> Iterator[str]:
+    """The lines of standard input. Raises ConfigError for one that is longer than a path may be."""
+    handle = sys.stdin.fileno()
+    held = b""
+    while True:
+        # A read alone would go on waiting after a signal.
+        if not select.select([handle], [], [], 0)[0]:
+            if wait(STDIN_SECONDS):
+                return
+            continue
+        data = os.read(handle, 1 << 16)
+        *lines, held = (held + data).split(b"\n")
+        for line in [*lines, held] if not data else lines:
+            if line.strip():
+                yield os.fsdecode(line.strip())
+        if not data:
+            return
+        if len(held) > LINE_BYTES:
+            raise ConfigError(f"-: a line of over {LINE_BYTES} bytes, expected one path a line")
 
 
 def _read_list(path: Path) -> Iterator[Path]:
@@ -214,3 +323,115 @@ def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[int, ...
             f"{path}: 'images' is {shape}, expected pictures of at least 1×1 and at most {PIXELS:,} pixels"
         )
     return tuple(int(side) for side in shape)
+
+
+def _opencv() -> Any:
+    """OpenCV. Raises ConfigError where it is not installed."""
+    # Its own messages would go to stderr, past our log.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    try:
+        import cv2
+    except ImportError:
+        raise ConfigError("videos and cameras need OpenCV: pip install 'offramp[camera]'") from None
+    return cv2
+
+
+def _to_pixels(name: str, frame: Any, preprocessing: Preprocessing) -> Item:
+    if frame.shape[0] * frame.shape[1] > PIXELS:
+        return Item(
+            name, DataError(f"{name}: is {frame.shape[1]}×{frame.shape[0]} pixels, expected {PIXELS:,}")
+        )
+    # OpenCV gives blue, green, red.
+    return Item(name, to_input(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])), preprocessing))
+
+
+def _read_video(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
+    """Every frame of a video file."""
+    try:
+        _open(path).close()
+        cv2 = _opencv()
+        video = cv2.VideoCapture(str(path))
+        try:
+            if not video.isOpened():
+                raise DataError(f"{path}: is no video that OpenCV reads")
+            index = 0
+            while True:
+                ok, frame = video.read()
+                if not ok:
+                    break
+                yield _to_pixels(f"{path}[{index}]", frame, preprocessing)
+                index += 1
+            if not index:
+                raise DataError(f"{path}: is a video without a frame that OpenCV reads")
+        finally:
+            video.release()
+    except (DataError, ConfigError) as error:
+        yield Item(str(path), DataError(str(error)))
+
+
+class _Camera:
+    """Reads a camera on a thread of its own and keeps the newest frame: an old one is worth nothing."""
+
+    def __init__(self, address: str) -> None:
+        self._cv2 = _opencv()
+        number = address.removeprefix("camera:")
+        if address.startswith("camera:") and not (number.isascii() and number.isdigit()):
+            raise ConfigError(f"{address}: expected camera:N with the camera's number")
+        self._address: int | str = int(number) if address.startswith("camera:") else address
+        self._lock = threading.Lock()
+        self._newest: Any = None
+        self._stop = threading.Event()
+        self.opened = 0
+        self.failed = 0
+        self._thread = threading.Thread(target=self._read, name="offramp-camera", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Any:
+        """The newest frame, once; None where there is no newer one."""
+        with self._lock:
+            frame, self._newest = self._newest, None
+            return frame
+
+    def close(self) -> None:
+        """Stop; a read that hangs is left behind."""
+        self._stop.set()
+        self._thread.join(REOPEN_SECONDS)
+
+    def _read(self) -> None:
+        pause = REOPEN_SECONDS
+        while not self._stop.is_set():
+            video = self._cv2.VideoCapture(self._address)
+            if video.isOpened():
+                self.opened += 1
+                while not self._stop.is_set():
+                    ok, frame = video.read()
+                    if not ok:
+                        break
+                    pause = REOPEN_SECONDS
+                    with self._lock:
+                        self._newest = frame
+            video.release()
+            self.failed += 1
+            self._stop.wait(pause)
+            pause = min(2 * pause, REOPEN_SECONDS_MOST)
+
+
+def _live(address: str, preprocessing: Preprocessing, wait: Callable[[float], bool]) -> Iterator[Item]:
+    """A camera's frames, the newest each time, until told to stop. It is opened again when it fails."""
+    camera = _Camera(address)
+    index = 0
+    told = 0
+    try:
+        while True:
+            frame = camera.take()
+            if frame is not None:
+                yield _to_pixels(f"{address}[{index}]", frame, preprocessing)
+                index += 1
+            elif camera.failed > told and camera.opened == told:
+                yield Item(address, DataError(f"{address}: cannot be opened; trying again"))
+                told = sys.maxsize
+            elif wait(LIVE_SECONDS):
+                return
+    finally:
+        camera.close()

@@ -13,13 +13,16 @@ import stat
 import struct
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-# struct tcp_info of linux/tcp.h: bytes_received at 128 (Linux 4.1), bytes_sent at 200 (4.19).
+# struct tcp_info of linux/tcp.h: bytes_received at 128 (Linux 4.1), segs_out and segs_in at 136 (4.2),
+# bytes_sent at 200 (4.19).
 _TCP_INFO_BYTES = 208
-_BYTES_RECEIVED, _BYTES_SENT = 128, 200
-_U64 = struct.Struct("=Q")
+_RECEIVED, _SENT = struct.Struct("=128xQII"), struct.Struct("=200xQ")
+
+HEADER_BYTES = 52
+"""IPv4 (20) and TCP (20) headers with timestamps (12), of one segment; 20 more with IPv6."""
 
 _claimed: set[tuple[int, int]] = set()
 """(port, inode) of each socket that is counted or was: gRPC closes one some time after its stream's end."""
@@ -32,6 +35,13 @@ class WireBytes:
 
     sent: int
     received: int
+    segments_sent: int = field(default=0, compare=False)
+    segments_received: int = field(default=0, compare=False)
+
+    @property
+    def header_bytes(self) -> int:
+        """About what the segments' TCP and IP headers take on top, both directions."""
+        return HEADER_BYTES * (self.segments_sent + self.segments_received)
 
 
 class WireCounter:
@@ -82,7 +92,12 @@ class WireCounter:
 
 
 def _add(a: WireBytes, b: WireBytes) -> WireBytes:
-    return WireBytes(a.sent + b.sent, a.received + b.received)
+    return WireBytes(
+        a.sent + b.sent,
+        a.received + b.received,
+        a.segments_sent + b.segments_sent,
+        a.segments_received + b.segments_received,
+    )
 
 
 def _connected_sockets(port: int) -> list[tuple[int, int]]:
@@ -122,15 +137,18 @@ def _read(descriptor: int, inode: int) -> WireBytes | None:
     try:
         if os.fstat(copy).st_ino != inode:
             return None
-        with socket.socket(fileno=os.dup(copy)) as handle:
+        # Family and type are given, so that Python does not ask the kernel for them.
+        handle = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=copy)
+        try:
             info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        finally:
+            handle.detach()
     except OSError:
         return None
     finally:
         os.close(copy)
     if len(info) < _TCP_INFO_BYTES:
         return None
-    return WireBytes(
-        sent=int(_U64.unpack_from(info, _BYTES_SENT)[0]),
-        received=int(_U64.unpack_from(info, _BYTES_RECEIVED)[0]),
-    )
+    received, segments_sent, segments_received = _RECEIVED.unpack_from(info)
+    (sent,) = _SENT.unpack_from(info)
+    return WireBytes(sent, received, segments_sent, segments_received)

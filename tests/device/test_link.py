@@ -21,7 +21,7 @@ from offramp.common.engine import Engine
 from offramp.common.errors import MismatchError, PeerError, UnavailableError
 from offramp.common.frame import ENVELOPE_BYTES
 from offramp.device.link import BACKOFF_FIRST, Answer, Link, Outcome, Refusal
-from offramp.device.metrics import DeviceMetrics
+from offramp.device.metrics import Cause, DeviceMetrics
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile
@@ -192,7 +192,7 @@ def test_a_server_that_is_not_there_is_said_once(linked: LinkTo, caplog: pytest.
         assert device.metrics.registry.get_sample_value("offramp_device_reconnects_total") == 0
         device.offload(20)
         for outcome in refused(device.settled()):
-            assert "is unreachable" in outcome.reason and not outcome.sent
+            assert "is unreachable" in outcome.reason and not outcome.sends
         until(lambda: device.sample("offramp_device_reconnects_total") > 2, "three attempts")
         assert isinstance(device.link.failure, UnavailableError)
     assert len(caplog.records) == 1
@@ -247,7 +247,7 @@ def test_a_late_reply_changes_nothing(linked: LinkTo) -> None:
     with hostile.hostile(script) as server, linked(server.port, timeout=1) as device:
         device.offload(2)
         slow, fast = device.settled()
-        assert isinstance(slow, Refusal) and slow.reason == "no reply within 1 s" and slow.sent
+        assert isinstance(slow, Refusal) and slow.reason == "no reply within 1 s" and slow.sends == 1
         assert isinstance(fast, Answer)
         late.set()
         until(lambda: device.sample("offramp_device_late_replies_total") == 1, "the late reply")
@@ -268,7 +268,7 @@ def test_refused_frames_do_not_end_the_stream(linked: LinkTo) -> None:
         outcomes = device.settled()
         answered(outcomes[::2])
         for outcome in refused(outcomes[1::2]):
-            assert outcome.reason == "refused (unknown): no [31mTraceback" and outcome.sent
+            assert outcome.reason == "refused (unknown): no [31mTraceback" and outcome.sends
         assert server.streams == 1
         assert device.sample("offramp_device_frames_refused_total", reason="unknown") == 5
 
@@ -278,7 +278,7 @@ def test_a_server_that_drains_forever_answers_nothing_and_is_not_hammered(linked
         device.offload(5)
         for outcome in refused(device.settled()):
             # Some go out before the notice is there.
-            lost = "ended the stream without a reply" if outcome.sent else "no reply within 1 s"
+            lost = "ended the stream without a reply" if outcome.sends else "no reply within 1 s"
             assert outcome.reason.endswith(lost)
         until(lambda: server.streams > 3, "four streams")
         # At least half of the first pause lies between two streams.
@@ -289,7 +289,7 @@ def test_a_server_that_chats_but_does_not_answer(linked: LinkTo) -> None:
     with hostile.hostile(hostile.chatting) as server, linked(server.port, timeout=0.5) as device:
         device.offload(5)
         for outcome in refused(device.settled()):
-            assert outcome.reason == "no reply within 0.5 s" and outcome.sent
+            assert outcome.reason == "no reply within 0.5 s" and outcome.sends
 
 
 def test_a_full_window_waits_no_longer_than_the_timeout(linked: LinkTo) -> None:
@@ -359,7 +359,7 @@ def test_closing_waits_for_what_is_under_way(linked: LinkTo) -> None:
         answered(device.settled())
         device.offload(2)
         for outcome in refused([mine[0] for mine in device.outcomes[5:]]):
-            assert outcome == Refusal("closed", sent=False)
+            assert outcome == Refusal("closed", Cause.CLOSED)
 
 
 def test_closing_keeps_what_the_server_did_wrong(linked: LinkTo) -> None:
@@ -429,7 +429,7 @@ def test_a_bad_frame_costs_its_own_answer_only(linked: LinkTo, run: Processes, t
         first, *bad, last = device.settled()
         answered([first, last])
         for outcome in refused(bad):
-            assert outcome.reason.startswith("refused (payload): ") and outcome.sent
+            assert outcome.reason.startswith("refused (payload): ") and outcome.sends
         assert device.sample("offramp_device_connects_total") == 1
         assert device.sample("offramp_device_frames_refused_total", reason="payload") == 4
 

@@ -26,6 +26,7 @@ def result(source: Source = "server", latency: float = 0.01, payload: int = 10, 
         message_bytes=2.5 * payload,
         wire_bytes=3.25 * payload,
         reason="no server" if source == "fallback" else None,
+        sends=int(payload > 0),
     )
 
 
