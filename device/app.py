@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         arguments = parser.parse_args(argv)
         settings = read_settings(DeviceSettings, arguments)
-        log = start_log("edge-device", arguments.log_level)
+        log = start_log("edge-device", settings.log_level, settings.log_format)
         return run(settings, arguments, log)
     except OfframpError as error:
         print(f"edge-device: {error}", file=sys.stderr)
