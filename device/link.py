@@ -36,6 +36,7 @@ import grpc
 from offramp.common import frame, transport
 from offramp.common.codec import CodecId
 from offramp.common.errors import (
+    AccessError,
     ConfigError,
     MessageError,
     MismatchError,
@@ -64,8 +65,6 @@ MESSAGE_OVERHEAD = 32
 """Most bytes that a message takes beside its frames: ``first_sequence``, tags of ``codecs``."""
 FRAME_OVERHEAD = 12
 """Most bytes that a frame takes beside its payload: tag, length, CRC-32, codec."""
-PUSHBACK = "grpc-retry-pushback-ms"
-"""Trailing metadata in which a server that ends a stream says when to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +385,7 @@ class Link:
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             return MismatchError(f"{self._target} refuses: {details}")
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return PeerError(f"{self._target} refuses this device ({code.name}): {details}")
+            return AccessError(f"{self._target} refuses this device ({code.name}): {details}")
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return UnavailableError(f"{self._target} is unreachable: {details}")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -681,7 +680,7 @@ def _pushback(failure: Any) -> float:
     """Seconds that a stream's trailing metadata ask to stay away for; 0 where they do not, 60 at most."""
     try:
         values = dict(failure.trailing_metadata() or ())
-        return min(max(int(values.get(PUSHBACK, 0)), 0) / 1000, 60.0)
+        return min(max(int(values.get(transport.RETRY_PUSHBACK, 0)), 0) / 1000, 60.0)
     except (AttributeError, TypeError, ValueError):
         return 0.0
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.common import transport
 from offramp.common.config import require_secure
 from offramp.common.errors import ConfigError
 
 FILE_BYTES = 1 << 20
 TOKEN_BYTES = 4096
-AUTHORIZATION = "authorization"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Security:
         text = _read("--token-file", self.token_file, TOKEN_BYTES).strip()
         if not text or not all(0x21 <= byte <= 0x7E for byte in text):
             raise ConfigError(f"--token-file {self.token_file}: expected one line of visible ASCII")
-        return [(AUTHORIZATION, f"Bearer {text.decode('ascii')}")]
+        return [(transport.AUTHORIZATION, f"Bearer {text.decode('ascii')}")]
 
     def _files(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         return (
