@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -315,10 +316,12 @@ class _Display:
 
     def __init__(self) -> None:
         self._bar: tqdm[NoReturn] | None = None
+        self._since = time.monotonic()
 
     def progress(self) -> Progress:
         from offramp.training.train import Progress
 
+        self._since = time.monotonic()
         if sys.stderr.isatty():
             return Progress(batch=self._batch, epoch=self._epoch)
         return Progress(epoch=self._epoch)
@@ -341,4 +344,7 @@ class _Display:
             for name, value in epoch.figures.items()
         )
         best = "  best" if epoch.best else ""
-        self.line(f"{epoch.stage} {epoch.number}/{epoch.epochs}  loss {epoch.loss:.4f}  {figures}{best}")
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        place = f"{epoch.stage} {epoch.number}/{epoch.epochs}"
+        self.line(f"{place}  loss {epoch.loss:.4f}  {figures}  {seconds:.1f} s{best}")

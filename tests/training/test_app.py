@@ -1,9 +1,12 @@
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from offramp.common.bundle import Huffman, Rans, load_bundle
@@ -103,3 +106,74 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     assert "offramp train runs/digits.toml" in capsys.readouterr().out
+
+
+VARIANTS = """seed = 3
+variants = [
+  { name = "a", model.exit = 2, train.regularised.epochs = 0 },
+  { name = "b", model.exit = 2 },
+]
+"""
+
+
+def test_variants_share_stages_and_what_is_done_stays(
+    recipe_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(recipe_text.replace("seed = 3\n", VARIANTS))
+    out = tmp_path / "out"
+    command = [str(path), "--out", str(out), "--checkpoints", str(tmp_path / "c"), "--json"]
+    command += ["--set", "train.base.epochs=1", "train.batch_size=64"]
+    assert main([*command, "--only", "a"]) == 0
+    printed = capsys.readouterr()
+    assert "base 1/1" in printed.err
+    assert json.loads(printed.out)["bundle"] == str(out / "tiny-digits-a")
+    first = load_bundle(out / "tiny-digits-a")
+    assert "epochs = 0" in first.manifest.provenance.recipe
+
+    assert main([*command, "--resume"]) == 0
+    printed = capsys.readouterr()
+    assert f"{out / 'tiny-digits-a'} is done" in printed.err
+    assert "base" not in printed.err.replace("tiny", "")
+    assert "regularised 1/1" in printed.err
+    assert len(printed.out.splitlines()) == 2
+    names = [record.name for record in read_records(out)]
+    assert names == ["tiny-digits-a", "tiny-digits-b"]
+
+
+def test_a_run_that_is_out_of_time_says_how_to_go_on(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(recipe_file), "--out", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "c")]
+    assert main([*command, "--seconds", "1e-6"]) == 130
+    printed = capsys.readouterr()
+    assert "1e-06 s are over in tiny-digits; --resume goes on" in printed.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(recipe_file), "--out", str(tmp_path), "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "offramp train: --device cuda: torch finds no GPU here\n"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_stops_and_goes_on(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(recipe_file), "--out", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "c")]
+    assert main([*command, "--device", "cuda", "--set", "train.base.epochs=3"]) == 0
+    record = read_record(tmp_path / "out" / RECORD)
+    assert record.machine.precision == "bfloat16"
+    assert record.accuracy.final > 0.5
+
+
+@pytest.mark.parametrize("command", ["train", "threshold", "report"])
+def test_help_needs_no_torch(command: str) -> None:
+    code = f"import sys; from offramp.cli.app import main; main([{command!r}, '--help'])"
+    watch = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); "
+    run = subprocess.run([sys.executable, "-c", watch + code], capture_output=True, text=True, check=True)
+    assert "examples:" in run.stdout
+    assert run.stderr == "False\n"
