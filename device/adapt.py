@@ -28,7 +28,9 @@ HORIZON_SECONDS = 10.0
 HORIZON_FRAMES = 16
 """… and no less than this many frames."""
 HORIZON_IMAGES = 64
-"""A bucket of latency holds the target of this many images."""
+"""A bucket of latency holds the target of this many images …"""
+HORIZON_WAITS = 4
+"""… and no less than this many of the longest waits: what is owed beyond a bucket is forgotten."""
 _EDGE = 1e-6
 
 
@@ -83,7 +85,8 @@ class Steering:
     """T_c under a byte budget, a latency target, or both: the lower of the two.
 
     rate: bytes a second. target: seconds, the mean over all images. frame_bytes: about what one offloaded
-    image costs. now: the present, in the seconds of all later calls.
+    image costs. wait_seconds: the longest that one waits. now: the present, in the seconds of all later
+    calls.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Steering:
         rate: float | None = None,
         target: float | None = None,
         frame_bytes: float = 0.0,
+        wait_seconds: float = 0.0,
     ) -> None:
         self.bounds = bounds
         self._rate = rate
@@ -105,7 +109,7 @@ class Steering:
         if rate is not None:
             self._bytes = Bucket(max(rate * HORIZON_SECONDS, HORIZON_FRAMES * frame_bytes), level)
         if target is not None:
-            self._seconds = Bucket(target * HORIZON_IMAGES, level)
+            self._seconds = Bucket(max(target * HORIZON_IMAGES, HORIZON_WAITS * wait_seconds), level)
 
     def threshold(self, now: float) -> float:
         """T_c for an image at this time."""

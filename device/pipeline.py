@@ -155,6 +155,7 @@ class Device:
                 rate=byte_budget,
                 target=target_latency,
                 frame_bytes=manifest.figures.payload_bytes_mean + EXPECTED_BYTES,
+                wait_seconds=timeout,
             )
             self._threshold = self._steering.threshold(time.monotonic())
             log.info("T_c is steered between %g and %g", bounds.floor, bounds.ceiling)

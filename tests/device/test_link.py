@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from offramp.common import frame
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
 from offramp.common.errors import MismatchError, PeerError, UnavailableError
 from offramp.common.frame import ENVELOPE_BYTES
-from offramp.device.link import BACKOFF_FIRST, Answer, Link, Outcome, Refusal
+from offramp.device import link
+from offramp.device.link import BACKOFF_FIRST, SENDS, Answer, Link, Outcome, Refusal
 from offramp.device.metrics import Cause, DeviceMetrics
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
@@ -37,7 +43,7 @@ LinkTo = Callable[..., AbstractContextManager["Linked"]]
 class Linked:
     """A link and the outcomes of its frames."""
 
-    def __init__(self, bundle: Bundle, port: int, timeout: float, window: int) -> None:
+    def __init__(self, bundle: Bundle, port: int, timeout: float, window: int, **options: Any) -> None:
         self.metrics = DeviceMetrics(bundle)
         self.link = Link(
             f"127.0.0.1:{port}",
@@ -48,16 +54,19 @@ class Linked:
             self.metrics,
             timeout=timeout,
             window=window,
+            **options,
         )
         self.outcomes: list[list[Outcome]] = []
         self.start = time.monotonic()
 
-    def offload(self, count: int, payload: bytes = PAYLOAD, codec: CodecId = CodecId.BUNDLE) -> None:
+    def offload(
+        self, count: int, payload: bytes = PAYLOAD, codec: CodecId = CodecId.BUNDLE, **options: Any
+    ) -> None:
         """Hand in this many frames."""
         for _ in range(count):
             mine: list[Outcome] = []
             self.outcomes.append(mine)
-            self.link.offload(codec, payload, mine.append)
+            self.link.offload(codec, payload, mine.append, **options)
 
     def settled(self) -> list[Outcome]:
         """The one outcome of each frame, once all are there."""
@@ -76,8 +85,8 @@ def linked(toy_bundle: Bundle) -> LinkTo:
     """A link to a port that ends with its block: threads gone, one outcome for each frame."""
 
     @contextmanager
-    def make(port: int, *, timeout: float = WAIT, window: int = 16) -> Iterator[Linked]:
-        made = Linked(toy_bundle, port, timeout, window)
+    def make(port: int, *, timeout: float = WAIT, window: int = 16, **options: Any) -> Iterator[Linked]:
+        made = Linked(toy_bundle, port, timeout, window, **options)
         try:
             yield made
         finally:
@@ -390,6 +399,320 @@ def test_frames_from_several_threads(linked: LinkTo) -> None:
         for thread in threads:
             thread.join(WAIT)
         assert len(answered(device.settled())) == 300
+
+
+# --- frames that are sent again ---
+
+
+@dataclass
+class Seen:
+    """What a server was sent, stream by stream: explicit and counted sequence numbers of each message."""
+
+    streams: list[list[tuple[int, list[int]]]] = field(default_factory=list)
+
+    def note(self, requests: Iterator[bytes]) -> Iterator[list[int]]:
+        """The sequence numbers of each message after the hello."""
+        mine: list[tuple[int, list[int]]] = []
+        self.streams.append(mine)
+        following = 1
+        for data in requests:
+            message = pb.DeviceMessage.FromString(data)
+            following = message.first_sequence or following
+            numbers = list(range(following, following + len(message.frames)))
+            for number, sealed in zip(numbers, message.frames, strict=True):
+                crc = frame.checksum(number, 0, sealed[:-4]).to_bytes(4, "little")
+                assert sealed[-4:] == crc
+            following += len(message.frames)
+            mine.append((message.first_sequence, numbers))
+            yield numbers
+
+
+def test_frames_without_a_reply_are_sent_again_under_their_numbers(linked: LinkTo) -> None:
+    seen = Seen()
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted(frames_per_message=1)
+        first = not seen.streams
+        for index, (number,) in enumerate(seen.note(requests)):
+            # The second and the fourth are answered, and then the stream breaks.
+            if not first or index in (1, 3):
+                yield hostile.reply(number, class_index=number % 3)
+            if first and index == 5:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    with hostile.hostile(script) as server, linked(server.port) as device:
+        device.offload(6)
+        answers = answered(device.settled())
+        device.offload(2)
+        answers = answered(device.settled())
+        assert device.sample("offramp_device_frames_resent_total") == 4
+        assert device.sample("offramp_device_connects_total") == 2
+    assert [answer.class_index for answer in answers] == [number % 3 for number in range(1, 9)]
+    assert [answer.sends for answer in answers] == [2, 1, 2, 1, 2, 2, 1, 1]
+    assert seen.streams[1] == [(0, [1]), (3, [3]), (5, [5]), (0, [6]), (0, [7]), (0, [8])]
+
+
+def test_a_frame_that_fells_servers_is_not_sent_for_ever(linked: LinkTo) -> None:
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        for number in hostile.sequences(requests):
+            if number == 2:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "felled")
+            yield hostile.reply(number)
+
+    with hostile.hostile(script) as server, linked(server.port) as device:
+        device.offload(1)
+        answered(device.settled())
+        device.offload(1)
+        _, poison = device.settled()
+        assert isinstance(poison, Refusal) and poison.sends == SENDS and "felled" in poison.reason
+        assert server.streams >= SENDS
+        until(lambda: device.sample("offramp_device_connected") == 1, "another stream")
+        device.offload(1)
+        answered(device.settled()[2:])
+
+
+def test_frames_wait_for_the_next_stream_no_longer_than_their_deadline(linked: LinkTo) -> None:
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        if server.streams > 1:
+            hostile.hold(context)
+            return
+        next(requests)
+        yield hostile.accepted()
+        numbers = hostile.sequences(requests)
+        yield hostile.reply(next(numbers))
+        next(numbers)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    with hostile.hostile(script) as server, linked(server.port, timeout=1) as device:
+        device.offload(1)
+        answered(device.settled())
+        device.offload(5)
+        for outcome in refused(device.settled()[1:]):
+            assert "within 1 s" in outcome.reason
+        assert device.link.failure is not None
+
+
+# --- the breaker ---
+
+
+def errors(*reasons: pb.FrameError.Reason, retry_after_ms: int = 0) -> Script:
+    """Refuses each frame for the next of these reasons; answers once they are used up."""
+    left = list(reasons)
+
+    def answer(sequence: int) -> list[bytes]:
+        if not left:
+            return [hostile.reply(sequence)]
+        error = pb.FrameError(reason=left.pop(0), message="no", retry_after_ms=retry_after_ms)
+        return [hostile.replies(pb.Reply(sequence=sequence, error=error))]
+
+    return answering_each(answer)
+
+
+def test_refusals_in_a_row_open_the_breaker_until_a_probe_is_answered(linked: LinkTo) -> None:
+    reason = pb.FrameError.REASON_EXPIRED
+    with hostile.hostile(errors(*[reason] * 3)) as server, linked(server.port, failures=3) as device:
+        for _ in range(3):
+            device.offload(1)
+            device.settled()
+        device.offload(20)
+        away = refused(device.settled()[3:])
+        assert {outcome.cause for outcome in away} == {Cause.BREAKER} and not any(o.sends for o in away)
+        assert "refuses (expired)" in away[0].reason
+        assert device.sample("offramp_device_breaker_open") == 1
+        assert device.sample("offramp_device_breaker_opens_total") == 1
+        assert device.sample("offramp_device_frames_unanswered_total", cause="breaker") == 20
+
+        def probed() -> bool:
+            device.offload(1)
+            return isinstance(device.settled()[-1], Answer)
+
+        until(probed, "an answered probe")
+        assert device.sample("offramp_device_breaker_open") == 0
+        device.offload(5)
+        answered(device.settled()[-5:])
+        assert server.streams == 1
+
+
+def test_an_overloaded_server_is_left_alone_for_as_long_as_it_asks(linked: LinkTo) -> None:
+    reason = pb.FrameError.REASON_OVERLOADED
+    with (
+        hostile.hostile(errors(reason, retry_after_ms=600_000)) as server,
+        linked(server.port) as device,
+    ):
+        device.offload(1)
+        (first,) = refused(device.settled())
+        assert first.cause is Cause.UNAVAILABLE and not first.final
+        device.offload(30)
+        assert {outcome.cause for outcome in refused(device.settled()[1:])} == {Cause.BREAKER}
+        # Not as long as a hostile one asks, though.
+        assert 0 < device.link._breaker._until - time.monotonic() < 80  # type: ignore[operator]
+
+
+def test_timeouts_open_the_breaker_also_where_the_server_chats(linked: LinkTo) -> None:
+    with hostile.hostile(hostile.chatting) as server, linked(server.port, timeout=0.3, failures=4) as device:
+        device.offload(4)
+        refused(device.settled())
+        device.offload(10)
+        assert {outcome.cause for outcome in refused(device.settled()[4:])} == {Cause.BREAKER}
+        assert server.streams == 1
+
+
+def test_a_black_hole_opens_it_at_the_first_timeout(linked: LinkTo) -> None:
+    gone = threading.Event()
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        for number in hostile.sequences(requests):
+            if gone.is_set():
+                hostile.hold(context)
+                return
+            yield hostile.reply(number)
+
+    with hostile.hostile(script) as server, linked(server.port, timeout=0.5, failures=100) as device:
+        device.offload(3)
+        answered(device.settled())
+        gone.set()
+        device.offload(1)
+        device.settled()
+        device.offload(50)
+        late = refused(device.settled()[4:])
+        assert all(outcome.cause in (Cause.BREAKER, Cause.UNAVAILABLE) for outcome in late)
+
+
+# --- late replies ---
+
+
+def test_a_late_reply_is_told_where_it_was_asked_for(linked: LinkTo) -> None:
+    go = threading.Event()
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        numbers = hostile.sequences(requests)
+        first, second = next(numbers), next(numbers)
+        yield hostile.reply(next(numbers))
+        go.wait(WAIT)
+        yield hostile.reply(first, class_index=2)
+        yield hostile.reply(first, class_index=0)
+        yield hostile.reply(second)
+        hostile.hold(context)
+
+    late: list[Answer] = []
+    with hostile.hostile(script) as server, linked(server.port, timeout=1) as device:
+        device.offload(1, late=late.append)
+        device.offload(2)
+        slow, other, fast = device.settled()
+        assert isinstance(slow, Refusal) and isinstance(other, Refusal) and isinstance(fast, Answer)
+        assert device.link.late_replies_due()
+        go.set()
+        until(lambda: device.sample("offramp_device_late_replies_total") == 3, "the late replies")
+        assert [answer.class_index for answer in late] == [2]
+        assert not device.link.late_replies_due()
+
+
+# --- messages that are shared ---
+
+
+def messages_of(linked: LinkTo, frames: int, **options: Any) -> list[int]:
+    """How many frames each message had, with frames handed in one after the other."""
+    seen = Seen()
+    sizes: list[int] = []
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        for numbers in seen.note(requests):
+            sizes.append(len(numbers))
+            yield hostile.replies(*[pb.Reply(sequence=number, class_index=1) for number in numbers])
+
+    with hostile.hostile(script) as server, linked(server.port, **options) as device:
+        device.offload(1)
+        until(lambda: device.sample("offramp_device_connected") == 1, "the stream")
+        device.offload(frames - 1)
+        device.link.wait_idle()
+        answered(device.settled())
+    return sizes
+
+
+def test_frames_wait_for_others_up_to_a_count(linked: LinkTo) -> None:
+    sizes = messages_of(linked, 24, coalesce=WAIT / 2, coalesce_frames=8, window=64)
+    assert sum(sizes) == 24 and all(size >= 8 for size in sizes[:-1])
+
+
+def test_a_full_window_is_sent_at_once(linked: LinkTo) -> None:
+    assert messages_of(linked, 12, coalesce=WAIT / 2, window=4) == [4, 4, 4]
+
+
+def test_who_waits_for_answers_is_not_kept_waiting(linked: LinkTo) -> None:
+    assert messages_of(linked, 5, coalesce=WAIT / 2, window=64) == [5]
+
+
+def test_a_lone_frame_waits_no_longer_than_said(linked: LinkTo) -> None:
+    echo = answering_each(lambda sequence: [hostile.reply(sequence)])
+    with hostile.hostile(echo) as server, linked(server.port, coalesce=0.05) as device:
+        device.offload(1)
+        answered(device.settled())
+
+
+# --- in the background ---
+
+
+def test_background_frames_give_way(linked: LinkTo) -> None:
+    go = threading.Event()
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        for number in hostile.sequences(requests):
+            go.wait(WAIT)
+            yield hostile.reply(number)
+
+    with hostile.hostile(script) as server, linked(server.port, window=4) as device:
+        device.offload(1, background=True)
+        (away,) = refused(device.settled())  # nothing is connected yet
+        assert not away.sends
+        until(lambda: device.sample("offramp_device_connected") == 1, "the stream")
+        for sent in (1, 2):
+            device.offload(1, background=True)
+            until(lambda sent=sent: len(device.link._session.sent) == sent, "a sent frame")  # type: ignore[misc]
+        device.offload(1, background=True)
+        # Half of the window is for others.
+        (away,) = refused([device.outcomes[3][0]])
+        assert not away.sends
+        device.offload(2)
+        go.set()
+        outcomes = device.settled()
+        answered(outcomes[1:3] + outcomes[4:])
+        assert device.sample("offramp_device_frames_unanswered_total", cause="window") == 0
+
+
+# --- time ---
+
+
+def test_a_clock_that_is_set_changes_nothing(linked: LinkTo, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = cycle([0.0, 1e9, -1e6, 4e9])
+    echo = answering_each(lambda sequence: [hostile.reply(sequence)] if sequence % 4 else [])
+    with hostile.hostile(echo) as server, linked(server.port, timeout=0.5, failures=100) as device:
+        monkeypatch.setattr(time, "time", lambda: next(jumps))
+        device.offload(8)
+        outcomes = device.settled()
+        monkeypatch.undo()
+        assert [isinstance(outcome, Answer) for outcome in outcomes] == [True, True, True, False] * 2
+
+
+def test_the_device_names_the_wall_clock_in_one_place_only() -> None:
+    """The spool's rows carry it, for whoever reads the file."""
+    folder = Path(link.__file__).parent
+    named = {
+        path.name
+        for path in folder.glob("*.py")
+        if re.search(r"\btime\.time(_ns)?\(|\bdatetime\b|\blocaltime\b", path.read_text())
+    }
+    assert named == {"spool.py"}
 
 
 # --- the real server ---
