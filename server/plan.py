@@ -30,9 +30,10 @@ whatever else runs on the machine only ever takes away."""
 BUDGET_SECONDS = 1.5
 """When to stop trying larger batches of one layout."""
 BATCH_SECONDS = 3e-4
-"""What a batch costs beside the tail, estimated from a server's processor time at batches of 8 and of 32: there
-and back between threads, a message of replies to each stream. Larger batches pay even where the tail gains
-nothing."""
+"""What a batch costs beside the tail: there and back between threads, a message of replies to each stream.
+
+An estimate, from a server's processor time at batches of 8 and of 32. Larger batches pay even where the tail
+gains nothing."""
 TIMER_SECONDS = 1e-3
 """The event loop's timers are no finer: a shorter wait is none."""
 INLINE_SECONDS = 2.5e-4
