@@ -73,7 +73,8 @@ class Answer:
 
     class_index: int
     probability: float
-    server_seconds: float
+    server_seconds: float | None
+    """From reading the frame to sending its reply; None where another reply of its message tells it."""
     message_bytes: float
     """The frame's share of the serialized messages that carried it and its reply."""
     wire_bytes: float
@@ -585,7 +586,7 @@ class Link:
         answer = Answer(
             class_index=reply.class_index,
             probability=reply.probability,
-            server_seconds=reply.server_time_us / 1e6,
+            server_seconds=reply.server_time_us / 1e6 or None,
             message_bytes=both,
             wire_bytes=both + target.envelope_bytes + envelope,
             sends=target.sends,

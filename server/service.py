@@ -400,6 +400,9 @@ class _Stream:
             while self._replies or tell:
                 count = transport.FRAMES_PER_MESSAGE
                 replies, self._replies = self._replies[:count], self._replies[count:]
+                # Replies that travel together took about the same time: one of them tells it for 4 bytes.
+                for reply in replies[1:]:
+                    reply.ClearField("server_time_us")
                 message = pb.ServerMessage(replies=replies, draining=pb.Draining() if tell else None)
                 told, tell = told or tell, False
                 await self._write(message)
