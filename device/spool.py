@@ -8,6 +8,7 @@ Rules this module keeps:
 - They are sent oldest first, and only while the link has nothing better to do (``Link.offload``,
   ``background``). One that is answered, or that the server refuses for good, is deleted. A device that dies
   between answer and deletion gets that correction a second time: nothing is lost, and none is wrong.
+- Only one process at a time has the file.
 - Rows of another bundle stay until that bundle runs again, or until they are the oldest and must go.
 - The time in a row is the wall clock's, for whoever reads the file; nothing here decides by it.
 
@@ -17,6 +18,7 @@ The file is this user's only: activations may tell what the camera saw.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import sqlite3
@@ -43,6 +45,8 @@ SENDING_MOST = 8
 RETRY_SECONDS, RETRY_SECONDS_MOST = 0.25, 30.0
 """How long the thread sleeps while the link does not take frames; after the disk failed, doubled each time up
 to the second."""
+QUIET_SECONDS = 600.0
+"""Between two complaints of the disk."""
 NAME_BYTES = 4096
 STOP_SECONDS = 5.0
 
@@ -106,6 +110,7 @@ class Spool:
         self._failing = False
         self._pause = RETRY_SECONDS
         self._retry_at = 0.0
+        self._quiet_until = -math.inf
         self._empty = threading.Event()
         self._thread = threading.Thread(target=self._work, name="offramp-spool", daemon=True)
         self._thread.start()
@@ -143,21 +148,25 @@ class Spool:
             # What comes in from here on wakes the thread once more.
             self._wake.clear()
             stopping = self._stop
-            left = self._retry_at - time.monotonic()
-            if left > 0 and not stopping:
-                self._give_up_waiting()
-                self._wake.wait(left)
-                continue
+            waiting = time.monotonic() < self._retry_at and not stopping
+            busy = waiting
             try:
-                self._open()
-                self._write()
-                self._settle()
-                busy = self._sending and not stopping and self._send()
-                if self._failing:
-                    log.info("the spool %s works again", self._path)
-                self._failing, self._pause = False, RETRY_SECONDS
+                if waiting:
+                    self._give_up_fresh()
+                if self._database is not None or not waiting:
+                    self._open()
+                    self._settle()
+                    if not waiting:
+                        self._store()
+                    if self._database is None:
+                        busy = True
+                    elif self._sending and not stopping:
+                        busy |= self._send()
             except (sqlite3.Error, OSError) as error:
                 self._fail(error)
+                self._disconnect()
+                if _is_damage(error):
+                    self._set_aside()
                 busy = True
             if stopping:
                 self._disconnect()
@@ -173,6 +182,8 @@ class Spool:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=0)
         try:
+            # Two devices with one spool would send everything twice.
+            database.execute("PRAGMA locking_mode=EXCLUSIVE")
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
             database.execute(f"PRAGMA journal_size_limit={min(self._capacity, 1 << 20)}")
@@ -201,34 +212,65 @@ class Spool:
 
     def _fail(self, error: sqlite3.Error | OSError) -> None:
         self._metrics.spool_errors.inc()
-        if not self._failing:
-            log.warning("the spool %s fails: %s; answers go on without it", self._path, error)
+        # A disk that is nearly full takes one and refuses the next.
+        news = not self._failing and time.monotonic() >= self._quiet_until
+        level = logging.WARNING if news else logging.DEBUG
+        log.log(level, "the spool %s fails: %s; answers go on without it", self._path, error)
+        if news:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
         self._failing = True
-        damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
-            error, sqlite3.OperationalError | sqlite3.IntegrityError | sqlite3.ProgrammingError
-        )
-        self._disconnect()
-        if damaged:
-            try:
-                for suffix in ("-wal", "-shm"):
-                    self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-                os.replace(self._path, self._path.with_name(self._path.name + ".damaged"))
-                self._metrics.spool_dropped.labels("damaged").inc(self._rows)
-                self._rows = self._bytes = 0
-                self._count()
-            except OSError as again:
-                log.debug("the spool %s cannot be set aside: %s", self._path, again)
         self._retry_at = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, RETRY_SECONDS_MOST)
-        self._give_up_waiting()
+        self._give_up_fresh()
 
-    def _give_up_waiting(self) -> None:
+    def _set_aside(self) -> None:
+        """Start over with a new file; the damaged one is kept for whoever wants to look."""
+        try:
+            self._unlink("-wal", "-shm")
+            os.replace(self._path, self._path.with_name(self._path.name + ".damaged"))
+        except OSError as error:
+            log.debug("the spool %s cannot be set aside: %s", self._path, error)
+            return
+        self._metrics.spool_dropped.labels("damaged").inc(self._rows)
+        self._forget_rows()
+
+    def _start_over(self) -> None:
+        """Give a full disk its room back: nothing in the file is needed any more."""
+        self._disconnect()
+        self._unlink("", "-wal", "-shm")
+        self._forget_rows()
+
+    def _unlink(self, *suffixes: str) -> None:
+        for suffix in suffixes:
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+    def _forget_rows(self) -> None:
+        self._rows = self._bytes = 0
+        self._under_way.clear()
+        self._unwanted.clear()
+        self._retry_at = 0.0
+        self._count()
+
+    def _give_up_fresh(self) -> None:
         """What waits for a disk that takes nothing must not pile up."""
         while not self._fresh.empty():
             self._fresh.get_nowait()
             self._metrics.spool_dropped.labels("busy").inc()
 
-    def _write(self) -> None:
+    def _store(self) -> None:
+        """Write what is new and delete what is done with. A disk that takes nothing can still be read."""
+        try:
+            if self._write():
+                self._failing, self._pause = False, RETRY_SECONDS
+            self._delete_unwanted()
+        except sqlite3.OperationalError as error:
+            self._fail(error)
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            if full and self._rows == len(self._unwanted) and not self._under_way:
+                self._start_over()
+
+    def _write(self) -> bool:
+        """Write what waits; whether that was something."""
         assert self._database is not None
         entries = []
         while not self._fresh.empty():
@@ -238,7 +280,7 @@ class Spool:
             else:
                 self._metrics.spool_dropped.labels("full").inc()
         if not entries:
-            return
+            return False
         database, now = self._database, time.time()
         try:
             database.execute("BEGIN IMMEDIATE")
@@ -269,6 +311,7 @@ class Spool:
         self._metrics.spooled.inc(len(entries))
         self._metrics.spool_dropped.labels("full").inc(dropped)
         self._count()
+        return True
 
     def _delete_unwanted(self) -> None:
         assert self._database is not None
@@ -308,7 +351,7 @@ class Spool:
 
             self._under_way[number] = entry = Entry(CodecId(codec), payload, index, name)
             self._link.offload(entry.codec, entry.payload, done, background=True)
-            if turned_away and isinstance(turned_away[0], Refusal):
+            if turned_away and isinstance(turned_away[0], Refusal) and not turned_away[0].sends:
                 # The wake that this caused is not news; the next try comes after a while.
                 self._under_way.pop(number, None)
                 self._wake.clear()
@@ -339,8 +382,12 @@ class Spool:
             if row is not None:
                 self._under_way.pop(row[0], None)
                 self._unwanted[row[0]] = entry.size
-        if self._unwanted:
-            self._delete_unwanted()
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file itself is no good, rather than the disk or the moment."""
+    passing = sqlite3.OperationalError | sqlite3.IntegrityError | sqlite3.ProgrammingError
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, passing)
 
 
 def _text(name: str) -> str:

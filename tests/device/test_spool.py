@@ -1,0 +1,328 @@
+"""The spool: bounded, oldest first, delivered once, and never in the way of an answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from offramp.common.bundle import Bundle
+from offramp.common.codec import CodecId
+from offramp.device import spool as spool_module
+from offramp.device.link import Answer, Link, Outcome, Refusal
+from offramp.device.metrics import Cause, DeviceMetrics
+from offramp.device.spool import ROW_BYTES, Entry, Spool
+from tests.processes import until
+
+ANSWER = Answer(1, 0.75, 0.001, 10.0, 20.0)
+CAPACITY = 1 << 20
+
+
+class FakeLink:
+    """Takes frames while ``up``, and answers each with ``outcome`` at once, or when told to."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self.outcome: Outcome | None = ANSWER
+        self.sent: list[bytes] = []
+        self.held: list[Callable[[Outcome], None]] = []
+
+    def offload(
+        self, _: CodecId, payload: bytes, done: Callable[[Outcome], None], *, background: bool
+    ) -> None:
+        assert background
+        if not self.up:
+            done(Refusal("gives way", Cause.WINDOW))
+            return
+        self.sent.append(payload)
+        if self.outcome is None:
+            self.held.append(done)
+        else:
+            done(self.outcome)
+
+
+class Spooled:
+    """A spool, its link, and what it delivered."""
+
+    def __init__(self, path: Path, bundle: Bundle, capacity: int) -> None:
+        self.metrics = DeviceMetrics(bundle)
+        self.link = FakeLink()
+        self.delivered: list[Entry] = []
+        self.spool = Spool(
+            path,
+            capacity,
+            bundle.digest,
+            cast(Link, self.link),
+            self.metrics,
+            lambda entry, _: self.delivered.append(entry),
+        )
+
+    def put(self, *indices: int, size: int = 100) -> None:
+        """Spool an activation for each."""
+        for index in indices:
+            self.spool.put(
+                Entry(CodecId.BUNDLE, index.to_bytes(4, "big") * (size // 4), index, f"{index}.png")
+            )
+
+    def written(self, count: int) -> None:
+        """Wait until so many have been written or given up."""
+        until(
+            lambda: (
+                self.sample("spooled_total") + self.dropped("busy") >= count and self.spool._fresh.empty()
+            ),
+            f"{count} rows",
+        )
+
+    def sample(self, name: str, **labels: str) -> float:
+        """One of the device's metrics."""
+        value = self.metrics.registry.get_sample_value(f"offramp_device_{name}", labels)
+        assert value is not None
+        return value
+
+    def dropped(self, cause: str) -> float:
+        """How many were given up for this."""
+        return self.sample("spool_dropped_total", cause=cause)
+
+
+@pytest.fixture
+def spooled(toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A spool in this folder that is closed with its block."""
+    monkeypatch.setattr(spool_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(spool_module, "RETRY_SECONDS_MOST", 0.05)
+
+    @contextmanager
+    def make(capacity: int = CAPACITY, path: Path = tmp_path / "spool") -> Iterator[Spooled]:
+        made = Spooled(path, toy_bundle, capacity)
+        try:
+            yield made
+        finally:
+            made.spool.close()
+        assert not made.spool._thread.is_alive()
+
+    return make
+
+
+def rows(path: Path) -> list[int]:
+    with closing(sqlite3.connect(path)) as database:
+        return [row[0] for row in database.execute("SELECT image_index FROM activations ORDER BY id")]
+
+
+def test_what_is_put_in_comes_out_in_order_once(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    with spooled() as it:
+        it.put(*range(50))
+        it.written(50)
+        assert it.sample("spool_entries") == 50 and not it.delivered
+        assert it.sample("spool_bytes") == sum(
+            Entry(CodecId.BUNDLE, bytes(100), index, f"{index}.png").size for index in range(50)
+        )
+        it.link.up = True
+        until(lambda: len(it.delivered) == 50, "all of them")
+        assert it.spool.wait_empty(60)
+        assert [entry.index for entry in it.delivered] == list(range(50))
+        assert [entry.name for entry in it.delivered] == [f"{index}.png" for index in range(50)]
+        assert it.sample("spool_entries") == it.sample("spool_bytes") == 0
+    assert rows(tmp_path / "spool") == []
+
+
+def test_it_outlives_the_process(spooled: Callable[..., Any]) -> None:
+    with spooled() as it:
+        it.put(1, 2, 3)
+    with spooled() as it:
+        it.link.up = True
+        until(lambda: len(it.delivered) == 3, "those of the first run")
+        assert [entry.index for entry in it.delivered] == [1, 2, 3]
+
+
+def test_the_oldest_go_first(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    one = 100 + ROW_BYTES + len("100.png")
+    with spooled(capacity=10 * one) as it:
+        for start in range(100, 140, 5):
+            it.put(*range(start, start + 5))
+            it.written(start - 95)
+        assert it.sample("spool_entries") == 10 and it.sample("spool_bytes") <= 10 * one
+        assert it.dropped("full") == 30
+    assert rows(tmp_path / "spool") == list(range(130, 140))
+
+
+def test_the_file_stays_bounded(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    capacity = 200_000
+    with spooled(capacity=capacity) as it:
+        for start in range(0, 2000, 20):
+            it.put(*range(start, start + 20), size=4000)
+            it.written(start + 20)
+        total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert total <= 4 * capacity + (2 << 20)
+
+
+def test_one_that_can_never_fit_is_given_up(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    with spooled(capacity=5000) as it:
+        it.put(1)
+        it.written(1)
+        it.put(2, size=8000)
+        until(lambda: it.dropped("full") == 1, "the large one")
+    assert rows(tmp_path / "spool") == [1]
+
+
+def test_memory_is_bounded_while_the_disk_is_slow(
+    spooled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    opened = threading.Event()
+    real = Spool._open
+
+    def slow(self: Spool) -> None:
+        opened.set()
+        go.wait(60)
+        real(self)
+
+    monkeypatch.setattr(Spool, "_open", slow)
+    with spooled() as it:
+        opened.wait(60)
+        it.put(*range(1000))
+        assert it.dropped("busy") == 1000 - spool_module.WAITING_MOST
+        go.set()
+
+
+def test_refused_ones_are_given_up_and_others_stay(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    with spooled() as it:
+        it.put(1)
+        it.written(1)
+        it.link.outcome = Refusal("no", Cause.REFUSED, sends=1)
+        it.link.up = True
+        until(lambda: it.dropped("refused") == 1, "the refused one")
+        it.link.outcome = Refusal("late", Cause.TIMEOUT, sends=1)
+        it.put(2)
+        until(lambda: len(it.link.sent) > 3, "more attempts")
+        assert it.sample("spool_entries") == 1
+        it.link.outcome = ANSWER
+        until(lambda: len(it.delivered) == 1, "its answer")
+    assert rows(tmp_path / "spool") == []
+
+
+def test_one_that_was_answered_late_is_not_sent(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    entry = Entry(CodecId.RAW, b"twice", 7, "seven\udcff.png")
+    with spooled() as it:
+        it.spool.put(entry)
+        it.put(8)
+        it.written(2)
+        it.spool.forget(entry)
+        until(lambda: it.sample("spool_entries") == 1, "one row less")
+        # Also while it is under way.
+        it.link.outcome = None
+        it.link.up = True
+        until(lambda: it.link.held, "the other one under way")
+        it.spool.forget(Entry(CodecId.BUNDLE, (8).to_bytes(4, "big") * 25, 8, "8.png"))
+        until(lambda: it.sample("spool_entries") == 0, "no row")
+        it.link.held[0](ANSWER)
+    assert not it.delivered and rows(tmp_path / "spool") == []
+
+
+def test_rows_of_another_bundle_are_left_alone(
+    spooled: Callable[..., Any], raw_bundle: Bundle, tmp_path: Path
+) -> None:
+    other = Spooled(tmp_path / "spool", raw_bundle, CAPACITY)
+    other.put(1, 2)
+    other.spool.close()
+    with spooled() as it:
+        it.put(3)
+        it.link.up = True
+        until(lambda: it.delivered, "this bundle's own")
+        assert it.spool.wait_empty(60)
+        assert it.sample("spool_entries") == 2
+    assert rows(tmp_path / "spool") == [1, 2]
+
+
+def test_the_file_is_its_owners_only(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    with spooled() as it:
+        it.put(1)
+        it.written(1)
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {0o600}
+
+
+# --- disks and files that fail ---
+
+
+@pytest.mark.parametrize(
+    "content", [b"no database at all" * 1000, b"SQLite format 3\0" + bytes(8000)], ids=["text", "zeros"]
+)
+def test_a_damaged_file_is_set_aside_and_said_once(
+    spooled: Callable[..., Any], tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "spool").write_bytes(content)
+    with spooled() as it:
+        until(lambda: it.sample("spool_errors_total") >= 1, "the error")
+
+        def again() -> bool:
+            it.put(1)
+            return it.sample("spooled_total") >= 1
+
+        until(again, "a new file")
+        it.link.up = True
+        until(lambda: it.delivered, "what came later")
+    assert (tmp_path / "spool.damaged").read_bytes() == content
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "answers go on without it" in caplog.text
+
+
+def test_a_file_that_is_damaged_in_the_middle(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "spool"
+    with spooled() as it:
+        it.put(*range(200), size=400)
+        it.written(200)
+    data = bytearray(path.read_bytes())
+    data[5000:60_000] = os.urandom(55_000)
+    path.write_bytes(data)
+    with spooled() as it:
+        it.link.up = True
+        it.put(1000)
+        until(lambda: it.sample("spool_errors_total") >= 1, "the error")
+        until(lambda: it.put(1001) or it.sample("spooled_total") >= 1, "a new file")
+        until(lambda: any(entry.index > 999 for entry in it.delivered), "what came later")
+
+
+def test_a_folder_that_is_not_there_is_tried_again(spooled: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "later" / "spool"
+    with spooled(path=path) as it:
+        it.put(1)
+        until(lambda: it.sample("spool_errors_total") >= 2, "two attempts")
+        path.parent.mkdir()
+        until(lambda: it.put(2) or it.sample("spooled_total") >= 1, "a row")
+    assert 2 in rows(path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
+        pytest.skip("needs to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_once_and_what_fits_is_kept(
+    spooled: Callable[..., Any], small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with spooled(capacity=10 << 20, path=small_disk / "spool") as it:
+        for start in range(0, 400, 20):
+            it.put(*range(start, start + 20), size=2000)
+            until(lambda: it.spool._fresh.empty(), "the disk")
+        until(lambda: it.sample("spool_errors_total") >= 1, "a full disk")
+        assert it.sample("spooled_total") > 0 and it.dropped("busy") > 0
+        assert [record.levelname for record in caplog.records].count("WARNING") == 1
+        it.link.up = True
+        until(lambda: it.sample("spool_entries") == 0, "what fitted")
+        until(lambda: it.put(999) or any(entry.index == 999 for entry in it.delivered), "room again")
+    assert len({entry.index for entry in it.delivered}) >= it.sample("spooled_total") - 50
