@@ -264,7 +264,7 @@ def test_a_damaged_file_is_set_aside_and_said_once(
 
         def again() -> bool:
             it.put(1)
-            return it.sample("spooled_total") >= 1
+            return bool(it.sample("spooled_total"))
 
         until(again, "a new file")
         it.link.up = True
