@@ -65,7 +65,8 @@ def test_a_trusted_server_answers(authority: Authority, own: Pair, ask: Callable
 def test_an_untrusted_server_gets_nothing(
     authority: Authority, own: Pair, ask: Callable[..., Any], tmp_path: Path, what: str
 ) -> None:
-    pair, security = own, {"ca": str(authority.pair.cert)}
+    pair = own
+    security: dict[str, Any] = {"ca": str(authority.pair.cert)}
     if what == "wrong authority":
         security = {"ca": str(Authority(tmp_path, "other").pair.cert)}
     elif what == "expired":
@@ -150,12 +151,12 @@ def test_a_token_is_sent_and_read_again(
     ],
 )
 def test_what_cannot_work_is_refused_at_once(
-    toy_bundle: Bundle, tmp_path: Path, security: dict[str, str], message: str
+    toy_bundle: Bundle, tmp_path: Path, security: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "FILE").write_text("hush hush\nsecond line")
     (tmp_path / "EMPTY").write_text("\n")
     (tmp_path / "HUGE").write_text("x" * 5000)
-    named = {
+    named: dict[str, Any] = {
         key: str(tmp_path / value) if (tmp_path / value).exists() else value
         for key, value in security.items()
     }
