@@ -208,7 +208,7 @@ def choose_hardware(device: str, precision: str | None, compiled: bool) -> Hardw
     """Where to train. Raises ConfigError for a GPU that is not there."""
     import torch
 
-    from offramp.training.train import Hardware
+    from offramp.training.train import Hardware, keep_freed_memory
 
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
@@ -216,6 +216,8 @@ def choose_hardware(device: str, precision: str | None, compiled: bool) -> Hardw
     chosen = torch.device("cuda" if there and device != "cpu" else "cpu")
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True
+    else:
+        keep_freed_memory()
     bfloat16 = precision == "bfloat16" if precision else chosen.type == "cuda"
     return Hardware(chosen, bfloat16, compiled)
 

@@ -131,6 +131,8 @@ class StageRecipe(_Strict):
 
     epochs: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
+    images: Annotated[int, Field(ge=1)] | None = None
+    """How many of the training images an epoch draws, others each time; None: all."""
 
 
 class RegularisedRecipe(StageRecipe):

@@ -17,9 +17,11 @@ with float32 weights; only the layer whose output travels, and the losses, run i
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -39,6 +41,8 @@ _EVALUATION_BATCH = 256
 # Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
 _SAMPLES = 20
 _GPU_SECONDS_BETWEEN_CHECKPOINTS = 15.0
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,21 @@ class Hardware:
     def autocast(self) -> torch.autocast:
         """A context in which convolutions and matrix products run in bfloat16, if they are to."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library, where it is glibc, to keep freed memory for the next tensor, for good.
+
+    By default each large tensor is mapped and unmapped anew, and on a CPU the page faults of a training step
+    take as long as its arithmetic.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 1 << 28)
 
 
 class OutOfTime(Exception):
@@ -264,7 +283,7 @@ class _Run:
         self.name, self.stage, self.task, self.recipe = name, stage, task, recipe
         self.images, self.labels, self.validation = images, labels, validation
         self.generator, self.hardware, self.progress = generator, hardware, progress
-        self.steps = len(labels) // recipe.train.batch_size
+        self.steps = max(1, min(len(labels), stage.images or len(labels)) // recipe.train.batch_size)
         self.optimizer = torch.optim.SGD(
             task.parameters(),
             lr=stage.learning_rate,
