@@ -22,7 +22,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.training.quantize import IMAGE, Affine, QuantAdd, QuantBlock, QuantLayer, QuantModel, QuantPool
+from offramp.training.quantize import (
+    IMAGE,
+    Affine,
+    QuantAdd,
+    QuantBlock,
+    QuantLayer,
+    QuantModel,
+    QuantPool,
+    QuantShuffle,
+)
 
 OPSET = 21
 IR_VERSION = 10
@@ -137,6 +146,12 @@ def _run(graph: _Graph, flow: _Codes, blocks: tuple[QuantBlock, ...], output: st
             sides = [block.layer.kernel] * 2
             pooled = graph.node("MaxPool", flow.x, output=name, kernel_shape=sides, strides=sides)
             flow = replace(flow, x=pooled)
+        elif isinstance(block.layer, QuantShuffle):
+            factor = block.layer.factor
+            # CRD is the order of torch's pixel_shuffle.
+            flow = replace(
+                flow, x=graph.node("DepthToSpace", flow.x, output=name, blocksize=factor, mode="CRD")
+            )
         else:
             skip, skip_code = (flow.x, flow.code) if block.opens else (flow.skip, flow.skip_code)
             flow = _Codes(graph.conv(block.name, flow.x, block.layer, name), block.output, skip, skip_code)
@@ -159,12 +174,15 @@ def export(model: QuantModel) -> Graphs:
 
 def _head(model: QuantModel) -> bytes:
     graph = _Graph()
-    cut = model.exit_number + 1
-    whole = model.split_shape == model.exit_shape
-    stem, *others = model.blocks[:cut]
+    exits = model.exit_number + 1
+    encoder = model.blocks[exits : model.cut]
+    plain = not encoder and model.split_shape == model.exit_shape
+    stem, *others = model.blocks[:exits]
     image, stem = _four_channels(graph, stem)
-    flow = _run(graph, _Codes(image, IMAGE), (stem, *others), "symbols" if whole else None)
-    if not whole:
+    flow = _run(graph, _Codes(image, IMAGE), (stem, *others), "symbols" if plain else None)
+    if encoder:
+        _run(graph, flow, encoder, "symbols")
+    elif not plain:
         assert flow.skip is not None
         graph.node("Concat", flow.x, flow.skip, axis=1, output="symbols")
     # An average pool between Dequantize- and QuantizeLinear stays float in ONNX Runtime, and slow; this one
@@ -200,14 +218,13 @@ def _four_channels(graph: _Graph, stem: QuantBlock) -> tuple[str, QuantBlock]:
 
 def _tail(model: QuantModel) -> bytes:
     graph = _Graph()
-    cut = model.exit_number + 1
     flow = _Codes("symbols", model.symbols)
-    if model.split_shape != model.exit_shape:
+    if model.cut == model.exit_number + 1 and model.split_shape != model.exit_shape:
         channels = model.exit_shape[0]
         sizes = graph.constant("sizes", np.array([channels, model.split_shape[0] - channels], np.int64))
         graph.nodes.append(helper.make_node("Split", ["symbols", sizes], ["activation", "skip"], axis=1))
         flow = _Codes("activation", model.symbols, "skip", model.symbols)
-    flow = _run(graph, flow, model.blocks[cut:])
+    flow = _run(graph, flow, model.blocks[model.cut :])
     x, code = flow.x, flow.code
     for number, layer in enumerate(model.top):
         x = graph.conv(f"top{number}", x, layer)

@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from offramp.training.bottleneck import Bottleneck
 
 
 class ConvUnit(nn.Module):
@@ -94,7 +98,18 @@ class MaxPool(nn.Module):
         return nn.functional.max_pool2d(x, self.kernel)
 
 
-Unit = ConvUnit | Add | MaxPool
+class Shuffle(nn.Module):
+    """Depth to space: [N, C · factor², H, W] to [N, C, factor · H, factor · W]; values stay as they are."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(x, self.factor)
+
+
+Unit = ConvUnit | Add | MaxPool | Shuffle
 
 
 @dataclass(frozen=True)
@@ -207,7 +222,10 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Outputs:
-    """``early`` and ``final`` logits [N, K], and all that travels, ``activation`` [N, C, H, W]."""
+    """``early`` and ``final`` logits [N, K], and all that travels, ``activation`` [N, C, H, W].
+
+    Behind a bottleneck ``activation`` is its encoder's output before rounding.
+    """
 
     early: Tensor
     final: Tensor
@@ -219,6 +237,7 @@ class SplitModel(nn.Module):
 
     A cut inside a residual block leaves two tensors to send: the activation and the block's input (Sec.
     III-A). Both travel, stacked along the channels in this order; the early exit sees the activation only.
+    With ``insert`` a narrow code travels in place of the activation.
 
     Raises:
         ConfigError: if the backbone has no such exit, or the two tensors differ in height or width.
@@ -244,6 +263,25 @@ class SplitModel(nn.Module):
         channels, height, width = self.exit_shape
         self.split_shape = (channels + skip_channels, height, width)
         self.branch = ExitBranch(self.exit_shape, backbone.classes)
+        self.bottleneck: Bottleneck | None = None
+
+    def insert(self, bottleneck: Bottleneck) -> None:
+        """Put a bottleneck at the split; never inside a residual block, where two tensors travel."""
+        assert self.split_shape == self.exit_shape
+        self.bottleneck = bottleneck
+        self.split_shape = bottleneck.shape
+
+    @property
+    def cut(self) -> int:
+        """How many of ``blocks`` run on the device."""
+        encoder = [] if self.bottleneck is None else self.bottleneck.blocks()[0]
+        return self.exit_number + 1 + len(encoder)
+
+    def blocks(self) -> list[SubBlock]:
+        """All sub-blocks from image to top, those of a bottleneck among them."""
+        positions, after = self.backbone.positions(), self.exit_number + 1
+        encoder, decoder = ([], []) if self.bottleneck is None else self.bottleneck.blocks()
+        return [*positions[:after], *encoder, *decoder, *positions[after:]]
 
     def _probe(self) -> Flow:
         training = self.backbone.training
@@ -263,12 +301,23 @@ class SplitModel(nn.Module):
             skip = None if flow.skip is None else flow.skip.float()
             flow = self.backbone.run(Flow(flow.x.float(), skip), self.exit_number, self.exit_number + 1)
         early = self.branch(flow.x)
-        return (flow.x if flow.skip is None else torch.cat([flow.x, flow.skip], dim=1)), early
+        x = flow.x if flow.skip is None else torch.cat([flow.x, flow.skip], dim=1)
+        if self.bottleneck is not None:
+            *others, last = self.bottleneck.blocks()[0]
+            for block in others:
+                x = block(Flow(x)).x
+            with torch.autocast(images.device.type, enabled=False):
+                x = last(Flow(x.float())).x
+        return x, early
 
     def tail(self, activation: Tensor) -> Tensor:
-        """The activation [N, *split_shape] to the final logits [N, K]."""
+        """What travels [N, *split_shape] to the final logits [N, K]; a bottleneck's code is rounded first."""
+        if self.bottleneck is not None:
+            activation = self.bottleneck.rounding(activation)
+            for block in self.bottleneck.blocks()[1]:
+                activation = block(Flow(activation)).x
         channels = self.exit_shape[0]
-        skip = activation[:, channels:] if self.split_shape[0] > channels else None
+        skip = activation[:, channels:] if activation.shape[1] > channels else None
         return self.backbone.finish(Flow(activation[:, :channels], skip), self.exit_number + 1)
 
     def forward(self, images: Tensor) -> Outputs:
@@ -397,8 +446,8 @@ def partition(model: SplitModel) -> Partition:
     """Count convolution and linear weights and their MACs on each side of the split (Table II)."""
     costs = {"device": Cost(), "branch": Cost(), "server": Cost()}
     sides: dict[nn.Module, str] = dict.fromkeys(model.branch.modules(), "branch")
-    for position, block in enumerate(model.backbone.positions()):
-        sides.update(dict.fromkeys(block.modules(), "device" if position <= model.exit_number else "server"))
+    for position, block in enumerate(model.blocks()):
+        sides.update(dict.fromkeys(block.modules(), "device" if position < model.cut else "server"))
 
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         weight = module.weight

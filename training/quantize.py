@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.common.errors import DataError
+from offramp.training.bottleneck import ZERO_POINT
 from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO
-from offramp.training.models import Add, ConvUnit, Flow, MaxPool, Shortcut, SplitModel
+from offramp.training.models import Add, ConvUnit, Flow, MaxPool, Shortcut, Shuffle, SplitModel
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
@@ -52,6 +53,8 @@ class Affine:
 
 # Pixels go into the first convolution as they are, so that the head needs no float arithmetic at its input.
 IMAGE = Affine(PIXEL_SCALE, PIXEL_ZERO)
+# A bottleneck's code is whole numbers.
+WHOLE = Affine(1.0, ZERO_POINT)
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,18 @@ class QuantPool:
 
 
 @dataclass(frozen=True)
+class QuantShuffle:
+    """Depth to space of codes as they are."""
+
+    factor: int
+
+
+@dataclass(frozen=True)
 class QuantBlock:
     """A sub-block in integers."""
 
     name: str
-    layer: QuantLayer | QuantAdd | QuantPool
+    layer: QuantLayer | QuantAdd | QuantPool | QuantShuffle
     opens: bool
     output: Affine
 
@@ -106,8 +116,9 @@ class QuantBlock:
 class QuantModel:
     """A split model in integers, ready for export.
 
-    ``symbols`` is the code of all that travels. ``exit_pool`` is the early exit's average pool as the
-    depthwise convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
+    ``symbols`` is the code of all that travels, ``cut`` the number of blocks on the device. ``exit_pool`` is
+    the early exit's average pool as the depthwise convolution that it equals. ``pooled`` is the code of the
+    average that feeds ``classifier``.
     """
 
     blocks: tuple[QuantBlock, ...]
@@ -117,6 +128,7 @@ class QuantModel:
     exit_pool: QuantLayer
     exit_linear: QuantLayer
     exit_number: int
+    cut: int
     symbols: Affine
     exit_shape: tuple[int, int, int]
     split_shape: tuple[int, int, int]
@@ -171,24 +183,31 @@ def quantize(model: SplitModel, images: Tensor) -> QuantModel:
     if len(images) == 0:
         raise DataError("quantization needs at least one calibration image")
     model.eval()
-    backbone = model.backbone
+    backbone, all_blocks = model.backbone, model.blocks()
     seen = _observe(model, images)
     codes = [tensor.affine() for tensor in seen.positions]
-    _share_code(model, seen.positions, codes)
-    for position, block in enumerate(backbone.positions()):
+    if model.bottleneck is None:
+        _share_code(model, seen.positions, codes)
+    else:
+        codes[model.cut - 1] = WHOLE
+    for position, block in enumerate(all_blocks):
         # Of what is pooled only the largest go on, so the range of these is what counts.
         if isinstance(block.unit, MaxPool):
             codes[position - 1] = codes[position]
+        elif isinstance(block.unit, Shuffle):
+            codes[position] = codes[position - 1]
 
     blocks: list[QuantBlock] = []
     incoming = skip = IMAGE
-    for block, output in zip(backbone.positions(), codes, strict=True):
+    for block, output in zip(all_blocks, codes, strict=True):
         skip = incoming if block.opens else skip
-        layer: QuantLayer | QuantAdd | QuantPool
+        layer: QuantLayer | QuantAdd | QuantPool | QuantShuffle
         if isinstance(block.unit, ConvUnit):
             layer = _conv(block.unit, incoming, output)
         elif isinstance(block.unit, MaxPool):
             layer = QuantPool(block.unit.kernel)
+        elif isinstance(block.unit, Shuffle):
+            layer = QuantShuffle(block.unit.factor)
         else:
             layer = _add(block.unit, skip, output)
         blocks.append(QuantBlock(block.name, layer, block.opens, output))
@@ -209,7 +228,8 @@ def quantize(model: SplitModel, images: Tensor) -> QuantModel:
         exit_pool=_average(model.exit_shape[0], codes[model.exit_number], exit_pooled),
         exit_linear=_integers(_numpy(early.weight), _numpy(early.bias), exit_pooled, None),
         exit_number=model.exit_number,
-        symbols=codes[model.exit_number],
+        cut=model.cut,
+        symbols=codes[model.cut - 1],
         exit_shape=model.exit_shape,
         split_shape=model.split_shape,
         input_shape=backbone.input_shape,
@@ -227,16 +247,18 @@ class _Ranges:
 
 @torch.no_grad()
 def _observe(model: SplitModel, images: Tensor) -> _Ranges:
-    backbone = model.backbone
+    backbone, blocks = model.backbone, model.blocks()
     seen = _Ranges(
-        [_Observed() for _ in backbone.blocks], [_Observed() for _ in backbone.top], _Observed(), _Observed()
+        [_Observed() for _ in blocks], [_Observed() for _ in backbone.top], _Observed(), _Observed()
     )
     for batch in torch.split(images, _BATCH):
         # The default layout takes three times as long.
         flow = Flow(batch.contiguous(memory_format=torch.channels_last))
-        for position, (block, tensor) in enumerate(zip(backbone.positions(), seen.positions, strict=True)):
+        for position, (block, tensor) in enumerate(zip(blocks, seen.positions, strict=True)):
             flow = block(flow)
             tensor.add(flow.x)
+            if model.bottleneck is not None and position == model.cut - 1:
+                flow = Flow(model.bottleneck.rounding(flow.x))
             if position == model.exit_number:
                 seen.exit_pooled.add(model.branch.pool(flow.x))
         x = flow.x

@@ -16,9 +16,9 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from offramp.common.errors import ConfigError
 from offramp.training.models import BACKBONES
@@ -114,11 +114,20 @@ DataRecipe = DigitsRecipe | HubRecipe | ParquetRecipe | FolderRecipe
 SOURCES = ("hub", "imagefolder", "parquet", "sklearn-digits")
 
 
+class BottleneckRecipe(_Strict):
+    """The code that travels in place of the activation: its channels and stride, the width of its layers."""
+
+    channels: Annotated[int, Field(ge=1, le=256)]
+    stride: Literal[1, 2, 4, 8] = 2
+    width: Annotated[int, Field(ge=1, le=1024)] = 64
+
+
 class ModelRecipe(_Strict):
     """Backbone by name and the number of the exit, which is also where the model is split."""
 
     backbone: str
     exit: Annotated[int, Field(ge=1)]
+    bottleneck: BottleneckRecipe | None = None
 
     @field_validator("backbone")
     @classmethod
@@ -136,11 +145,18 @@ class StageRecipe(_Strict):
 
 
 class RegularisedRecipe(StageRecipe):
-    """The last stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6)."""
+    """The last stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6), and a bottleneck's losses.
+
+    ``rate`` is the loss of one KB of estimated payload for each image. ``distill`` is the share of the final
+    exit's loss that asks for the unsplit model's answers, at ``temperature``, in place of the labels.
+    """
 
     entropy: Weight = 0.0
     sparsity: Weight = 0.0
     bins: Annotated[int, Field(ge=2)] = 256
+    rate: Weight = 0.0
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 2.0
 
 
 class TrainRecipe(_Strict):
@@ -177,6 +193,17 @@ class Recipe(_Strict):
     train: TrainRecipe
     quantize: QuantizeRecipe = QuantizeRecipe()
     threshold: ThresholdRecipe = ThresholdRecipe()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        last = self.train.regularised
+        if self.model.bottleneck is None and last.rate > 0:
+            raise ValueError("train.regularised.rate is the price of a code: needs model.bottleneck")
+        if self.model.bottleneck is not None and (last.entropy > 0 or last.sparsity > 0):
+            raise ValueError("model.bottleneck takes train.regularised.rate, not entropy or sparsity")
+        if self.model.bottleneck is not None and last.epochs == 0:
+            raise ValueError("model.bottleneck is trained in the last stage: train.regularised.epochs is 0")
+        return self
 
     @classmethod
     def parse(cls, text: str, *, origin: str = "recipe") -> Recipe:
@@ -218,7 +245,7 @@ class Recipe(_Strict):
         if stage != "base":
             decides += [self.model.exit, train.rho, train.exit.model_dump()]
         if stage == "regularised":
-            decides += [train.regularised.model_dump()]
+            decides += [train.regularised.model_dump(), self.model.model_dump()]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -87,6 +87,10 @@ class Record(_Strict):
     """Lambda_e of Eq. (3)."""
     sparsity_weight: float
     """Lambda_s of Eq. (6)."""
+    rate_weight: float = 0.0
+    """Loss of one KB of estimated payload, where a bottleneck is trained."""
+    bottleneck: str = ""
+    """Its channels and stride, as 8x2; empty: the activation itself travels."""
     epochs: dict[str, int]
     """By stage."""
     batch_size: int

@@ -264,7 +264,7 @@ def _record(
     in_float: Answers,
     by_codec: dict[str, NDArray[np.int64]],
 ) -> Record:
-    manifest, settings = bundle.manifest, recipe.train
+    manifest, settings, narrow = bundle.manifest, recipe.train, recipe.model.bottleneck
     grid = sorted({*_GRID, *_CARD_THRESHOLDS, manifest.threshold})
     exits = [answers.exits(at) for at in grid]
     own = manifest.figures
@@ -278,6 +278,8 @@ def _record(
         shape=manifest.activation.shape,
         entropy_weight=settings.regularised.entropy,
         sparsity_weight=settings.regularised.sparsity,
+        rate_weight=settings.regularised.rate,
+        bottleneck="" if narrow is None else f"{narrow.channels}x{narrow.stride}",
         epochs={
             "base": settings.base.epochs,
             "exit": settings.exit.epochs,

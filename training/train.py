@@ -17,6 +17,7 @@ with float32 weights; only the layer whose output travels, and the losses, run i
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
 import os
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError, DataError
+from offramp.training.bottleneck import Bottleneck, BottleneckShape
 from offramp.training.data import Dataset, Labelled, augment, to_float
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, Outputs, SplitModel
@@ -200,6 +202,72 @@ class _Split(nn.Module):
         return {"score": (early + final) / 2, "early": early, "final": final, "entropy_bits": bits}
 
 
+class _RateSplit(nn.Module):
+    """The last stage with a bottleneck: both exits, what the unsplit model answers, and estimated bytes.
+
+    Args:
+        model: with its bottleneck.
+        recipe: all weights.
+        teacher: the unsplit model; stays as it is.
+    """
+
+    bits: Tensor | None = None
+
+    def __init__(self, model: SplitModel, recipe: TrainRecipe, teacher: Backbone, hardware: Hardware) -> None:
+        super().__init__()
+        assert model.bottleneck is not None
+        self.model, self.bottleneck = model, model.bottleneck
+        self._call: Callable[[Tensor], Outputs] = model.forward
+        if hardware.compiled:
+            self._call = torch.compile(model.forward)
+        self.settings = recipe.regularised
+        self.rho = recipe.rho or [0.5, 0.5]
+        # In a list: no part of this module, so that it is neither trained nor kept in checkpoints.
+        self._teacher = [teacher.eval().requires_grad_(False)]
+
+    def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
+        out = self._call(images)
+        bits, fit = self.bottleneck.bits(out.activation.float())
+        self.bits = bits.detach() / out.activation[0].numel() if measure else None
+        with torch.no_grad():
+            taught = self._teacher[0](images)
+        # The density learns at its own pace, whatever the rate weighs: bits a symbol, over all channels.
+        fit = fit / out.activation[0, 0].numel()
+        return self._objective(out, labels, taught) + self._cost(bits) + (fit - fit.detach())
+
+    def _objective(self, out: Outputs, labels: Tensor, taught: Tensor) -> Tensor:
+        warm, share = self.settings.temperature, self.settings.distill
+        early, final = self.rho
+        cross_entropy = nn.functional.cross_entropy
+        softened = nn.functional.kl_div(
+            torch.log_softmax(out.final.float() / warm, dim=1),
+            torch.log_softmax(taught.float() / warm, dim=1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        taught_loss = share * warm**2 * softened
+        return early * cross_entropy(out.early, labels) + final * (
+            (1 - share) * cross_entropy(out.final, labels) + taught_loss
+        )
+
+    def _cost(self, bits: Tensor) -> Tensor:
+        return bits * (self.settings.rate / (8 * 1024))
+
+    def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
+        early = final = bits = loss = 0.0
+        for images, labels in _batches(data, device):
+            out = self.model(images)
+            early += float((out.early.argmax(1) == labels).sum())
+            final += float((out.final.argmax(1) == labels).sum())
+            count, taught = len(labels), self._teacher[0](images)
+            loss += float(self._objective(out, labels, taught)) * count
+            bits += float(self.bottleneck.bits(out.activation.float())[0]) * count
+        bits /= len(data)
+        score = -(loss / len(data) + float(self._cost(torch.tensor(bits))))
+        shares = {"early": early / len(data), "final": final / len(data)}
+        return {"score": score, **shares, "entropy_bits": bits / math.prod(self.bottleneck.shape)}
+
+
 def train(
     recipe: Recipe,
     data: Dataset,
@@ -240,18 +308,21 @@ def train(
     torch.manual_seed(recipe.seed)
     backbone = BACKBONES[recipe.model.backbone](len(data.classes), data.train.images.shape[-1])
     model = SplitModel(backbone, recipe.model.exit)
+    narrow = _bottleneck(model, recipe)
     settings = recipe.train
-    stages: list[tuple[Stage, StageRecipe, _Base | _Split]] = [
-        ("base", settings.base, _Base(backbone, hardware)),
-        ("exit", settings.exit, _Split(model, settings, None, hardware)),
-        ("regularised", settings.regularised, _Split(model, settings, settings.regularised, hardware)),
+    # Each is made when the one before is done: the last takes the base stage's model for its teacher.
+    stages: list[tuple[Stage, StageRecipe, Callable[[], _Task]]] = [
+        ("base", settings.base, lambda: _Base(backbone, hardware)),
+        ("exit", settings.exit, lambda: _Split(model, settings, None, hardware)),
+        ("regularised", settings.regularised, lambda: _last_task(model, narrow, recipe, teacher, hardware)),
     ]
     device = hardware.device
     images, labels = (
         torch.from_numpy(values).to(device) for values in (data.train.images, data.train.labels)
     )
     epochs: list[Epoch] = []
-    for order, (name, stage, task) in enumerate(stages):
+    for order, (name, stage, make_task) in enumerate(stages):
+        task = make_task()
         # A third faster than the default layout on a CPU, and what tensor cores want.
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Stages draw from separate streams, so that a finished stage can be skipped on resume.
@@ -260,8 +331,34 @@ def train(
         identity = f"{name}-{recipe.stage_sha256(name)[:12]}-{data.sha256[:12]}"
         run.complete(checkpoints / f"{identity}.pt", identity, resume=resume, clock=clock)
         epochs += run.epochs
+        if name == "base":
+            teacher = copy.deepcopy(backbone)
     model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return Trained(model, tuple(epochs), tuple(run.entropy))
+
+
+_Task = _Base | _Split | _RateSplit
+
+
+def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
+    """What the last stage puts at the split. Raises ConfigError before anything is trained."""
+    code = recipe.model.bottleneck
+    if code is None:
+        return None
+    if model.split_shape != model.exit_shape:
+        raise ConfigError(f"exit {model.exit_number} is inside a residual block: no bottleneck fits there")
+    return Bottleneck(model.exit_shape, BottleneckShape(code.channels, code.stride, code.width))
+
+
+def _last_task(
+    model: SplitModel, narrow: Bottleneck | None, recipe: Recipe, teacher: Backbone, hardware: Hardware
+) -> _Task:
+    if narrow is None:
+        return _Split(model, recipe.train, recipe.train.regularised, hardware)
+    # The noise is the same whether or not the stages before were trained in this call.
+    torch.manual_seed(recipe.seed)
+    model.insert(narrow)
+    return _RateSplit(model, recipe.train, teacher, hardware)
 
 
 class _Run:
@@ -271,7 +368,7 @@ class _Run:
         self,
         name: Stage,
         stage: StageRecipe,
-        task: _Base | _Split,
+        task: _Task,
         recipe: Recipe,
         images: Tensor,
         labels: Tensor,
@@ -295,7 +392,7 @@ class _Run:
             self.optimizer, T_max=max(1, stage.epochs * self.steps)
         )
         self.done = 0
-        self.best_score = -1.0
+        self.best_score = -math.inf
         self.best = _copy(task.state_dict())
         self.epochs: list[Epoch] = []
         self.entropy: list[tuple[int, float]] = []

@@ -1,0 +1,215 @@
+"""The rate-trained split: its density, its place in a model, its training, and its graphs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from offramp.common.errors import ConfigError
+from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape, Density, Rounding
+from offramp.training.data import Dataset, to_float
+from offramp.training.export import export
+from offramp.training.models import BACKBONES, SplitModel, mobilenet_v2, partition
+from offramp.training.quantize import WHOLE, quantize
+from offramp.training.recipe import Recipe
+from offramp.training.train import Epoch, Progress, train
+
+NARROW = """
+[model.bottleneck]
+channels = 4
+stride = 2
+width = 16
+"""
+
+
+def narrowed(text: str, rate: float) -> Recipe:
+    last = f"rate = {rate}\ndistill = 0.5"
+    return Recipe.parse(text.replace("entropy = 1.0", last).replace("exit = 3", "exit = 5") + NARROW)
+
+
+@pytest.fixture(scope="module")
+def small(digits: Dataset) -> Dataset:
+    return replace(digits, train=digits.train.take(np.arange(0, 1024, 2)))
+
+
+def test_the_density_of_a_channel_sums_to_one_over_all_symbols() -> None:
+    torch.manual_seed(0)
+    density = Density(5)
+    with torch.no_grad():
+        for parameter in density.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        symbols = torch.arange(-4000.0, 4001.0)
+        bits = torch.stack([density.bits(s.expand(1, 5, 1, 1), learn=False) for s in symbols], dim=1)
+    # Each of the symbols that are as good as impossible is charged 24 bits.
+    assert (2.0**-bits).sum(dim=1).numpy() == pytest.approx(np.ones(5), abs=8001 * 2.0**-24 + 1e-4)
+
+
+def test_the_estimate_is_the_cross_entropy_of_the_symbols() -> None:
+    """Fitted to symbols of known distribution, the density charges their entropy."""
+    torch.manual_seed(1)
+    shares = torch.tensor([0.05, 0.15, 0.6, 0.15, 0.05])
+    drawn = torch.multinomial(shares, 16 * 64, replacement=True).view(16, 1, 8, 8).float() - 2
+    density = Density(1)
+    optimizer = torch.optim.Adam(density.parameters(), lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        bits = density.bits(drawn, learn=True).sum()
+        bits.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    seen = torch.bincount((drawn + 2).long().flatten()) / drawn.numel()
+    entropy = float(-(seen * seen.log2()).sum()) * 64
+    assert entropy <= bits.item() < 1.02 * entropy
+
+
+def test_each_of_the_two_estimates_moves_only_what_it_is_for() -> None:
+    torch.manual_seed(2)
+    narrow = Bottleneck((8, 8, 8), BottleneckShape(3, 2, 16)).train()
+    code = torch.randn(2, 3, 4, 4, requires_grad=True)
+    rate, fit = narrow.bits(code)
+    rate.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    assert code.grad is not None and code.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in narrow.density.parameters())
+    code.grad = None
+    fit.backward()  # type: ignore[no-untyped-call]
+    assert code.grad is None
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in narrow.density.parameters())
+
+
+def test_rounding_keeps_to_what_a_byte_holds_and_to_the_gradient_inside() -> None:
+    x = torch.tensor([-500.0, -0.6, 0.4, 3.5, 500.0], requires_grad=True)
+    rounded = Rounding()(x)
+    assert rounded.tolist() == [-ZERO_POINT, -1, 0, 4, 255 - ZERO_POINT]
+    rounded.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "shape"), [(8, 2, (8, 8, 8)), (16, 4, (16, 4, 4)), (2, 1, (2, 16, 16))]
+)
+def test_the_code_travels_in_place_of_the_activation(
+    channels: int, stride: int, shape: tuple[int, ...]
+) -> None:
+    model = SplitModel(mobilenet_v2(10), 12)
+    before = partition(model)
+    model.insert(Bottleneck(model.exit_shape, BottleneckShape(channels, stride, 32)))
+    assert model.split_shape == shape
+    out = model.eval()(torch.randn(2, 3, 32, 32))
+    assert out.activation.shape == (2, *shape)
+    assert out.final.shape == out.early.shape == (2, 10)
+    after = partition(model)
+    assert after.branch == before.branch
+    assert model.bottleneck is not None
+    encoder, decoder = (
+        sum(m.weight.numel() for block in part for m in block.modules() if isinstance(m, torch.nn.Conv2d))
+        for part in model.bottleneck.blocks()
+    )
+    assert after.device.weights - before.device.weights == encoder
+    assert after.server.weights - before.server.weights == decoder
+
+
+def test_a_stride_that_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="a stride of 8 does not divide a 12x12 activation"):
+        Bottleneck((4, 12, 12), BottleneckShape(4, 8, 8))
+
+
+def test_what_does_not_fit_is_known_before_training(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    recipe = Recipe.parse(recipe_text.replace("entropy = 1.0", "rate = 1.0") + NARROW)
+    with pytest.raises(ConfigError, match="exit 3 is inside a residual block"):
+        train(recipe, small, tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_higher_rate_sends_fewer_bits(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    bits = {}
+    for rate in (0.0, 300.0):
+        trained = train(narrowed(recipe_text, rate), small, tmp_path, resume=True)
+        last = trained.epochs[-1].figures
+        bits[rate] = last["entropy_bits"]
+        assert trained.model.bottleneck is not None
+        assert [epoch.stage for epoch in trained.epochs] == ["base", "base", "exit", "regularised"]
+    assert 0 < bits[300.0] < 0.9 * bits[0.0]
+    # Base and exit are the same for both, so their checkpoints are shared.
+    assert len(list(tmp_path.glob("*.pt"))) == 4
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    recipe = narrowed(recipe_text, 1.0)
+    whole = train(recipe, small, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(epoch: Epoch) -> None:
+        if epoch.stage == "exit":
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe, small, tmp_path / "broken", progress=Progress(epoch=kill))
+    torch.manual_seed(99)
+    resumed = train(recipe, small, tmp_path / "broken", resume=True)
+    again = train(recipe, small, tmp_path / "broken", resume=True)
+    for other in (resumed, again):
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("backbone", "exit_number", "stride"), [("tiny", 1, 2), ("tiny", 5, 4), ("mobilenet-v2", 12, 2)]
+)
+def test_the_graphs_send_the_models_own_symbols(backbone: str, exit_number: int, stride: int) -> None:
+    torch.manual_seed(exit_number)
+    model = SplitModel(BACKBONES[backbone](10, 32), exit_number)
+    model.insert(Bottleneck(model.exit_shape, BottleneckShape(8, stride, 16)))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8)
+    pixels = pixels.repeat(4, axis=2).repeat(4, axis=3)
+    images = to_float(torch.from_numpy(pixels))
+    with torch.no_grad():
+        for _ in range(10):
+            model.train()(images)
+        out = model.eval()(images)
+    quantized = quantize(model, images)
+    assert quantized.symbols == WHOLE
+    graphs = export(quantized)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    head, tail = (
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        for graph in (graphs.head, graphs.tail)
+    )
+    symbols, early = head.run(["symbols", "logits"], {"image": pixels})
+    assert symbols.shape == (16, *model.split_shape)
+    (final,) = tail.run(["logits"], {"symbols": symbols})
+    assert model.bottleneck is not None
+    wanted = model.bottleneck.rounding(out.activation).numpy() + ZERO_POINT
+    # Rounded to a whole number, what 8-bit layers add moves some symbols by one.
+    apart = np.abs(symbols.astype(int) - wanted)
+    assert apart.mean() < 0.12
+    for found, reference in ((early, out.early.numpy()), (final, out.final.numpy())):
+        assert np.abs(found - reference).mean() / reference.std() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "entropy = 1.0",
+            "rate = 1.0",
+            "train.regularised.rate is the price of a code: needs model.bottleneck",
+        ),
+        ("entropy = 1.0", "entropy = 1.0\n" + NARROW, "model.bottleneck takes train.regularised.rate"),
+        (
+            "epochs = 1\nlearning_rate = 0.05\nentropy = 1.0",
+            f"epochs = 0\nlearning_rate = 1\n{NARROW}",
+            "epochs is 0",
+        ),
+        ("entropy = 1.0", NARROW.replace("stride = 2", "stride = 3"), "model.bottleneck.stride"),
+    ],
+)
+def test_recipes_that_make_no_sense(recipe_text: str, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe.parse(recipe_text.replace(old, new))
