@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offramp.common.bundle import Bundle
@@ -72,6 +72,12 @@ FORMATS: tuple[Format, ...] = (
     *(
         Format(f"WebP {quality}", "WEBP", (("quality", quality), ("method", 6)))
         for quality in (1, 5, 10, 20, 50, 75, 90)
+    ),
+    # Pillow's wheels have it, other builds may not.
+    *(
+        Format(f"AVIF {quality}", "AVIF", (("quality", quality), ("speed", 8)))
+        for quality in (20, 50)
+        if features.check("avif")
     ),
 )
 HYBRIDS = ("WebP 10", "WebP 20", "WebP 50", "WebP 75")
@@ -128,25 +134,23 @@ def measure(
         tick: called after each format.
     """
     engine = Engine(bundle, threads)
-    early = np.concatenate([engine.head(batch)[1] for batch in _batches(data.images)])
+    early = np.concatenate([engine.head(batch)[1] for batch in batches(data.images)])
     confidence, early_right = early.max(axis=1), early.argmax(axis=1) == data.labels
     pictures, hybrids = [], []
     for form in formats:
-        coded = [form.write(image) for image in data.images]
-        decoded = np.stack([form.read(d, image) for d, image in zip(coded, data.images, strict=True)])
-        right = _whole(engine, decoded) == data.labels
-        sizes = np.array([len(one) for one in coded])
+        sizes, decoded = sent(form, data.images)
+        right = whole_answers(engine, decoded) == data.labels
         pictures.append(
             Pictures(name=form.name, bytes_mean=float(sizes.mean()), accuracy=float(right.mean()))
         )
         if form.name in HYBRIDS:
-            sent = [confidence <= at for at in _GRID]
+            unsure = [confidence <= at for at in _GRID]
             hybrids.append(
                 Hybrid(
                     name=f"early exit + {form.name}",
                     threshold=list(_GRID),
-                    bytes_mean=[float(np.where(one, sizes, 0).mean()) for one in sent],
-                    accuracy=[float(np.where(one, right, early_right).mean()) for one in sent],
+                    bytes_mean=[float(np.where(one, sizes, 0).mean()) for one in unsure],
+                    accuracy=[float(np.where(one, right, early_right).mean()) for one in unsure],
                 )
             )
         tick()
@@ -159,12 +163,20 @@ def measure(
     )
 
 
-def _whole(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+def sent(form: Format, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Bytes of each image, uint8 [N, 3, H, W], in a format, int64 [N], and what they decode to."""
+    coded = [form.write(image) for image in images]
+    decoded = np.stack([form.read(data, image) for data, image in zip(coded, images, strict=True)])
+    return np.array([len(data) for data in coded], np.int64), decoded
+
+
+def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The class that the whole model names for each image, int64 [N]."""
-    return np.concatenate([engine.tail(engine.head(batch)[0]).argmax(axis=1) for batch in _batches(images)])
+    return np.concatenate([engine.tail(engine.head(batch)[0]).argmax(axis=1) for batch in batches(images)])
 
 
-def _batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+def batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Parts of an array of images that the graphs take at a time."""
     return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
 
 

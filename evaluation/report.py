@@ -38,7 +38,9 @@ train` leaves beside its bundles: train all variants of runs/cifar10-*.toml into
 (runs/cifar10.sh), and name it with --runs. others is the text of Section V-C on ResNet-32 and VGG-19;
 claims holds what the paper says in words against our figures. baselines measures what the paper leaves out,
 pictures sent in place of activations, for one bundle, and leaves its figures beside it, where fig10 finds
-them.
+them. pareto runs bundles on the test images and compares what everything that a device could send costs at
+equal accuracy: --bundle names rate-trained ones, --whole the whole model that pictures are sent to (a second
+one may have been trained on such pictures), --paper bundles of the paper's scheme.
 """
 
 _EXAMPLES = """\
@@ -47,6 +49,7 @@ examples:
   offramp report table3 fig10 --runs build/cifar10
   offramp report all --runs build/cifar10 --out build/cifar10/report
   offramp report baselines --bundle build/cifar10/cifar10-mobilenetv2-exit5-entropy0
+  offramp report pareto --bundle build/rate/* --whole build/plain build/webp --paper build/exit12-entropy1
 
 exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 unusable or missing records
 """
@@ -58,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         if "baselines" in arguments.what:
             _measure_baselines(arguments)
-        names = [name for name in arguments.what if name != "baselines"]
+        if "pareto" in arguments.what:
+            _print(arguments, [_pareto(arguments)])
+        names = [name for name in arguments.what if name not in ("baselines", "pareto")]
         if names:
             _print(arguments, _reports(names, arguments.runs))
     except OfframpError as error:
@@ -74,14 +79,16 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    names = (*COMPUTED, *TRAINED, "all", "baselines")
+    names = (*COMPUTED, *TRAINED, "all", "baselines", "pareto")
     parser.add_argument("what", nargs="+", choices=names, metavar="WHAT", help=", ".join(names))
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of bundles with their records")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="also write NAME.md, NAME.json, NAME.png and NAME.svg here"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="whose baselines are measured")
+    parser.add_argument("--bundle", type=Path, nargs="+", metavar="DIR", help="of baselines (one) and pareto")
+    parser.add_argument("--whole", type=Path, nargs="+", metavar="DIR", help="whole models, for pareto")
+    parser.add_argument("--paper", type=Path, nargs="+", default=[], metavar="DIR", help="for pareto")
     parser.add_argument(
         "--train-data", nargs="+", metavar="FILE", help="Parquet files in place of the bundle's recipe's"
     )
@@ -146,13 +153,14 @@ def _measure_baselines(arguments: Namespace) -> None:
     from offramp.evaluation.baselines import BASELINES, FORMATS, measure
     from offramp.training.held_out import load_data
 
-    if arguments.bundle is None:
-        raise ConfigError("baselines: needs --bundle, whose model the pictures are sent to")
-    bundle = load_bundle(arguments.bundle)
+    if arguments.bundle is None or len(arguments.bundle) != 1:
+        raise ConfigError("baselines: needs one --bundle, whose model the pictures are sent to")
+    (folder,) = arguments.bundle
+    bundle = load_bundle(folder)
     data = load_data(bundle, arguments.train_data, arguments.test_data)
     with tqdm(total=len(FORMATS), unit="format", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         found = measure(bundle, data.test, formats=FORMATS, tick=bar.update)
-    path = arguments.bundle / BASELINES
+    path = folder / BASELINES
     path.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if arguments.json:
         print(found.model_dump_json(indent=1))
@@ -162,3 +170,38 @@ def _measure_baselines(arguments: Namespace) -> None:
     for point in found.pictures:
         print(f"| {point.name} | {point.bytes_mean:,.1f} | {100 * point.accuracy:.2f} |")
     print(f"\nwrote {path}", file=sys.stderr)
+
+
+def _pareto(arguments: Namespace) -> Report:
+    from tqdm import tqdm
+
+    from offramp.common.bundle import load_bundle
+    from offramp.evaluation import pareto
+    from offramp.evaluation.baselines import FORMATS
+    from offramp.training.held_out import load_data
+
+    if arguments.bundle is None or arguments.whole is None:
+        raise ConfigError("pareto: needs --bundle, rate-trained ones, and --whole, a model for pictures")
+    ours, wholes, papers = (
+        [load_bundle(path) for path in paths]
+        for paths in (arguments.bundle, arguments.whole, arguments.paper)
+    )
+    data = load_data(wholes[0], arguments.train_data, arguments.test_data)
+    for one in (*ours, *wholes, *papers):
+        if one.manifest.provenance.dataset.sha256 != data.sha256:
+            raise DataError(f"{one.path}: was made of other data than {wholes[0].path}")
+    steps = len(FORMATS) + len(ours) + len(papers)
+    with tqdm(total=steps, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        pictures = pareto.run_pictures(wholes, data.test, FORMATS, bar.update)
+        splits: list[pareto.Split] = []
+        for bundle in (*ours, *papers):
+            splits.append(pareto.run_split(bundle, data, one_table=len(splits) >= len(ours)))
+            bar.update()
+    return pareto.compare(
+        {one.manifest.name: split for one, split in zip(ours, splits, strict=False)},
+        {one.manifest.name: split for one, split in zip(papers, splits[len(ours) :], strict=True)},
+        pictures,
+        about=f"{len(data.test):,} test images of {data.name}; whole models: "
+        + ", ".join(one.manifest.name for one in wholes)
+        + ".",
+    )

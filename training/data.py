@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def augment(images: Tensor, *, shift: int, flip: bool, generator: torch.Generato
     item = torch.arange(count, device=device)[:, None, None]
     # Indexing with the channel axis in the middle puts it last.
     return images[item, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def recompressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """What WebP of a quality, 0 … 100, leaves of each image, uint8 [N, 3, H, W]."""
+    found = np.empty_like(images)
+    for number, image in enumerate(images):
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "WEBP", quality=quality)
+        with Image.open(buffer) as picture:
+            found[number] = np.asarray(picture.convert("RGB"), np.uint8).transpose(2, 0, 1)
+    return found
 
 
 def split(source: Source, *, validation: float, test: float | None = None, seed: int) -> Dataset:

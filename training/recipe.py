@@ -149,6 +149,8 @@ class RegularisedRecipe(StageRecipe):
 
     ``rate`` is the loss of one KB of estimated payload for each image. ``distill`` is the share of the final
     exit's loss that asks for the unsplit model's answers, at ``temperature``, in place of the labels.
+    ``webp`` are qualities: the stage then sees each image as it is or as WebP of one of them leaves it, for a
+    server that is sent pictures.
     """
 
     entropy: Weight = 0.0
@@ -157,6 +159,7 @@ class RegularisedRecipe(StageRecipe):
     rate: Weight = 0.0
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    webp: list[Annotated[int, Field(ge=0, le=100)]] = []
 
 
 class TrainRecipe(_Strict):

@@ -29,12 +29,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError, DataError
 from offramp.training.bottleneck import Bottleneck, BottleneckShape
-from offramp.training.data import Dataset, Labelled, augment, to_float
+from offramp.training.data import Dataset, Labelled, augment, recompressed, to_float
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, Outputs, SplitModel
 from offramp.training.recipe import Recipe, RegularisedRecipe, Stage, StageRecipe, TrainRecipe
@@ -327,7 +328,11 @@ def train(
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Stages draw from separate streams, so that a finished stage can be skipped on resume.
         generator = torch.Generator(device).manual_seed(recipe.seed * len(stages) + order)
-        run = _Run(name, stage, task, recipe, images, labels, data.validation, generator, hardware, progress)
+        seen = images
+        if name == "regularised" and settings.regularised.webp:
+            pictures = [recompressed(data.train.images, quality) for quality in settings.regularised.webp]
+            seen = torch.cat([images, torch.from_numpy(np.concatenate(pictures)).to(device)])
+        run = _Run(name, stage, task, recipe, seen, labels, data.validation, generator, hardware, progress)
         identity = f"{name}-{recipe.stage_sha256(name)[:12]}-{data.sha256[:12]}"
         run.complete(checkpoints / f"{identity}.pt", identity, resume=resume, clock=clock)
         epochs += run.epochs
@@ -362,7 +367,10 @@ def _last_task(
 
 
 class _Run:
-    """One stage: its optimiser, schedule, generator, position, history and best epoch so far."""
+    """One stage: its optimiser, schedule, generator, position, history and best epoch so far.
+
+    ``images``, uint8 [V · N, 3, H, W], are the N labelled ones in V versions, all of a version together.
+    """
 
     def __init__(
         self,
@@ -463,9 +471,14 @@ class _Run:
         order = torch.randperm(len(self.labels), generator=generator, device=generator.device)
         settings = self.recipe.data
         size = self.recipe.train.batch_size
+        versions = len(self.images) // len(self.labels)
         for step in range(self.steps):
             index = order[step * size : (step + 1) * size]
-            batch = augment(self.images[index], shift=settings.shift, flip=settings.flip, generator=generator)
+            at = index
+            if versions > 1:
+                version = torch.randint(versions, index.shape, generator=generator, device=generator.device)
+                at = index + version * len(self.labels)
+            batch = augment(self.images[at], shift=settings.shift, flip=settings.flip, generator=generator)
             yield _prepared(batch, device), self.labels[index]
 
     def _save(self, path: Path, identity: str) -> None:

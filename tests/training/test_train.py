@@ -1,11 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from offramp.common.errors import ConfigError, DataError
-from offramp.training.data import Dataset
+from offramp.training.data import Dataset, recompressed
 from offramp.training.models import BACKBONES, SplitModel
 from offramp.training.recipe import Recipe
 from offramp.training.train import Clock, Epoch, Hardware, OutOfTime, Progress, Trained, train
@@ -190,3 +191,21 @@ def test_fewer_images_than_a_batch(recipe: Recipe, small: Dataset, tmp_path: Pat
     few = replace(small, train=small.train.take(torch.arange(20).numpy()))
     with pytest.raises(DataError, match="20 images to train on are too few for one batch of 32"):
         train(recipe, few, tmp_path)
+
+
+def test_a_last_stage_on_pictures_that_webp_has_been_through(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    plain, lossy = (
+        Recipe.parse(recipe_text.replace("entropy = 1.0", text)) for text in ("", "webp = [10, 50]")
+    )
+    bits = [digest(train(one, small, tmp_path, resume=True)) for one in (plain, lossy, lossy)]
+    assert bits[0] != bits[1] == bits[2]
+    # One base, one exit, two last stages.
+    assert len(list(tmp_path.glob("*.pt"))) == 4
+
+
+def test_what_webp_leaves_is_further_from_the_image_at_lower_quality(small: Dataset) -> None:
+    images = small.train.images[:8]
+    apart = [np.abs(recompressed(images, quality).astype(int) - images).mean() for quality in (90, 50, 10)]
+    assert 0 < apart[0] < apart[1] < apart[2] < 40

@@ -1,0 +1,282 @@
+"""Accuracy against mean bytes an image, for everything a device could send, at equal accuracy.
+
+    pictures          every image to the whole model, as raw pixels, PNG, JPEG, WebP or AVIF
+    hybrid            the early exit keeps what it is sure of; the others go as WebP to the whole model
+    activations       the paper's scheme: one Huffman table over the INT8 activation of a regularised split
+    rate-trained      ours: a trained narrow code in the shipped codec
+
+Bytes are those of the protobuf message with one frame (payload, checksum, tags), the same envelope for every
+contender; an image that exits early sends none. The whole model is the one that is given for it; where a
+second one is given that was trained on pictures so compressed, each picture contender has the better of both.
+The hybrids' early exit is that of the rate-trained bundle whose exit is right most often.
+
+A contender's points differ in bundle, quality and T_c. What it costs at an accuracy is the fewest bytes among
+its points that reach it. Intervals are the bootstrap's over test images, the same ones for all contenders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.bundle import Bundle
+from offramp.common.codec import CodecId
+from offramp.common.engine import Engine
+from offramp.common.frame import Frame, FrameWriter
+from offramp.evaluation.baselines import FORMATS, Format, batches, sent, whole_answers
+from offramp.evaluation.plots import Plot, Series
+from offramp.evaluation.report_tables import Column, Report, Value
+from offramp.training.codebook import huffman_tables, payload_bytes
+from offramp.training.data import Dataset, Labelled
+
+PICTURES, HYBRID, PAPER, OURS = "pictures", "early exit + WebP", "activations (paper)", "rate-trained (ours)"
+DROPS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
+"""Points below the whole model at which contenders are compared."""
+
+_SHARES = np.linspace(0.0, 1.0, 51)
+_RESAMPLED = 500
+_CALIBRATION = 1024
+
+Rights = NDArray[np.bool_]
+Sizes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Points:
+    """One contender: for each of P points and N images, bytes sent and whether the answer is right."""
+
+    names: list[str]
+    sent: NDArray[np.float32]
+    right: NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Points]) -> Points:
+        """All points of all parts."""
+        return cls(
+            [name for part in parts for name in part.names],
+            np.concatenate([part.sent for part in parts]),
+            np.concatenate([part.right for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """A bundle's answers for N images: what its device and its server say, and the payload each one takes."""
+
+    confidence: NDArray[np.float32]
+    early: Rights
+    final: Rights
+    payload: Sizes
+
+
+@cache
+def message_bytes(payload: int) -> int:
+    """Bytes of a protobuf message that holds one frame with a payload of so many bytes."""
+    return len(FrameWriter().pack([Frame(1, CodecId.BUNDLE, bytes(payload))]))
+
+
+def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
+    """A bundle on the test images.
+
+    one_table: payloads in one Huffman table, counted on validation images (the paper's); else as it ships.
+    """
+    engine = Engine(bundle, os.cpu_count() or 1)
+    symbols, probabilities = _head(engine, data.test.images)
+    final = np.concatenate([engine.tail(batch).argmax(axis=1) for batch in batches(symbols)])
+    if one_table:
+        counted, _ = _head(engine, data.validation.images[:_CALIBRATION])
+        payload = payload_bytes(huffman_tables(counted, [0] * counted.shape[1]), 1, symbols)
+    else:
+        payload = np.array([len(bundle.codec.encode(image)[1]) for image in symbols], np.int64)
+    return Split(
+        probabilities.max(axis=1),
+        probabilities.argmax(axis=1) == data.test.labels,
+        final == data.test.labels,
+        payload,
+    )
+
+
+def run_pictures(
+    wholes: Sequence[Bundle],
+    data: Labelled,
+    formats: Sequence[Format] = FORMATS,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, tuple[Sizes, list[Rights]]]:
+    """By format: bytes of each picture, and where each whole model is right about what it decodes to."""
+    engines = [Engine(whole, os.cpu_count() or 1) for whole in wholes]
+    found = {}
+    for form in formats:
+        sizes, decoded = sent(form, data.images)
+        found[form.name] = (sizes, [whole_answers(engine, decoded) == data.labels for engine in engines])
+        tick()
+    return found
+
+
+def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Points:
+    """An early exit in front of a server, at thresholds that send 0 … 100 % of the images.
+
+    Args:
+        name: the contender's part in this.
+        device: whose early exit decides, and answers what it is sure of.
+        server: where the server is right, were it sent the image.
+        payload: what that would take.
+    """
+    order = np.sort(device.confidence)
+    at = np.unique(order[np.minimum((_SHARES * len(order)).astype(int), len(order) - 1)])
+    thresholds = np.concatenate([[0.0], at, [1.0]]).astype(np.float32)
+    offloaded = device.confidence[None] <= thresholds[:, None]
+    message = np.array([message_bytes(int(size)) for size in payload], np.float32)
+    return Points(
+        [f"{name}, T_c = {threshold:.4f}" for threshold in thresholds],
+        np.where(offloaded, message, np.float32(0)),
+        np.where(offloaded, server, device.early).astype(np.float32),
+    )
+
+
+def picture_points(found: Mapping[str, tuple[Sizes, list[Rights]]]) -> Points:
+    """Every image sent as a picture to the whole model."""
+    names, sent, right = [], [], []
+    for name, (sizes, rights) in found.items():
+        message = np.array([message_bytes(int(size)) for size in sizes], np.float32)
+        for number, one in enumerate(rights):
+            names.append(name + (", model trained on WebP" if number else ""))
+            sent.append(message)
+            right.append(one.astype(np.float32))
+    return Points(names, np.stack(sent), np.stack(right))
+
+
+def hybrid_points(device: Split, found: Mapping[str, tuple[Sizes, list[Rights]]]) -> Points:
+    """Unsure images sent as WebP of every quality."""
+    return Points.joined(
+        [
+            split_points(name, device, one, sizes)
+            for name, (sizes, rights) in found.items()
+            if name.startswith("WebP")
+            for one in rights
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Mean bytes an image at each accuracy that is asked for: of the data, and of each resampling."""
+
+    value: NDArray[np.float64]
+    resampled: NDArray[np.float64]
+    """[resamplings, accuracies]; infinite where no point reaches the accuracy."""
+    best: list[str | None]
+    """Which point it was."""
+
+
+def costs(points: Points, accuracies: Sequence[float], *, seed: int = 0) -> Costs:
+    """The fewest mean bytes at each accuracy, with the bootstrap over images."""
+    count = points.sent.shape[1]
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(count, np.full(count, 1 / count), _RESAMPLED).astype(np.float32) / count
+    weights = np.concatenate([np.full((1, count), 1 / count, np.float32), weights])
+    mean_sent, mean_right = weights @ points.sent.T, weights @ points.right.T
+    found = np.empty((len(weights), len(accuracies)))
+    best: list[str | None] = []
+    for number, wanted in enumerate(accuracies):
+        # Means in float32 are off by less than one image in a thousand sets.
+        reached = np.where(mean_right >= wanted - 1e-6, mean_sent, np.inf)
+        found[:, number] = reached.min(axis=1)
+        first = int(reached[0].argmin())
+        best.append(points.names[first] if np.isfinite(reached[0, first]) else None)
+    return Costs(found[0], found[1:], best)
+
+
+def compare(
+    ours: Mapping[str, Split],
+    papers: Mapping[str, Split],
+    pictures: Mapping[str, tuple[Sizes, list[Rights]]],
+    *,
+    about: str,
+) -> Report:
+    """All contenders beside one another.
+
+    Args:
+        ours: rate-trained bundles by name; the hybrids take the early exit that is right most often.
+        papers: bundles of the paper's scheme, by name; may be none.
+        pictures: see ``run_pictures``; "raw pixels" tells what the first whole model reaches.
+        about: where the figures come from.
+    """
+    best_exit = max(ours.values(), key=lambda split: float(split.early.mean()))
+    contenders = {PICTURES: picture_points(pictures), HYBRID: hybrid_points(best_exit, pictures)}
+    for name, splits in ((PAPER, papers), (OURS, ours)):
+        if splits:
+            contenders[name] = Points.joined(
+                [split_points(own, split, split.final, split.payload) for own, split in splits.items()]
+            )
+    _, rights = pictures["raw pixels"]
+    return report(contenders, float(rights[0].mean()), about=about)
+
+
+def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Report:
+    """The table and the plot.
+
+    Args:
+        contenders: by name; the ratios are of ``OURS`` to ``HYBRID`` and to ``PICTURES``.
+        whole: accuracy of the whole model on the images as they are.
+        about: where the figures come from.
+    """
+    wanted = [whole - drop for drop in DROPS]
+    priced = {name: costs(points, wanted) for name, points in contenders.items()}
+    rows: list[dict[str, Value]] = []
+    for number, (drop, accuracy) in enumerate(zip(DROPS, wanted, strict=True)):
+        row: dict[str, Value] = {"drop": 100 * drop, "accuracy": 100 * accuracy}
+        for name, cost in priced.items():
+            row[name] = _interval(cost.value[number], cost.resampled[:, number], 1)
+        for rival in (HYBRID, PICTURES):
+            if rival in priced and OURS in priced:
+                ours, other = priced[OURS], priced[rival]
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    row[f"ratio to {rival}"] = _interval(
+                        ours.value[number] / other.value[number],
+                        ours.resampled[:, number] / other.resampled[:, number],
+                        3,
+                    )
+        row["point"] = priced[OURS].best[number] if OURS in priced else None
+        rows.append(row)
+    columns = [Column("drop", "points below", 0), Column("accuracy", "accuracy %", 2)]
+    columns += [Column(name, f"{name}, B") for name in priced]
+    columns += [Column(key, key) for key in rows[0] if key.startswith("ratio")]
+    columns.append(Column("point", "our point"))
+    notes = [
+        "Mean bytes of protobuf messages over all images; in brackets the 95 % interval of the bootstrap. "
+        "A dash: no point of the contender reaches the accuracy. Every contender has its best point at each "
+        "accuracy, chosen on these images.",
+        about,
+    ]
+    title = "Accuracy against mean bytes an image, test split"
+    lines = [_line(name, points) for name, points in contenders.items()]
+    plot = Plot(title, "mean bytes an image (messages)", "top-1 accuracy %", lines, log_x=True)
+    return Report("pareto", title, columns, rows, plot, notes)
+
+
+def _line(name: str, points: Points) -> Series:
+    """The points that no other of the contender beats, by bytes; a picture format is one point."""
+    sent, right = points.sent.mean(axis=1), 100 * points.right.mean(axis=1)
+    order = np.lexsort((-right, sent))
+    best = np.maximum.accumulate(np.concatenate([[-1.0], right[order][:-1]]))
+    kept = order[right[order] > best]
+    kept = kept[sent[kept] > 0]
+    return Series(name, sent[kept].tolist(), right[kept].tolist(), paper=name == PAPER)
+
+
+def _interval(value: float, resampled: NDArray[np.float64], digits: int) -> str | None:
+    if not np.isfinite(value):
+        return None
+    low, high = np.percentile(np.nan_to_num(resampled, nan=np.inf), [2.5, 97.5], method="nearest")
+    ends = [f"{end:,.{digits}f}" if np.isfinite(end) else "∞" for end in (low, high)]
+    return f"{value:,.{digits}f} [{ends[0]}, {ends[1]}]"
+
+
+def _head(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    symbols, probabilities = zip(*(engine.head(batch) for batch in batches(images)), strict=True)
+    return np.concatenate(symbols), np.concatenate(probabilities)

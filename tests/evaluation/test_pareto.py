@@ -1,0 +1,116 @@
+"""Everything a device could send, at equal accuracy: points, frontiers, intervals, and the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offramp.common.bundle import load_bundle
+from offramp.evaluation import pareto
+from offramp.evaluation.baselines import FORMATS
+from offramp.evaluation.report import main
+from offramp.training import sources
+from offramp.training.recipe import DigitsRecipe
+
+BUNDLE = Path(__file__).parents[2] / "models" / "digits-mobilenetv2-exit12"
+
+
+def device(confidence: list[float], early: list[int], final: list[int], payload: list[int]) -> pareto.Split:
+    return pareto.Split(
+        np.array(confidence, np.float32),
+        np.array(early, np.bool_),
+        np.array(final, np.bool_),
+        np.array(payload, np.int64),
+    )
+
+
+def test_a_message_is_its_payload_and_the_frames_six_bytes() -> None:
+    assert [pareto.message_bytes(size) - size for size in (1, 100, 123, 124, 20_000)] == [6, 6, 6, 7, 8]
+
+
+def test_points_run_from_nothing_sent_to_everything_sent() -> None:
+    split = device([0.2, 0.9, 0.5, 0.7], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
+    points = pareto.split_points("ours", split, split.final, split.payload)
+    assert points.sent[0].tolist() == [0, 0, 0, 0]
+    assert points.right[0].tolist() == [0, 1, 0, 1]
+    assert points.sent[-1].tolist() == [16, 26, 36, 46]
+    assert points.right[-1].tolist() == [1, 1, 1, 0]
+    # Between them, unsure images go first.
+    assert [16, 0, 36, 0] in points.sent.tolist()
+    assert [0, 26, 0, 0] not in points.sent.tolist()
+
+
+def test_what_an_accuracy_costs_is_the_cheapest_point_that_reaches_it() -> None:
+    right = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]], np.float32)
+    sent = np.array([[1] * 4, [7] * 4, [5] * 4, [9] * 4], np.float32)
+    found = pareto.costs(pareto.Points(["a", "b", "c", "d"], sent, right), [0.5, 0.75, 1.0, 1.01])
+    assert found.value.tolist() == [1, 5, 9, np.inf]
+    assert found.best == ["a", "c", "d", None]
+    # A resampling can only ever cost what some point costs.
+    assert set(found.resampled[:, 1].tolist()) <= {1.0, 5.0, 9.0}
+    assert len(set(found.resampled[:, 1].tolist())) > 1
+
+
+def test_the_ratio_is_of_the_same_resampled_images() -> None:
+    """A contender that costs half for each image costs half in every resampling: an interval of no width."""
+    rng = np.random.default_rng(0)
+    count = 200
+    split = device(
+        rng.random(count).tolist(),
+        rng.integers(0, 2, count).tolist(),
+        [1] * count,
+        rng.integers(200, 400, count).tolist(),
+    )
+    rival = pareto.split_points("rival", split, split.final, split.payload)
+    half = pareto.Points(rival.names, rival.sent / np.float32(2), rival.right)
+    found = pareto.report({pareto.HYBRID: rival, pareto.OURS: half}, 1.0, about="made up")
+    assert [row[f"ratio to {pareto.HYBRID}"] for row in found.rows] == ["0.500 [0.500, 0.500]"] * len(
+        pareto.DROPS
+    )
+
+
+def test_the_command_on_real_bundles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = tuple(form for form in FORMATS if form.name in ("raw pixels", "WebP 50"))
+    monkeypatch.setattr("offramp.evaluation.baselines.FORMATS", some)
+    bundle = str(BUNDLE)
+    flags = ["--bundle", bundle, "--whole", bundle, "--paper", bundle, "--out", str(tmp_path), "--json"]
+    assert main(["pareto", *flags]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    first, *_, last = found["rows"]
+    card = load_bundle(BUNDLE).manifest.figures
+    assert first["accuracy"] == pytest.approx(100 * card.accuracy_final)
+    cost = {name: float(last[name].split(" ")[0]) for name in (pareto.OURS, pareto.PAPER, pareto.HYBRID)}
+    # Six points below, the early exit alone is enough.
+    assert cost == {pareto.OURS: 0, pareto.PAPER: 0, pareto.HYBRID: 0}
+    ours, paper = (float(first[name].split(" ")[0]) for name in (pareto.OURS, pareto.PAPER))
+    assert 0 < ours < paper
+    assert (tmp_path / "pareto.svg").stat().st_size > 10_000
+
+
+def test_pictures_of_two_models_have_points_of_both() -> None:
+    recipe = DigitsRecipe(source="sklearn-digits", validation=0.2, test=0.2)
+    data = sources.load(recipe, seed=1).test.take(np.arange(40))
+    bundle = load_bundle(BUNDLE)
+    some = [form for form in FORMATS if form.name in ("PNG", "WebP 20")]
+    found = pareto.run_pictures([bundle, bundle], data, some)
+    assert pareto.picture_points(found).names == [
+        "PNG",
+        "PNG, model trained on WebP",
+        "WebP 20",
+        "WebP 20, model trained on WebP",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--whole", str(BUNDLE)], "pareto: needs --bundle"),
+        (["--bundle", str(BUNDLE)], "pareto: needs --bundle"),
+    ],
+)
+def test_what_it_needs(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pareto", *flags]) == 2
+    assert message in capsys.readouterr().err
