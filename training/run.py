@@ -57,7 +57,7 @@ _LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 _CARD_THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _GRID = tuple(step / 100 for step in range(101))
 # Tables are settled long before this many symbols, and counting them takes ten times their memory.
-_CODEC_SYMBOLS = 1 << 25
+_CODEC_SYMBOLS = 1 << 23
 
 
 @dataclass(frozen=True)
