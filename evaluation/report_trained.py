@@ -62,6 +62,7 @@ def choose(
         if (record.backbone, record.exit) == (backbone, exit_number)
         and record.epochs["regularised"] > 0
         and other(record) == 0
+        and not record.bottleneck
     ]
     if not found:
         raise DataError(f"no run of {backbone} with exit {exit_number} and a regularised stage among them")
@@ -660,7 +661,7 @@ def describe(records: Sequence[Record]) -> str:
     def each(values: list[str]) -> str:
         return " / ".join(sorted(set(values)))
 
-    epochs = each([" + ".join(str(r.epochs[s]) for s in ("base", "exit", "regularised")) for r in records])
+    epochs = each([" + ".join(_epochs(r, s) for s in ("base", "exit", "regularised")) for r in records])
     data = each(
         [
             f"{r.dataset.name} ({r.dataset.train:,} to train, {r.dataset.validation:,} to validate, "
@@ -674,6 +675,12 @@ def describe(records: Sequence[Record]) -> str:
     return (
         f"Data: {data}. Epochs: {epochs} (paper: 300 + 50 + 10), batches of {batch}, seed {seed}, on {where}."
     )
+
+
+def _epochs(record: Record, stage: str) -> str:
+    """Epochs of a stage, as passes over all training images."""
+    share = record.images.get(stage, record.dataset.train) / record.dataset.train
+    return f"{round(record.epochs[stage] * min(1.0, share), 2):g}"
 
 
 def _by_threshold(name: str, run: Record) -> Series:

@@ -93,6 +93,8 @@ class Record(_Strict):
     """Its channels and stride, as 8x2; empty: the activation itself travels."""
     epochs: dict[str, int]
     """By stage."""
+    images: dict[str, int] = {}
+    """By stage: how many images an epoch draws; a stage that is not there draws all."""
     batch_size: int
     seed: int
     dataset: Dataset

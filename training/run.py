@@ -285,6 +285,15 @@ def _record(
             "exit": settings.exit.epochs,
             "regularised": settings.regularised.epochs,
         },
+        images={
+            name: images
+            for name, images in (
+                ("base", settings.base.images),
+                ("exit", settings.exit.images),
+                ("regularised", settings.regularised.images),
+            )
+            if images is not None
+        },
         batch_size=settings.batch_size,
         seed=recipe.seed,
         dataset=manifest.provenance.dataset,

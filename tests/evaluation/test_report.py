@@ -66,6 +66,11 @@ def test_tables_have_the_papers_values_beside_ours() -> None:
     assert [row["weight"] for row in report_trained.table5(paper_like()).rows][:2] == ["0", "1e-05"]
 
 
+def test_parts_of_epochs_are_told() -> None:
+    run = record(entropy=1.0).model_copy(update={"images": {"exit": 450, "regularised": 30}})
+    assert "Epochs: 300 + 25 + 0.33" in report_trained.table3([run]).to_markdown()
+
+
 def test_figure_10_takes_the_least_bytes_at_the_floor() -> None:
     runs = paper_like()
     # Accuracy is 0.7 + 0.2 T_c: T_c = 0.8 is the first of the grid with 85 %.
@@ -160,7 +165,7 @@ def test_all_leaves_out_what_has_no_runs(tmp_path: Path, capsys: pytest.CaptureF
     [
         (["table9"], 2, "table9"),
         (["table3"], 2, "table3: needs --runs"),
-        (["baselines"], 2, "baselines: needs --bundle"),
+        (["baselines"], 2, "baselines: needs one --bundle"),
         (["baselines", "--bundle", "none"], 4, "none"),
     ],
 )
