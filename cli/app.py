@@ -31,6 +31,9 @@ COMMANDS = {
     ),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
+    "plan": Command(
+        "offramp.evaluation.plan", "train,bench", "choose split, training and threshold for a device"
+    ),
     "report": Command(
         "offramp.evaluation.report", "train,bench", "print the paper's tables and figures, ours beside them"
     ),

@@ -5,13 +5,18 @@ Figures are of the test split, code tables of the validation split, unless a fie
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offramp.common.bundle import Dataset
 from offramp.common.errors import DataError, printable
+
+if TYPE_CHECKING:
+    # It imports torch, which reading records needs not.
+    from offramp.training.models import SplitModel
 
 RECORD = "measured.json"
 
@@ -72,6 +77,17 @@ class Machine(_Strict):
     libraries: dict[str, str]
 
 
+class Cost(_Strict):
+    """What the two sides hold and compute for one image, as Table II counts it."""
+
+    device_weights: int
+    device_macs: int
+    server_weights: int
+    server_macs: int
+    activations: int
+    """Numbers in the device's two largest neighbouring tensors, which it holds at once."""
+
+
 class Record(_Strict):
     """One run."""
 
@@ -99,6 +115,7 @@ class Record(_Strict):
     seed: int
     dataset: Dataset
     machine: Machine
+    cost: Cost
     accuracy: Accuracy
     bytes: dict[str, float]
     """Mean payload of one activation by codec, every image offloaded."""
@@ -121,6 +138,31 @@ class Record(_Strict):
         """C·H·W: one activation at one byte a symbol."""
         channels, height, width = self.shape
         return channels * height * width
+
+
+def measure_cost(model: SplitModel) -> Cost:
+    """The cost of a split model."""
+    import torch
+
+    from offramp.training.models import Flow, partition
+
+    sides = partition(model)
+    training = model.training
+    flow = Flow(torch.zeros(1, *model.backbone.input_shape))
+    sizes = [flow.x.numel()]
+    model.eval()
+    with torch.no_grad():
+        for block in model.blocks()[: model.cut]:
+            flow = block(flow)
+            sizes.append(flow.x.numel() + (0 if flow.skip is None else flow.skip.numel()))
+    model.train(training)
+    return Cost(
+        device_weights=sides.device.weights,
+        device_macs=sides.device.macs,
+        server_weights=sides.server.weights,
+        server_macs=sides.server.macs,
+        activations=max(a + b for a, b in pairwise(sizes)),
+    )
 
 
 def read_record(path: Path) -> Record:

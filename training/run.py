@@ -302,6 +302,7 @@ def _record(
             precision="bfloat16" if hardware.bfloat16 else "float32",
             libraries=dict(manifest.provenance.libraries),
         ),
+        cost=record.measure_cost(trained.model),
         accuracy=record.Accuracy(
             early=own.accuracy_early,
             final=own.accuracy_final,

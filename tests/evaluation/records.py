@@ -39,6 +39,13 @@ def record(
         "seed": 1,
         "dataset": {"name": "made-up", "sha256": "0" * 64, "train": 900, "validation": 100, "test": 50},
         "machine": {"device": "some machine", "precision": "float32", "libraries": {"torch": "2"}},
+        "cost": {
+            "device_weights": 50_000 * exit_number,
+            "device_macs": 2_000_000 * exit_number,
+            "server_weights": 2_000_000,
+            "server_macs": 80_000_000,
+            "activations": 200_000,
+        },
         "accuracy": {
             "early": early,
             "final": final,
