@@ -386,7 +386,7 @@ def report(found: Sequence[Choice], profile: Profile, *, most: int = 20) -> Repo
         Plot("Pareto set (modelled: dashed)", "mean latency, ms", "top-1 accuracy, %", series, log_x=True),
         [
             f"Profile: {given}.",
-            f"{len(found)} choices in the set, at most {most} shown. Latency and energy follow from the profile; "
-            "the other figures of a measured split are of its test images.",
+            f"{len(found)} choices in the set, at most {most} shown. Latency and energy follow from the "
+            "profile; the other figures of a measured split are of its test images.",
         ],
     )
