@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The rate-trained split on CIFAR-10 beside pictures and beside the paper's scheme, at equal accuracy.
+#
+#   runs/cifar10-rate.sh [--short] [--data DIR] [offramp train's own flags]
+#
+# Trains all variants of runs/cifar10-rate.toml, prints `offramp report pareto`, and runs each rate-trained bundle
+# through a real server and a real device on the test images. --short is for two CPU cores: 10 epochs of base, 1 with
+# the exit, 2 of the last stage, batches of 128, bfloat16; about two hours. It shares base and exit with
+# runs/cifar10.sh --short. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and
+# DIR/test.parquet instead of the Hugging Face hub. Everything goes to build/cifar10-rate (build/cifar10-rate-short).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+out=build/cifar10-rate flags=() data=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --short)
+      out=build/cifar10-rate-short
+      flags+=(--precision bfloat16 --set train.batch_size=128 train.base.epochs=10 train.exit.epochs=1
+        train.exit.learning_rate=0.03 train.regularised.epochs=2) ;;
+    --data) data=(--train-data "$2/train.parquet" --test-data "$2/test.parquet"); shift ;;
+    *) flags+=("$1") ;;
+  esac
+  shift
+done
+offramp train runs/cifar10-rate.toml --resume --out "$out" --checkpoints checkpoints/cifar10 \
+  --export-test "$out/test-images" "${data[@]}" "${flags[@]}"
+offramp report pareto --bundle "$out"/cifar10-rate-*x*-rate* --whole "$out"/cifar10-rate-{whole,webp} \
+  --out "$out/report" "${data[@]}"
+for bundle in "$out"/cifar10-rate-*x*-rate*; do
+  offramp demo --bundle "$bundle" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
+done
