@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from offramp.common.bundle import Bundle
 from offramp.common.config import DeviceSettings, split_address
 from offramp.common.engine import Engine
-from offramp.common.errors import ExitCode, OfframpError
+from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.frame import ENVELOPE_BYTES
 from offramp.device.adapt import Steering, bounds_of
 from offramp.device.head import EarlyExit, run_head
@@ -97,13 +97,13 @@ class Correction:
 class Device:
     """One bundle's head, its early exit and the link to a server.
 
-    server: HOST:PORT. threshold: T_c, by default the bundle's. timeout: seconds an image waits for the
-    server. window: unanswered frames at most. insecure: allow plaintext beyond this machine. security: TLS
-    and token. coalesce: seconds a frame may wait for others to share a message; coalesce_frames: how many
-    are enough. breaker: failures in a row after which frames are turned away. byte_budget (bytes a second)
-    and target_latency (seconds) steer T_c between threshold_floor and threshold_ceiling (see ``adapt.py``).
-    on_correction: called, from another thread, with what the server answers too late. spool: a file for
-    unanswered activations, of at most spool_bytes.
+    server: HOST:PORT, or several in the order in which they are tried. threshold: T_c, by default the
+    bundle's. timeout: seconds an image waits for the server. window: unanswered frames at most. insecure:
+    allow plaintext beyond this machine. security: TLS and token. coalesce: seconds a frame may wait for
+    others to share a message; coalesce_frames: how many are enough. breaker: failures in a row after which
+    frames are turned away. byte_budget (bytes a second) and target_latency (seconds) steer T_c between
+    threshold_floor and threshold_ceiling (see ``adapt.py``). on_correction: called, from another thread,
+    with what the server answers too late. spool: a file for unanswered activations, of at most spool_bytes.
 
     ``submit`` and ``infer`` may be called from several threads. Raises BundleError for a head that is not
     what the manifest says, ConfigError for a wrong address, certificate, token or range.
@@ -113,7 +113,7 @@ class Device:
         self,
         bundle: Bundle,
         *,
-        server: str,
+        server: str | Sequence[str],
         threshold: float | None = None,
         timeout: float = 2.0,
         window: int = 16,
@@ -132,9 +132,12 @@ class Device:
         spool: Path | str | None = None,
         spool_bytes: int = 64 << 20,
     ) -> None:
-        host, port = split_address("--server", server)
+        servers = [server] if isinstance(server, str) else list(server)
+        if not servers:
+            raise ConfigError("--server: expected at least one HOST:PORT")
         security = security or Security()
-        security.check(host, insecure)
+        for address in servers:
+            security.check(split_address("--server", address)[0], insecure)
         manifest = bundle.manifest
         self.bundle = bundle
         self.metrics = DeviceMetrics(bundle)
@@ -172,8 +175,7 @@ class Device:
         self._window = window
         self._thread: ThreadPoolExecutor | None = None
         self._link = Link(
-            server,
-            port,
+            servers,
             bundle.digest,
             len(manifest.classes),
             self._codec.raw_bytes,

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -43,11 +43,12 @@ LinkTo = Callable[..., AbstractContextManager["Linked"]]
 class Linked:
     """A link and the outcomes of its frames."""
 
-    def __init__(self, bundle: Bundle, port: int, timeout: float, window: int, **options: Any) -> None:
+    def __init__(
+        self, bundle: Bundle, ports: Sequence[int], timeout: float, window: int, **options: Any
+    ) -> None:
         self.metrics = DeviceMetrics(bundle)
         self.link = Link(
-            f"127.0.0.1:{port}",
-            port,
+            [f"127.0.0.1:{port}" for port in ports],
             bundle.digest,
             len(bundle.manifest.classes),
             bundle.codec.raw_bytes,
@@ -82,11 +83,11 @@ class Linked:
 
 @pytest.fixture
 def linked(toy_bundle: Bundle) -> LinkTo:
-    """A link to a port that ends with its block: threads gone, one outcome for each frame."""
+    """A link to some ports that ends with its block: threads gone, one outcome for each frame."""
 
     @contextmanager
-    def make(port: int, *, timeout: float = WAIT, window: int = 16, **options: Any) -> Iterator[Linked]:
-        made = Linked(toy_bundle, port, timeout, window, **options)
+    def make(*ports: int, timeout: float = WAIT, window: int = 16, **options: Any) -> Iterator[Linked]:
+        made = Linked(toy_bundle, ports, timeout, window, **options)
         try:
             yield made
         finally:
@@ -548,7 +549,7 @@ def test_an_overloaded_server_is_left_alone_for_as_long_as_it_asks(linked: LinkT
         device.offload(30)
         assert {outcome.cause for outcome in refused(device.settled()[1:])} == {Cause.BREAKER}
         # Not as long as a hostile one asks, though.
-        assert 0 < device.link._breaker._until - time.monotonic() < 80  # type: ignore[operator]
+        assert 0 < device.link._servers.current.breaker._until - time.monotonic() < 80  # type: ignore[operator]
 
 
 def test_timeouts_open_the_breaker_also_where_the_server_chats(linked: LinkTo) -> None:
