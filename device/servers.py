@@ -59,11 +59,6 @@ class Servers:
         """Whether all of them have failed since one last worked."""
         return self._failed >= len(self._all)
 
-    @property
-    def rounds(self) -> int:
-        """Whole rounds of failures since one last worked."""
-        return self._failed // len(self._all)
-
     def worked(self) -> None:
         """A stream to one of them was of use."""
         self._failed = 0
