@@ -77,6 +77,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from grpc_reflection.v1alpha import reflection
 
     from offramp.common import transport
+    from offramp.common.signature import TrustedKeys
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.metrics import ServerMetrics
@@ -101,7 +102,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
         message_bytes=settings.message_bytes,
     )
-    reloader = Reloader(settings.bundle, loader, metrics)
+    trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
+    reloader = Reloader(settings.bundle, loader, metrics, trusted)
     first = reloader.load_all()
     assert loader.workers is not None and loader.message_bytes is not None
     batcher = Batcher(metrics, loader.workers, settings.queue)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,7 +24,6 @@ from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
 from offramp.common.errors import MismatchError, PeerError, UnavailableError
 from offramp.common.frame import ENVELOPE_BYTES
-from offramp.device import link
 from offramp.device.link import BACKOFF_FIRST, SENDS, Answer, Link, Outcome, Refusal
 from offramp.device.metrics import Cause, DeviceMetrics
 from offramp.v1 import inference_pb2 as pb
@@ -805,17 +803,6 @@ def test_a_clock_that_is_set_changes_nothing(linked: LinkTo, monkeypatch: pytest
         outcomes = device.settled()
         monkeypatch.undo()
         assert [isinstance(outcome, Answer) for outcome in outcomes] == [True, True, True, False] * 2
-
-
-def test_the_device_names_the_wall_clock_in_one_place_only() -> None:
-    """The spool's rows carry it, for whoever reads the file."""
-    folder = Path(link.__file__).parent
-    named = {
-        path.name
-        for path in folder.glob("*.py")
-        if re.search(r"\btime\.time(_ns)?\(|\bdatetime\b|\blocaltime\b", path.read_text())
-    }
-    assert named == {"spool.py"}
 
 
 # --- the real server ---
