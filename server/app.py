@@ -162,6 +162,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             await reloader.scan(catalog, service.retire, again=again)
 
     with serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port) as metrics_port:
+        metrics.watch_connections(port)
         await server.start()
         log.info("offramp %s", package_version())
         for loaded in first:

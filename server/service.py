@@ -146,6 +146,7 @@ class InferenceService:
         ).SerializeToString()
 
     async def _offload(self, _requests: object, context: Context) -> None:
+        self.metrics.streams.inc()
         most = self.limits.max_streams
         if len(self._streams) >= most:
             full = OverloadError(f"{most} streams are open already, the most that may", STREAM_RETRY_MS)
