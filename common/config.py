@@ -79,6 +79,11 @@ class Settings(BaseModel):
         description="a line of text for each event, or a JSON object: text or json",
         examples=["FORMAT"],
     )
+    otel: bool = Field(
+        False,
+        description="trace images with OpenTelemetry, exported as the OTEL_* variables say; needs the extra "
+        "[otel]",
+    )
     trusted_key: Several | None = Field(
         None,
         description="Ed25519 public key, PEM; only bundles that it has signed are loaded; may be given again",

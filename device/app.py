@@ -131,6 +131,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     """Answer all images. Raises OfframpError for what stops it before the first one."""
     from offramp.common.bundle import load_bundle
     from offramp.common.signature import TrustedKeys
+    from offramp.common.tracing import Tracing
     from offramp.device.pipeline import Device, exit_code
     from offramp.device.report import Report, Totals
     from offramp.device.source import Source
@@ -148,7 +149,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
             answers.correct(correction)
 
     wanted = settings.corrections or settings.spool is not None
-    device = Device.from_settings(bundle, settings, correct if wanted else None)
+    tracing = Tracing("edge-device") if settings.otel else None
+    device = Device.from_settings(bundle, settings, correct if wanted else None, tracing)
     totals = Totals()
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
         if port is not None:
@@ -162,6 +164,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
                 _wait_for_corrections(device, settings, stop)
         seconds = time.perf_counter() - start
         answers.finish()
+        if tracing is not None:
+            tracing.close()
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
         interrupted = stop.is_set()
         if arguments.hold:

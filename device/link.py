@@ -64,8 +64,8 @@ LATE_MOST = 1024
 """Frames of one stream whose late reply is still waited for."""
 MESSAGE_OVERHEAD = 32
 """Most bytes that a message takes beside its frames: ``first_sequence``, tags of ``codecs``."""
-FRAME_OVERHEAD = 12
-"""Most bytes that a frame takes beside its payload: tag, length, CRC-32, codec."""
+FRAME_OVERHEAD = 14
+"""Most bytes that a frame takes beside its payload and its trace context: tags, lengths, CRC-32, codec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,7 @@ class _Offload:
     late: Callable[[Answer], None] | None
     start: float
     deadline: float
+    trace: bytes
     probe: bool = False
     sequence: int = 0
     """0 until it is sent for the first time."""
@@ -226,15 +227,16 @@ class Link:
         *,
         late: Callable[[Answer], None] | None = None,
         background: bool = False,
+        trace: bytes = b"",
     ) -> None:
         """Send one frame. Waits while the window is full, no longer than the timeout.
 
         late: called with the answer if it comes after the deadline, once ``done`` was called without it.
         background: it gives way to other frames, and is turned away rather than wait for a window or for a
-        connection.
+        connection. trace: a W3C trace context to send along, 25 bytes (``tracing.py``).
         """
         start = time.monotonic()
-        item = _Offload(codec, payload, done, late, start, start + self._timeout)
+        item = _Offload(codec, payload, done, late, start, start + self._timeout, trace)
         with self._lock:
             if self._state is _State.IDLE:
                 self._start()
@@ -483,7 +485,7 @@ class Link:
                 if session.half_close or session.limits is None:
                     return
                 items = self._take(session.limits, session.room())
-                frames = [frame.Frame(item.sequence, item.codec, item.payload) for item in items]
+                frames = [frame.Frame(item.sequence, item.codec, item.payload, item.trace) for item in items]
                 message = writer.pack(frames)
                 now = time.monotonic()
                 for item in items:
@@ -521,7 +523,7 @@ class Link:
         items: list[_Offload] = []
         while self._outbox and len(items) < min(limits.frames_per_message, room):
             item = self._outbox[0]
-            bytes_left -= len(item.payload) + FRAME_OVERHEAD
+            bytes_left -= len(item.payload) + len(item.trace) + FRAME_OVERHEAD
             sequence = item.sequence or self._next_sequence
             if items and (bytes_left < 0 or sequence != items[-1].sequence + 1):
                 break

@@ -78,6 +78,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
 
     from offramp.common import transport
     from offramp.common.signature import TrustedKeys
+    from offramp.common.tracing import Tracing
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.metrics import ServerMetrics
@@ -106,6 +107,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     reloader = Reloader(settings.bundle, loader, metrics, trusted)
     first = reloader.load_all()
     assert loader.workers is not None and loader.message_bytes is not None
+    tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
     catalog = Catalog(batcher, metrics)
     service = InferenceService(
@@ -121,6 +123,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             write_timeout=settings.write_timeout,
             grace=settings.grace,
         ),
+        tracing,
     )
     metrics.set_limits(
         workers=loader.workers,
@@ -188,6 +191,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)
     batcher.close()
     service.close()
+    if tracing is not None:
+        tracing.close()
     log.info("stopped")
     return ExitCode.OK
 
