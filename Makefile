@@ -32,7 +32,7 @@ proto-check: proto
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,train,bench,dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,sign,otel,train,bench,dev]'
 	touch $@
 
 # A release of the compiler whose stubs run with every protobuf that pyproject.toml allows.

@@ -31,12 +31,14 @@ COMMANDS = {
     ),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
+    "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command(
         "offramp.evaluation.plan", "train,bench", "choose split, training and threshold for a device"
     ),
     "report": Command(
         "offramp.evaluation.report", "train,bench", "print the paper's tables and figures, ours beside them"
     ),
+    "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
     "threshold": Command(
         "offramp.training.threshold", "train", "choose a bundle's threshold for an accuracy or a byte budget"
     ),
@@ -50,6 +52,7 @@ examples:
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp report table2
+  offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
 

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from offramp.common.bundle import Bundle, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
+from offramp.common.signature import TrustedKeys
 
 EPILOG = """\
 examples:
   offramp inspect models/digits-mobilenetv2-exit12
   offramp inspect DIR --json | jq .figures
+  offramp inspect DIR --trusted-key release.pub
 """
 
 
@@ -27,8 +29,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("bundle", help="the bundle's directory")
     parser.add_argument("--json", action="store_true", help="the manifest and the digest as JSON")
+    parser.add_argument(
+        "--trusted-key",
+        action="append",
+        metavar="FILE",
+        help="require a signature by this public key, PEM; may be given again",
+    )
     arguments = parser.parse_args(argv)
-    bundle = load_bundle(arguments.bundle)
+    trusted = None if arguments.trusted_key is None else TrustedKeys(arguments.trusted_key)
+    bundle = load_bundle(arguments.bundle, trusted)
     engine = Engine(bundle)
     engine.load_head()
     engine.load_tail()

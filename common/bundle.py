@@ -1,8 +1,10 @@
 """A bundle: the directory that is one deployable model. Safe to load from a stranger.
 
 Rules this module keeps:
-- Only ``manifest.json`` and the files that it lists are read; they are plain files of exactly the stated
-  size and SHA-256, directly in the directory. A symbolic link, a device or a sub-directory is refused.
+- Only ``manifest.json`` and the files that it lists are read (and ``manifest.sig``, where a signature is
+  required); they are plain files of exactly the stated size and SHA-256, directly in the directory. A
+  symbolic link, a device or a sub-directory is refused.
+- Where a signature is required (``signature.py``), it is verified before anything of the manifest is used.
 - What was hashed is what is used: each file is read once, and its bytes are handed on.
 - Nothing is unpickled, unzipped or executed. The two graphs are ONNX, in the standard operator domain,
   from the list below, without control flow, functions or external data.
@@ -30,6 +32,7 @@ from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.errors import BundleError, CodebookError, printable
 from offramp.common.lanes import MAX_LANES
 from offramp.common.rans import RansTables
+from offramp.common.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 from offramp.v1 import onnx_subset_pb2
 
 FORMAT_VERSION = 1
@@ -272,8 +275,11 @@ class Bundle:
         return ActivationCodec(shape, make_coder(shape, self.tables, entry.lanes))
 
 
-def load_bundle(directory: Path | str) -> Bundle:
-    """Read and verify a bundle. Raises BundleError, or CodebookError, naming the file and what is wrong."""
+def load_bundle(directory: Path | str, trusted: TrustedKeys | None = None) -> Bundle:
+    """Read and verify a bundle. Raises BundleError, or CodebookError, naming the file and what is wrong.
+
+    trusted: one of these keys must have signed it; None: nobody need.
+    """
     directory = Path(directory)
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -281,6 +287,8 @@ def load_bundle(directory: Path | str) -> Bundle:
         raise BundleError(f"{directory}: {error.strerror}, expected a bundle's directory") from None
     try:
         text = _read_plain_file(folder, MANIFEST, MANIFEST_BYTES)
+        if trusted is not None:
+            trusted.check(text, _read_plain_file(folder, SIGNATURE, SIGNATURE_BYTES))
         manifest = parse_manifest(text)
         contents: dict[str, bytes] = {
             name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())

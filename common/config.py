@@ -37,6 +37,17 @@ def _split(value: object) -> object:
 Several = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 """A flag that may be given again; one environment variable has them all, with colons between them."""
 
+
+def _addresses(value: object) -> object:
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        return given
+    return [part.strip() for each in given for part in (each.split(",") if isinstance(each, str) else [each])]
+
+
+Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses), Field(min_length=1, max_length=16)]
+"""HOST:PORT, several of them with commas between them or by a flag that is given again."""
+
 ENVIRONMENT = "OFFRAMP_"
 CONFIG_BYTES = 1 << 20
 
@@ -68,13 +79,27 @@ class Settings(BaseModel):
         description="a line of text for each event, or a JSON object: text or json",
         examples=["FORMAT"],
     )
+    otel: bool = Field(
+        False,
+        description="trace images with OpenTelemetry, exported as the OTEL_* variables say; needs the extra "
+        "[otel]",
+    )
+    trusted_key: Several | None = Field(
+        None,
+        description="Ed25519 public key, PEM; only bundles that it has signed are loaded; may be given again",
+        examples=["FILE"],
+    )
 
 
 class DeviceSettings(Settings):
     """``edge-device``."""
 
     bundle: str = Field(description="the bundle's directory", examples=["DIR"])
-    server: str = Field("127.0.0.1:50051", description="the cloud-server", examples=["HOST:PORT"])
+    server: Addresses = Field(
+        ("127.0.0.1:50051",),
+        description="the cloud-server; with several, the next one is tried where one fails or is overloaded",
+        examples=["HOST:PORT"],
+    )
     threshold: Fraction | None = Field(
         None,
         description="confidence threshold T_c: an image whose early exit is more confident is answered "
@@ -303,8 +328,8 @@ def make_parser(program: str, settings: type[Settings], description: str, epilog
                 flag_of(name), action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS
             )
             continue
-        if not field.is_required() and field.default is not None:
-            text += f" (default: {field.default})"
+        if default := default_of(field):
+            text += f" (default: {default})"
         parser.add_argument(
             flag_of(name), metavar=(field.examples or [None])[0], help=text, default=argparse.SUPPRESS,
             action="append" if _is_several(field) else "store",
@@ -320,6 +345,13 @@ def flag_of(name: str) -> str:
 def variable_of(name: str) -> str:
     """The environment variable of a field."""
     return ENVIRONMENT + name.upper()
+
+
+def default_of(field: FieldInfo) -> str:
+    """A field's default as it is given; empty where there is none to show."""
+    if field.is_required() or field.default is None:
+        return ""
+    return ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
 
 
 def _is_several(field: FieldInfo) -> bool:

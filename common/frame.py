@@ -32,6 +32,7 @@ from offramp.common.errors import (
     PayloadError,
     SequenceError,
 )
+from offramp.common.tracing import CONTEXT_BYTES
 from offramp.v1 import inference_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -58,6 +59,8 @@ class Frame:
     sequence: int
     codec: int
     payload: bytes
+    trace: bytes = b""
+    """W3C trace context, 25 bytes; empty where the frame is not traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class FrameWriter:
         )
         if any(frame.codec != CodecId.BUNDLE for frame in frames):
             message.codecs.extend(frame.codec for frame in frames)  # type: ignore[misc]
+        if any(frame.trace for frame in frames):
+            message.traces.extend(frame.trace for frame in frames)
         self._next = first + len(frames)
         return message.SerializeToString()
 
@@ -108,6 +113,8 @@ class FrameReader:
             raise MessageError(f"a message with {count} frames, expected 1 … {self._frames_per_message}")
         if message.codecs and len(message.codecs) != count:
             raise MessageError(f"a message with {len(message.codecs)} codec ids for {count} frames")
+        if message.traces:
+            _check_traces(message.traces, count)
         first = message.first_sequence or self._next
         if first > LAST_SEQUENCE - count:
             raise MessageError(f"sequence number {first}, expected at most {LAST_SEQUENCE - count}")
@@ -116,10 +123,19 @@ class FrameReader:
             return [BadFrame(first + i, wrong) for i in range(count)]
         self._next = first + count
         codecs: Sequence[int] = message.codecs or [CodecId.BUNDLE] * count
-        return [_open(first + i, codecs[i], message.frames[i]) for i in range(count)]
+        traces: Sequence[bytes] = message.traces or [b""] * count
+        return [_open(first + i, codecs[i], message.frames[i], traces[i]) for i in range(count)]
 
 
-def _open(sequence: int, codec: int, sealed: bytes) -> Frame | BadFrame:
+def _check_traces(traces: Sequence[bytes], count: int) -> None:
+    if len(traces) != count:
+        raise MessageError(f"a message with {len(traces)} trace contexts for {count} frames")
+    for trace in traces:
+        if len(trace) not in (0, CONTEXT_BYTES):
+            raise MessageError(f"a trace context of {len(trace)} bytes, expected {CONTEXT_BYTES}")
+
+
+def _open(sequence: int, codec: int, sealed: bytes, trace: bytes) -> Frame | BadFrame:
     payload, stored = sealed[:-CHECKSUM_BYTES], sealed[-CHECKSUM_BYTES:]
     if not payload:
         return BadFrame(
@@ -131,7 +147,7 @@ def _open(sequence: int, codec: int, sealed: bytes) -> Frame | BadFrame:
             f"checksum {_CRC.unpack(stored)[0]:#010x} with frame {sequence}, computed {computed:#010x}"
         )
         return BadFrame(sequence, error)
-    return Frame(sequence, codec, payload)
+    return Frame(sequence, codec, payload, trace)
 
 
 def parse(kind: type[M], data: bytes) -> M:

@@ -32,6 +32,7 @@ examples:
   edge-device --bundle models/digits-mobilenetv2-exit12 examples/digits
   edge-device --bundle DIR --server gateway:50051 --insecure --threshold 0.9 --json photos/ > results.jsonl
   edge-device --bundle DIR --threshold 0 --quiet photos/      # all here, no server needed
+  edge-device --bundle DIR --server a:50051 --server b:50051 --insecure --spool unsure.db photos/
   edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --byte-budget 2kB/s --watch inbox/
 
 The answers come in the order in which they are ready; `index` is the image's place in the input.
@@ -129,6 +130,8 @@ class _Stop:
 def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> int:
     """Answer all images. Raises OfframpError for what stops it before the first one."""
     from offramp.common.bundle import load_bundle
+    from offramp.common.signature import TrustedKeys
+    from offramp.common.tracing import Tracing
     from offramp.device.pipeline import Device, exit_code
     from offramp.device.report import Report, Totals
     from offramp.device.source import Source
@@ -136,7 +139,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     stop = _Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    bundle = load_bundle(settings.bundle)
+    trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
+    bundle = load_bundle(settings.bundle, trusted)
     source = Source(arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait)
     answers: _Answers | None = None
 
@@ -145,7 +149,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
             answers.correct(correction)
 
     wanted = settings.corrections or settings.spool is not None
-    device = Device.from_settings(bundle, settings, correct if wanted else None)
+    tracing = Tracing("edge-device") if settings.otel else None
+    device = Device.from_settings(bundle, settings, correct if wanted else None, tracing)
     totals = Totals()
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
         if port is not None:
@@ -159,6 +164,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
                 _wait_for_corrections(device, settings, stop)
         seconds = time.perf_counter() - start
         answers.finish()
+        if tracing is not None:
+            tracing.close()
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
         interrupted = stop.is_set()
         if arguments.hold:

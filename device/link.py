@@ -1,12 +1,13 @@
-"""The link to the server: one stream, kept up in the background; every frame gets exactly one outcome.
+"""The link to a server: one stream, kept up in the background; every frame gets exactly one outcome.
 
 Invariants:
 - ``offload`` calls its callback exactly once per frame: with an ``Answer``, or with the reason that there
   is none. It does so within ``timeout``, whatever the server or the network does.
 - Nothing is connected before the first frame.
 - While a connection is being made for the first time, or again after a stream that worked, frames wait for
-  it. Once it has failed they do not: until a stream is accepted again, each frame is turned away at once.
-  So are they while the breaker is open (``breaker.py``).
+  it. Once it has failed, with every server that there is (``servers.py``), they do not: until a stream is
+  accepted again, each frame is turned away at once. So are they while the breaker is open (``breaker.py``)
+  and no other server may take them.
 - A frame keeps its sequence number. Where its stream breaks before its reply, it is sent again on the next
   stream under that number, in order, as long as its deadline allows and at most ``SENDS`` times in all. Only
   one stream at a time knows a frame, so that it has one outcome.
@@ -26,7 +27,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -45,9 +46,9 @@ from offramp.common.errors import (
     PeerError,
     UnavailableError,
 )
-from offramp.device.breaker import Breaker
 from offramp.device.metrics import Cause, DeviceMetrics
 from offramp.device.security import Security
+from offramp.device.servers import Server, Servers
 from offramp.device.wire_bytes import WireCounter
 from offramp.v1 import inference_pb2 as pb
 
@@ -63,8 +64,8 @@ LATE_MOST = 1024
 """Frames of one stream whose late reply is still waited for."""
 MESSAGE_OVERHEAD = 32
 """Most bytes that a message takes beside its frames: ``first_sequence``, tags of ``codecs``."""
-FRAME_OVERHEAD = 12
-"""Most bytes that a frame takes beside its payload: tag, length, CRC-32, codec."""
+FRAME_OVERHEAD = 14
+"""Most bytes that a frame takes beside its payload and its trace context: tags, lengths, CRC-32, codec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class _Offload:
     late: Callable[[Answer], None] | None
     start: float
     deadline: float
+    trace: bytes
     probe: bool = False
     sequence: int = 0
     """0 until it is sent for the first time."""
@@ -134,7 +136,8 @@ class _State(Enum):
 class _Session:
     """One stream, from its channel to its end."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, server: Server, timeout: float) -> None:
+        self.server = server
         self.limits: pb.Limits | None = None
         self.sent: dict[int, _Offload] = {}
         """By sequence number, rising."""
@@ -148,8 +151,6 @@ class _Session:
         self.cancelled: str | None = None
         self.progress = False
         """Whether a frame was answered."""
-        self.come_back = 0.0
-        """Seconds that the server asked to stay away for."""
 
     def room(self) -> int:
         """How many more frames the server takes. More may wait: they came before its limits did."""
@@ -163,18 +164,18 @@ class _Session:
 
 
 class Link:
-    """Frames to one server and their answers back.
+    """Frames to one server at a time and their answers back.
 
-    target: HOST:PORT. digest: the bundle's. classes: how many the server may name. raw_bytes: size of an
-    uncoded activation. timeout: seconds from ``offload`` to an outcome. window: frames without an outcome.
-    coalesce: seconds that a frame may wait for others to share its message; coalesce_frames: how many are
-    enough. failures: timeouts and refusals in a row that open the breaker.
+    servers: HOST:PORT each, in the order in which they are tried. digest: the bundle's. classes: how many
+    the server may name. raw_bytes: size of an uncoded activation. timeout: seconds from ``offload`` to an
+    outcome. window: frames without an outcome. coalesce: seconds that a frame may wait for others to share
+    its message; coalesce_frames: how many are enough. failures: timeouts and refusals in a row that open
+    the breaker.
     """
 
     def __init__(
         self,
-        target: str,
-        port: int,
+        servers: Sequence[str],
         digest: bytes,
         classes: int,
         raw_bytes: int,
@@ -187,8 +188,7 @@ class Link:
         failures: int = 5,
         security: Security | None = None,
     ) -> None:
-        self._target = target
-        self._port = port
+        self._servers = Servers(servers, failures)
         self._digest = digest
         self._classes = classes
         self._raw_bytes = raw_bytes
@@ -206,14 +206,13 @@ class Link:
         """Others wait for it: room in the window, nothing under way, another state."""
         self._closed = threading.Event()
         self._state = _State.IDLE
-        self._breaker = Breaker(failures)
         self._opens_seen = 0
         self._outbox: deque[_Offload] = deque()
         """Frames to send; first those that are sent again."""
         self._next_sequence = 1
         self._hurry = 0
         """Above 0 while somebody waits for all outcomes: nothing is held back to share a message."""
-        self._session = _Session(timeout)
+        self._session = _Session(self._servers.current, timeout)
         self._threads: list[threading.Thread] = []
         self.wire = WireCounter()
         self.failure: OfframpError | None = None
@@ -228,15 +227,16 @@ class Link:
         *,
         late: Callable[[Answer], None] | None = None,
         background: bool = False,
+        trace: bytes = b"",
     ) -> None:
         """Send one frame. Waits while the window is full, no longer than the timeout.
 
         late: called with the answer if it comes after the deadline, once ``done`` was called without it.
         background: it gives way to other frames, and is turned away rather than wait for a window or for a
-        connection.
+        connection. trace: a W3C trace context to send along, 25 bytes (``tracing.py``).
         """
         start = time.monotonic()
-        item = _Offload(codec, payload, done, late, start, start + self._timeout)
+        item = _Offload(codec, payload, done, late, start, start + self._timeout, trace)
         with self._lock:
             if self._state is _State.IDLE:
                 self._start()
@@ -253,9 +253,10 @@ class Link:
                 cause = Cause.CLOSED if self._state is _State.CLOSED else Cause.UNAVAILABLE
                 return Refusal(self._reason(), cause)
             now = time.monotonic()
-            if not self._breaker.allows(now):
-                return Refusal(f"waits for a probe to succeed: {self._breaker.reason}", Cause.BREAKER)
-            if background and (self._outbox or self._state is not _State.READY or self._breaker.is_open):
+            breaker = self._servers.current.breaker
+            if not breaker.allows(now):
+                return Refusal(f"waits for a probe to succeed: {breaker.reason}", Cause.BREAKER)
+            if background and (self._outbox or self._state is not _State.READY or breaker.is_open):
                 return Refusal("gives way", Cause.WINDOW)
             most = max(1, self._most() // 2) if background else self._most()
             if len(self._outbox) + len(self._session.sent) < most:
@@ -263,7 +264,7 @@ class Link:
             if background or now >= item.deadline:
                 return Refusal("window full", Cause.WINDOW)
             self._space.wait(item.deadline - now)
-        item.probe = self._breaker.take()
+        item.probe = breaker.take()
         self._outbox.append(item)
         self._work.notify()
         return None
@@ -339,20 +340,26 @@ class Link:
                 pause = BACKOFF_FIRST
             if self._end_session(session, error):
                 return
-            if self._closed.wait(session.come_back + pause * random.uniform(0.5, 1.0)):
+            with self._lock:
+                away = max(0.0, self._servers.current.away_until - time.monotonic())
+                going_round = not self._servers.round_is_over
+            if self._closed.wait(away + pause * random.uniform(0.5, 1.0)):
                 self._end_session(session, None)
                 return
-            pause = min(pause * 2, BACKOFF_MOST)
+            if not going_round:
+                pause = min(pause * 2, BACKOFF_MOST)
 
     def _run_session(self) -> tuple[_Session, OfframpError | None]:
         """One stream until it ends; the error that ended it, None if both sides agreed to end."""
-        session = _Session(self._timeout)
+        with self._lock:
+            session = _Session(self._servers.current, self._timeout)
+        target = session.server.target
         error: OfframpError | None = None
         channel: Any = None
         try:
             # A new channel each time: its socket's bytes are counted, and its certificates are fresh.
             metadata = self._security.metadata()
-            channel = self._security.channel(self._target, transport.device_options())
+            channel = self._security.channel(target, transport.device_options())
             method: Any = channel.stream_stream(transport.OFFLOAD)
             with self._lock:
                 if self._state is _State.CLOSED:
@@ -363,41 +370,43 @@ class Link:
             for data in session.call:
                 self._receive(session, data)
             if not session.half_close:
-                error = UnavailableError(f"{self._target} ended the stream")
+                error = UnavailableError(f"{target} ended the stream")
         except grpc.RpcError as failure:
             error = self._explain(session, failure)
         except ConfigError as failure:  # a token or a certificate that is gone: it may come back
-            error = UnavailableError(f"{self._target} cannot be asked: {failure}")
+            error = UnavailableError(f"{target} cannot be asked: {failure}")
         except OfframpError as failure:
             error = failure
             session.call.cancel()
         finally:
             if session.limits is None:
-                self.wire.attach(self._port)
+                self.wire.attach(session.server.port)
             self.wire.detach()
             if channel is not None:
                 channel.close()
         return session, error
 
     def _explain(self, session: _Session, failure: Any) -> OfframpError:
+        target = session.server.target
         if session.cancelled is not None:
-            return UnavailableError(f"{self._target}: {session.cancelled}")
+            return UnavailableError(f"{target}: {session.cancelled}")
         code, details = failure.code(), _one_line(failure.details())
         if code is grpc.StatusCode.FAILED_PRECONDITION:
-            return MismatchError(f"{self._target} refuses: {details}")
+            return MismatchError(f"{target} refuses: {details}")
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return AccessError(f"{self._target} refuses this device ({code.name}): {details}")
+            return AccessError(f"{target} refuses this device ({code.name}): {details}")
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            return UnavailableError(f"{self._target} is unreachable: {details}")
+            return UnavailableError(f"{target} is unreachable: {details}")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            session.come_back = _pushback(failure)
-            return OverloadError(f"{self._target} cannot take more: {details}")
-        return PeerError(f"{self._target} ended the stream with {code.name}: {details}")
+            session.server.away_until = time.monotonic() + _pushback(failure)
+            return OverloadError(f"{target} cannot take more: {details}")
+        return PeerError(f"{target} ended the stream with {code.name}: {details}")
 
     def _end_session(self, session: _Session, error: OfframpError | None) -> bool:
         """Keep its frames for the next stream, or give them their outcome; whether the link is closed."""
         again: list[_Offload] = []
         lost: list[_Offload] = []
+        server, servers = session.server, self._servers
         with self._lock:
             now = time.monotonic()
             session.half_close = True
@@ -406,35 +415,59 @@ class Link:
             silent = session.cancelled is not None and not session.progress
             passing = error is None or type(error) is UnavailableError
             worked = session.limits is not None and passing and not silent and not closed
-            news = self._state is not _State.DOWN or type(error) is not type(self.failure)
+            if worked:
+                servers.worked()
+            else:
+                servers.failed()
+            another = not closed and self._state is not _State.DOWN and not servers.round_is_over
+            waits = worked or another
+            news = not closed and type(error) is not server.told
             if error is not None and not closed:  # what close() cuts short says nothing of the server
                 self.failure = error
+                server.told = None if worked else type(error)
             for item in session.sent.values():
-                repeat = worked and item.sends < SENDS and item.deadline > now
+                repeat = waits and item.sends < SENDS and item.deadline > now
                 (again if repeat else lost).append(item)
             session.sent.clear()
             session.late.clear()
-            if worked:
+            if waits:
                 # Numbers in a stream only rise. Those that waited here were given theirs later, or have none.
                 self._outbox.extendleft(reversed(again))
             else:
                 lost += self._outbox
                 self._outbox.clear()
             if not closed:
-                self._state = _State.CONNECTING if worked else _State.DOWN
-            self._release(lost)
+                self._state = _State.CONNECTING if waits else _State.DOWN
+            self._release(server, lost)
+            if not closed and servers.current is server:
+                self._go_on(now)
+            following = servers.current.target
             self._notify()
         self._metrics.connected.set(0)
         if error is not None:
             if worked:
-                log.info("%s; connecting again, %d frames wait for it", error, len(again))
+                log.info("%s; connecting to %s, %d frames wait for it", error, following, len(again))
+            elif another:
+                log.log(logging.WARNING if news else logging.DEBUG, "%s; trying %s", error, following)
             else:
-                level = logging.WARNING if news and not closed else logging.DEBUG
+                level = logging.WARNING if news else logging.DEBUG
                 log.log(level, "%s; unsure images are answered by the early exit until it is back", error)
-        reason = f"{self._target} ended the stream without a reply" if error is None else str(error)
+        reason = f"{server.target} ended the stream without a reply" if error is None else str(error)
         for item in lost:
             self._refuse(item, reason, Cause.UNAVAILABLE)
         return closed
+
+    def _go_on(self, now: float) -> None:
+        """From now on frames are for the next server, if there is another."""
+        before = self._servers.current
+        if self._servers.go_on(now):
+            self._metrics.failovers.inc()
+            # A probe tells something of the server that it was let out to only.
+            if any(item.probe for item in self._outbox):
+                before.breaker.release()
+            for item in self._outbox:
+                item.probe = False
+        self._watch_breaker()
 
     def _requests(self, session: _Session) -> Iterator[bytes]:
         """What gRPC sends on one stream; it asks for the next message when the last one is out."""
@@ -452,7 +485,7 @@ class Link:
                 if session.half_close or session.limits is None:
                     return
                 items = self._take(session.limits, session.room())
-                frames = [frame.Frame(item.sequence, item.codec, item.payload) for item in items]
+                frames = [frame.Frame(item.sequence, item.codec, item.payload, item.trace) for item in items]
                 message = writer.pack(frames)
                 now = time.monotonic()
                 for item in items:
@@ -490,7 +523,7 @@ class Link:
         items: list[_Offload] = []
         while self._outbox and len(items) < min(limits.frames_per_message, room):
             item = self._outbox[0]
-            bytes_left -= len(item.payload) + FRAME_OVERHEAD
+            bytes_left -= len(item.payload) + len(item.trace) + FRAME_OVERHEAD
             sequence = item.sequence or self._next_sequence
             if items and (bytes_left < 0 or sequence != items[-1].sequence + 1):
                 break
@@ -509,9 +542,9 @@ class Link:
             self._accept(session, message)
             return
         if message.HasField("accepted"):
-            raise MessageError(f"{self._target} accepted one stream twice")
+            raise MessageError(f"{session.server.target} accepted one stream twice")
         if message.HasField("draining"):
-            log.info("%s is draining; connecting again", self._target)
+            log.info("%s is draining; connecting again", session.server.target)
             with self._lock:
                 session.half_close = True
                 session.end_by = time.monotonic() + self._timeout
@@ -526,27 +559,29 @@ class Link:
 
     def _accept(self, session: _Session, message: pb.ServerMessage) -> None:
         if not message.HasField("accepted") or message.replies:
-            raise MessageError(f"{self._target} answered hello with something else than accepted")
+            raise MessageError(f"{session.server.target} answered hello with something else than accepted")
         limits = message.accepted.limits
         least = min(limits.frames_in_flight, limits.frames_per_message)
         if not least or limits.message_bytes < self._raw_bytes + MESSAGE_OVERHEAD:
             raise MessageError(
-                f"{self._target} allows {limits.frames_in_flight} frames in flight, "
+                f"{session.server.target} allows {limits.frames_in_flight} frames in flight, "
                 f"{limits.frames_per_message} a message and {limits.message_bytes} bytes a message, "
                 f"expected at least 1, 1 and {self._raw_bytes + MESSAGE_OVERHEAD}"
             )
-        self.wire.attach(self._port)
+        self.wire.attach(session.server.port)
         self._metrics.connects.inc()
         self._metrics.connected.set(1)
         with self._lock:
             came_back = self._state is _State.DOWN
             session.limits = limits
+            session.server.told = None
             if self._state is not _State.CLOSED:
                 self._state = _State.READY
             self._notify()
-        log.log(logging.INFO if came_back else logging.DEBUG, "%s accepted the stream", self._target)
+        log.log(logging.INFO if came_back else logging.DEBUG, "%s accepted the stream", session.server.target)
 
     def _settle(self, session: _Session, reply: pb.Reply, message: float, envelope: float) -> None:
+        target = session.server.target
         failed = reply.HasField("error")
         now = time.monotonic()
         with self._lock:
@@ -555,14 +590,14 @@ class Link:
             known = 0 < reply.sequence < self._next_sequence
             if item is not None:
                 if failed:
-                    self._note_error(item, reply.error, now)
-                elif self._breaker.success():
+                    self._note_error(session, item, reply.error, now)
+                elif session.server.breaker.success():
                     self._watch_breaker()
                 if self._outbox:
                     self._work.notify()
                 self._space.notify_all()
         if item is None and not known:
-            raise MessageError(f"{self._target} answered frame {reply.sequence}, which was never sent")
+            raise MessageError(f"{target} answered frame {reply.sequence}, which was never sent")
         if item is None:
             self._metrics.late_replies.inc()
         elif failed:
@@ -572,54 +607,66 @@ class Link:
             text = f"refused ({reason}): {_one_line(reply.error.message)}"
             self._refuse(item, text, Cause.UNAVAILABLE if passing else Cause.REFUSED)
             return
-        target = item or late
-        if target is None or failed:
+        answered = item or late
+        if answered is None or failed:
             return
         if reply.class_index >= self._classes or not 0 <= reply.probability <= 1:
             if item is not None:
                 self._refuse(item, "the reply makes no sense", Cause.REFUSED)
             raise MessageError(
-                f"{self._target} answered class {reply.class_index} with probability {reply.probability:g}, "
+                f"{target} answered class {reply.class_index} with probability {reply.probability:g}, "
                 f"expected a class below {self._classes} and a probability of 0 … 1"
             )
-        both = target.message_bytes + message
+        both = answered.message_bytes + message
         answer = Answer(
             class_index=reply.class_index,
             probability=reply.probability,
             server_seconds=reply.server_time_us / 1e6 or None,
             message_bytes=both,
-            wire_bytes=both + target.envelope_bytes + envelope,
-            sends=target.sends,
+            wire_bytes=both + answered.envelope_bytes + envelope,
+            sends=answered.sends,
         )
         if item is not None:
             self._metrics.round_trip_seconds.observe(now - item.start)
             item.done(answer)
-        elif target.late is not None:
-            target.late(answer)
+        elif answered.late is not None:
+            answered.late(answer)
 
     # --- the breaker, under the lock ---
 
-    def _note_error(self, item: _Offload, error: pb.FrameError, now: float) -> None:
-        reason = f"{self._target} refuses ({frame.reason_name(error.reason)})"
+    def _note_error(self, session: _Session, item: _Offload, error: pb.FrameError, now: float) -> None:
+        server = session.server
+        reason = f"{server.target} refuses ({frame.reason_name(error.reason)})"
         if error.reason == pb.FrameError.REASON_OVERLOADED and error.retry_after_ms:
-            self._breaker.hold(now, error.retry_after_ms / 1000, reason)
+            server.breaker.hold(now, error.retry_after_ms / 1000, reason)
         else:
-            self._breaker.failure(now, reason, item.probe)
+            server.breaker.failure(now, reason, item.probe)
+        self._leave_if_better(session, now)
         self._watch_breaker()
 
-    def _release(self, items: list[_Offload]) -> None:
+    def _release(self, server: Server, items: list[_Offload]) -> None:
         """These frames ended without telling anything of the link."""
         if any(item.probe for item in items):
-            self._breaker.release()
+            server.breaker.release()
+
+    def _leave_if_better(self, session: _Session, now: float) -> None:
+        """Where this server's breaker is open and another server may take frames, they go there."""
+        if session.server is self._servers.current and session.limits and self._servers.better(now):
+            session.cancel(session.server.breaker.reason)
+            if self._state is _State.READY:
+                self._state = _State.CONNECTING
+            self._go_on(now)
+            self._notify()
 
     def _watch_breaker(self) -> None:
-        is_open = self._breaker.is_open
-        self._metrics.breaker_open.set(is_open)
-        fresh = self._breaker.opens - self._opens_seen
+        breaker = self._servers.current.breaker
+        self._metrics.breaker_open.set(breaker.is_open)
+        fresh = self._servers.opens - self._opens_seen
         if fresh:
-            self._opens_seen = self._breaker.opens
+            self._opens_seen = self._servers.opens
             self._metrics.breaker_opens.inc(fresh)
-            log.info("%s; frames are turned away until a probe succeeds", self._breaker.reason)
+            if breaker.is_open:
+                log.info("%s; frames are turned away until a probe succeeds", breaker.reason)
 
     # --- time ---
 
@@ -664,9 +711,11 @@ class Link:
             if session.last_received < item.sent_at and session.cancelled is None:
                 silence = f"silent for {now - item.sent_at:.1f} s"
                 session.cancel(silence)
-                self._breaker.trip(now, f"{self._target}: {silence}")
+                session.server.breaker.trip(now, f"{session.server.target}: {silence}")
         for item in late:
-            self._breaker.failure(now, f"{self._target} answers too late", item.probe)
+            session.server.breaker.failure(now, f"{session.server.target} answers too late", item.probe)
+        if late:
+            self._leave_if_better(session, now)
         if session.limits is None and session.accept_by <= now:
             session.cancel(f"did not accept the stream within {self._timeout:g} s")
         if session.end_by <= now:

@@ -97,6 +97,9 @@ class DeviceMetrics:
         self.reconnects = Counter(
             "offramp_device_reconnects", "Attempts to connect again after a failure.", registry=registry
         )
+        self.failovers = Counter(
+            "offramp_device_failovers", "Times that another of its servers became the one.", registry=registry
+        )
         self.connected = Gauge("offramp_device_connected", "1 while a stream is open.", registry=registry)
         self.breaker_open = Gauge(
             "offramp_device_breaker_open",

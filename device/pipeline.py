@@ -16,17 +16,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,9 @@ from numpy.typing import NDArray
 from offramp.common.bundle import Bundle
 from offramp.common.config import DeviceSettings, split_address
 from offramp.common.engine import Engine
-from offramp.common.errors import ExitCode, OfframpError
+from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.frame import ENVELOPE_BYTES
+from offramp.common.tracing import Tracing
 from offramp.device.adapt import Steering, bounds_of
 from offramp.device.head import EarlyExit, run_head
 from offramp.device.link import FRAME_OVERHEAD, Answer, Link, Outcome, Refusal
@@ -43,6 +45,9 @@ from offramp.device.metrics import DeviceMetrics
 from offramp.device.security import Security
 from offramp.device.spool import Entry, Spool
 from offramp.device.wire_bytes import WireBytes
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logging.getLogger("offramp.edge-device")
 
@@ -97,13 +102,14 @@ class Correction:
 class Device:
     """One bundle's head, its early exit and the link to a server.
 
-    server: HOST:PORT. threshold: T_c, by default the bundle's. timeout: seconds an image waits for the
-    server. window: unanswered frames at most. insecure: allow plaintext beyond this machine. security: TLS
-    and token. coalesce: seconds a frame may wait for others to share a message; coalesce_frames: how many
-    are enough. breaker: failures in a row after which frames are turned away. byte_budget (bytes a second)
-    and target_latency (seconds) steer T_c between threshold_floor and threshold_ceiling (see ``adapt.py``).
-    on_correction: called, from another thread, with what the server answers too late. spool: a file for
-    unanswered activations, of at most spool_bytes.
+    server: HOST:PORT, or several in the order in which they are tried. threshold: T_c, by default the
+    bundle's. timeout: seconds an image waits for the server. window: unanswered frames at most. insecure:
+    allow plaintext beyond this machine. security: TLS and token. coalesce: seconds a frame may wait for
+    others to share a message; coalesce_frames: how many are enough. breaker: failures in a row after which
+    frames are turned away. byte_budget (bytes a second) and target_latency (seconds) steer T_c between
+    threshold_floor and threshold_ceiling (see ``adapt.py``). on_correction: called, from another thread,
+    with what the server answers too late. spool: a file for unanswered activations, of at most spool_bytes.
+    tracing: starts a span for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads. Raises BundleError for a head that is not
     what the manifest says, ConfigError for a wrong address, certificate, token or range.
@@ -113,7 +119,7 @@ class Device:
         self,
         bundle: Bundle,
         *,
-        server: str,
+        server: str | Sequence[str],
         threshold: float | None = None,
         timeout: float = 2.0,
         window: int = 16,
@@ -131,10 +137,14 @@ class Device:
         on_correction: Callable[[Correction], None] | None = None,
         spool: Path | str | None = None,
         spool_bytes: int = 64 << 20,
+        tracing: Tracing | None = None,
     ) -> None:
-        host, port = split_address("--server", server)
+        servers = [server] if isinstance(server, str) else list(server)
+        if not servers:
+            raise ConfigError("--server: expected at least one HOST:PORT")
         security = security or Security()
-        security.check(host, insecure)
+        for address in servers:
+            security.check(split_address("--server", address)[0], insecure)
         manifest = bundle.manifest
         self.bundle = bundle
         self.metrics = DeviceMetrics(bundle)
@@ -169,11 +179,11 @@ class Device:
         self._engine.load_head()
         self._indices = count()
         self._on_correction = on_correction
+        self._tracing = tracing
         self._window = window
         self._thread: ThreadPoolExecutor | None = None
         self._link = Link(
-            server,
-            port,
+            servers,
             bundle.digest,
             len(manifest.classes),
             self._codec.raw_bytes,
@@ -195,6 +205,7 @@ class Device:
         bundle: Bundle,
         settings: DeviceSettings,
         on_correction: Callable[[Correction], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> Device:
         """What the command line describes. Raises as ``Device`` does."""
         return cls(
@@ -224,6 +235,7 @@ class Device:
             on_correction=on_correction,
             spool=settings.spool,
             spool_bytes=settings.spool_bytes,
+            tracing=tracing,
         )
 
     # --- one image ---
@@ -237,6 +249,11 @@ class Device:
         """
         start = time.perf_counter()
         future: Future[Result] = Future()
+        trace = b""
+        if self._tracing is not None:
+            span = self._tracing.start("offramp.image")
+            trace = self._tracing.context_of(span)
+            future.add_done_callback(partial(_end_span, self._tracing, span))
         exit_ = run_head(self._engine, image)
         self.metrics.head_seconds.observe(time.perf_counter() - start)
         number = next(self._indices) if index is None else index
@@ -267,7 +284,7 @@ class Device:
             self._finish(future, start, exit_, "fallback", threshold, sent, refusal=outcome)
 
         late = None if self._on_correction is None else partial(self._late, entry)
-        self._link.offload(codec, payload, done, late=late)
+        self._link.offload(codec, payload, done, late=late, trace=trace)
         return future
 
     def infer(self, image: Pixels) -> Result:
@@ -303,7 +320,9 @@ class Device:
     async def _submit_async(self, image: Pixels) -> Future[Result]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "offramp-submit")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.submit, image)
+        # The caller's span, if there is one, goes along to the thread.
+        submit = partial(contextvars.copy_context().run, self.submit, image)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, submit)
 
     # --- its state ---
 
@@ -434,6 +453,19 @@ class Device:
                 threshold=None if self._steering is None else threshold,
             )
         )
+
+
+def _end_span(tracing: Tracing, span: Span, future: Future[Result]) -> None:
+    result = future.result()
+    tracing.end(
+        span,
+        result.reason,
+        source=result.source,
+        label=result.label,
+        confidence=result.confidence,
+        payload_bytes=result.payload_bytes,
+        sends=result.sends,
+    )
 
 
 async def _each(images: Iterable[Pixels] | AsyncIterable[Pixels]) -> AsyncIterator[Pixels]:

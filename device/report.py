@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,28 @@ from offramp.device.wire_bytes import WireBytes
 COLUMNS = "{:>6}  {:<11} {:>7}  {:<12} {:>9} {:>8} {:>8} {:>8}  {}"
 
 
+LATENCIES = 16_384
+"""Latencies that are kept; of a longer run, as many drawn at random."""
+
+
+class Sample:
+    """Up to ``size`` of the values that were added, each as likely as any other (Vitter's algorithm R)."""
+
+    def __init__(self, size: int = LATENCIES) -> None:
+        self.values: list[float] = []
+        self._size = size
+        self._seen = 0
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        """Take a value into account."""
+        self._seen += 1
+        if len(self.values) < self._size:
+            self.values.append(value)
+        elif (place := self._random.randrange(self._seen)) < self._size:
+            self.values[place] = value
+
+
 @dataclass
 class Totals:
     """Counts of one run. Byte figures are sums over images."""
@@ -28,19 +51,19 @@ class Totals:
     corrections: int = 0
     payload_bytes: int = 0
     raw_activation_bytes: int = 0
-    latencies: list[float] = field(default_factory=list)
+    latencies: Sample = field(default_factory=Sample)
 
     def add(self, result: Result, raw_bytes: int) -> None:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
         self.images[result.source] += 1
         self.payload_bytes += result.payload_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
-        self.latencies.append(result.latency_seconds)
+        self.latencies.add(result.latency_seconds)
 
     def summary(self, seconds: float, threshold: float, wire: WireBytes | None) -> dict[str, Any]:
         """The run in figures; means are over all answered images, also those that were never sent."""
         answered = sum(self.images.values())
-        latencies = sorted(self.latencies)
+        latencies = sorted(self.latencies.values)
         wire_bytes = None if wire is None else {"sent": wire.sent, "received": wire.received}
         segments = {"tcp_segments": None, "tcp_ip_header_bytes": None} if wire is None else {
             "tcp_segments": {"sent": wire.segments_sent, "received": wire.segments_received},
@@ -59,8 +82,8 @@ class Totals:
             **segments,
             "corrections": self.corrections,
             "seconds": round(seconds, 6),
-            "latency_seconds_median": latencies[answered // 2] if answered else None,
-            "latency_seconds_p99": latencies[(answered * 99) // 100] if answered else None,
+            "latency_seconds_median": latencies[len(latencies) // 2] if answered else None,
+            "latency_seconds_p99": latencies[len(latencies) * 99 // 100] if answered else None,
         }
 
 

@@ -10,6 +10,7 @@ from offramp.common.config import Parser
 BENCHMARKS = {
     "device": ("offramp.evaluation.bench_device", "bytes and time that the device adds to head and tail"),
     "head": ("offramp.evaluation.bench_head", "latency of the INT8 head beside float and quantize_static"),
+    "soak": ("offramp.evaluation.bench_soak", "memory, descriptors and answers over a long, unquiet run"),
     "codec": ("offramp.evaluation.bench_codec", "bytes and speed of all coders and their peers"),
 }
 

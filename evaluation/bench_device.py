@@ -135,8 +135,7 @@ def envelope(
     from offramp.device.metrics import DeviceMetrics
 
     link = Link(
-        address,
-        int(address.rpartition(":")[2]),
+        [address],
         bundle.digest,
         len(bundle.manifest.classes),
         bundle.codec.raw_bytes,

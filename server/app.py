@@ -77,6 +77,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from grpc_reflection.v1alpha import reflection
 
     from offramp.common import transport
+    from offramp.common.signature import TrustedKeys
+    from offramp.common.tracing import Tracing
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.metrics import ServerMetrics
@@ -101,9 +103,11 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
         message_bytes=settings.message_bytes,
     )
-    reloader = Reloader(settings.bundle, loader, metrics)
+    trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
+    reloader = Reloader(settings.bundle, loader, metrics, trusted)
     first = reloader.load_all()
     assert loader.workers is not None and loader.message_bytes is not None
+    tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
     catalog = Catalog(batcher, metrics)
     service = InferenceService(
@@ -119,6 +123,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             write_timeout=settings.write_timeout,
             grace=settings.grace,
         ),
+        tracing,
     )
     metrics.set_limits(
         workers=loader.workers,
@@ -160,6 +165,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             await reloader.scan(catalog, service.retire, again=again)
 
     with serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port) as metrics_port:
+        metrics.watch_connections(port)
         await server.start()
         log.info("offramp %s", package_version())
         for loaded in first:
@@ -185,6 +191,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)
     batcher.close()
     service.close()
+    if tracing is not None:
+        tracing.close()
     log.info("stopped")
     return ExitCode.OK
 

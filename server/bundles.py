@@ -22,6 +22,7 @@ from offramp.common.bundle import MANIFEST, Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.engine import Engine
 from offramp.common.errors import BundleError, OfframpError
+from offramp.common.signature import TrustedKeys
 from offramp.server.batch import Batcher, Lane, Shape
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan, decodes_inline, make_plan
@@ -173,10 +174,17 @@ class Loader:
 
 
 class Reloader:
-    """Follows what lies on disk."""
+    """Follows what lies on disk. trusted: who must have signed a bundle, if anybody."""
 
-    def __init__(self, paths: Sequence[str], loader: Loader, metrics: ServerMetrics) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        loader: Loader,
+        metrics: ServerMetrics,
+        trusted: TrustedKeys | None = None,
+    ) -> None:
         self._paths = paths
+        self._trusted = trusted
         self._loader = loader
         self._metrics = metrics
         self._states: dict[Path, State] = {}
@@ -188,7 +196,7 @@ class Reloader:
         bundles: dict[bytes, Bundle] = {}
         for path in find_bundles(self._paths):
             self._states[path] = state_of(path)
-            bundle = load_bundle(path)
+            bundle = load_bundle(path, self._trusted)
             self._digests[path] = bundle.digest
             bundles.setdefault(bundle.digest, bundle)
         if not bundles:
@@ -224,7 +232,7 @@ class Reloader:
 
     async def _read(self, path: Path, catalog: Catalog) -> None:
         try:
-            bundle = await asyncio.to_thread(load_bundle, path)
+            bundle = await asyncio.to_thread(load_bundle, path, self._trusted)
             if bundle.digest not in catalog.digests():
                 catalog.add(await asyncio.to_thread(self._loader, bundle))
                 self._metrics.reloads.labels("bundle", "loaded").inc()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from offramp.common.bundle import Bundle
 from offramp.common.telemetry import STAGE_BUCKETS, add_info_metrics
 from offramp.v1 import inference_pb2 as pb
 
 REASONS = [value.name.removeprefix("REASON_").lower() for value in pb.FrameError.Reason.DESCRIPTOR.values[1:]]
+
+CONNECTED = ("01", "08")
+"""States of /proc/net/tcp: established, and closed by the other side only."""
 
 
 class ServerMetrics:
@@ -27,6 +35,14 @@ class ServerMetrics:
         )
         for reason in REASONS:
             self.rejected.labels(reason)
+        self.streams = Counter(
+            "offramp_server_streams", "Streams that were opened, before anything was said.", registry=registry
+        )
+        self.tls_handshakes = Counter(
+            "offramp_server_tls_handshakes",
+            "TLS handshakes that were begun; a device opens one stream for each.",
+            registry=registry,
+        )
         self.streams_aborted = Counter(
             "offramp_server_streams_aborted",
             "Streams that the server ended with an error, by gRPC status.",
@@ -110,6 +126,10 @@ class ServerMetrics:
         )
         self.bundles = add_info_metrics(registry)
 
+    def watch_connections(self, port: int) -> None:
+        """Export how many connections this port has, read from the kernel at each scrape."""
+        self.registry.register(_ConnectionCollector(port))
+
     def add_bundle(self, bundle: Bundle) -> None:
         """Show a bundle as loaded."""
         self.bundles.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
@@ -123,3 +143,33 @@ class ServerMetrics:
         self.workers.set(workers)
         for name, value in limits.items():
             self.limits.labels(name).set(value)
+
+
+class _ConnectionCollector(Collector):
+    """gRPC does not tell of connections without a call: those that are silent, or speak something else."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "offramp_server_open_connections",
+            "TCP connections of the listening port, also those that never speak gRPC; Linux only.",
+        )
+        if (count := open_connections(self._port)) is not None:
+            family.add_metric([], count)
+        yield family
+
+
+def open_connections(port: int) -> int | None:
+    """TCP connections of this local port; None where the system does not tell."""
+    count = None
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        try:
+            _, *rows = Path(table).read_text().splitlines()
+        except OSError:
+            continue
+        fields = [row.split(None, 4) for row in rows]
+        mine = [row for row in fields if int(row[1].rpartition(":")[2], 16) == port]
+        count = (count or 0) + sum(row[3] in CONNECTED for row in mine)
+    return count

@@ -198,6 +198,7 @@ class Certificates:
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
 
     def _fetch(self) -> Any:
+        self._metrics.tls_handshakes.inc()
         with self._lock:
             stamp = self._files_stamp()
             if stamp == self._stamp:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -32,10 +32,14 @@ from offramp.common.errors import (
 )
 from offramp.common.frame import BadFrame, Frame
 from offramp.common.telemetry import package_version
+from offramp.common.tracing import Attribute, Tracing
 from offramp.server.batch import Batcher, Job
 from offramp.server.bundles import Catalog, Served
 from offramp.server.metrics import REASONS, ServerMetrics
 from offramp.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logging.getLogger("offramp.cloud-server")
 
@@ -78,12 +82,18 @@ class InferenceService:
     """``offramp.v1.Inference`` for the bundles of a catalog, on one event loop."""
 
     def __init__(
-        self, catalog: Catalog, batcher: Batcher, metrics: ServerMetrics, limits: StreamLimits
+        self,
+        catalog: Catalog,
+        batcher: Batcher,
+        metrics: ServerMetrics,
+        limits: StreamLimits,
+        tracing: Tracing | None = None,
     ) -> None:
         self.catalog = catalog
         self.batcher = batcher
         self.metrics = metrics
         self.limits = limits
+        self.tracing = tracing
         self.decoders = ThreadPoolExecutor(1, "offramp-decode")
         self.rejected = {reason: metrics.rejected.labels(reason) for reason in REASONS}
         self.draining = False
@@ -146,6 +156,7 @@ class InferenceService:
         ).SerializeToString()
 
     async def _offload(self, _requests: object, context: Context) -> None:
+        self.metrics.streams.inc()
         most = self.limits.max_streams
         if len(self._streams) >= most:
             full = OverloadError(f"{most} streams are open already, the most that may", STREAM_RETRY_MS)
@@ -163,6 +174,7 @@ class InferenceService:
             log.exception("stream from %s", context.peer())
             await self._abort(context, OfframpError(f"internal error ({type(error).__name__})"))
         finally:
+            stream.end_spans()
             self._streams.discard(stream)
             self.metrics.open_streams.dec()
 
@@ -195,6 +207,8 @@ class _Stream:
         self._unanswered = 0
         self._strikes = 0
         self._replies: list[pb.Reply] = []
+        self._spans: dict[int, Span] = {}
+        """Of traced frames that have no reply yet."""
         self._tell_draining = False
         self._wake = asyncio.Event()
         self._answered_all = asyncio.Event()
@@ -305,6 +319,8 @@ class _Stream:
                 self._refuse(each.sequence, full)
                 continue
             self._unanswered += 1
+            if each.trace and self._service.tracing is not None:
+                self._spans[each.sequence] = self._service.tracing.resume("offramp.frame", each.trace)
             taken.append(each)
         waiting = deque(taken)
         try:
@@ -356,6 +372,7 @@ class _Stream:
             self._metrics.abandoned.inc()
             return
         self._metrics.answered.inc()
+        self._end_span(job.sequence, None, class_index=class_index, confidence=probability)
         self._done(
             pb.Reply(
                 sequence=job.sequence,
@@ -385,9 +402,21 @@ class _Stream:
         reply = frame.refusal(sequence, error)
         self._strikes += reply.error.reason in BAD_FRAMES
         self._metrics.refused.inc()
+        self._end_span(sequence, reply.error.message)
         self._service.rejected[frame.reason_name(reply.error.reason)].inc()
         self._replies.append(reply)
         self._wake.set()
+
+    # --- spans ---
+
+    def _end_span(self, sequence: int, failure: str | None, **attributes: Attribute) -> None:
+        if self._spans and self._service.tracing is not None and (span := self._spans.pop(sequence, None)):
+            self._service.tracing.end(span, failure, sequence=sequence, **attributes)
+
+    def end_spans(self) -> None:
+        """The device is gone: nobody hears of what is left."""
+        for sequence in list(self._spans):
+            self._end_span(sequence, "abandoned")
 
     # --- the wire ---
 

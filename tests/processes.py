@@ -131,12 +131,19 @@ def _collect(pipe: IO[str], lines: list[str]) -> None:
 class Server(Program):
     """A ``cloud-server`` that is listening."""
 
-    def __init__(self, bundle: Path, *flags: object, listen: str = "127.0.0.1:0", python: Sequence[str] = ()):
+    def __init__(
+        self,
+        bundle: Path,
+        *flags: object,
+        listen: str = "127.0.0.1:0",
+        python: Sequence[str] = (),
+        **popen: Any,
+    ) -> None:
         command = [sys.executable, *python, "-m", "offramp.server.app", "--bundle", str(bundle)]
         command += ["--listen", listen, "--metrics-port", "0", "--threads", "1", *map(str, flags)]
-        super().__init__(command)
+        super().__init__(command, **popen)
         try:
-            match = self.wait_for(r"listening on \S+:(\d+), metrics on (\S+)")
+            match = self.wait_for(r"listening on \S+:(\d+), metrics on (\S+:\d+)")
         except BaseException:
             self.end()
             raise

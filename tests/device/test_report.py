@@ -11,7 +11,7 @@ import pytest
 
 from offramp.common.errors import DataError, OutputError
 from offramp.device.pipeline import Result, Source
-from offramp.device.report import Report, Totals
+from offramp.device.report import Report, Sample, Totals
 from offramp.device.wire_bytes import WireBytes
 
 
@@ -59,6 +59,16 @@ def test_totals_count_bytes_of_what_was_sent() -> None:
 def test_latencies_are_order_statistics(latencies: list[float], median: float, p99: float) -> None:
     summary = totals(*(result(latency=latency) for latency in latencies)).summary(1.0, 0.5, None)
     assert (summary["latency_seconds_median"], summary["latency_seconds_p99"]) == (median, p99)
+
+
+def test_memory_does_not_grow_with_the_run() -> None:
+    """Of a long run a fair sample is kept."""
+    sample = Sample(1000)
+    for value in range(100_000):
+        sample.add(value)
+    assert len(sample.values) == 1000 and len(set(sample.values)) == 1000
+    median = sorted(sample.values)[500]
+    assert 45_000 < median < 55_000
 
 
 def test_a_run_without_images_has_no_means() -> None:

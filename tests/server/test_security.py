@@ -7,21 +7,21 @@ import shutil
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from offramp.common import frame, transport
+from offramp.common import transport
 from offramp.common.bundle import Bundle
 from offramp.common.errors import AccessError
 from offramp.server.metrics import ServerMetrics
 from offramp.server.security import Tokens
 from tests.processes import WAIT, Processes, Server, until
 from tests.server.certificates import Authority, Pair
-from tests.server.client import Ended, Stream, channel_to, good_frames, good_message, still_serves, stream_to
+from tests.server.client import Ended, Stream, channel_to, good_message, still_serves, stream_to
 from tests.server.test_app import run_server
 
 TOKEN = "a-token-of-thirty-two-characters"
@@ -288,38 +288,6 @@ def test_tls_needs_no_insecure(run: Processes, toy_bundle: Bundle, authority: Au
 
 
 # --- strangers ---
-
-
-def test_a_good_client_is_answered_beside_a_thousand_strangers(run: Processes, toy_bundle: Bundle) -> None:
-    """Silent connections, garbage, half a handshake, and one byte after another."""
-    server = run.server("--max-streams", 2048)
-    junk = [
-        b"",
-        b"\0" * 64,
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"\x16\x03\x01\x02",
-    ]
-    strangers: list[socket.socket] = []
-    try:
-        with stream_to(server.address, toy_bundle) as stream:
-            stream.hello()
-            writer = frame.FrameWriter()
-            for index in range(1000):
-                stranger = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
-                strangers.append(stranger)
-                with suppress(OSError):  # hung up on already
-                    stranger.sendall(junk[index % len(junk)])
-                if index % 50 == 0:
-                    stream.send(writer.pack(good_frames(toy_bundle, 1, first=1 + index // 50)))
-                    (reply,) = stream.replies(1)
-                    assert not reply.HasField("error")
-            still_serves(server.address, toy_bundle)
-            assert stream.end() == []
-    finally:
-        for stranger in strangers:
-            stranger.close()
-    assert server.drain() == 0
 
 
 def test_oversized_metadata_is_refused(run: Processes, toy_bundle: Bundle) -> None:

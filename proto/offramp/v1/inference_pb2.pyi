@@ -15,16 +15,18 @@ CODEC_BUNDLE: Codec
 CODEC_RAW: Codec
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "frames", "first_sequence", "codecs")
+    __slots__ = ("hello", "frames", "first_sequence", "codecs", "traces")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
+    TRACES_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frames: _containers.RepeatedScalarFieldContainer[bytes]
     first_sequence: int
     codecs: _containers.RepeatedScalarFieldContainer[Codec]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frames: _Optional[_Iterable[bytes]] = ..., first_sequence: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ...) -> None: ...
+    traces: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frames: _Optional[_Iterable[bytes]] = ..., first_sequence: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., traces: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "bundle_digest", "segment", "deadline_ms")

@@ -1,0 +1,53 @@
+"""``offramp sign``: say that a bundle is yours."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from offramp.common.bundle import MANIFEST, load_bundle
+from offramp.common.config import Parser
+from offramp.common.errors import BundleError, OutputError
+from offramp.common.signature import SIGNATURE, add_signature, sign
+
+EPILOG = """\
+examples:
+  offramp sign models/my-digits --key release.key
+  edge-device --bundle models/my-digits --trusted-key release.pub photos/
+  cloud-server --bundle models --trusted-key release.pub --trusted-key last-year.pub
+
+The bundle is verified before it is signed. Its digest stays what it was; manifest.sig is new. Another key's
+signature is kept beside it.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit status. Raises BundleError, ConfigError or OutputError."""
+    parser = Parser(
+        "offramp sign",
+        description="Sign a bundle, so that programs with --trusted-key load it.",
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="the bundle's directory")
+    parser.add_argument("--key", type=Path, required=True, metavar="FILE", help="the private key, PEM")
+    arguments = parser.parse_args(argv)
+    folder: Path = arguments.bundle
+    bundle = load_bundle(folder)
+    path = folder / SIGNATURE
+    manifest = (folder / MANIFEST).read_bytes()
+    if hashlib.sha256(manifest).digest() != bundle.digest:
+        raise BundleError(f"{folder}: changed while it was verified")
+    line = sign(manifest, arguments.key)
+    try:
+        data = add_signature(path.read_bytes() if path.exists() else b"", line)
+        new = path.with_name(SIGNATURE + ".new")
+        new.write_bytes(data)
+        os.replace(new, path)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}, expected a place for it") from None
+    print(f"{path}: signed {bundle.manifest.name} ({bundle.digest.hex()})")
+    return 0

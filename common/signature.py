@@ -1,0 +1,169 @@
+"""Ed25519 signatures of bundles: who says that this bundle is theirs.
+
+A bundle's manifest names its files by SHA-256, so that a signature of ``manifest.json`` is one of all of it.
+Signatures lie beside it in ``manifest.sig``, one a line: ``ed25519 KEY SIGNATURE``, both base64. They are no
+part of the manifest: signing changes neither its bytes nor the digest that names the bundle on the wire.
+
+What is signed is CONTEXT and then the manifest's bytes, so that no signature made for something else fits.
+Keys are PEM files (PKCS #8, SubjectPublicKeyInfo) as ``openssl genpkey -algorithm ed25519`` writes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.common.errors import BundleError, ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+SIGNATURE = "manifest.sig"
+SIGNATURE_BYTES = 16_384
+CONTEXT = b"offramp bundle manifest 1\0"
+KEY_FILE_BYTES = 16_384
+_KIND, _KEY_BYTES, _SIGNATURE_BYTES = "ed25519", 32, 64
+
+
+class TrustedKeys:
+    """Public keys, of which one must have signed a bundle.
+
+    paths: PEM files, a key each; flag: what named them. Raises ConfigError for one that is no Ed25519 key.
+    """
+
+    def __init__(self, paths: Sequence[Path | str], flag: str = "--trusted-key") -> None:
+        self._keys: dict[bytes, Ed25519PublicKey] = {}
+        for path in paths:
+            key = _public_key(flag, path)
+            self._keys[key.public_bytes_raw()] = key
+
+    def check(self, manifest: bytes, signatures: bytes) -> None:
+        """Raises BundleError unless one of these keys signed these bytes of a manifest.
+
+        signatures: the bytes of ``manifest.sig``. Those of other keys prove nothing, and are passed over.
+        """
+        from cryptography.exceptions import InvalidSignature
+
+        known = 0
+        for public, signature in parse_signatures(signatures):
+            key = self._keys.get(public)
+            if key is None:
+                continue
+            known += 1
+            try:
+                key.verify(signature, CONTEXT + manifest)
+            except InvalidSignature:
+                continue
+            return
+        if known:
+            raise BundleError(f"{SIGNATURE}: the signature is not one of this manifest")
+        raise BundleError(f"{SIGNATURE}: no trusted key has signed this bundle, expected one that has")
+
+
+def parse_signatures(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Public key and signature of each line of ``manifest.sig``. Raises BundleError."""
+    found = []
+    try:
+        lines = data.decode("ascii").splitlines()
+    except UnicodeDecodeError:
+        raise BundleError(f"{SIGNATURE}: is no ASCII text, expected a signature a line") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            kind, *rest = line.split(" ")
+            key, signature = (base64.b64decode(part, validate=True) for part in rest)
+            if (kind, len(key), len(signature)) != (_KIND, _KEY_BYTES, _SIGNATURE_BYTES):
+                raise ValueError
+        except (ValueError, binascii.Error):
+            raise BundleError(
+                f"{SIGNATURE}: line {number} is no signature, expected: {_KIND} KEY SIGNATURE"
+            ) from None
+        found.append((key, signature))
+    return found
+
+
+def sign(manifest: bytes, key: Path | str) -> str:
+    """The line of ``manifest.sig`` for these bytes of a manifest. key: PEM file. Raises ConfigError."""
+    private = _private_key("--key", key)
+    parts = (private.public_key().public_bytes_raw(), private.sign(CONTEXT + manifest))
+    return " ".join([_KIND, *(base64.b64encode(part).decode() for part in parts)])
+
+
+def add_signature(existing: bytes, line: str) -> bytes:
+    """``manifest.sig`` with this line in it, instead of one by the same key. Raises BundleError."""
+    key = parse_signatures(line.encode())[0][0]
+    parsed = parse_signatures(existing)
+    lines = existing.decode().splitlines()
+    others = [each for each, (other, _) in zip(lines, parsed, strict=True) if other != key]
+    return ("\n".join([*others, line]) + "\n").encode()
+
+
+def generate_key(private: Path, public: Path) -> None:
+    """Write a new key pair, the private one readable by this user only. Raises OutputError.
+
+    Neither file may be there yet: a key that is overwritten is lost.
+    """
+    serialization = _load_cryptography()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    pem, raw = serialization.Encoding.PEM, serialization.NoEncryption()
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, raw)
+    shown = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for path, data, mode in ((private, secret, 0o600), (public, shown, 0o644)):
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror}, expected a place for a new file") from None
+
+
+def _load_cryptography() -> Any:
+    """The package's part that reads and writes keys, imported only where a signature is asked for."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+    except ModuleNotFoundError:
+        raise ConfigError("signatures need the package 'cryptography': pip install 'offramp[sign]'") from None
+    return serialization
+
+
+def _public_key(flag: str, path: Path | str) -> Ed25519PublicKey:
+    serialization = _load_cryptography()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        key = serialization.load_pem_public_key(_read(flag, path))
+    except Exception:  # ValueError and its own kinds; what they say may quote the file
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"{flag} {path}: expected an Ed25519 public key, PEM")
+    return key
+
+
+def _private_key(flag: str, path: Path | str) -> Ed25519PrivateKey:
+    serialization = _load_cryptography()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    data = _read(flag, path)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except Exception:  # as above
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{flag} {path}: expected an Ed25519 private key, PEM, without a password")
+    return key
+
+
+def _read(flag: str, path: Path | str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(KEY_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}, expected a file") from None
+    if len(data) > KEY_FILE_BYTES:
+        raise ConfigError(f"{flag} {path}: is longer than {KEY_FILE_BYTES} bytes, expected a key")
+    return data

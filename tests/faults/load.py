@@ -1,0 +1,187 @@
+"""An ``edge-device`` under steady load, and the account that it must give of every image.
+
+``Load`` feeds paths to a real process until it is told to stop; ``Load.finish`` then checks what must hold
+whatever happened meanwhile: one answer for each image, counters that agree with the answers and with each
+other, and no descriptor, thread or memory that stays behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.processes import WAIT, Processes, Program, Server, resident_bytes, scrape, until
+
+FAST = ("--workers", 1, "--max-batch", 16, "--max-wait-ms", 0)
+"""Flags of a server that has nothing to measure when it starts."""
+RATE = 100.0
+"""Images a second, about."""
+SPARE_FILES, SPARE_THREADS, SPARE_BYTES = 6, 6, 48 << 20
+"""What a process may have more than when it had just begun: pools that grow to their size, a socket that
+gRPC closes in its own time."""
+CAUSES = ("timeout", "refused", "unavailable", "breaker", "window", "closed")
+DEVICE, SERVER = "offramp_device_", "offramp_server_"
+
+
+class Holdings:
+    """Descriptors, threads and memory of a process, now and later."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._files, self._threads = self._count("fd"), self._count("task")
+        self._bytes = resident_bytes(pid)
+
+    def _count(self, what: str) -> int:
+        return len(os.listdir(f"/proc/{self._pid}/{what}"))
+
+    def check(self) -> None:
+        """Wait until it is back to what it was."""
+        until(lambda: self._count("fd") <= self._files + SPARE_FILES, "its files to be closed")
+        until(lambda: self._count("task") <= self._threads + SPARE_THREADS, "its threads to end")
+        assert resident_bytes(self._pid) <= self._bytes + SPARE_BYTES
+
+
+class Load:
+    """One device, fed with the same few images again and again."""
+
+    def __init__(self, run: Processes, images: Path, flags: Sequence[object], **popen: Any) -> None:
+        self._names = sorted(str(path) for path in images.glob("*.png"))
+        self.device: Program = run.start_device(
+            *("--threshold", 1, "--json", "--hold", "--metrics-port", 0, "--quiet", *flags, "-"),
+            stdin=subprocess.PIPE,
+            **popen,
+        )
+        self._url = "http://" + self.device.wait_for(r"metrics on (\S+)")[1] + "/metrics"
+        self.sent = 0
+        self._stop = threading.Event()
+        self._feeder = threading.Thread(target=self._feed, daemon=True)
+        self._feeder.start()
+        self.holdings: Holdings | None = None
+
+    def _feed(self) -> None:
+        pipe = self.device.process.stdin
+        assert pipe is not None
+        with pipe:
+            while not self._stop.wait(1 / RATE):
+                pipe.write(self._names[self.sent % len(self._names)] + "\n")
+                pipe.flush()
+                self.sent += 1
+
+    def metrics(self) -> dict[str, float]:
+        """The device's page."""
+        return scrape(self._url)
+
+    def value(self, name: str) -> float:
+        """One of its metrics, without the prefix."""
+        return self.metrics()[DEVICE + name]
+
+    def answered_by(self, source: str) -> int:
+        """How many images have been answered by this source."""
+        return int(self.value(f"images_total{{source={source}}}"))
+
+    def more(self, source: str, count: int = 20) -> None:
+        """Wait until so many more images are answered by this source."""
+        most = self.answered_by(source) + count
+        until(lambda: self.answered_by(source) >= most, f"{count} more answers by {source}")
+
+    def warmed_up(self) -> None:
+        """The load has begun; from here on nothing may stay behind."""
+        self.more("server")
+        self.holdings = Holdings(self.device.pid)
+
+    def finish(self) -> Account:
+        """Stop feeding; check that the account of all images is right, and return it."""
+        self._stop.set()
+        self._feeder.join(WAIT)
+        until(lambda: self.device.stdout and '"summary"' in self.device.stdout[-1], "the summary")
+        if self.holdings is not None:
+            self.holdings.check()
+        page = self.metrics()
+        self.device.send(signal.SIGTERM)
+        status = self.device.wait()
+        account = Account(self.sent, status, self.device, page)
+        account.check()
+        return account
+
+    def end(self) -> None:
+        """Stop feeding."""
+        self._stop.set()
+        self._feeder.join(WAIT)
+
+
+class Account:
+    """What a device said of its images, by record, summary and metrics."""
+
+    def __init__(self, sent: int, status: int, device: Program, page: dict[str, float]) -> None:
+        self.sent = sent
+        self.status = status
+        self.records = device.answers
+        self.corrections = [record for record in device.records if record.get("correction")]
+        self.summary = device.summary
+        self.errors = device.errors
+        self._page = page
+        self.by = Counter(record["source"] for record in self.records)
+        self.fallbacks = [record for record in self.records if record["source"] == "fallback"]
+
+    def value(self, name: str) -> float:
+        """One of the device's metrics at the end, without the prefix."""
+        return self._page[DEVICE + name]
+
+    def unanswered(self) -> dict[str, int]:
+        """Frames without an answer, by cause."""
+        return {cause: int(self.value(f"frames_unanswered_total{{cause={cause}}}")) for cause in CAUSES}
+
+    @property
+    def sends(self) -> int:
+        """Frames that went out, each time counted."""
+        raw = self.value("raw_activation_bytes_total")
+        assert raw % 64 == 0  # the toy's activation
+        return int(raw) // 64
+
+    def check(self) -> None:
+        """What holds in every fault."""
+        # One answer for each image.
+        assert sorted(record["index"] for record in self.records) == list(range(self.sent))
+        assert self.summary["images"] == self.sent and self.summary["unreadable"] == 0
+        for source in ("early_exit", "server", "fallback"):
+            count = self.by[source]
+            assert self.summary[source] == count == self.value(f"images_total{{source={source}}}"), source
+        assert all(record["reason"] for record in self.fallbacks)
+        assert not any("reason" in record for record in self.records if record["source"] == "server")
+        # Each frame without an answer has one cause, and what went out is what the records say.
+        assert sum(self.unanswered().values()) >= len(self.fallbacks)
+        spooled = sum(record["spooled"] for record in self.corrections)
+        assert self.value("round_trip_seconds_count") == self.by["server"] + spooled
+        assert self.summary["corrections"] == len(self.corrections)
+        if not self.value("spooled_total"):
+            assert sum(self.unanswered().values()) == len(self.fallbacks)
+            paid = sum(record["payload_bytes"] for record in self.records)
+            assert paid == self.summary["payload_bytes"] == self.value("payload_bytes_total")
+        assert self.value("connected") == 0
+
+
+@contextmanager
+def load(run: Processes, images: Path, *flags: object, **popen: Any) -> Iterator[Load]:
+    """A load that ends with its block, if it was not finished in it."""
+    made = Load(run, images, flags, **popen)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def frames_of(server: Server) -> dict[str, int]:
+    """What became of the frames that a server has read, and how many there were: ``total``."""
+    page = server.metrics()
+    found = {
+        result: int(page[f"{SERVER}frames_total{{result={result}}}"])
+        for result in ("answered", "refused", "abandoned")
+    }
+    return {**found, "total": sum(found.values())}
