@@ -11,6 +11,8 @@ BENCHMARKS = {
     "device": ("offramp.evaluation.bench_device", "bytes and time that the device adds to head and tail"),
     "head": ("offramp.evaluation.bench_head", "latency of the INT8 head beside float and quantize_static"),
     "soak": ("offramp.evaluation.bench_soak", "memory, descriptors and answers over a long, unquiet run"),
+    "serve": ("offramp.evaluation.bench_serve", "throughput, latency and overload of a server"),
+    "link": ("offramp.evaluation.bench_link", "latency and bytes over shaped links, beside pictures"),
     "codec": ("offramp.evaluation.bench_codec", "bytes and speed of all coders and their peers"),
 }
 

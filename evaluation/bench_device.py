@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
-import subprocess
-import sys
-import threading
 import time
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,8 +22,8 @@ from numpy.typing import NDArray
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
-from offramp.common.errors import UnavailableError
 from offramp.device.source import Source
+from offramp.evaluation.processes import running_server
 from offramp.evaluation.timing import environment
 
 EPILOG = """\
@@ -71,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     items = Source([arguments.images], bundle.manifest.preprocessing)
     images = [item.image for item in items if isinstance(item.image, np.ndarray)][:200]
     result: dict[str, Any] = {"environment": environment(["grpcio", "onnxruntime"], -1)}
-    with running_server(arguments.bundle) as address:
+    with running_server(arguments.bundle, "--threads", 1) as server:
+        address = server.address
         payload, codec = payload_of(bundle, images, arguments.payload)
         result["envelope"] = [
             envelope(bundle, address, codec, payload, arguments.rate, arguments.seconds, wait / 1000)
@@ -84,27 +80,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         report(result)
     return 0
-
-
-@contextmanager
-def running_server(bundle: Path) -> Iterator[str]:
-    """A ``cloud-server`` on a free port; yields its address."""
-    command = [sys.executable, "-m", "offramp.server.app", "--bundle", str(bundle)]
-    command += ["--listen", "127.0.0.1:0", "--threads", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            seen = []
-            for line in process.stderr:
-                seen.append(line.strip())
-                if found := re.search(r"listening on ([^\s,]+)", line):
-                    break
-            else:
-                raise UnavailableError(f"cloud-server did not start: {' / '.join(seen)}")
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield found[1]
-        finally:
-            process.terminate()
 
 
 def payload_of(bundle: Bundle, images: list[NDArray[np.uint8]], size: int) -> tuple[bytes, int]:

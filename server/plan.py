@@ -19,8 +19,9 @@ from offramp.common.errors import BundleError
 
 BATCH_MAX = 64
 """The largest batch that is tried."""
-SATURATED = 0.95
-"""The smallest batch with this share of the best throughput is taken: larger ones only add latency."""
+SATURATED = 0.98
+"""The smallest batch with this share of the best throughput is taken. A larger one adds latency only where
+frames wait for the tail anyway."""
 LAYOUT_GAIN = 1.05
 """One worker a thread has to gain this much: a single frame is answered later than by all threads."""
 POINT_SECONDS = 0.01
@@ -29,11 +30,11 @@ POINT_ROUNDS = 3
 whatever else runs on the machine only ever takes away."""
 BUDGET_SECONDS = 1.5
 """When to stop trying larger batches of one layout."""
-BATCH_SECONDS = 3e-4
+BATCH_SECONDS = 2.5e-4
 """What a batch costs beside the tail: there and back between threads, a message of replies to each stream.
+Larger batches pay even where the tail gains nothing.
 
-An estimate, from a server's processor time at batches of 8 and of 32. Larger batches pay even where the tail
-gains nothing."""
+`offramp bench serve` measures it; docs/benchmarks.md has its figures."""
 TIMER_SECONDS = 1e-3
 """The event loop's timers are no finer: a shorter wait is none."""
 INLINE_SECONDS = 2.5e-4
@@ -116,7 +117,7 @@ def batch_curve(bundle: Bundle, engine: Engine, workers: int, max_batch: int | N
             if size == 1:
                 raise BundleError(f"the tail does not run: {type(error).__name__}") from None
             break
-        if max_batch is None and (time.perf_counter() > end or _flat(curve)):
+        if max_batch is None and (time.perf_counter() > end or _flat(_in_service(curve, workers))):
             break
     return curve
 
@@ -157,9 +158,14 @@ def _throughput(bundle: Bundle, engine: Engine, workers: int, size: int) -> floa
     return sum(runs) * size / (last - first)
 
 
+def _in_service(curve: Curve, workers: int) -> Curve:
+    """The curve with what a batch costs beside the tail."""
+    return {batch: 1 / (1 / rate + BATCH_SECONDS / (batch * workers)) for batch, rate in curve.items()}
+
+
 def saturation(curve: Curve, workers: int) -> int:
     """The smallest batch at which throughput is as good as it gets, all that a batch costs included."""
-    rates = {batch: 1 / (1 / rate + BATCH_SECONDS / (batch * workers)) for batch, rate in curve.items()}
+    rates = _in_service(curve, workers)
     best = max(rates.values())
     return min(batch for batch, rate in rates.items() if rate >= SATURATED * best)
 

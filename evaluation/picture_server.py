@@ -1,0 +1,125 @@
+"""The rival's server: pictures in, the whole model here. ``python -m offramp.evaluation.picture_server``.
+
+It is ``cloud-server``'s own service, batcher and wire, with two things exchanged: a frame's payload is a
+picture file, and what runs is head and tail, one after the other. Only benchmarks start it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from offramp.common.bundle import Bundle, load_bundle
+from offramp.common.codec import ActivationCodec
+from offramp.common.config import Parser, ServerSettings, split_address
+from offramp.common.engine import Engine
+from offramp.common.errors import PayloadError
+from offramp.device.source import to_input
+
+BATCH = 32
+
+
+class PictureCodec:
+    """In the place of a bundle's codec: a picture file to the model's input."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._preprocessing = bundle.manifest.preprocessing
+
+    def decode(self, codec: int, payload: bytes) -> NDArray[np.uint8]:
+        """A JPEG or WebP file → uint8 [3, H, W]. Raises PayloadError."""
+        try:
+            with Image.open(io.BytesIO(payload), formats=("JPEG", "WEBP")) as picture:
+                return to_input(picture, self._preprocessing)
+        except Exception as error:  # Pillow has no common base class for its errors
+            raise PayloadError(f"is no JPEG or WebP picture ({type(error).__name__})") from None
+
+
+class WholeModel:
+    """In the place of a bundle's tail: head and tail."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def tail(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Images, uint8 [N, 3, H, W] → class probabilities, float32 [N, K]."""
+        symbols, _ = self._engine.head(images)
+        return self._engine.tail(symbols)
+
+
+async def serve(bundle: Bundle, listen: str, threads: int) -> None:
+    """Serve until SIGTERM; says on stderr where it listens."""
+    import grpc.aio
+
+    from offramp.common import transport
+    from offramp.server.batch import Batcher, Shape
+    from offramp.server.bundles import Catalog, Loaded
+    from offramp.server.metrics import ServerMetrics
+    from offramp.server.plan import make_plan
+    from offramp.server.service import InferenceService, StreamLimits
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    settings = ServerSettings(bundle=("here",))
+    metrics = ServerMetrics()
+    batcher = Batcher(metrics, 1, settings.queue)
+    catalog = Catalog(batcher, metrics)
+    plan, engine = make_plan(bundle, threads, workers=1, max_batch=BATCH, max_wait=0.0)
+    engine.load_head()
+    served = catalog.add(Loaded(bundle, engine, plan))
+    served.codec = cast(ActivationCodec, PictureCodec(bundle))
+    served.lane = batcher.add(WholeModel(engine), Shape(BATCH, 0.0, 0.0))
+    served.decode_inline = True
+    image = bundle.manifest.preprocessing
+    served.message_bytes = max(served.message_bytes, 4 * image.height * image.width)
+    service = InferenceService(
+        catalog,
+        batcher,
+        metrics,
+        StreamLimits(
+            frames_in_flight=settings.frames_in_flight,
+            max_streams=settings.max_streams,
+            strikes=settings.strikes,
+            hello_timeout=settings.hello_timeout,
+            idle_timeout=settings.idle_timeout,
+            write_timeout=settings.write_timeout,
+            grace=settings.grace,
+        ),
+    )
+    server = grpc.aio.server(options=transport.server_options(served.message_bytes, settings.max_streams))
+    server.add_generic_rpc_handlers((service.handlers(),))
+    host, _ = split_address("--listen", listen)
+    port = server.add_insecure_port(listen)
+    await server.start()
+    print(f"listening on {host}:{port}", file=sys.stderr, flush=True)
+    await stop.wait()
+    service.drain()
+    await server.stop(1.0)
+    batcher.close()
+    service.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; returns its exit status."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    parser = Parser("picture_server", description="Classify pictures with a bundle's head and tail.")
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--listen", required=True, metavar="HOST:PORT")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    arguments = parser.parse_args(argv)
+    asyncio.run(serve(load_bundle(arguments.bundle), arguments.listen, arguments.threads))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
