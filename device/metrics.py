@@ -124,6 +124,20 @@ class DeviceMetrics:
         self.spool_bytes = Gauge(
             "offramp_device_spool_bytes", "What the activations in the spool take, bytes.", registry=registry
         )
+        self.jpeg_bytes = Counter(
+            "offramp_device_jpeg_bytes",
+            "What all images would have taken as JPEG, with --compare-jpeg only, bytes.",
+            registry=registry,
+        )
+        raw_size = Gauge(
+            "offramp_device_raw_size_bytes",
+            "One image uncoded: its pixels as the network takes them, its activation at one byte a symbol.",
+            ["of"],
+            registry=registry,
+        )
+        preprocessing = bundle.manifest.preprocessing
+        raw_size.labels("pixels").set(3 * preprocessing.height * preprocessing.width)
+        raw_size.labels("activation").set(bundle.codec.raw_bytes)
         self.threshold = Gauge(
             "offramp_device_threshold_ratio", "Confidence threshold T_c in force.", registry=registry
         )

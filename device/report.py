@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ from offramp.device.pipeline import Correction, Result
 from offramp.device.wire_bytes import WireBytes
 
 COLUMNS = "{:>6}  {:<11} {:>7}  {:<12} {:>9} {:>8} {:>8} {:>8}  {}"
+
+
+LATENCIES = 100_000
+"""Latencies that a run keeps: all of them up to this number, then a uniform sample of this size."""
 
 
 @dataclass
@@ -35,12 +40,17 @@ class Totals:
         self.images[result.source] += 1
         self.payload_bytes += result.payload_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
-        self.latencies.append(result.latency_seconds)
+        # Vitter's algorithm R: a device may run for years.
+        if len(self.latencies) < LATENCIES:
+            self.latencies.append(result.latency_seconds)
+        elif (place := random.randrange(sum(self.images.values()))) < LATENCIES:
+            self.latencies[place] = result.latency_seconds
 
     def summary(self, seconds: float, threshold: float, wire: WireBytes | None) -> dict[str, Any]:
         """The run in figures; means are over all answered images, also those that were never sent."""
         answered = sum(self.images.values())
         latencies = sorted(self.latencies)
+        kept = len(latencies)
         wire_bytes = None if wire is None else {"sent": wire.sent, "received": wire.received}
         segments = {"tcp_segments": None, "tcp_ip_header_bytes": None} if wire is None else {
             "tcp_segments": {"sent": wire.segments_sent, "received": wire.segments_received},
@@ -59,8 +69,8 @@ class Totals:
             **segments,
             "corrections": self.corrections,
             "seconds": round(seconds, 6),
-            "latency_seconds_median": latencies[answered // 2] if answered else None,
-            "latency_seconds_p99": latencies[(answered * 99) // 100] if answered else None,
+            "latency_seconds_median": latencies[kept // 2] if kept else None,
+            "latency_seconds_p99": latencies[(kept * 99) // 100] if kept else None,
         }
 
 

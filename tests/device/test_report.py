@@ -61,6 +61,16 @@ def test_latencies_are_order_statistics(latencies: list[float], median: float, p
     assert (summary["latency_seconds_median"], summary["latency_seconds_p99"]) == (median, p99)
 
 
+def test_a_long_run_keeps_a_sample_of_its_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.device.report.LATENCIES", 1000)
+    made = totals(*(result(latency=latency) for latency in range(20_000)))
+    assert len(made.latencies) == len(set(made.latencies)) == 1000
+    summary = made.summary(1.0, 0.5, None)
+    # Five standard deviations of a quantile of 1,000 uniform ones.
+    assert abs(summary["latency_seconds_median"] / 20_000 - 0.5) < 5 * math.sqrt(0.25 / 1000)
+    assert abs(summary["latency_seconds_p99"] / 20_000 - 0.99) < 5 * math.sqrt(0.0099 / 1000)
+
+
 def test_a_run_without_images_has_no_means() -> None:
     summary = Totals(unreadable=2).summary(0.0, 1.0, None)
     nothing = (
