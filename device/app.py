@@ -193,9 +193,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
 
 
-def _feed(
-    device: Device, source: Source, settings: DeviceSettings, answers: _Answers, stop: _Stop
-) -> None:
+def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _Answers, stop: _Stop) -> None:
     """Hand in all images, no faster than ``--rate``, until told to stop."""
     from offramp.device.source import jpeg_bytes
 

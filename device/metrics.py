@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
@@ -9,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle import Bundle, ThresholdFigures
 from offramp.common.telemetry import ROUND_TRIP_BUCKETS, STAGE_BUCKETS, add_info_metrics
 from offramp.device.wire_bytes import WireBytes
 
@@ -141,6 +142,17 @@ class DeviceMetrics:
         self.threshold = Gauge(
             "offramp_device_threshold_ratio", "Confidence threshold T_c in force.", registry=registry
         )
+        self._points = sorted(bundle.manifest.figures.thresholds, key=lambda point: point.threshold)
+        self.expected_accuracy = Gauge(
+            "offramp_device_expected_accuracy_ratio",
+            "Accuracy on the bundle's test images at the threshold in force; the nearest that was measured.",
+            registry=registry,
+        )
+        self.expected_exits = Gauge(
+            "offramp_device_expected_exit_ratio",
+            "Exit rate on the bundle's test images at the threshold in force; the nearest that was measured.",
+            registry=registry,
+        )
         self.stage_seconds = Histogram(
             "offramp_device_stage_seconds",
             "Time of one image in one stage.",
@@ -159,6 +171,19 @@ class DeviceMetrics:
             registry=registry,
         )
         add_info_metrics(registry, bundle)
+
+    def watch_threshold(self, threshold: Callable[[], float]) -> None:
+        """Export what the bundle measured at the threshold in force, looked up at each scrape."""
+
+        def nearest() -> ThresholdFigures:
+            return min(self._points, key=lambda point: abs(point.threshold - threshold()))
+
+        if self._points:
+            self.expected_accuracy.set_function(lambda: nearest().accuracy)
+            self.expected_exits.set_function(lambda: nearest().exit_rate)
+        else:
+            self.expected_accuracy.set(math.nan)
+            self.expected_exits.set(math.nan)
 
     def watch_wire(self, total: Callable[[], WireBytes | None]) -> None:
         """Export the socket's byte counters, read at each scrape."""

@@ -64,7 +64,8 @@ class Source:
     paths: folders (their PNG and JPEG files by name, sub-folders too), pictures, ``.npz`` files, ``.txt``
     files with one path a line, relative to the list's own folder, video files; ``-`` (a path a line on
     standard input), ``camera:N`` and ``rtsp://…``. watch: folders are looked at again and again for new
-    files. repeat: all of it is read again and again; not for what has no end. wait: sleeps so many seconds; returns True early when there is to be no further image.
+    files. wait: sleeps so many seconds; returns True early when there is to be no further image. repeat: what
+    has an end is read again and again.
     """
 
     paths: Sequence[Path | str]
@@ -92,8 +93,12 @@ class Source:
 
     def count(self) -> int | None:
         """How many images there are, for a progress bar; None if only reading would tell."""
-        if self.watch or self.repeat or any(
-            path == "-" or _is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
+        if (
+            self.watch
+            or self.repeat
+            or any(
+                path == "-" or _is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
+            )
         ):
             return None
         return sum(1 for path in self.paths for _ in _files(Path(path)))

@@ -51,7 +51,7 @@ WATCH_SECONDS = 0.5
 RETIRE_SECONDS = 0.1
 """How often a retired bundle is looked at for streams that have not gone."""
 AGE_JITTER = 0.1
-"""How far a stream's greatest age is from the limit, at most, as a share: those that began together end apart."""
+"""How far from the limit a stream's greatest age may be, as a share: those that began together end apart."""
 BAD_FRAMES = (
     pb.FrameError.REASON_CHECKSUM,
     pb.FrameError.REASON_SEQUENCE,

@@ -56,7 +56,9 @@ def test_a_device_says_that_it_is_ready_alive_and_stopping(
     assert device.wait() == 130
 
 
-def test_a_device_that_is_held_lives(run: Processes, manager: Manager, tmp_path: Path, toy_images: Path) -> None:
+def test_a_device_that_is_held_lives(
+    run: Processes, manager: Manager, tmp_path: Path, toy_images: Path
+) -> None:
     environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
     device = run.start_device("--threshold", 0, "--hold", "--quiet", toy_images, env=environment)
     until(lambda: device.stdout, "the summary")

@@ -261,7 +261,9 @@ def test_a_draining_server_loses_no_frame(run: Processes, many_images: Path) -> 
 
 def test_old_streams_are_changed_for_new_ones_and_lose_no_frame(run: Processes, many_images: Path) -> None:
     server = run.server("--max-stream-age", 0.5, "--metrics-port", 0)
-    device = run.start_device("--server", server.address, "--threshold", 1, "--json", "--rate", 300, many_images)
+    device = run.start_device(
+        "--server", server.address, "--threshold", 1, "--json", "--rate", 300, many_images
+    )
     until(lambda: device.errors.count("is draining; connecting again") >= 3, "new streams")
     device.send(signal.SIGTERM)
     assert device.wait() == ExitCode.INTERRUPTED
