@@ -183,6 +183,12 @@ class DeviceSettings(Settings):
     rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="images a second, at most (default: as fast as they go)", examples=["R"]
     )
+    compare_jpeg: Annotated[int, Field(ge=1, le=95)] | None = Field(
+        None,
+        description="also write each image as a JPEG of this quality, only to count in the metrics what "
+        "sending that would have cost",
+        examples=["QUALITY"],
+    )
     threads: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="threads that the head may use", examples=["N"]
     )
@@ -265,6 +271,12 @@ class ServerSettings(Settings):
     idle_timeout: Seconds = Field(
         3600.0,
         description="how long a stream may send nothing before it is asked to end",
+        examples=["SECONDS"],
+    )
+    max_stream_age: Seconds | None = Field(
+        None,
+        description="age, give or take 10 %, at which a stream is asked to end, so that its device connects "
+        "anew and a load balancer may choose another server (default: none)",
         examples=["SECONDS"],
     )
     write_timeout: Seconds = Field(

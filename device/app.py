@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from offramp.common.config import DeviceSettings, make_parser, read_settings
 from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
 from offramp.common.telemetry import serve_metrics, start_log, timed
+from offramp.device.notify import Notifier
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -33,6 +35,7 @@ examples:
   edge-device --bundle DIR --server gateway:50051 --insecure --threshold 0.9 --json photos/ > results.jsonl
   edge-device --bundle DIR --threshold 0 --quiet photos/      # all here, no server needed
   edge-device --bundle DIR --server a:50051 --server b:50051 --insecure --spool unsure.db photos/
+  edge-device --bundle DIR --server gateway:50051 --insecure --repeat --rate 20 --quiet photos/
   edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --byte-budget 2kB/s --watch inbox/
 
 The answers come in the order in which they are ready; `index` is the image's place in the input.
@@ -70,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             action="store_true",
             help="keep looking at the folders for new pictures, until a signal",
         )
+        parser.add_argument(
+            "--repeat",
+            action="store_true",
+            help="after the last image start again with the first, until a signal",
+        )
         parser.add_argument("--json", action="store_true", help="one JSON object a line, the summary last")
         parser.add_argument("--quiet", action="store_true", help="print the summary only")
         parser.add_argument(
@@ -100,13 +108,14 @@ def _ready_output() -> None:
 
 
 class _Stop:
-    """Set by a signal, waited for by the main thread.
+    """Set by a signal, waited for by the main thread, which shows meanwhile that it is alive.
 
     A ``threading.Event`` is not for signal handlers: one that comes while the main thread holds the event's
     lock would wait for it forever. ``SimpleQueue.put`` may be interrupted by itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
         self._set = False
         self._queue: SimpleQueue[None] = SimpleQueue()
 
@@ -121,10 +130,20 @@ class _Stop:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until set, no longer than this; whether it is."""
-        if not self._set:
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while not self._set:
+            self.beat()
+            left = max(0.0, end - time.monotonic())
+            longest = threading.TIMEOUT_MAX if self._notifier.interval is None else self._notifier.interval
             with suppress(Empty):
-                self._queue.get(timeout=seconds)
+                self._queue.get(timeout=min(left, longest))
+            if left <= longest:
+                break
         return self._set
+
+    def beat(self) -> None:
+        """Show the supervisor that the main thread gets on."""
+        self._notifier.beat()
 
 
 def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> int:
@@ -136,12 +155,15 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.device.report import Report, Totals
     from offramp.device.source import Source
 
-    stop = _Stop()
+    notifier = Notifier()
+    stop = _Stop(notifier)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
-    source = Source(arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait)
+    source = Source(
+        arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait, arguments.repeat
+    )
     answers: _Answers | None = None
 
     def correct(correction: Correction) -> None:
@@ -159,7 +181,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
         answers = _Answers(report, totals, bundle.codec.raw_bytes, stop)
         start = time.perf_counter()
         with device:
-            _feed(device, source, settings.rate, answers, stop)
+            notifier.ready()
+            _feed(device, source, settings, answers, stop)
             if settings.corrections:
                 _wait_for_corrections(device, settings, stop)
         seconds = time.perf_counter() - start
@@ -168,6 +191,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
             tracing.close()
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
         interrupted = stop.is_set()
+        if interrupted:
+            notifier.stopping()
         if arguments.hold:
             stop.wait()
     if interrupted:
@@ -175,8 +200,10 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
 
 
-def _feed(device: Device, source: Source, rate: float | None, answers: _Answers, stop: _Stop) -> None:
-    """Hand in all images, no faster than ``rate`` a second, until told to stop."""
+def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _Answers, stop: _Stop) -> None:
+    """Hand in all images, no faster than ``--rate``, until told to stop."""
+    from offramp.device.source import jpeg_bytes
+
     due = time.monotonic()
     items = iter(source)
     for index in range(sys.maxsize):
@@ -188,9 +215,12 @@ def _feed(device: Device, source: Source, rate: float | None, answers: _Answers,
             device.metrics.image_errors.inc()
             answers.unreadable(index, item.name, item.image)
         else:
+            if settings.compare_jpeg is not None:
+                device.metrics.jpeg_bytes.inc(jpeg_bytes(item.image, settings.compare_jpeg))
             answers.expect(index, item.name, device.submit(item.image, name=item.name, index=index))
-        if rate is not None:
-            due += 1 / rate
+        stop.beat()
+        if settings.rate is not None:
+            due += 1 / settings.rate
             if stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
                 return
 

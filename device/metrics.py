@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
@@ -9,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle import Bundle, ThresholdFigures
 from offramp.common.telemetry import ROUND_TRIP_BUCKETS, STAGE_BUCKETS, add_info_metrics
 from offramp.device.wire_bytes import WireBytes
 
@@ -127,8 +128,33 @@ class DeviceMetrics:
         self.spool_bytes = Gauge(
             "offramp_device_spool_bytes", "What the activations in the spool take, bytes.", registry=registry
         )
+        self.jpeg_bytes = Counter(
+            "offramp_device_jpeg_bytes",
+            "What all images would have taken as JPEG, with --compare-jpeg only, bytes.",
+            registry=registry,
+        )
+        raw_size = Gauge(
+            "offramp_device_raw_size_bytes",
+            "One image uncoded: its pixels as the network takes them, its activation at one byte a symbol.",
+            ["of"],
+            registry=registry,
+        )
+        preprocessing = bundle.manifest.preprocessing
+        raw_size.labels("pixels").set(3 * preprocessing.height * preprocessing.width)
+        raw_size.labels("activation").set(bundle.codec.raw_bytes)
         self.threshold = Gauge(
             "offramp_device_threshold_ratio", "Confidence threshold T_c in force.", registry=registry
+        )
+        self._points = sorted(bundle.manifest.figures.thresholds, key=lambda point: point.threshold)
+        self.expected_accuracy = Gauge(
+            "offramp_device_expected_accuracy_ratio",
+            "Accuracy on the bundle's test images at the threshold in force; the nearest that was measured.",
+            registry=registry,
+        )
+        self.expected_exits = Gauge(
+            "offramp_device_expected_exit_ratio",
+            "Exit rate on the bundle's test images at the threshold in force; the nearest that was measured.",
+            registry=registry,
         )
         self.stage_seconds = Histogram(
             "offramp_device_stage_seconds",
@@ -148,6 +174,19 @@ class DeviceMetrics:
             registry=registry,
         )
         add_info_metrics(registry, bundle)
+
+    def watch_threshold(self, threshold: Callable[[], float]) -> None:
+        """Export what the bundle measured at the threshold in force, looked up at each scrape."""
+
+        def nearest() -> ThresholdFigures:
+            return min(self._points, key=lambda point: abs(point.threshold - threshold()))
+
+        if self._points:
+            self.expected_accuracy.set_function(lambda: nearest().accuracy)
+            self.expected_exits.set_function(lambda: nearest().exit_rate)
+        else:
+            self.expected_accuracy.set(math.nan)
+            self.expected_exits.set(math.nan)
 
     def watch_wire(self, total: Callable[[], WireBytes | None]) -> None:
         """Export the socket's byte counters, read at each scrape."""

@@ -170,6 +170,7 @@ class Device:
             self._threshold = self._steering.threshold(time.monotonic())
             log.info("T_c is steered between %g and %g", bounds.floor, bounds.ceiling)
         self.metrics.threshold.set(self._threshold)
+        self.metrics.watch_threshold(lambda: self._threshold)
         self._charged = 0.0
         self._control_bytes = 0.0
         self._lock = threading.Lock()

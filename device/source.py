@@ -6,6 +6,7 @@ waits for images (``--watch``, standard input, a camera) does so through ``wait`
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import stat
@@ -63,13 +64,15 @@ class Source:
     paths: folders (their PNG and JPEG files by name, sub-folders too), pictures, ``.npz`` files, ``.txt``
     files with one path a line, relative to the list's own folder, video files; ``-`` (a path a line on
     standard input), ``camera:N`` and ``rtsp://…``. watch: folders are looked at again and again for new
-    files. wait: sleeps so many seconds; returns True early when there is to be no further image.
+    files. wait: sleeps so many seconds; returns True early when there is to be no further image. repeat: what
+    has an end is read again and again.
     """
 
     paths: Sequence[Path | str]
     preprocessing: Preprocessing
     watch: bool = False
     wait: Callable[[float], bool] = _sleep
+    repeat: bool = False
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -83,16 +86,35 @@ class Source:
             _opencv()
         if self.watch and not any(Path(path).is_dir() for path in self.paths):
             raise ConfigError("--watch: expected a folder to watch")
+        if self.repeat and (self.watch or any(_is_stream(path) for path in self.paths)):
+            raise ConfigError(
+                "--repeat: expected folders and files, which have an end; not --watch, - or a camera"
+            )
 
     def count(self) -> int | None:
         """How many images there are, for a progress bar; None if only reading would tell."""
-        if self.watch or any(
-            path == "-" or _is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
+        if (
+            self.watch
+            or self.repeat
+            or any(
+                path == "-" or _is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
+            )
         ):
             return None
         return sum(1 for path in self.paths for _ in _files(Path(path)))
 
     def __iter__(self) -> Iterator[Item]:
+        yield from self._once()
+        while self.repeat:
+            found = False
+            for item in self._once():
+                found = True
+                yield item
+            # Folders that are empty, for now.
+            if not found and self.wait(WATCH_SECONDS):
+                return
+
+    def _once(self) -> Iterator[Item]:
         for path in self.paths:
             if path == "-":
                 for line in _stdin_lines(self.wait):
@@ -273,6 +295,15 @@ def to_input(picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
     if converted.size != size:
         converted = converted.resize(size, Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(converted, np.uint8).transpose(2, 0, 1))
+
+
+def jpeg_bytes(image: Pixels, quality: int) -> int:
+    """What an image, uint8 [3, H, W], takes as a JPEG of this quality (1 … 95), bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(
+        buffer, "JPEG", quality=quality, optimize=True
+    )
+    return buffer.tell()
 
 
 def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -120,6 +121,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             strikes=settings.strikes,
             hello_timeout=settings.hello_timeout,
             idle_timeout=settings.idle_timeout,
+            max_stream_age=math.inf if settings.max_stream_age is None else settings.max_stream_age,
             write_timeout=settings.write_timeout,
             grace=settings.grace,
         ),

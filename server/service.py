@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ WATCH_SECONDS = 0.5
 """How often streams are looked at for silence and stuck writes, at most."""
 RETIRE_SECONDS = 0.1
 """How often a retired bundle is looked at for streams that have not gone."""
+AGE_JITTER = 0.1
+"""How far from the limit a stream's greatest age may be, as a share: those that began together end apart."""
 BAD_FRAMES = (
     pb.FrameError.REASON_CHECKSUM,
     pb.FrameError.REASON_SEQUENCE,
@@ -67,13 +70,14 @@ Decoded = NDArray[np.uint8] | Exception
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """What one stream may do. Times are seconds."""
+    """What one stream may do. Times are seconds; ``max_stream_age`` may be infinite."""
 
     frames_in_flight: int
     max_streams: int
     strikes: int
     hello_timeout: float
     idle_timeout: float
+    max_stream_age: float
     write_timeout: float
     grace: float
 
@@ -125,7 +129,8 @@ class InferenceService:
     async def watch(self) -> None:
         """Look for streams that are silent, stuck or overdue, until cancelled."""
         limits = self.limits
-        period = min(WATCH_SECONDS, limits.idle_timeout / 4, limits.write_timeout / 4, limits.grace / 4)
+        shortest = min(limits.idle_timeout, limits.max_stream_age, limits.write_timeout, limits.grace)
+        period = min(WATCH_SECONDS, shortest / 4)
         while True:
             await asyncio.sleep(period)
             now = time.monotonic()
@@ -214,6 +219,9 @@ class _Stream:
         self._answered_all = asyncio.Event()
         self._ended = False
         self._last_read = time.monotonic()
+        self._old_at = self._last_read + service.limits.max_stream_age * random.uniform(
+            1 - AGE_JITTER, 1 + AGE_JITTER
+        )
         self._end_at = math.inf
         self._writing_since = math.inf
 
@@ -237,6 +245,8 @@ class _Stream:
             self._end(UnavailableError("the stream was asked to end and did not"))
         elif now - self._last_read > limits.idle_timeout and self._end_at == math.inf:
             self.drain(end_in=limits.hello_timeout)
+        elif now > self._old_at and self._end_at == math.inf:
+            self.drain(end_in=limits.grace)
 
     def _end(self, verdict: OfframpError | None, why: str = "") -> None:
         if self._task is None or self.gone or (self._ended and verdict is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from offramp.common.bundle import HEAD, Bundle
 from tests import toy
@@ -241,6 +243,24 @@ def test_holding_serves_metrics_until_a_signal(run: Processes, toy_images: Path)
     assert page["offramp_device_images_total{source=early_exit}"] == 40
     assert page["offramp_device_wire_bytes_total{direction=sent}"] == 0
     assert page["offramp_device_connected"] == 0
+    device.send(signal.SIGTERM)
+    assert device.wait() == 0
+
+
+def test_what_jpeg_would_cost_is_counted(run: Processes, toy_images: Path) -> None:
+    device = run.start_device(
+        *("--threshold", 0, "--metrics-port", 0, "--hold", "--json", "--compare-jpeg", 50, toy_images)
+    )
+    url = "http://" + device.wait_for(r"metrics on (\S+)")[1] + "/metrics"
+    until(lambda: device.stdout and "summary" in device.stdout[-1], "the summary")
+    page = scrape(url)
+    expected = 0
+    for path in toy_images.glob("*.png"):
+        buffer = io.BytesIO()
+        Image.open(path).convert("RGB").save(buffer, "JPEG", quality=50, optimize=True)
+        expected += len(buffer.getvalue())
+    assert page["offramp_device_jpeg_bytes_total"] == expected > 0
+    assert page["offramp_device_raw_size_bytes{of=pixels}"] == 3 * toy.SIDE**2
     device.send(signal.SIGTERM)
     assert device.wait() == 0
 

@@ -146,6 +146,47 @@ def test_a_watched_folder_as_a_process(run: Processes, tmp_path: Path) -> None:
 # --- standard input ---
 
 
+# --- again and again ---
+
+
+def test_repeating_starts_again_and_sees_what_is_new(tmp_path: Path) -> None:
+    png(tmp_path / "a.png")
+    items = iter(Source([tmp_path], PREPROCESSING, repeat=True))
+    assert [Path(next(items).name).name for _ in range(3)] == ["a.png"] * 3
+    png(tmp_path / "b.png")
+    assert sorted(Path(next(items).name).name for _ in range(4)) == ["a.png", "a.png", "b.png", "b.png"]
+
+
+def test_repeating_an_empty_folder_waits_until_told_to_stop(tmp_path: Path) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) == 3
+
+    assert list(Source([tmp_path], PREPROCESSING, wait=wait, repeat=True)) == []
+    assert waits == [source.WATCH_SECONDS] * 3
+
+
+@pytest.mark.parametrize(("path", "watch"), [("-", False), ("camera:0", False), (".", True)])
+def test_what_has_no_end_is_not_repeated(path: str, watch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_opencv", lambda: None)
+    with pytest.raises(ConfigError, match="--repeat: expected folders and files, which have an end"):
+        Source([path], PREPROCESSING, watch, repeat=True)
+
+
+def test_a_repeated_folder_as_a_process(run: Processes, toy_images: Path) -> None:
+    """The first images of the second pass are answered as in the first."""
+    device = run.start_device("--threshold", 0, "--repeat", "--rate", 500, "--json", toy_images)
+    until(lambda: len(device.answers) > 100, "a third pass")
+    device.send(signal.SIGTERM)
+    assert device.wait() == 130 and device.errors == ""
+    answers = sorted(device.answers, key=lambda answer: int(answer["index"]))
+    assert [answer["index"] for answer in answers] == list(range(len(answers)))
+    for one, other in zip(answers, answers[40:], strict=False):
+        assert [one[key] for key in ("image", "label")] == [other[key] for key in ("image", "label")]
+
+
 def test_paths_on_standard_input(run: Processes, toy_images: Path, tmp_path: Path) -> None:
     device = run.start_device("--threshold", 0, "--json", "-", stdin=subprocess.PIPE)
     assert device.process.stdin is not None

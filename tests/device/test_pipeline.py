@@ -259,6 +259,19 @@ def test_a_draining_server_loses_no_frame(run: Processes, many_images: Path) -> 
     assert "is draining; connecting again" in device.errors
 
 
+def test_old_streams_are_changed_for_new_ones_and_lose_no_frame(run: Processes, many_images: Path) -> None:
+    server = run.server("--max-stream-age", 0.5, "--metrics-port", 0)
+    device = run.start_device(
+        "--server", server.address, "--threshold", 1, "--json", "--rate", 300, many_images
+    )
+    until(lambda: device.errors.count("is draining; connecting again") >= 3, "new streams")
+    device.send(signal.SIGTERM)
+    assert device.wait() == ExitCode.INTERRUPTED
+    check_once(device, len(device.answers))
+    assert device.summary["server"] == device.summary["images"] > 300
+    assert server.drain() == 0
+
+
 def test_a_new_server_on_the_same_port_is_used_after_a_drain(run: Processes, many_images: Path) -> None:
     """A rolling restart: where the next server is up at once, few images notice."""
     server = run.server()

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import grpc
@@ -110,6 +111,35 @@ def test_a_silent_stream_that_does_not_end_is_ended(run: Processes, toy_bundle: 
                 pass
     until(lambda: server.metrics()[NO_STREAM] == 0, "no open stream")
     assert server.drain() == 0
+
+
+def test_an_old_stream_is_asked_to_end_though_it_is_busy(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server("--max-stream-age", 0.4)
+    with stream_to(server.address, toy_bundle) as stream:
+        stream.hello()
+        writer = FrameWriter()
+        answered = 0
+        for sequence in count(1):
+            stream.send(writer.pack(good_frames(toy_bundle, 1, first=sequence)))
+            told = stream.receive()
+            assert told is not None
+            answered += len(told.replies)
+            if told.HasField("draining"):
+                break
+        # What was sent before it was told, is answered.
+        answered += len(stream.end())
+        assert answered == sequence
+    until(lambda: server.metrics()[NO_STREAM] == 0, "no open stream")
+    assert not any("streams_aborted_total{" in name for name in server.metrics())
+
+
+def test_an_old_stream_that_does_not_end_is_ended(run: Processes, toy_bundle: Bundle) -> None:
+    server = run.server("--max-stream-age", 0.2, "--grace", 0.5)
+    with stream_to(server.address, toy_bundle) as stream:
+        stream.send(frame.hello(toy_bundle.digest))
+        with pytest.raises(Ended, match="UNAVAILABLE"):
+            while stream.receive():
+                pass
 
 
 def test_a_device_that_never_takes_its_replies_is_cut_off(run: Processes, toy_bundle: Bundle) -> None:

@@ -1,0 +1,33 @@
+"""Whether a program in this container is healthy: exit status 0 or 1.
+
+health.py http://HOST:PORT/metrics    its metrics page is served
+health.py HOST:PORT                   its gRPC health service says SERVING, in plaintext
+"""
+
+import sys
+import urllib.request
+
+SECONDS = 4
+
+
+def main() -> int:
+    """Ask; anything but a clear yes is a no."""
+    (target,) = sys.argv[1:]
+    try:
+        if target.startswith("http://"):
+            with urllib.request.urlopen(target, timeout=SECONDS) as page:
+                return 0 if page.status == 200 else 1
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        with grpc.insecure_channel(target) as channel:
+            service = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            answer = service.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+            return 0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1
+    except Exception as error:
+        print(f"unhealthy: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
