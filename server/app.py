@@ -81,7 +81,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.metrics import ServerMetrics
     from offramp.server.security import Certificates, Guard, Tokens
-    from offramp.server.service import InferenceService, StreamLimits
+    from offramp.server.service import InferenceService, StreamLimits, handlers
 
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -110,15 +110,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         catalog,
         batcher,
         metrics,
-        StreamLimits(
-            frames_in_flight=settings.frames_in_flight,
-            max_streams=settings.max_streams,
-            strikes=settings.strikes,
-            hello_timeout=settings.hello_timeout,
-            idle_timeout=settings.idle_timeout,
-            write_timeout=settings.write_timeout,
-            grace=settings.grace,
-        ),
+        StreamLimits.of(settings),
     )
     metrics.set_limits(
         workers=loader.workers,
@@ -131,7 +123,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         interceptors=[Guard(tokens, metrics)] if tokens is not None else [],
         options=transport.server_options(loader.message_bytes, settings.max_streams + SPARE_CONNECTIONS),
     )
-    server.add_generic_rpc_handlers((service.handlers(),))
+    server.add_generic_rpc_handlers((handlers(service.offload, service.describe),))
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection(
