@@ -2,9 +2,10 @@
 
     edge-device ─▶ Serve's gRPC ingress ─▶ Ingress: stream, decode, queue, batch ─▶ Tail: batch again, run
 
-``Ingress`` is ``InferenceService`` with all that belongs to it; only two things are others: the call's context
-is Serve's request stream, and the tail is a handle to replicas of ``Tail``, which is one bundle's ``Engine``.
-Both deployments scale on their own. docs/scale-out.md has the settings, and what differs from ``cloud-server``.
+``Ingress`` is ``InferenceService`` with all that belongs to it; only two things are others: the call's
+context is Serve's request stream, and the tail is a handle to replicas of ``Tail``, which is one bundle's
+``Engine``. Both deployments scale on their own. docs/scale-out.md has the settings, and what differs from
+``cloud-server``.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ MAX_BATCH = 32
 """Activations in one run of the tail, where the setting does not say. Nothing is measured here: replicas
 differ, and come and go."""
 CALLS = 16
-"""Batches that one ingress has on their way to replicas, where ``workers`` does not say. Meanwhile frames gather,
-and Serve scales by what it sees waiting."""
+"""Batches that one ingress has on their way to replicas, where ``workers`` does not say. Meanwhile frames
+gather, and Serve scales by what it sees waiting."""
 CALL_SECONDS = 60.0
 """A batch that is not back by then is given up. Serve replaces a stuck replica earlier."""
 CALL_TRIES = 3

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"common", "device", "server", "training", "evaluation", "cli", "ray", "v1"}
+RAW = PACKAGES - {"v1", "ray"}
+"""What nobody may import without ``offramp.``; ``import ray`` is another project."""
 ALLOWED = {
     "common": {"common", "v1"},
     "device": {"common", "v1", "device"},
