@@ -15,7 +15,7 @@ test: lint proto-check
 lint: .venv/ready .typecheck/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy $(addprefix .typecheck/offramp/,$(FOLDERS)) tests
+	.venv/bin/mypy $(addprefix .typecheck/offramp/,$(FOLDERS) ray) tests
 
 proto: .venv-proto/ready
 	.venv-proto/bin/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto \
@@ -46,6 +46,7 @@ proto-check: proto
 	mkdir -p .typecheck/offramp
 	for folder in $(FOLDERS); do ln -sfn ../../$$folder .typecheck/offramp/$$folder; done
 	ln -sfn ../../proto/offramp/v1 .typecheck/offramp/v1
+	ln -sfn ../../deploy/ray .typecheck/offramp/ray
 	touch $@
 
 clean:

@@ -42,6 +42,7 @@ COMMANDS = {
     "threshold": Command(
         "offramp.training.threshold", "train", "choose a bundle's threshold for an accuracy or a byte budget"
     ),
+    "top": Command("offramp.cli.top", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
 }
 
@@ -55,6 +56,7 @@ examples:
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
+  offramp top device-1:9102 server:9101
 
 `offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
 

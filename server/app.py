@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import signal
 import sys
@@ -84,7 +83,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.metrics import ServerMetrics
     from offramp.server.security import Certificates, Guard, Tokens
-    from offramp.server.service import InferenceService, StreamLimits
+    from offramp.server.service import InferenceService, StreamLimits, handlers
 
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -115,16 +114,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         catalog,
         batcher,
         metrics,
-        StreamLimits(
-            frames_in_flight=settings.frames_in_flight,
-            max_streams=settings.max_streams,
-            strikes=settings.strikes,
-            hello_timeout=settings.hello_timeout,
-            idle_timeout=settings.idle_timeout,
-            max_stream_age=math.inf if settings.max_stream_age is None else settings.max_stream_age,
-            write_timeout=settings.write_timeout,
-            grace=settings.grace,
-        ),
+        StreamLimits.of(settings),
         tracing,
     )
     metrics.set_limits(
@@ -138,7 +128,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         interceptors=[Guard(tokens, metrics)] if tokens is not None else [],
         options=transport.server_options(loader.message_bytes, settings.max_streams + SPARE_CONNECTIONS),
     )
-    server.add_generic_rpc_handlers((service.handlers(),))
+    server.add_generic_rpc_handlers((handlers(service.offload, service.describe),))
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection(

@@ -20,10 +20,9 @@ from pathlib import Path
 from offramp.common import transport
 from offramp.common.bundle import MANIFEST, Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
-from offramp.common.engine import Engine
 from offramp.common.errors import BundleError, OfframpError
 from offramp.common.signature import TrustedKeys
-from offramp.server.batch import Batcher, Lane, Shape
+from offramp.server.batch import Batcher, Lane, Shape, Tail
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan, decodes_inline, make_plan
 
@@ -50,7 +49,7 @@ class Loaded:
     """A bundle that is ready to serve, and how."""
 
     bundle: Bundle
-    engine: Engine
+    tail: Tail
     plan: Plan
 
 
@@ -82,7 +81,7 @@ class Catalog:
         served = Served(
             bundle,
             bundle.codec,
-            self._batcher.add(loaded.engine, shape),
+            self._batcher.add(loaded.tail, shape),
             decodes_inline(bundle.codec),
             transport.message_bytes(bundle.codec.raw_bytes),
         )

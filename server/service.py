@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common import frame, transport
+from offramp.common.config import ServerSettings
 from offramp.common.errors import (
     MessageError,
     OfframpError,
@@ -81,6 +82,25 @@ class StreamLimits:
     write_timeout: float
     grace: float
 
+    @classmethod
+    def of(cls, settings: ServerSettings) -> StreamLimits:
+        """Those of a server's settings."""
+        values = {limit.name: getattr(settings, limit.name) for limit in fields(cls)}
+        if settings.max_stream_age is None:
+            values["max_stream_age"] = math.inf
+        return cls(**values)
+
+
+def handlers(offload: object, describe: object) -> grpc.GenericRpcHandler:
+    """The methods of ``offramp.v1.Inference``. Messages stay bytes: a malformed one is ours to answer."""
+    return grpc.method_handlers_generic_handler(
+        transport.SERVICE,
+        {
+            "Offload": grpc.stream_stream_rpc_method_handler(cast(Any, offload)),
+            "Describe": grpc.unary_unary_rpc_method_handler(cast(Any, describe)),
+        },
+    )
+
 
 class InferenceService:
     """``offramp.v1.Inference`` for the bundles of a catalog, on one event loop."""
@@ -102,16 +122,6 @@ class InferenceService:
         self.rejected = {reason: metrics.rejected.labels(reason) for reason in REASONS}
         self.draining = False
         self._streams: set[_Stream] = set()
-
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service's methods. Messages stay bytes here: a malformed one is ours to answer."""
-        return grpc.method_handlers_generic_handler(
-            transport.SERVICE,
-            {
-                "Offload": grpc.stream_stream_rpc_method_handler(cast(Any, self._offload)),
-                "Describe": grpc.unary_unary_rpc_method_handler(cast(Any, self._describe)),
-            },
-        )
 
     def drain(self) -> None:
         """Ask every stream to end, those to come as well."""
@@ -141,11 +151,12 @@ class InferenceService:
         """Stop the decoding thread; call it when no stream is open."""
         self.decoders.shutdown()
 
-    async def _describe(self, request: bytes, context: Context) -> bytes:
+    async def describe(self, request: bytes, context: Context) -> bytes:
+        """Answer ``Describe``."""
         try:
             frame.parse(pb.DescribeRequest, request)
         except MessageError as error:
-            await self._abort(context, error)
+            await self.abort(context, error)
         descriptions = [
             pb.BundleDescription(
                 digest=served.bundle.digest,
@@ -160,30 +171,31 @@ class InferenceService:
             bundles=descriptions, protocol_version=frame.PROTOCOL_VERSION, version=package_version()
         ).SerializeToString()
 
-    async def _offload(self, _requests: object, context: Context) -> None:
+    async def offload(self, _requests: object, context: Context) -> None:
+        """Serve one stream; of the context only peer, read, write and abort are used."""
         self.metrics.streams.inc()
         most = self.limits.max_streams
         if len(self._streams) >= most:
             full = OverloadError(f"{most} streams are open already, the most that may", STREAM_RETRY_MS)
-            await self._abort(context, full)
+            await self.abort(context, full)
         stream = _Stream(self, context)
         self._streams.add(stream)
         self.metrics.open_streams.inc()
         try:
             await stream.serve()
         except OfframpError as error:
-            await self._abort(context, error)
+            await self.abort(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception as error:
             log.exception("stream from %s", context.peer())
-            await self._abort(context, OfframpError(f"internal error ({type(error).__name__})"))
+            await self.abort(context, OfframpError(f"internal error ({type(error).__name__})"))
         finally:
             stream.end_spans()
             self._streams.discard(stream)
             self.metrics.open_streams.dec()
 
-    async def _abort(self, context: Context, error: OfframpError) -> None:
+    async def abort(self, context: Context, error: OfframpError) -> None:
         """The one place that turns an error into a gRPC status."""
         self.metrics.streams_aborted.labels(error.grpc_status).inc()
         log.warning("%s from %s: %s", error.grpc_status, context.peer(), error)

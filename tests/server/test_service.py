@@ -22,7 +22,7 @@ from offramp.server.batch import Batcher
 from offramp.server.bundles import Catalog, Loaded
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
-from offramp.server.service import REPLIES_WAITING, InferenceService, StreamLimits
+from offramp.server.service import REPLIES_WAITING, InferenceService, StreamLimits, handlers
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.attacks.frames import Aborted, FrameAttack, attacks, good_frame, message
@@ -434,7 +434,7 @@ def test_no_task_outlives_its_stream(toy_bundle: Bundle, toy_engine: Engine, lea
         service = InferenceService(catalog, batcher, metrics, limits)
         size = transport.message_bytes(toy_bundle.codec.raw_bytes)
         server = grpc.aio.server(options=transport.server_options(size, 64))
-        server.add_generic_rpc_handlers((service.handlers(),))
+        server.add_generic_rpc_handlers((handlers(service.offload, service.describe),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:

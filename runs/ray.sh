@@ -1,0 +1,7 @@
+#!/bin/sh
+# The table of docs/scale-out.md: cloud-server and Ray Serve under the same load, on this machine. Three minutes.
+# It needs: pip install '.[device,server,ray]'
+set -eu
+cd "$(dirname "$0")/.."
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled
+exec "${PYTHON:-python3}" runs/ray_load.py models/digits-mobilenetv2-exit12 examples/digits
