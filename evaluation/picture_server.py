@@ -65,12 +65,12 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
     from offramp.server.bundles import Catalog, Loaded
     from offramp.server.metrics import ServerMetrics
     from offramp.server.plan import make_plan
-    from offramp.server.service import InferenceService, StreamLimits
+    from offramp.server.service import InferenceService, StreamLimits, handlers
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    settings = ServerSettings(bundle=("here",))
+    settings = ServerSettings.model_validate({"bundle": ("here",)})
     metrics = ServerMetrics()
     batcher = Batcher(metrics, 1, settings.queue)
     catalog = Catalog(batcher, metrics)
@@ -86,18 +86,10 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
         catalog,
         batcher,
         metrics,
-        StreamLimits(
-            frames_in_flight=settings.frames_in_flight,
-            max_streams=settings.max_streams,
-            strikes=settings.strikes,
-            hello_timeout=settings.hello_timeout,
-            idle_timeout=settings.idle_timeout,
-            write_timeout=settings.write_timeout,
-            grace=settings.grace,
-        ),
+        StreamLimits.of(settings),
     )
     server = grpc.aio.server(options=transport.server_options(served.message_bytes, settings.max_streams))
-    server.add_generic_rpc_handlers((service.handlers(),))
+    server.add_generic_rpc_handlers((handlers(service.offload, service.describe),))
     host, _ = split_address("--listen", listen)
     port = server.add_insecure_port(listen)
     await server.start()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from offramp.common.bundle import load_bundle
 from offramp.common.codec import CodecId
-from offramp.common.config import Parser, split_address
+from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.device.source import to_input
 
@@ -62,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine.load_head()
     engine.load_tail()
     link = Link(
-        arguments.server,
-        split_address("--server", arguments.server)[1],
+        [arguments.server],
         bundle.digest,
         len(bundle.manifest.classes),
         bundle.codec.raw_bytes,
