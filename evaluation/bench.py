@@ -12,6 +12,7 @@ BENCHMARKS = {
     "head": ("offramp.evaluation.bench_head", "latency of the INT8 head beside float and quantize_static"),
     "serve": ("offramp.evaluation.bench_serve", "throughput, latency and overload of a server"),
     "link": ("offramp.evaluation.bench_link", "latency and bytes over shaped links, beside pictures"),
+    "steering": ("offramp.evaluation.bench_steering", "how T_c follows a link whose rate changes"),
     "codec": ("offramp.evaluation.bench_codec", "bytes and speed of all coders and their peers"),
 }
 

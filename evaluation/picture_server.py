@@ -70,7 +70,7 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    settings = ServerSettings(bundle=("here",))
+    settings = ServerSettings.model_validate({"bundle": "here"})  # all defaults
     metrics = ServerMetrics()
     batcher = Batcher(metrics, 1, settings.queue)
     catalog = Catalog(batcher, metrics)
