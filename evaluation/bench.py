@@ -13,6 +13,7 @@ BENCHMARKS = {
     "soak": ("offramp.evaluation.bench_soak", "memory, descriptors and answers over a long, unquiet run"),
     "serve": ("offramp.evaluation.bench_serve", "throughput, latency and overload of a server"),
     "link": ("offramp.evaluation.bench_link", "latency and bytes over shaped links, beside pictures"),
+    "steering": ("offramp.evaluation.bench_steering", "how T_c follows a link whose rate changes"),
     "codec": ("offramp.evaluation.bench_codec", "bytes and speed of all coders and their peers"),
 }
 

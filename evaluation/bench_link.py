@@ -49,11 +49,11 @@ examples:
   offramp bench link --json --out build/bench-link
   offramp bench link --bundle DIR --images DIR --thresholds 0.7 0.9 1
 
-DIR of the images has pictures and labels.csv (columns file,label). It needs root and iproute2. JPEG and WebP are
-written at the lowest quality at which the whole model is as accurate as on the pictures themselves.
+DIR of the images has pictures and labels.csv (columns file,label). It needs root and iproute2. JPEG and WebP
+are written at the lowest quality at which the whole model is as accurate as on the pictures themselves.
 
-payload: what a frame carries. interface: what the device's network interface counted, both directions: Ethernet,
-IP, TCP, HTTP/2 and gRPC in it. Both are means over all images.
+payload: what a frame carries. interface: what the device's network interface counted, both directions:
+Ethernet, IP, TCP, HTTP/2 and gRPC in it. Both are means over all images.
 """
 LINKS = (Shape(50e3, 0.3), Shape(1e6, 0.06), Shape(20e6, 0.015))
 QUALITIES = (5, 10, 20, 30, 50, 75, 90)

@@ -42,9 +42,9 @@ examples:
 
 engine: the bare tail, batch by batch. batching: the server held to the same batches. throughput: the server
 as it plans by itself, closed loop, eight frames and one frame a message. load: --streams devices, one frame a
-message, open loop, at 80 % of what they get in a closed one. overload: three times as much, from devices that do
-as the retry hint says, as edge-device does, and from devices that do not; goodput as a share of the best at any
-load.
+message, open loop, at 80 % of what they get in a closed one. overload: three times as much, from devices that
+do as the retry hint says, as edge-device does, and from devices that do not; goodput as a share of the best
+at any load.
 """
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 TOGETHER = 8
@@ -124,7 +124,7 @@ def split_cores(cores: set[int], wanted: int | None) -> tuple[set[int], set[int]
     count = len(cores) // 2 if wanted is None else wanted
     if not 0 < count < len(cores):
         raise ConfigError(
-            f"--server-cores {count} of {len(cores)}: expected one or more for the server and as many for the load"
+            f"--server-cores {count} of {len(cores)}: expected one or more for each of server and load"
         )
     ordered = sorted(cores)
     return set(ordered[:count]), set(ordered[count:])

@@ -1,7 +1,7 @@
-"""The rival's device: pictures, raw activations or nothing sent. ``python -m offramp.evaluation.rival_device``.
+"""The rival's device, which sends pictures, raw activations or nothing.
 
-It reads paths on standard input and prints a JSON object for each, as ``edge-device --json -`` does, and
-sends over the same link, in the same frames. Only benchmarks start it.
+``python -m offramp.evaluation.rival_device`` reads paths on standard input and prints a JSON object for each, as
+``edge-device --json -`` does, and sends over the same link, in the same frames. Only benchmarks start it.
 """
 
 from __future__ import annotations

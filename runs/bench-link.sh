@@ -1,0 +1,7 @@
+#!/bin/sh
+# The link's tables and plots in docs/benchmarks.md: about four minutes. It needs root and iproute2.
+# Arguments go to the command; figures and plots go to build/bench-link.
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+exec offramp bench link --out build/bench-link "$@"

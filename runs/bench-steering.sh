@@ -1,0 +1,7 @@
+#!/bin/sh
+# The table and plots of T_c over a link whose rate changes, in docs/benchmarks.md: about two minutes. It needs
+# root and iproute2. Arguments go to the command; figures and plots go to build/bench-steering.
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+exec offramp bench steering --out build/bench-steering "$@"
