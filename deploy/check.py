@@ -1,0 +1,197 @@
+"""Checks every file in deploy/ by its own tool: make check-deploy
+
+Each check names the files that it answers for; a file that no check answers for is an error, and so is a
+missing tool. deploy/install-checkers.sh installs Debian's tools, the extra [dev] the others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEPLOY = Path(__file__).parent
+ROOT = DEPLOY.parent
+SCHEMAS = DEPLOY / "kubernetes" / "schemas"
+CUSTOM = {"Gateway", "GRPCRoute", "PodMonitor"}
+NO_SCHEMA = {"BackendTrafficPolicy"}
+"""Custom resources whose schema no package registry has: only read as YAML."""
+
+
+class Failed(Exception):
+    """A tool's complaint."""
+
+
+def tool(name: str) -> str:
+    """The path of a program: of this Python's environment, or of the system."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise Failed(f"{name} is not installed: deploy/install-checkers.sh, or pip install '.[dev]'")
+    return found
+
+
+def call(*command: object, given: str | None = None) -> str:
+    """Run a tool; what it prints. Raises Failed with all of it where it complains."""
+    done = subprocess.run(
+        [str(word) for word in command], input=given, capture_output=True, text=True, cwd=ROOT
+    )
+    if done.returncode:
+        raise Failed(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}".strip())
+    return done.stdout
+
+
+def dockerfile() -> str:
+    call(tool("hadolint"), "--config", "deploy/containers/hadolint.yaml", "deploy/containers/Dockerfile")
+    return "hadolint"
+
+
+def shell_scripts() -> list[Path]:
+    return [*sorted(DEPLOY.glob("*.sh")), *sorted(DEPLOY.glob("*/*.sh")), ROOT / "runs" / "image-size.sh"]
+
+
+def scripts() -> str:
+    call(tool("shellcheck"), *shell_scripts())
+    return "shellcheck"
+
+
+def python() -> str:
+    call(tool("ruff"), "check", DEPLOY)
+    return "ruff"
+
+
+def compose() -> str:
+    try:
+        call("docker", "compose", "version")
+        program = ["docker", "compose"]
+    except (Failed, FileNotFoundError):
+        program = [tool("docker-compose")]
+    call(*program, "--file", "deploy/compose.yaml", "config", "--quiet")
+    return f"{' '.join(Path(word).name for word in program)} config"
+
+
+def prometheus() -> str:
+    folder = DEPLOY / "prometheus"
+    promtool = tool("promtool")
+    call(promtool, "check", "config", folder / "prometheus.yml")
+    call(promtool, "check", "rules", *sorted((folder / "rules").glob("*.yml")))
+    call(promtool, "test", "rules", *sorted((folder / "tests").glob("*.yml")))
+    return "promtool check config, check rules, test rules"
+
+
+def grafana() -> str:
+    call(sys.executable, DEPLOY / "grafana" / "dashboard.py", "--check")
+    (source,) = read(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")[0]["datasources"]
+    (provider,) = read(DEPLOY / "grafana/provisioning/dashboards/offramp.yml")[0]["providers"]
+    board = json.loads((DEPLOY / "grafana/dashboards/offramp.json").read_text())
+    used = {panel["datasource"]["uid"] for panel in board["panels"] if panel["type"] != "row"}
+    if used != {source["uid"]}:
+        raise Failed(
+            f"the dashboard asks {used}, expected the data source that is provisioned, {source['uid']}"
+        )
+    services = read(DEPLOY / "compose.yaml")[0]["services"]
+    mounts = [volume.split(":")[1] for volume in services["grafana"]["volumes"]]
+    if provider["options"]["path"] not in mounts:
+        raise Failed(f"compose.yaml mounts {mounts}, expected {provider['options']['path']} among them")
+    return "grafana-foundation-sdk; data source and mounts compared"
+
+
+def kubernetes() -> str:
+    built = call(tool("kubectl"), "kustomize", "deploy/kubernetes")
+    objects: list[dict[str, Any]] = list(yaml.safe_load_all(built))
+    custom = [each for each in objects if each["kind"] in CUSTOM]
+    core = [each for each in objects if each["kind"] not in CUSTOM | NO_SCHEMA]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump_all(core, file)
+        file.flush()
+        said = call(tool("kubernetes-validate"), "--strict", file.name)
+    if said.count(" passed ") != len(core):
+        raise Failed(f"kubernetes-validate passed not all of {len(core)}:\n{said}")
+    call(tool("npm"), "ci", "--prefix", SCHEMAS, "--no-audit", "--no-fund", "--loglevel", "error")
+    call(tool("node"), SCHEMAS / "validate.mjs", given=json.dumps(custom))
+    unchecked = ", ".join(sorted(each["kind"] for each in objects if each["kind"] in NO_SCHEMA))
+    return (
+        f"kubectl kustomize; {len(core)} objects by kubernetes-validate, {len(custom)} by their models; "
+        f"no schema of {unchecked}"
+    )
+
+
+def systemd() -> str:
+    text = (DEPLOY / "systemd" / "edge-device.service").read_text()
+    program = "/opt/offramp/bin/edge-device"
+    if program not in text:
+        raise Failed(f"edge-device.service: expected {program}")
+    with tempfile.TemporaryDirectory() as folder:
+        # systemd wants the program to be there.
+        unit = Path(folder) / "edge-device.service"
+        unit.write_text(text.replace(program, shutil.which("true") or program))
+        call(tool("systemd-analyze"), "verify", unit)
+        table = call(tool("systemd-analyze"), "security", "--offline=true", unit)
+    exposure = re.search(r"Overall exposure level[^:]*: ([0-9.]+)", table)
+    return f"systemd-analyze verify; security: exposure {exposure[1] if exposure else table}"
+
+
+def settings() -> str:
+    sys.path.insert(0, str(ROOT))
+    from offramp.common.config import DeviceSettings, make_parser, read_settings
+
+    parser = make_parser("edge-device", DeviceSettings, "", "")
+    arguments = parser.parse_args(["--config", str(DEPLOY / "systemd" / "edge-device.toml")])
+    read_settings(DeviceSettings, arguments, {})
+    return "edge-device's own settings"
+
+
+def read(path: Path) -> list[Any]:
+    """The documents of a YAML file."""
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
+    (dockerfile, ("containers/Dockerfile", "containers/hadolint.yaml")),
+    (scripts, ("**/*.sh",)),
+    (python, ("**/*.py",)),
+    (compose, ("compose.yaml",)),
+    (prometheus, ("prometheus/**/*.yml",)),
+    (grafana, ("grafana/provisioning/**/*.yml", "grafana/dashboards/*.json")),
+    (kubernetes, ("kubernetes/*.yaml", "kubernetes/schemas/*.json", "kubernetes/schemas/*.mjs")),
+    (systemd, ("systemd/*.service",)),
+    (settings, ("systemd/*.toml",)),
+]
+
+
+def main() -> int:
+    """Run all checks; exit status 1 if one complains."""
+    tracked = {
+        ROOT / name
+        for name in call(
+            "git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy"
+        ).splitlines()
+    }
+    status = 0
+    answered: set[Path] = set()
+    for check, patterns in CHECKS:
+        files = {file for pattern in patterns for file in DEPLOY.glob(pattern)} & tracked
+        answered |= files
+        try:
+            if not files:
+                raise Failed(f"no file matches {patterns}")
+            print(f"{check.__name__:<12} {len(files):>2} files   {check()}", flush=True)
+        except (Failed, OSError) as failure:
+            print(f"{check.__name__}: {failure}", file=sys.stderr, flush=True)
+            status = 1
+    for file in sorted(tracked - answered):
+        print(f"{file.relative_to(ROOT)}: no check answers for it", file=sys.stderr)
+        status = 1
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

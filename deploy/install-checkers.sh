@@ -1,0 +1,22 @@
+#!/bin/sh
+# Debian's packages that the tests in tests/deploy and `make check-deploy` need, where they are missing. As root.
+set -eu
+packages=
+want() { command -v "$1" >/dev/null || packages="$packages $2"; }
+want promtool prometheus
+want docker-compose docker-compose
+want kubectl kubernetes-client
+want node nodejs
+want npm npm
+want systemd-analyze systemd
+[ -n "$packages" ] || exit 0
+# The package of Prometheus would start it as a service.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+  trap 'rm "$policy"' EXIT
+fi
+apt-get update --quiet --quiet
+# shellcheck disable=SC2086 # a list of words
+DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends $packages >/dev/null
