@@ -25,7 +25,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "bench": Command("offramp.evaluation.bench", "device,bench", "measure speed and bytes against others"),
+    "bench": Command(
+        "offramp.evaluation.bench", "device,server,bench", "measure speed and bytes against others"
+    ),
     "codec": Command(
         "offramp.evaluation.codec_compare", "device", "compare the coders on a bundle's activations"
     ),

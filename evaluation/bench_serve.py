@@ -82,9 +82,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=3.0,
+        default=2.0,
         metavar="S",
-        help="of each point; load and overload take 4 times",
+        help="of each point (default: 2); load and overload take four times as long",
     )
     parser.add_argument(
         "--server-cores", type=int, metavar="N", help="cores of server and engine (default: half of them)"

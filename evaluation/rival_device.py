@@ -1,6 +1,6 @@
 """The rival's device, which sends pictures, raw activations or nothing.
 
-``python -m offramp.evaluation.rival_device`` reads paths on standard input and prints a JSON object for each, as
+``python -m offramp.evaluation.rival_device`` reads paths on standard input, prints a JSON object for each, as
 ``edge-device --json -`` does, and sends over the same link, in the same frames. Only benchmarks start it.
 """
 
