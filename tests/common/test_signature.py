@@ -89,16 +89,20 @@ def plain_signature(folder: BundleFolder, keys: Path) -> str:
     return " ".join(["ed25519", *(base64.b64encode(part).decode() for part in parts)]) + "\n"
 
 
+def signed_by_another(folder: BundleFolder, keys: Path) -> None:
+    (folder.path / SIGNATURE).unlink()
+    assert main(["sign", str(folder.path), "--key", str(keys / "theirs.key")]) == 0
+
+
+def linked_elsewhere(folder: BundleFolder, keys: Path) -> None:
+    (folder.path / SIGNATURE).rename(keys / "away")
+    (folder.path / SIGNATURE).symlink_to(keys / "away")
+
+
 DAMAGE: dict[str, tuple[Callable[[BundleFolder, Path], object], str]] = {
     "not signed": (lambda b, _: (b.path / SIGNATURE).unlink(), "cannot be read: No such file"),
     "empty": (lambda b, _: (b.path / SIGNATURE).write_text(""), "no trusted key has signed"),
-    "another's key": (
-        lambda b, keys: (
-            (b.path / SIGNATURE).unlink(),
-            main(["sign", str(b.path), "--key", str(keys / "theirs.key")]),
-        ),
-        "no trusted key has signed",
-    ),
+    "another's key": (signed_by_another, "no trusted key has signed"),
     "another manifest": (lambda b, _: b.edit("threshold", value=0.5), "is not one of this manifest"),
     "another tail": (
         lambda b, _: b.put(TAIL, (b.path / TAIL).read_bytes()[:-1]),
@@ -124,13 +128,7 @@ DAMAGE: dict[str, tuple[Callable[[BundleFolder, Path], object], str]] = {
         lambda b, _: (b.path / SIGNATURE).write_bytes(b"a" * (SIGNATURE_BYTES + 1)),
         f"is longer than {SIGNATURE_BYTES} bytes",
     ),
-    "a link": (
-        lambda b, keys: (
-            (b.path / SIGNATURE).rename(keys / "away"),
-            (b.path / SIGNATURE).symlink_to(keys / "away"),
-        ),
-        "is a symbolic link",
-    ),
+    "a link": (linked_elsewhere, "is a symbolic link"),
 }
 
 
