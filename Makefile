@@ -1,16 +1,20 @@
 # make demo   a real server and a real device on the shipped model; needs no torch
 # make test   lint, types and all tests
+# make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FOLDERS := common device server training evaluation cli
 
-.PHONY: demo test lint proto proto-check clean
+.PHONY: demo test check-deploy lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
 
 test: lint proto-check
 	.venv/bin/pytest
+
+check-deploy: .venv/ready
+	.venv/bin/python deploy/check.py
 
 lint: .venv/ready .typecheck/ready
 	.venv/bin/ruff check .

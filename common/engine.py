@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+import offramp.common.telemetry  # noqa: F401 - before onnxruntime, whose telemetry it turns off
 from offramp.common.bundle import HEAD, TAIL, Bundle
 from offramp.common.errors import BundleError, printable
 

@@ -1,9 +1,14 @@
-"""Logs and metrics: the same on the device and on the server."""
+"""Logs and metrics: the same on the device and on the server.
+
+ONNX Runtime has telemetry too: from when it is imported it reports its use to its maker, and keeps what it
+could not send in the home folder. To import this module turns that off, and every program imports it first.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge, Histogram
 
     from offramp.common.bundle import Bundle
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 STAGE_BUCKETS = tuple(1e-4 * 10 ** (i / 3) for i in range(13))
 """Seconds, 0.1 ms … 1 s, three to a decade."""

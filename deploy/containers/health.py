@@ -7,7 +7,7 @@ health.py HOST:PORT                   its gRPC health service says SERVING, in p
 import sys
 import urllib.request
 
-SECONDS = 4
+SECONDS = 5
 
 
 def main() -> int:
