@@ -8,16 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle import Huffman, Rans
+from offramp.common.bundle import Huffman, Rans, RunHuffman
 from offramp.common.codebook import SYMBOLS, Codebook, code_lengths
 from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables, fold
 from offramp.training.rans_tables import build_table, choose_runs, token_counts
+from offramp.training.run_huffman_tables import best_run_table
 
+RUN_HUFFMAN, RANS = "run-huffman, shared tables", "rans, shared tables"
 SHARING_COST = 0.0025
 """How much longer payloads may become for tables that channels share."""
 RANS_GAIN = 0.06
 """How much shorter rANS must make payloads to be preferred: Huffman decodes twice as fast or more."""
+SHARED_RUNS = 8
+"""Runs in which channels are compared before they share a run-Huffman table."""
 LANES_FROM = {4: 1024, 2: 256}
 """Mean payload, bytes, from which so many lanes cost about one per cent."""
 
@@ -33,9 +38,14 @@ class Candidate:
     """On the images on which the candidates compete."""
 
     @property
-    def entry(self) -> Huffman | Rans:
+    def entry(self) -> Huffman | RunHuffman | Rans:
         """What the manifest says of it."""
         of_channel = self.tables.table_of_channel.tolist()
+        if isinstance(self.tables, RunTables):
+            modes = self.tables.mode_of_channel.tolist()
+            return RunHuffman(
+                kind="run-huffman", lanes=self.lanes, table_of_channel=of_channel, mode_of_channel=modes
+            )
         if isinstance(self.tables, Codebook):
             return Huffman(kind="huffman", lanes=self.lanes, table_of_channel=of_channel)
         return Rans(kind="rans", lanes=self.lanes, table_of_channel=of_channel)
@@ -70,7 +80,8 @@ def compare(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[C
         ("huffman, one table", huffman_tables(calibration, [0] * calibration.shape[1])),
         ("huffman, a table a channel", huffman_tables(calibration, list(range(calibration.shape[1])))),
         ("huffman, shared tables", huffman_tables(calibration, share_symbols(calibration))),
-        ("rans, shared tables", rans_tables(calibration)),
+        (RUN_HUFFMAN, run_huffman_tables(calibration)),
+        (RANS, rans_tables(calibration)),
     ]
     return [
         Candidate(name, tables, 1, float(payload_bytes(tables, 1, arena).mean())) for name, tables in found
@@ -108,6 +119,21 @@ def huffman_tables(symbols: NDArray[np.uint8], table_of_channel: list[int]) -> C
     counts = _merged(symbol_counts(symbols), table_of_channel)
     lengths = np.stack([code_lengths(row) for row in counts])
     return Codebook(lengths, np.array(table_of_channel, np.uint16))
+
+
+def run_huffman_tables(symbols: NDArray[np.uint8]) -> RunTables:
+    """Run-Huffman tables for symbols, uint8 [N, C, H, W], shared by channels that are alike but for their mode."""
+    images, channels = symbols.shape[:2]
+    modes = symbol_counts(symbols).argmax(axis=1).astype(np.uint8)
+    folded = fold(symbols.reshape(images, channels, -1), modes[:, None])
+    counts = [token_counts(np.ascontiguousarray(folded[:, c]), SHARED_RUNS, 0) for c in range(channels)]
+    shared = share(counts, [0] * channels)
+    # From the flattest to the steepest table, so that lanes, which are dealt channels in their order, have like loads.
+    members = [[c for c in range(channels) if shared[c] == table] for table in range(max(shared) + 1)]
+    members.sort(key=lambda group: -_entropy_bits(np.sum([counts[c] for c in group], axis=0)) / len(group))
+    tables = tuple(best_run_table(folded[:, group].reshape(images, -1)) for group in members)
+    of_channel = [next(t for t, group in enumerate(members) if c in group) for c in range(channels)]
+    return RunTables(tables, np.array(of_channel, np.uint16), modes)
 
 
 def rans_tables(symbols: NDArray[np.uint8]) -> RansTables:

@@ -45,6 +45,18 @@ ALWAYS_INLINE void store_le32(uint8_t *p, uint32_t v)
     memcpy(p, &v, 4);
 }
 
+ALWAYS_INLINE uint64_t load_le64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
+
+ALWAYS_INLINE void store_le64(uint8_t *p, uint64_t v)
+{
+    memcpy(p, &v, 8);
+}
+
 ALWAYS_INLINE uint32_t count_trailing_zeros(uint64_t v)
 {
     return (uint32_t)__builtin_ctzll(v);
@@ -72,6 +84,20 @@ ALWAYS_INLINE void store_be64(uint8_t *p, uint64_t v)
 ALWAYS_INLINE void store_le32(uint8_t *p, uint32_t v)
 {
     for (int i = 0; i < 4; i++, v >>= 8)
+        p[i] = (uint8_t)v;
+}
+
+ALWAYS_INLINE uint64_t load_le64(const uint8_t *p)
+{
+    uint64_t v = 0;
+    for (int i = 7; i >= 0; i--)
+        v = v << 8 | p[i];
+    return v;
+}
+
+ALWAYS_INLINE void store_le64(uint8_t *p, uint64_t v)
+{
+    for (int i = 0; i < 8; i++, v >>= 8)
         p[i] = (uint8_t)v;
 }
 
