@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from offramp.common.errors import CodebookError, PayloadError
 MAX_RUNS = 64
 MAX_ORDER = 7
 _HEADER_BYTES = 3
+_MOST_ZEROS = 16
 _LARGEST_LITERAL = SYMBOLS - 2
 
 Code = tuple[int, int]
@@ -173,11 +175,8 @@ class RunTables:
         """The tables as stored in a bundle; ``from_bytes`` reads them."""
         parts = []
         for table in self.tables:
-            lengths = table.all_lengths
-            if len(lengths) % 2:
-                lengths = np.append(lengths, np.uint8(0))
             parts.append(bytes([table.runs, table.columns - 1, table.order]))
-            parts.append((lengths[0::2] | (lengths[1::2] << 4)).tobytes())
+            parts.append(_pack_lengths(table.all_lengths))
         return b"".join(parts)
 
     @staticmethod
@@ -193,17 +192,10 @@ class RunTables:
                 raise CodebookError(f"the codebook has {header.hex()} where a table should start")
             runs, columns, order = header[0], header[1] + 1, header[2]
             cells = runs * columns
-            stored = cells + (runs > 1)
-            packed = np.frombuffer(data[at + _HEADER_BYTES :][: -(-stored // 2)], np.uint8)
-            if len(packed) < -(-stored // 2):
-                raise CodebookError("the codebook ends within a table")
-            lengths = np.empty(2 * len(packed), np.uint8)
-            lengths[0::2], lengths[1::2] = packed & 15, packed >> 4
-            if lengths[stored:].any():
-                raise CodebookError("a table of the codebook is not padded with zeros")
+            lengths, size = _unpack_lengths(data[at + _HEADER_BYTES :], cells + (runs > 1))
             full = int(lengths[cells]) if runs > 1 else 0
-            tables.append(RunTable(lengths[:cells].reshape(runs, columns).copy(), full, order))
-            at += _HEADER_BYTES + len(packed)
+            tables.append(RunTable(lengths[:cells].reshape(runs, columns), full, order))
+            at += _HEADER_BYTES + size
         if not tables:
             raise CodebookError("the codebook is empty, expected at least one table")
         return RunTables(
@@ -217,6 +209,42 @@ class RunTables:
             for table in self.tables
         ]
         return b"".join(parts)
+
+
+def _pack_lengths(lengths: NDArray[np.uint8]) -> bytes:
+    """Half bytes, the low one first: a length; or 0, and how many zeros more there are, up to 15."""
+    halves: list[int] = []
+    for is_zero, group in groupby(lengths.tolist(), lambda length: length == 0):
+        if not is_zero:
+            halves += group
+            continue
+        count = len(list(group))
+        halves += [0, _MOST_ZEROS - 1] * (count // _MOST_ZEROS)
+        halves += [0, count % _MOST_ZEROS - 1] if count % _MOST_ZEROS else []
+    halves += [0] * (len(halves) % 2)
+    return bytes(low | high << 4 for low, high in zip(halves[0::2], halves[1::2], strict=True))
+
+
+def _unpack_lengths(data: bytes, count: int) -> tuple[NDArray[np.uint8], int]:
+    """This many lengths, and the bytes that they took. Raises CodebookError."""
+    lengths = np.zeros(count, np.uint8)
+    halves = (half for byte in data for half in (byte & 15, byte >> 4))
+    cell = used = 0
+    for half in halves:
+        used += 1
+        if half:
+            lengths[cell] = half
+            cell += 1
+        else:
+            cell += 1 + next(halves, count)
+            used += 1
+        if cell >= count:
+            break
+    if cell != count:
+        raise CodebookError(f"a table of the codebook has {cell} code lengths, expected {count}")
+    if used % 2 and next(halves):
+        raise CodebookError("a table of the codebook is not padded with zeros")
+    return lengths, -(-used // 2)
 
 
 @dataclass(frozen=True)

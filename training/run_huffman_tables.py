@@ -20,6 +20,12 @@ TOKEN_PRICE, PLAIN_PRICE = 0.08, 0.02
 OWN_TOKEN = 2.0**-13
 """A run and symbol that are rarer than this among a table's tokens share an escape."""
 
+LOOK_UP_BITS = 11
+"""The compiled decoder looks up codes of up to so many bits, and works out longer ones."""
+
+LONG_PRICE = 4.0
+"""Bits that one longer code less is worth."""
+
 _LITERAL_BITS = np.array(
     [[literal_code(max(1, symbol), order)[1] for symbol in range(SYMBOLS)] for order in range(MAX_ORDER + 1)]
 )
@@ -29,8 +35,7 @@ def build_run_table(counts: Counts, runs: int) -> RunTable:
     """The table for token counts of folded symbols, int64 [runs · 256 + 1], of ``token_counts``."""
     joint, full = counts[:-1].reshape(runs, SYMBOLS), int(counts[-1])
     if runs == 1:
-        weights = [max(int(count) * SYMBOLS, 1) for count in joint[0]]
-        return RunTable(package_merge(weights)[None], 0, 0)
+        return RunTable(_plain_lengths(joint[0])[None], 0, 0)
     expected = smooth(joint)
     own = expected > OWN_TOKEN * (expected.sum() + full)
     own[:, 0] = False
@@ -46,6 +51,23 @@ def build_run_table(counts: Counts, runs: int) -> RunTable:
     lengths = np.zeros(runs * columns, np.uint8)
     lengths[kept] = found[:-1]
     return RunTable(lengths.reshape(runs, columns), int(found[-1]), order)
+
+
+def _plain_lengths(counts: Counts) -> NDArray[np.uint8]:
+    """Code lengths for symbol counts, int64 [256]: few bits, with few codes longer than a look-up.
+
+    Symbols that would only just be longer are drawn as if they were likelier, down to the rarity that pays.
+    """
+    weights = np.maximum(counts * SYMBOLS, 1)
+    enough = int(weights.sum()) >> LOOK_UP_BITS
+    best, least = package_merge(weights.tolist()), np.inf
+    for step in range(7):
+        raised = np.where(weights > enough >> step, np.maximum(weights, enough), weights)
+        lengths = package_merge(raised.tolist())
+        price = counts @ (lengths + LONG_PRICE * (lengths > LOOK_UP_BITS))
+        if price < least:
+            best, least = lengths, price
+    return best
 
 
 def run_table_bits(table: RunTable, counts: Counts) -> int:

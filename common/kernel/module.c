@@ -14,12 +14,13 @@ static const char *const MESSAGES[] = {
     [CODER_TOKEN] = "has a token that cannot stand where it does",
 };
 
-/* Both types: a coder, its size and what to call. A payload is coded under the interpreter's lock, which
+/* All types: a coder, its size and what to call. A payload is coded under the interpreter's lock, which
  * is what allows the coder's scratch memory. */
 typedef struct {
     PyObject_HEAD
     void *coder;
     size_t symbols;
+    uint8_t *payload; /* of the largest size there is, from the first encoding on */
 } kernel;
 
 static PyObject *decoded(PyObject *symbols, enum coder_error error)
@@ -43,7 +44,6 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
     return 0;
 }
 
-/* A payload is written into a bytes object of the largest size there is, and cut. */
 #define DEFINE_METHODS(NAME)                                                                                   \
     static PyObject *NAME##_encode_method(PyObject *self_, PyObject *symbols)                                  \
     {                                                                                                          \
@@ -51,12 +51,12 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
         Py_buffer view;                                                                                        \
         if (get_input(symbols, &view, self, 1) < 0)                                                            \
             return NULL;                                                                                       \
-        uint8_t *payload = PyMem_Malloc(NAME##_bound(self->coder));                                            \
         PyObject *result = NULL;                                                                               \
-        if (payload) {                                                                                         \
-            size_t size = NAME##_encode(self->coder, view.buf, payload);                                       \
-            result = PyBytes_FromStringAndSize((const char *)payload, (Py_ssize_t)size);                       \
-            PyMem_Free(payload);                                                                               \
+        if (!self->payload)                                                                                    \
+            self->payload = PyMem_Malloc(NAME##_bound(self->coder));                                           \
+        if (self->payload) {                                                                                   \
+            size_t size = NAME##_encode(self->coder, view.buf, self->payload);                                 \
+            result = PyBytes_FromStringAndSize((const char *)self->payload, (Py_ssize_t)size);                 \
         } else {                                                                                               \
             PyErr_NoMemory();                                                                                  \
         }                                                                                                      \
@@ -80,6 +80,7 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
     {                                                                                                          \
         PyTypeObject *type = Py_TYPE(self);                                                                    \
         NAME##_destroy(((kernel *)self)->coder);                                                               \
+        PyMem_Free(((kernel *)self)->payload);                                                                 \
         freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);                                         \
         release(self);                                                                                         \
         Py_DECREF(type);                                                                                       \
@@ -260,7 +261,8 @@ static PyObject *rans_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
                                       NAME##_slots};
 
 DEFINE_TYPE(huffman, "Huffman", "Huffman(channels, plane, lanes, lengths, table_of_channel)")
-DEFINE_TYPE(run_huffman, "RunHuffman", "RunHuffman(channels, plane, lanes, tables, table_of_channel, mode_of_channel)")
+DEFINE_TYPE(run_huffman, "RunHuffman",
+            "RunHuffman(channels, plane, lanes, tables, table_of_channel, mode_of_channel)")
 DEFINE_TYPE(rans, "Rans", "Rans(channels, plane, lanes, tables, table_of_channel)")
 
 static int add_type(PyObject *module, PyType_Spec *spec, const char *name)

@@ -11,20 +11,27 @@
 
 enum {
     LOOKUP_BITS = 11,
-    LOOKUPS = 5,  /* of LOOKUP_BITS each, out of the 56 bits of a window */
-    AT_ONCE = 6,  /* symbols that one look-up writes, behind the modes that it skips */
-    FARTHEST = 127, /* modes that one look-up skips */
+    LOOKUPS = 5,       /* of LOOKUP_BITS each, out of the 56 bits of a window */
+    AT_ONCE = 6,       /* symbols that one look-up writes, behind the modes that it skips */
+    FARTHEST = 127,    /* modes that one look-up skips */
+    PLAIN_AT_ONCE = 3, /* symbols that one look-up gives without runs */
     SLACK = 32,
-    GAP = LOOKUPS * (FARTHEST + AT_ONCE) + 8, /* symbols that a window may write behind the end of its lane */
+    ROOM = LOOKUPS * PLAIN_AT_ONCE + 2,       /* bytes that a window without runs may write, and a long code */
+    GAP = LOOKUPS * (FARTHEST + AT_ONCE) + 8, /* bytes that one with runs may write behind the end of its lane */
     LARGEST_LITERAL = SYMBOLS - 2,
 };
 
 typedef struct {
-    /* For the next LOOKUP_BITS bits: their whole tokens' length in bits (6 bits), how many modes come first (7
-     * bits at SKIP_AT), how many symbols then (3 bits at COUNT_AT), and these symbols (48 bits). 0: an escape, or
-     * a longer code. */
-    uint64_t lookup[1 << LOOKUP_BITS];
-    uint32_t *code;   /* by cell, run * columns + folded symbol: code << 4 | length; an ESCAPED cell has its row's escape */
+    /* What the next LOOKUP_BITS bits say; 0: an escape, or a longer code. */
+    union {
+        /* Their whole tokens' length in bits (6 bits), how many symbols they write (3 bits at COUNT_AT) behind how
+         * many modes (7 bits at SKIP_AT), and these symbols (48 bits). */
+        uint64_t runs[1 << LOOKUP_BITS];
+        /* Without runs: the length of their codes (6 bits), their number (2 bits), and up to three symbols, from
+         * the low byte up. */
+        uint32_t plain[1 << LOOKUP_BITS];
+    } lookup;
+    uint32_t *code;   /* of a cell, run * columns + folded symbol: code << 4 | length; an ESCAPED one has its row's */
     uint16_t *sorted; /* cells in the order of their codes */
     uint32_t limit[MAX_CODE_LENGTH + 2]; /* first 16-bit window beyond the codes of this length */
     uint32_t first[MAX_CODE_LENGTH + 2]; /* first code of this length, and its place in `sorted` */
@@ -43,9 +50,8 @@ typedef struct {
 
 struct run_huffman_coder {
     coder_shape shape;
-    uint8_t *payload; /* decoding: the payload with SLACK behind it */
-    uint8_t *folded;  /* all lanes' folded symbols, with a GAP behind each lane */
-    size_t folded_bytes;
+    uint8_t *payload; /* decoding: the payload, and what a segment that runs out may read behind it */
+    uint8_t *folded;  /* all lanes' folded symbols, with a GAP behind each lane, from ROOM on */
     size_t *place;    /* of each channel in `folded` */
     uint8_t *mode;    /* of each channel */
     segment *segments;
@@ -75,23 +81,16 @@ static int is_valid(const run_huffman_table *source)
 }
 
 /* The whole tokens in the next LOOKUP_BITS bits, `bits`, as one entry. */
-static uint64_t combine(const table *t, const uint32_t *primary, uint32_t bits)
+static uint64_t combine_runs(const table *t, const uint32_t *primary, uint32_t bits)
 {
     uint64_t symbols = 0;
     uint32_t used = 0, skip = 0, count = 0;
     for (;;) {
         uint32_t entry = primary[(bits << used) & ((1 << LOOKUP_BITS) - 1)], length = entry & 15;
-        if (!entry || used + length > LOOKUP_BITS)
+        uint32_t cell = entry >> 4, symbol = cell % t->columns, run = cell / t->columns, own = cell != t->full;
+        if (!entry || used + length > LOOKUP_BITS || (own && !symbol))
             break;
-        uint32_t cell = entry >> 4, symbol = cell % t->columns, run = cell / t->columns, own = 1;
-        if (t->runs > 1) {
-            if (cell == t->full) {
-                run = t->runs;
-                own = 0;
-            } else if (!symbol) {
-                break; /* an escape */
-            }
-        }
+        run = own ? run : t->runs;
         if (count ? count + run + own > AT_ONCE : skip + run > FARTHEST)
             break;
         if (count)
@@ -103,6 +102,19 @@ static uint64_t combine(const table *t, const uint32_t *primary, uint32_t bits)
         used += length;
     }
     return symbols << SYMBOLS_AT | skip << SKIP_AT | count << COUNT_AT | used;
+}
+
+static uint32_t combine_plain(const uint32_t *primary, uint32_t bits)
+{
+    uint32_t used = 0, count = 0, symbols = 0;
+    while (count < PLAIN_AT_ONCE) {
+        uint32_t entry = primary[(bits << used) & ((1 << LOOKUP_BITS) - 1)], length = entry & 15;
+        if (!entry || used + length > LOOKUP_BITS)
+            break;
+        symbols |= (entry >> 4) << (8 * count++);
+        used += length;
+    }
+    return symbols << 8 | count << 6 | used;
 }
 
 static int fill_table(table *t, const run_huffman_table *source)
@@ -139,7 +151,10 @@ static int fill_table(table *t, const run_huffman_table *source)
         if (!t->code[cell] || cell % t->columns == 0)
             t->code[cell] = t->code[cell - cell % t->columns] | ESCAPED;
     for (uint32_t i = 0; i < 1 << LOOKUP_BITS; i++)
-        t->lookup[i] = combine(t, primary, i);
+        if (t->runs == 1)
+            t->lookup.plain[i] = combine_plain(primary, i);
+        else
+            t->lookup.runs[i] = combine_runs(t, primary, i);
     free(primary);
     return 1;
 }
@@ -148,7 +163,7 @@ static int fill_table(table *t, const run_huffman_table *source)
 static int place_channels(run_huffman_coder *coder, const uint16_t *table_of_channel)
 {
     uint32_t channels = coder->shape.channels, lanes = coder->shape.lanes, segments = 0;
-    size_t place = 0, plane = coder->shape.plane;
+    size_t place = ROOM, plane = coder->shape.plane;
     uint32_t *before = calloc(coder->count + 1, sizeof *before), *order = malloc(channels * sizeof *order);
     if (before && order) {
         for (uint32_t c = 0; c < channels; c++)
@@ -188,9 +203,8 @@ run_huffman_coder *run_huffman_create(coder_shape shape, const run_huffman_table
         return NULL;
     size_t symbols = (size_t)shape.channels * shape.plane;
     coder->shape = shape;
-    coder->folded_bytes = symbols + (size_t)GAP * shape.lanes;
-    coder->payload = calloc(1, symbols + SLACK);
-    coder->folded = calloc(1, coder->folded_bytes);
+    coder->payload = calloc(1, symbols * 3 + SLACK);
+    coder->folded = calloc(1, ROOM + symbols + (size_t)GAP * shape.lanes);
     coder->place = malloc(shape.channels * sizeof *coder->place);
     coder->mode = malloc(shape.channels);
     coder->segments = malloc(shape.channels * sizeof *coder->segments);
@@ -364,14 +378,14 @@ ALWAYS_INLINE size_t encode(const run_huffman_coder *coder, const uint8_t *symbo
     return (size_t)(w.out - payload);
 }
 
-TARGET_BMI2 static size_t encode_bmi2(const run_huffman_coder *coder, const uint8_t *symbols, uint8_t *payload)
+TARGET_X86_64_V3 static size_t encode_v3(const run_huffman_coder *coder, const uint8_t *symbols, uint8_t *payload)
 {
     return encode(coder, symbols, payload);
 }
 
 size_t run_huffman_encode(const run_huffman_coder *coder, const uint8_t *symbols, uint8_t *payload)
 {
-    return HAVE_BMI2 ? encode_bmi2(coder, symbols, payload) : encode(coder, symbols, payload);
+    return HAVE_X86_64_V3 ? encode_v3(coder, symbols, payload) : encode(coder, symbols, payload);
 }
 
 /* --- decoding --- */
@@ -394,13 +408,22 @@ typedef struct {
     } while (0)
 
 /* One look-up: up to FARTHEST modes, which are there already, and AT_ONCE symbols; zeros behind them. */
-#define LOOK_UP(bits, out, lookup)                                                                             \
+#define LOOK_UP_RUNS(bits, out, lookup)                                                                        \
     do {                                                                                                       \
         uint64_t entry = (lookup)[(bits) >> (64 - LOOKUP_BITS)];                                               \
         (out) += entry >> SKIP_AT & 127;                                                                       \
         store_le64((out), entry >> SYMBOLS_AT);                                                                \
         (out) += entry >> COUNT_AT & 7;                                                                        \
         (bits) <<= entry & 63;                                                                                 \
+    } while (0)
+
+/* The same without runs: up to three symbols, of which four bytes are written. */
+#define LOOK_UP_PLAIN(bits, out, lookup)                                                                       \
+    do {                                                                                                       \
+        uint32_t entry = (lookup)[(bits) >> (64 - LOOKUP_BITS)];                                               \
+        (bits) <<= entry & 63;                                                                                 \
+        store_le32((out), entry >> 8);                                                                         \
+        (out) += entry >> 6 & 3;                                                                               \
     } while (0)
 
 /* One token, whatever it is, into an open window of at least 32 bits; an error for one that cannot be. */
@@ -439,96 +462,185 @@ static enum coder_error take_token(lane_state *s)
     return CODER_OK;
 }
 
+/* As many look-ups as stay in the segment: at most two, so that a token fits the window behind them. */
+ALWAYS_INLINE void look_up_within(lane_state *s)
+{
+    const table *t = s->segment->t;
+    for (int i = 0; i < 2; i++) {
+        size_t left = (size_t)(s->limit - s->out);
+        if (t->runs == 1) {
+            if (left <= PLAIN_AT_ONCE)
+                return;
+            LOOK_UP_PLAIN(s->bits, s->out, t->lookup.plain);
+        } else {
+            uint64_t tokens = t->lookup.runs[s->bits >> (64 - LOOKUP_BITS)];
+            if ((tokens >> SKIP_AT & 127) + (tokens >> COUNT_AT & 7) > left)
+                return;
+            LOOK_UP_RUNS(s->bits, s->out, t->lookup.runs);
+        }
+    }
+}
+
+/* Where there are runs, only other symbols are written. */
+ALWAYS_INLINE void open_segment(lane_state *s)
+{
+    s->limit = s->out + s->segment->symbols;
+    if (s->segment->t->runs > 1)
+        memset(s->out, 0, s->segment->symbols);
+}
+
 /* The end of one segment, and on to the next; whether there is one. */
 static int finish_segment(lane_state *s)
 {
-    const uint64_t *lookup = s->segment->t->lookup;
     while (s->out < s->limit) {
         if (s->at > s->end) {
             s->error = CODER_SHORT;
             return 0;
         }
         OPEN_WINDOW(s->bits, s->at);
-        for (int i = 0; i < 2; i++) {
-            uint64_t tokens = lookup[s->bits >> (64 - LOOKUP_BITS)];
-            size_t told = (tokens >> SKIP_AT & 127) + (tokens >> COUNT_AT & 7);
-            if ((size_t)(s->limit - s->out) < told)
-                break;
-            LOOK_UP(s->bits, s->out, lookup);
-        }
+        look_up_within(s);
         if (s->out < s->limit && (s->error = take_token(s)))
             return 0;
     }
     if (++s->segment == s->stop)
         return 0;
-    s->limit += s->segment->symbols;
+    open_segment(s);
     return 1;
 }
 
-/* Lanes side by side, in registers: one lane's look-ups wait for one another, several lanes' do not. Until a
- * lane has ended. A window that passes its segment's end has read the wrong table: it is taken back. */
+/* Lanes side by side, in registers: one lane's look-ups wait for one another, several lanes' do not. */
 #define OPEN(n)                                                                                                \
     uint64_t bits_##n = lane[n]->bits;                                                                         \
     const uint8_t *at_##n = lane[n]->at;                                                                       \
     uint8_t *out_##n = lane[n]->out;                                                                           \
-    const uint64_t *lookup_##n = lane[n]->segment->t->lookup;
+    const table *t_##n = lane[n]->segment->t;
+#define SHUT(n)                                                                                                \
+    lane[n]->bits = bits_##n;                                                                                  \
+    lane[n]->at = at_##n;                                                                                      \
+    lane[n]->out = out_##n;
+#define RESUME(n)                                                                                              \
+    bits_##n = lane[n]->bits;                                                                                  \
+    at_##n = lane[n]->at;                                                                                      \
+    out_##n = lane[n]->out;
+
+/* A segment without runs is decoded while there is room for a window. Its payload is not watched meanwhile: a
+ * symbol is 15 bits at most, so that no more than two bytes a symbol are read behind its end. */
+#define OPEN_PLAIN(n)                                                                                          \
+    OPEN(n)                                                                                                    \
+    const uint32_t *lookup_##n = t_##n->lookup.plain;                                                          \
+    const uint8_t *last_##n = lane[n]->limit - ROOM;
+#define HAS_ROOM(n) (out_##n <= last_##n)
+/* A window in which nothing was taken starts with a code that is longer than the look-ups. */
+#define REFILL(n)                                                                                              \
+    if (LIKELY(!(bits_##n & 0xFF))) {                                                                          \
+        OPEN_WINDOW(bits_##n, at_##n);                                                                         \
+    } else {                                                                                                   \
+        SHUT(n)                                                                                                \
+        OPEN_WINDOW(lane[n]->bits, lane[n]->at);                                                               \
+        (void)take_token(lane[n]); /* without runs, any token can be */                                        \
+        OPEN_WINDOW(lane[n]->bits, lane[n]->at);                                                               \
+        RESUME(n)                                                                                              \
+    }
+
+ALWAYS_INLINE void decode_four_plain(lane_state *const lane[4])
+{
+    OPEN_PLAIN(0)
+    OPEN_PLAIN(1)
+    OPEN_PLAIN(2)
+    OPEN_PLAIN(3)
+    while (HAS_ROOM(0) && HAS_ROOM(1) && HAS_ROOM(2) && HAS_ROOM(3)) {
+        REFILL(0)
+        REFILL(1)
+        REFILL(2)
+        REFILL(3)
+        for (int i = 0; i < LOOKUPS; i++) {
+            LOOK_UP_PLAIN(bits_0, out_0, lookup_0);
+            LOOK_UP_PLAIN(bits_1, out_1, lookup_1);
+            LOOK_UP_PLAIN(bits_2, out_2, lookup_2);
+            LOOK_UP_PLAIN(bits_3, out_3, lookup_3);
+        }
+    }
+    SHUT(0)
+    SHUT(1)
+    SHUT(2)
+    SHUT(3)
+}
+
+ALWAYS_INLINE void decode_two_plain(lane_state *const lane[2])
+{
+    OPEN_PLAIN(0)
+    OPEN_PLAIN(1)
+    while (HAS_ROOM(0) && HAS_ROOM(1)) {
+        REFILL(0)
+        REFILL(1)
+        for (int i = 0; i < LOOKUPS; i++) {
+            LOOK_UP_PLAIN(bits_0, out_0, lookup_0);
+            LOOK_UP_PLAIN(bits_1, out_1, lookup_1);
+        }
+    }
+    SHUT(0)
+    SHUT(1)
+}
+
+ALWAYS_INLINE void decode_one_plain(lane_state *const lane[1])
+{
+    OPEN_PLAIN(0)
+    while (HAS_ROOM(0)) {
+        REFILL(0)
+        for (int i = 0; i < LOOKUPS; i++) {
+            LOOK_UP_PLAIN(bits_0, out_0, lookup_0);
+        }
+    }
+    SHUT(0)
+}
+
+/* Segments with runs are decoded without regard to their end, until a lane has no more of them. A window that has
+ * passed the end of its segment has read the wrong table: it is taken back. What it wrote in the segment is right. */
 #define START(n)                                                                                               \
     if (UNLIKELY(at_##n > lane[n]->end)) {                                                                     \
         lane[n]->error = CODER_SHORT;                                                                          \
         return;                                                                                                \
     }                                                                                                          \
     OPEN_WINDOW(bits_##n, at_##n);                                                                             \
-    lane[n]->bits = bits_##n;                                                                                  \
-    lane[n]->at = at_##n;                                                                                      \
-    lane[n]->out = out_##n;
+    SHUT(n)
 #define STOP(n)                                                                                                \
-    if (UNLIKELY(out_##n >= lane[n]->limit || !lookup_##n[bits_##n >> (64 - LOOKUP_BITS)])) {                  \
-        if (!leave_window(lane[n], bits_##n, out_##n))                                                         \
-            open = 0;                                                                                          \
-        else                                                                                                   \
-            lookup_##n = lane[n]->segment->t->lookup;                                                          \
-        bits_##n = lane[n]->bits;                                                                              \
-        at_##n = lane[n]->at;                                                                                  \
-        out_##n = lane[n]->out;                                                                                \
+    if (UNLIKELY(out_##n >= lane[n]->limit || !t_##n->lookup.runs[bits_##n >> (64 - LOOKUP_BITS)])) {          \
+        more &= leave_window(lane[n], bits_##n, out_##n);                                                      \
+        RESUME(n)                                                                                              \
+        t_##n = more ? lane[n]->segment->t : t_##n;                                                            \
     }
-#define SHUT(n)                                                                                                \
-    lane[n]->bits = bits_##n;                                                                                  \
-    lane[n]->at = at_##n;                                                                                      \
-    lane[n]->out = out_##n;
 
-/* A window that has come to the end of its segment, or to a token that is not looked up. */
+/* A window that has come to the end of its segment, or to a token that is not looked up; whether the lane goes on
+ * with runs. */
 static int leave_window(lane_state *s, uint64_t bits, uint8_t *out)
 {
-    if (out > s->limit) {
-        /* Its last store may reach 8 bytes farther. */
-        memset(s->limit, 0, (size_t)(out - s->limit) + 8);
-        return finish_segment(s);
+    if (out < s->limit) {
+        s->bits = bits;
+        s->out = out;
+        OPEN_WINDOW(s->bits, s->at);
+        s->error = take_token(s);
+        if (s->error || s->out < s->limit)
+            return !s->error;
     }
-    s->bits = bits;
-    s->out = out;
-    if (out == s->limit)
-        return finish_segment(s);
-    OPEN_WINDOW(s->bits, s->at);
-    s->error = take_token(s);
-    return !s->error;
+    return finish_segment(s) && s->segment->t->runs > 1;
 }
 
-ALWAYS_INLINE void decode_four(lane_state *const lane[4])
+ALWAYS_INLINE void decode_four_runs(lane_state *const lane[4])
 {
     OPEN(0)
     OPEN(1)
     OPEN(2)
     OPEN(3)
-    for (int open = 1; open;) {
+    for (int more = 1; more;) {
         START(0)
         START(1)
         START(2)
         START(3)
         for (int i = 0; i < LOOKUPS; i++) {
-            LOOK_UP(bits_0, out_0, lookup_0);
-            LOOK_UP(bits_1, out_1, lookup_1);
-            LOOK_UP(bits_2, out_2, lookup_2);
-            LOOK_UP(bits_3, out_3, lookup_3);
+            LOOK_UP_RUNS(bits_0, out_0, t_0->lookup.runs);
+            LOOK_UP_RUNS(bits_1, out_1, t_1->lookup.runs);
+            LOOK_UP_RUNS(bits_2, out_2, t_2->lookup.runs);
+            LOOK_UP_RUNS(bits_3, out_3, t_3->lookup.runs);
         }
         STOP(0)
         STOP(1)
@@ -541,16 +653,16 @@ ALWAYS_INLINE void decode_four(lane_state *const lane[4])
     SHUT(3)
 }
 
-ALWAYS_INLINE void decode_two(lane_state *const lane[2])
+ALWAYS_INLINE void decode_two_runs(lane_state *const lane[2])
 {
     OPEN(0)
     OPEN(1)
-    for (int open = 1; open;) {
+    for (int more = 1; more;) {
         START(0)
         START(1)
         for (int i = 0; i < LOOKUPS; i++) {
-            LOOK_UP(bits_0, out_0, lookup_0);
-            LOOK_UP(bits_1, out_1, lookup_1);
+            LOOK_UP_RUNS(bits_0, out_0, t_0->lookup.runs);
+            LOOK_UP_RUNS(bits_1, out_1, t_1->lookup.runs);
         }
         STOP(0)
         STOP(1)
@@ -559,43 +671,63 @@ ALWAYS_INLINE void decode_two(lane_state *const lane[2])
     SHUT(1)
 }
 
-ALWAYS_INLINE void decode_one(lane_state *const lane[1])
+ALWAYS_INLINE void decode_one_runs(lane_state *const lane[1])
 {
     OPEN(0)
-    for (int open = 1; open;) {
+    for (int more = 1; more;) {
         START(0)
         for (int i = 0; i < LOOKUPS; i++)
-            LOOK_UP(bits_0, out_0, lookup_0);
+            LOOK_UP_RUNS(bits_0, out_0, t_0->lookup.runs);
         STOP(0)
     }
     SHUT(0)
 }
 
 #undef OPEN
+#undef SHUT
+#undef RESUME
+#undef OPEN_PLAIN
+#undef HAS_ROOM
+#undef REFILL
 #undef START
 #undef STOP
-#undef SHUT
 
-/* All lanes to their end, as many side by side as have symbols left. */
+/* All lanes to their end: as many side by side as are in segments of one kind, those without runs first. */
 ALWAYS_INLINE enum coder_error decode_lanes(lane_state *lanes, uint32_t count)
 {
     for (;;) {
-        lane_state *lane[MAX_LANES];
-        uint32_t open = 0;
+        lane_state *plain[MAX_LANES], *runs[MAX_LANES];
+        uint32_t plains = 0, others = 0;
         for (uint32_t l = 0; l < count; l++) {
             if (lanes[l].error)
                 return lanes[l].error;
-            if (lanes[l].segment < lanes[l].stop && open < 4)
-                lane[open++] = &lanes[l];
+            if (lanes[l].segment == lanes[l].stop)
+                continue;
+            if (lanes[l].segment->t->runs == 1)
+                plain[plains++] = &lanes[l];
+            else
+                runs[others++] = &lanes[l];
         }
-        if (!open)
+        if (plains) {
+            uint32_t together = plains >= 4 ? 4 : plains >= 2 ? 2 : 1;
+            if (together == 4)
+                decode_four_plain(plain);
+            else if (together == 2)
+                decode_two_plain(plain);
+            else
+                decode_one_plain(plain);
+            for (uint32_t i = 0; i < together; i++)
+                if (plain[i]->limit - plain[i]->out < ROOM)
+                    finish_segment(plain[i]);
+        } else if (others >= 4) {
+            decode_four_runs(runs);
+        } else if (others >= 2) {
+            decode_two_runs(runs);
+        } else if (others) {
+            decode_one_runs(runs);
+        } else {
             return CODER_OK;
-        if (open == 4)
-            decode_four(lane);
-        else if (open >= 2)
-            decode_two(lane);
-        else
-            decode_one(lane);
+        }
     }
 }
 
@@ -610,7 +742,6 @@ ALWAYS_INLINE enum coder_error decode(const run_huffman_coder *coder, const uint
     if (size > (size_t)shape->channels * shape->plane)
         return CODER_LONG;
     memcpy(coder->payload, payload, size);
-    memset(coder->folded, 0, coder->folded_bytes);
     const uint8_t *at = coder->payload + header, *end = coder->payload + size;
     lane_state lane[MAX_LANES];
     for (uint32_t l = 0; l < lanes; l++) {
@@ -625,8 +756,8 @@ ALWAYS_INLINE enum coder_error decode(const run_huffman_coder *coder, const uint
         s->segment = coder->segments + coder->first_segment[l];
         s->stop = coder->segments + coder->first_segment[l + 1];
         s->out = coder->folded + coder->first_place[l];
-        s->limit = s->out + s->segment->symbols;
         s->error = CODER_OK;
+        open_segment(s);
     }
     enum coder_error error = decode_lanes(lane, lanes);
     if (error)
@@ -648,7 +779,7 @@ ALWAYS_INLINE enum coder_error decode(const run_huffman_coder *coder, const uint
     return CODER_OK;
 }
 
-TARGET_BMI2 static enum coder_error decode_bmi2(const run_huffman_coder *coder, const uint8_t *payload,
+TARGET_X86_64_V3 static enum coder_error decode_v3(const run_huffman_coder *coder, const uint8_t *payload,
                                                 size_t size, uint8_t *symbols)
 {
     return decode(coder, payload, size, symbols);
@@ -657,5 +788,5 @@ TARGET_BMI2 static enum coder_error decode_bmi2(const run_huffman_coder *coder, 
 enum coder_error run_huffman_decode(const run_huffman_coder *coder, const uint8_t *payload, size_t size,
                                     uint8_t *symbols)
 {
-    return HAVE_BMI2 ? decode_bmi2(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
+    return HAVE_X86_64_V3 ? decode_v3(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
 }
