@@ -140,7 +140,7 @@ class RunTable:
 
 
 def literal_code(symbol: int, order: int) -> Code:
-    """The Exponential-Golomb code of a folded symbol, 1 … 255: at most 15 bits."""
+    """The Exponential-Golomb code of a folded symbol, 1 … 255: at most 16 bits."""
     value = symbol - 1 + (1 << order)
     return value, 2 * value.bit_length() - order - 1
 
@@ -236,7 +236,10 @@ def _unpack_lengths(data: bytes, count: int) -> tuple[NDArray[np.uint8], int]:
             lengths[cell] = half
             cell += 1
         else:
-            cell += 1 + next(halves, count)
+            more = next(halves, None)
+            if more is None:
+                break
+            cell += 1 + more
             used += 1
         if cell >= count:
             break

@@ -239,7 +239,7 @@ void run_huffman_destroy(run_huffman_coder *coder)
 
 size_t run_huffman_bound(const run_huffman_coder *coder)
 {
-    /* An escape and its literal are 30 bits. */
+    /* An escape and its literal are 31 bits at most. */
     size_t symbols = (size_t)coder->shape.channels * coder->shape.plane;
     return symbols * 4 + (size_t)coder->shape.lanes * 16;
 }
@@ -282,7 +282,7 @@ ALWAYS_INLINE void flush(writer *w)
     w->count &= 7;
 }
 
-/* Exponential-Golomb code of a folded symbol behind its escape, at most 15 bits. */
+/* Exponential-Golomb code of a folded symbol behind its escape, at most 16 bits. */
 ALWAYS_INLINE void put_literal(writer *w, uint32_t symbol, uint32_t order)
 {
     uint32_t value = symbol - 1 + (1u << order), length = 64 - count_leading_zeros(value);
