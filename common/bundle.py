@@ -257,10 +257,8 @@ class Manifest(_Strict):
             if self.codec.lanes > channels:
                 raise ValueError(f"{self.codec.lanes} lanes, expected at most the {channels} channels")
             if isinstance(self.codec, RunHuffman) and len(self.codec.mode_of_channel) != channels:
-                raise ValueError(
-                    f"mode_of_channel has {len(self.codec.mode_of_channel)} entries, the activation {channels} "
-                    "channels"
-                )
+                modes = len(self.codec.mode_of_channel)
+                raise ValueError(f"mode_of_channel has {modes} entries, the activation {channels} channels")
         return self
 
 

@@ -125,8 +125,8 @@ def code_lengths(counts: NDArray[np.int64], limit: int = MAX_CODE_LENGTH) -> NDA
 def package_merge(weights: Sequence[int], limit: int = MAX_CODE_LENGTH) -> NDArray[np.uint8]:
     """Optimal code lengths of at most ``limit`` bits, uint8 [n], for 2 … 2^limit weights.
 
-    Larmore and Hirschberg, 1990: the cheapest 2n − 2 of the last round's leaves and packages are taken; those of
-    them that are packages take twice as many of the round before. A leaf adds a bit wherever it is taken.
+    Larmore and Hirschberg, 1990: the cheapest 2n − 2 of the last round's leaves and packages are taken; those
+    of them that are packages take twice as many of the round before. A leaf adds a bit wherever it is taken.
     """
     order = sorted(range(len(weights)), key=lambda i: weights[i])
     leaves = [(weights[i], 0) for i in order]

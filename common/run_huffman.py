@@ -7,9 +7,9 @@ Rules this module keeps:
 - A symbol is coded by its distance from its channel's *mode*, folded: 0, −1, 1, −2, … become 0, 1, 2, 3, …
 - Channels of one table, in order, are dealt out to the lanes in turn, as cards are. A lane's channels of one
   table are one *segment*; runs pass from one channel to the next in it.
-- A table has R *runs* and a matrix of code lengths, R × columns: row r, column z is the token of r modes and then
-  the folded symbol z. Column 0 is the row's escape: the symbol follows as an Exponential-Golomb code. Behind the
-  matrix is FULL: R modes, or fewer where they end their segment.
+- A table has R *runs* and a matrix of code lengths, R × columns: row r, column z is the token of r modes and
+  then the folded symbol z. Column 0 is the row's escape: the symbol follows as an Exponential-Golomb code.
+  Behind the matrix is FULL: R modes, or fewer where they end their segment.
 - With R = 1 there are no runs, escapes or FULL: each of 256 columns is a symbol.
 - Every activation can be coded, there is one way to write it, and a decoder takes no other.
 """
@@ -87,7 +87,7 @@ class RunTable:
     @property
     def columns(self) -> int:
         """Folded symbols below this may have tokens of their own."""
-        return self.lengths.shape[1]
+        return int(self.lengths.shape[1])
 
     @cached_property
     def all_lengths(self) -> NDArray[np.uint8]:
@@ -287,7 +287,7 @@ def encode_lane(segments: list[tuple[RunTable, bytes]]) -> bytes:
 
 
 class LaneDecoder:
-    """Reads one lane's folded symbols, segment by segment. Raises PayloadError for what no encoder writes."""
+    """Reads one lane's folded symbols, by segment. Raises PayloadError for what no encoder writes."""
 
     def __init__(self, lane: bytes) -> None:
         self._lane = lane
@@ -326,7 +326,9 @@ class LaneDecoder:
     def _bit(self) -> int:
         byte, place = divmod(self._at, 8)
         if byte >= len(self._lane):
-            raise PayloadError(f"the payload has a lane of {len(self._lane)} bytes that ends within a segment")
+            raise PayloadError(
+                f"the payload has a lane of {len(self._lane)} bytes that ends within a segment"
+            )
         self._at += 1
         return self._lane[byte] >> (7 - place) & 1
 

@@ -91,8 +91,8 @@ def compare(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[C
 def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> Candidate:
     """The codec of a bundle: run-Huffman, unless rANS saves RANS_GAIN of its bytes on ``others``.
 
-    Plain Huffman codes are run-Huffman's without runs, and are not asked. See ``compare`` for the arguments. The
-    winner's tables are counted anew on all of the symbols.
+    Plain Huffman codes are run-Huffman's without runs, and are not asked. See ``compare`` for the arguments.
+    The winner's tables are counted anew on all of the symbols.
     """
     arena = others if len(others) else calibration
     everything = np.concatenate([calibration, others]) if len(others) else calibration
@@ -124,13 +124,13 @@ def huffman_tables(symbols: NDArray[np.uint8], table_of_channel: list[int]) -> C
 
 
 def run_huffman_tables(symbols: NDArray[np.uint8]) -> RunTables:
-    """Run-Huffman tables for symbols, uint8 [N, C, H, W], shared by channels that are alike but for their mode."""
+    """Run-Huffman tables for symbols, uint8 [N, C, H, W], shared by channels that are alike but for a mode."""
     images, channels = symbols.shape[:2]
     modes = symbol_counts(symbols).argmax(axis=1).astype(np.uint8)
     folded = fold(symbols.reshape(images, channels, -1), modes[:, None])
     counts = [token_counts(np.ascontiguousarray(folded[:, c]), SHARED_RUNS, 0) for c in range(channels)]
     shared = share(counts, [0] * channels, RUN_SHARING_COST)
-    # From the flattest to the steepest table, so that lanes, which are dealt channels in their order, have like loads.
+    # From the flattest to the steepest table: lanes, which are dealt channels in that order, have like loads.
     members = [[c for c in range(channels) if shared[c] == table] for table in range(max(shared) + 1)]
     members.sort(key=lambda group: -_entropy_bits(np.sum([counts[c] for c in group], axis=0)) / len(group))
     tables = tuple(best_run_table(folded[:, group].reshape(images, -1)) for group in members)

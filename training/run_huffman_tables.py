@@ -60,11 +60,11 @@ def _plain_lengths(counts: Counts) -> NDArray[np.uint8]:
     """
     weights = np.maximum(counts * SYMBOLS, 1)
     enough = int(weights.sum()) >> LOOK_UP_BITS
-    best, least = package_merge(weights.tolist()), np.inf
+    best, least = package_merge(weights.tolist()), float("inf")
     for step in range(7):
         raised = np.where(weights > enough >> step, np.maximum(weights, enough), weights)
         lengths = package_merge(raised.tolist())
-        price = counts @ (lengths + LONG_PRICE * (lengths > LOOK_UP_BITS))
+        price = float(counts @ (lengths + LONG_PRICE * (lengths > LOOK_UP_BITS)))
         if price < least:
             best, least = lengths, price
     return best
@@ -76,7 +76,7 @@ def run_table_bits(table: RunTable, counts: Counts) -> int:
 
 
 def token_bits(table: RunTable) -> NDArray[np.int64]:
-    """Bits of each token in the order of ``token_counts``, int64 [R · 256 + 1]; no run is followed by symbol 0."""
+    """Bits of each token in the order of ``token_counts``, int64 [R · 256 + 1]."""
     if table.runs == 1:
         return np.append(table.lengths[0].astype(np.int64), 0)
     bits = table.lengths[:, :1].astype(np.int64) + _LITERAL_BITS[table.order]
@@ -89,8 +89,8 @@ def token_bits(table: RunTable) -> NDArray[np.int64]:
 def best_run_table(planes: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> RunTable:
     """The table for channels that share it: few bits, and few tokens where it costs few bits.
 
-    planes: folded symbols, uint8 [N, n · H · W]: each image's channels one behind the other. A token's code is
-    itself something learned from the data: each run's and each symbol's is charged the usual half a logarithm.
+    planes: folded symbols, uint8 [N, n · H · W]: each image's channels one behind the other. A token's code
+    is itself learned from the data: each run's and each symbol's is charged the usual half a logarithm.
     """
     tables, price = {}, {}
     for runs in RUNS:

@@ -970,12 +970,18 @@ RUN_HUFFMAN = {
         bytes([2, 1, 0]) + halves(3, 2, 3, 3, 1, 7),
         r"a table of the codebook is not padded with zeros",
     ),
-    "of-order-8": (bytes([2, 1, 8]) + RUN_TABLE[3:], r"a table of 2 runs, 2 columns and order 8, expected 1 … 64, 1 … 256 and 0 … 7"),
+    "of-order-8": (
+        bytes([2, 1, 8]) + RUN_TABLE[3:],
+        r"a table of 2 runs, 2 columns and order 8, expected 1 … 64, 1 … 256 and 0 … 7",
+    ),
     "not-complete": (
         bytes([2, 1, 0]) + halves(3, 3, 3, 0, 0, 1),
         r"a table has Kraft sum 0\.875, expected exactly 1",
     ),
-    "over-full": (bytes([2, 1, 0]) + halves(1, 1, 1, 1, 1), r"a table has Kraft sum 2\.5, expected exactly 1"),
+    "over-full": (
+        bytes([2, 1, 0]) + halves(1, 1, 1, 1, 1),
+        r"a table has Kraft sum 2\.5, expected exactly 1",
+    ),
     "without-an-escape": (
         bytes([2, 1, 0]) + halves(2, 2, 0, 0, 2, 2),
         r"a table has a run without an escape, or no code for a full run",
@@ -989,12 +995,11 @@ for name, (stored, expected) in RUN_HUFFMAN.items():
 attack("run-huffman-table-not-there", r"codebook\.bin: a channel names table 1, there are 1")(
     run_huffman_file(RUN_TABLE, of_channel=(0, 1, 0, 0))
 )
-attack("run-huffman-modes-missing", r"manifest\.json: the document: Value error, mode_of_channel has 3 entries, the activation 4 channels")(
-    run_huffman_file(RUN_TABLE, modes=(0, 0, 0))
-)
+attack(
+    "run-huffman-modes-missing",
+    r"manifest\.json: the document: Value error, mode_of_channel has 3 entries, the activation 4 channels",
+)(run_huffman_file(RUN_TABLE, modes=(0, 0, 0)))
 attack(
     "run-huffman-mode-256",
     r"manifest\.json: codec\.run-huffman\.mode_of_channel\.1: Input should be less than or equal to 255",
-)(
-    run_huffman_file(RUN_TABLE, modes=(0, 256, 0, 0))
-)
+)(run_huffman_file(RUN_TABLE, modes=(0, 256, 0, 0)))

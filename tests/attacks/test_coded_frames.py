@@ -11,7 +11,9 @@ from offramp.common.errors import PayloadError
 from tests import toy
 
 
-@pytest.fixture(scope="module", params=["huffman", "run-huffman-1", "run-huffman-3", "rans-1", "rans-2", "rans-4"])
+@pytest.fixture(
+    scope="module", params=["huffman", "run-huffman-1", "run-huffman-3", "rans-1", "rans-2", "rans-4"]
+)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The toy bundle, coded in each way; behind the name its lanes."""
     path = tmp_path_factory.mktemp("coded") / "toy"

@@ -37,6 +37,7 @@ from offramp.common.codec import (
 from offramp.common.errors import CodecError, PayloadError
 from offramp.common.lanes import lane_channels
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables
 from offramp.v1 import inference_pb2 as pb
 from tests.common import coders
 from tests.common.coders import LENGTHS, Reference, lanes_of, outcome, size_of

@@ -108,8 +108,15 @@ def test_every_truncation_is_refused_or_is_another_activation(case: tuple[Refere
         run_huffman((1, 2, 1), [coders.run_table(3, 1, 6, 0, 2)]),
     ],
     ids=[
-        "huffman", "huffman-steep", "one-token", "all-symbols", "runs", "escapes", "run-huffman-plain",
-        "run-huffman-runs", "run-huffman-escapes",
+        "huffman",
+        "huffman-steep",
+        "one-token",
+        "all-symbols",
+        "runs",
+        "escapes",
+        "run-huffman-plain",
+        "run-huffman-runs",
+        "run-huffman-escapes",
     ],
 )
 def test_of_all_payloads_of_two_bytes_those_that_an_encoder_writes_are_taken(coder: Reference) -> None:
@@ -153,7 +160,7 @@ def test_four_lanes_and_the_ones_beside_them(kind: str, plane: tuple[int, int]) 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("seed", range(4))
 def test_run_huffman_segments_of_all_kinds_side_by_side(lanes: int, seed: int) -> None:
-    """Long segments: whole windows of look-ups, taken back at a segment's end; long codes and escapes among them."""
+    """Long segments: whole windows, taken back at a segment's end; long codes and escapes among them."""
     rng = np.random.default_rng(seed)
     shape: Shape = (12, 16, 20)
     tables = [

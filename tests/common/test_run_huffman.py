@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,7 +65,7 @@ def test_literals_are_prefix_free_and_at_most_16_bits(order: int) -> None:
     texts = sorted(f"{code:0{length}b}" for code, length in codes)
 
     assert max(map(len, texts)) <= 16
-    assert not any(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
+    assert not any(b.startswith(a) for a, b in pairwise(texts))
 
 
 def test_channels_are_dealt_out_in_the_order_of_their_tables() -> None:
@@ -92,7 +94,9 @@ def test_a_lane_of_several_segments_comes_back_and_costs_its_codes(
     table: RunTable, data: st.DataObject
 ) -> None:
     symbols = st.sampled_from([0, 0, 0, 1, 2, 5, 255]) | st.integers(0, 255)
-    segments = data.draw(st.lists(st.lists(symbols, min_size=1, max_size=80).map(bytes), min_size=1, max_size=3))
+    segments = data.draw(
+        st.lists(st.lists(symbols, min_size=1, max_size=80).map(bytes), min_size=1, max_size=3)
+    )
     lane = encode_lane([(table, segment) for segment in segments])
     decoder = LaneDecoder(lane)
 

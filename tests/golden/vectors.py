@@ -130,7 +130,7 @@ def four_lane_vectors() -> list[dict[str, Any]]:
 
 
 def run_table(runs: int, columns: int, order: int) -> RunTable:
-    """A table in which short runs and small symbols are likely, and two of three run and symbol have a token."""
+    """A table in which short runs and small symbols are likely, and two of three pairs have a token."""
     cells = [
         (10**6 if z else 10) // (1 + run * run + z * z) + 1
         for run in range(runs)

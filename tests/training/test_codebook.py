@@ -147,9 +147,7 @@ def test_everything_that_is_tried_is_measured_on_the_other_images() -> None:
         assert candidate.entry.table_of_channel == candidate.tables.table_of_channel.tolist()
 
 
-@pytest.mark.parametrize(
-    ("bits", "runs", "lanes"), [(0.3, True, 1), (1.5, True, 2), (5, False, 4)]
-)
+@pytest.mark.parametrize(("bits", "runs", "lanes"), [(0.3, True, 1), (1.5, True, 2), (5, False, 4)])
 def test_run_huffman_is_chosen_where_it_costs_next_to_nothing(bits: float, runs: bool, lanes: int) -> None:
     symbols = laplace((40, 8, 16, 16), bits)
     chosen = choose_codec(symbols[:20], symbols[20:])
@@ -163,7 +161,7 @@ def test_run_huffman_is_chosen_where_it_costs_next_to_nothing(bits: float, runs:
 
 
 def test_rans_is_chosen_where_it_saves_more() -> None:
-    """A token of eight in ten costs a code one bit, and rANS a third of it; runs do not help every other symbol."""
+    """Runs do not help where every other symbol is another, and a code of one bit is more than it says."""
     rng = np.random.default_rng(0)
     odd = 10 + 50 * (rng.random((60, 4, 16, 8)) < 0.2)
     symbols = np.stack([odd, np.full_like(odd, 200)], axis=-1).reshape(60, 4, 16, 16).astype(np.uint8)
