@@ -4,8 +4,8 @@ Invariants of a payload (docs/codec.md has its layout):
 - It codes exactly C·H·W symbols; that number comes from the manifest, never from the payload.
 - ``RAW``: one byte a symbol, in C, H, W order.
 - ``BUNDLE``: the lanes of ``lanes.py``, each coded with the tables of its channels: Huffman codewords, of
-  symbols or of runs (``run_huffman.py``), most significant bit first and zero bits up to the next byte; or rANS
-  (``rans.py``).
+  symbols or of runs (``run_huffman.py``), most significant bit first and zero bits up to the next byte; or
+  rANS (``rans.py``).
 - A payload is used up exactly, and there is one payload for an activation: a decoder takes what the encoder
   writes and nothing else.
 - A coded payload is shorter than the raw one. Where coding would not be shorter, ``RAW`` is sent.

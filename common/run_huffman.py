@@ -271,7 +271,7 @@ def lane_segments(table_of_channel: Sequence[int], lanes: int) -> list[list[Segm
 
 
 def encode_lane(segments: list[tuple[RunTable, bytes]]) -> bytes:
-    """One lane: its segments' folded symbols, the most significant bit first, and zero bits to a whole byte."""
+    """One lane: its segments' folded symbols, the most significant bit first, and zeros to a whole byte."""
     bits, count = 0, 0
     out = bytearray()
     for table, folded in segments:

@@ -124,7 +124,7 @@ def huffman_tables(symbols: NDArray[np.uint8], table_of_channel: list[int]) -> C
 
 
 def run_huffman_tables(symbols: NDArray[np.uint8]) -> RunTables:
-    """Run-Huffman tables for symbols, uint8 [N, C, H, W], shared by channels that are alike but for a mode."""
+    """Run-Huffman tables for symbols, uint8 [N, C, H, W], shared by channels alike but for their mode."""
     images, channels = symbols.shape[:2]
     modes = symbol_counts(symbols).argmax(axis=1).astype(np.uint8)
     folded = fold(symbols.reshape(images, channels, -1), modes[:, None])
