@@ -378,7 +378,8 @@ attack_values(
 )
 attack_values(
     "codec-unknown",
-    r"manifest\.json: codec: Input tag 'a\\nb' found using 'kind' does not match .* 'raw', 'huffman', 'rans'",
+    r"manifest\.json: codec: Input tag 'a\\nb' found using 'kind' does not match "
+    r".* 'raw', 'huffman', 'run-huffman', 'rans'",
     "codec",
     "kind",
     value="a\nb",
