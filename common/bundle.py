@@ -32,6 +32,7 @@ from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.errors import BundleError, CodebookError, printable
 from offramp.common.lanes import MAX_LANES
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables
 from offramp.common.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 from offramp.v1 import onnx_subset_pb2
 
@@ -168,6 +169,14 @@ class Huffman(_Coded):
     kind: Literal["huffman"]
 
 
+class RunHuffman(_Coded):
+    """Canonical Huffman code over tokens of runs, stored as code lengths (``run_huffman.py``)."""
+
+    kind: Literal["run-huffman"]
+    mode_of_channel: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)]
+    """The symbol that each channel's symbols are told from; its likeliest one."""
+
+
 class Rans(_Coded):
     """Static-table rANS over tokens of runs, stored as frequencies (``rans.py``)."""
 
@@ -231,7 +240,7 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     split: SplitPoint
     activation: Activation
-    codec: Annotated[Raw | Huffman | Rans, Field(discriminator="kind")]
+    codec: Annotated[Raw | Huffman | RunHuffman | Rans, Field(discriminator="kind")]
     threshold: Fraction
     """Default confidence threshold T_c."""
     temperature: Annotated[float, Field(ge=0.001, le=1000)]
@@ -250,6 +259,9 @@ class Manifest(_Strict):
                 raise ValueError(f"table_of_channel has {mapped} entries, the activation {channels} channels")
             if self.codec.lanes > channels:
                 raise ValueError(f"{self.codec.lanes} lanes, expected at most the {channels} channels")
+            if isinstance(self.codec, RunHuffman) and len(self.codec.mode_of_channel) != channels:
+                modes = len(self.codec.mode_of_channel)
+                raise ValueError(f"mode_of_channel has {modes} entries, the activation {channels} channels")
         return self
 
 
@@ -436,10 +448,12 @@ def _read_verified(folder: int, name: str, entry: FileEntry) -> bytes:
     return data
 
 
-def _read_tables(data: bytes, entry: Huffman | Rans) -> Tables:
+def _read_tables(data: bytes, entry: Huffman | RunHuffman | Rans) -> Tables:
     try:
         if isinstance(entry, Huffman):
             return Codebook.from_bytes(data, entry.table_of_channel)
+        if isinstance(entry, RunHuffman):
+            return RunTables.from_bytes(data, entry.table_of_channel, entry.mode_of_channel)
         return RansTables.from_bytes(data, entry.table_of_channel)
     except CodebookError as error:
         raise CodebookError(f"{CODEBOOK}: {error}") from None

@@ -11,6 +11,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -118,18 +119,29 @@ def code_lengths(counts: NDArray[np.int64], limit: int = MAX_CODE_LENGTH) -> NDA
         raise CodebookError(
             f"symbol counts have shape {counts.shape}, expected {SYMBOLS} counts of at least 0"
         )
-    weights = [(max(int(count) * SYMBOLS, 1), (symbol,)) for symbol, count in enumerate(counts)]
-    leaves = sorted(weights)
-    packages: list[tuple[int, tuple[int, ...]]] = []
-    for _ in range(limit):
-        merged = sorted(leaves + packages)
-        packages = [
-            (merged[i][0] + merged[i + 1][0], merged[i][1] + merged[i + 1][1])
-            for i in range(0, len(merged) - 1, 2)
-        ]
-    # The 255 cheapest packages of the last round name each symbol once per bit of its code.
-    chosen = np.array([symbol for _, symbols in packages[: SYMBOLS - 1] for symbol in symbols])
-    return np.bincount(chosen, minlength=SYMBOLS).astype(np.uint8)
+    return package_merge([max(int(count) * SYMBOLS, 1) for count in counts], limit)
+
+
+def package_merge(weights: Sequence[int], limit: int = MAX_CODE_LENGTH) -> NDArray[np.uint8]:
+    """Optimal code lengths of at most ``limit`` bits, uint8 [n], for 2 … 2^limit weights.
+
+    Larmore and Hirschberg, 1990: the cheapest 2n − 2 of the last round's leaves and packages are taken; those
+    of them that are packages take twice as many of the round before. A leaf adds a bit wherever it is taken.
+    """
+    order = sorted(range(len(weights)), key=lambda i: weights[i])
+    leaves = [(weights[i], 0) for i in order]
+    rounds: list[list[tuple[int, int]]] = [leaves]
+    for _ in range(limit - 1):
+        last = rounds[-1]
+        packages = [(last[i][0] + last[i + 1][0], 1) for i in range(0, len(last) - 1, 2)]
+        rounds.append(sorted(leaves + packages))
+    lengths = np.zeros(len(weights), np.uint8)
+    taken = 2 * len(weights) - 2
+    for merged in reversed(rounds):
+        packed = sum(is_package for _, is_package in merged[:taken])
+        lengths[order[: taken - packed]] += 1
+        taken = 2 * packed
+    return lengths
 
 
 def build_codebook(counts: NDArray[np.int64], layout: Layout) -> Codebook:

@@ -3,13 +3,14 @@
 Invariants of a payload (docs/codec.md has its layout):
 - It codes exactly C·H·W symbols; that number comes from the manifest, never from the payload.
 - ``RAW``: one byte a symbol, in C, H, W order.
-- ``BUNDLE``: the lanes of ``lanes.py``, each coded with the tables of its channels: Huffman codewords, most
-  significant bit first and zero bits up to the next byte; or rANS (``rans.py``).
+- ``BUNDLE``: the lanes of ``lanes.py``, each coded with the tables of its channels: Huffman codewords, of
+  symbols or of runs (``run_huffman.py``), most significant bit first and zero bits up to the next byte; or
+  rANS (``rans.py``).
 - A payload is used up exactly, and there is one payload for an activation: a decoder takes what the encoder
   writes and nothing else.
 - A coded payload is shorter than the raw one. Where coding would not be shorter, ``RAW`` is sent.
 
-Each coder exists twice: in Python here and in ``rans.py``, the reference; and compiled, in ``kernel/``. They
+Each coder exists twice: in Python, here and in those two, the reference; and compiled, in ``kernel/``. They
 write the same bytes. The compiled one is used where it was built; ``OFFRAMP_CODER=reference`` forbids it.
 """
 
@@ -29,11 +30,12 @@ from bitarray import bitarray, decodetree
 from bitarray.util import int2ba
 from numpy.typing import NDArray
 
-from offramp.common import rans
+from offramp.common import rans, run_huffman
 from offramp.common.codebook import SYMBOLS, Codebook
 from offramp.common.errors import CodecError, PayloadError
 from offramp.common.lanes import MAX_LANES, join_lanes, lane_channels, split_lanes
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables
 
 _kernel: ModuleType | None
 try:
@@ -43,7 +45,7 @@ except ImportError:  # no compiler where the package was installed
 
 Symbols = NDArray[np.uint8]
 Shape = tuple[int, int, int]
-Tables = Codebook | RansTables
+Tables = Codebook | RunTables | RansTables
 
 
 class CodecId(IntEnum):
@@ -82,11 +84,13 @@ def make_coder(shape: Shape, tables: Tables, lanes: int) -> Coder:
         return CompiledCoder(shape, tables, lanes)
     if isinstance(tables, Codebook):
         return HuffmanCoder(shape, tables, lanes)
+    if isinstance(tables, RunTables):
+        return RunHuffmanCoder(shape, tables, lanes)
     return RansCoder(shape, tables, lanes)
 
 
 class CompiledCoder:
-    """Either coder, in C."""
+    """Any of the coders, in C."""
 
     def __init__(self, shape: Shape, tables: Tables, lanes: int) -> None:
         assert _kernel is not None
@@ -94,6 +98,9 @@ class CompiledCoder:
         of_channel = np.ascontiguousarray(tables.table_of_channel, np.uint16).tobytes()
         if isinstance(tables, Codebook):
             coder: Coder = _kernel.Huffman(channels, plane, lanes, tables.lengths.tobytes(), of_channel)
+        elif isinstance(tables, RunTables):
+            modes = np.ascontiguousarray(tables.mode_of_channel).tobytes()
+            coder = _kernel.RunHuffman(channels, plane, lanes, tables.to_kernel(), of_channel, modes)
         else:
             coder = _kernel.Rans(channels, plane, lanes, tables.to_kernel(), of_channel)
         self.encode, self._decode = coder.encode, coder.decode
@@ -175,6 +182,47 @@ class HuffmanCoder:
         if bits[position:].any():
             raise PayloadError("the payload's padding bits are not zero")
         return b"".join(planes)
+
+
+@dataclass(frozen=True)
+class RunHuffmanCoder:
+    """Canonical Huffman code over tokens of runs, in Python: the reference."""
+
+    shape: Shape
+    tables: RunTables
+    lanes: int
+
+    @cached_property
+    def _lanes(self) -> list[list[run_huffman.Segment]]:
+        return run_huffman.lane_segments(self.tables.table_of_channel.tolist(), self.lanes)
+
+    @property
+    def _modes(self) -> NDArray[np.uint8]:
+        return self.tables.mode_of_channel[:, None]
+
+    def encode(self, symbols: bytes, /) -> bytes:
+        """See ``Coder``."""
+        planes = np.frombuffer(symbols, np.uint8).reshape(self.shape[0], -1)
+        folded = run_huffman.fold(planes, self._modes)
+        tables = self.tables.tables
+        lanes = [
+            run_huffman.encode_lane([(tables[s.table], folded[list(s.channels)].tobytes()) for s in segments])
+            for segments in self._lanes
+        ]
+        return join_lanes(lanes, len(symbols))
+
+    def decode(self, payload: bytes, /) -> bytes:
+        """See ``Coder``."""
+        plane = self.shape[1] * self.shape[2]
+        folded = np.empty((self.shape[0], plane), np.uint8)
+        lanes = split_lanes(payload, self.lanes, folded.size)
+        for lane, segments in zip(lanes, self._lanes, strict=True):
+            decoder = run_huffman.LaneDecoder(lane)
+            for each in segments:
+                found = decoder.segment(self.tables.tables[each.table], len(each.channels) * plane)
+                folded[list(each.channels)] = np.frombuffer(found, np.uint8).reshape(-1, plane)
+            decoder.finish()
+        return run_huffman.unfold(folded, self._modes).tobytes()
 
 
 @dataclass(frozen=True)

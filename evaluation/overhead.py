@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from offramp.common.codebook import Codebook
 from offramp.common.codec import Symbols, Tables
 from offramp.common.rans import SYMBOLS, TOTAL, Kind, RansTable
+from offramp.common.run_huffman import RunTables, fold, lane_segments
 from offramp.training.rans_tables import token_counts
+from offramp.training.run_huffman_tables import token_bits
 
 
 def frame_bits(tables: Tables, frames: Symbols, channels: Sequence[int] | None = None) -> NDArray[np.float64]:
@@ -18,6 +20,8 @@ def frame_bits(tables: Tables, frames: Symbols, channels: Sequence[int] | None =
 
     Lengths of lanes, states and padding are not among them. channels: count these only. Returns [N].
     """
+    if isinstance(tables, RunTables):
+        return _run_huffman_bits(tables, frames, channels)
     bits = np.zeros(len(frames))
     for channel in range(frames.shape[1]) if channels is None else channels:
         index = int(tables.table_of_channel[channel])
@@ -31,6 +35,24 @@ def frame_bits(tables: Tables, frames: Symbols, channels: Sequence[int] | None =
             counts = token_counts(plane[None], table.runs, table.mode)
             used = np.flatnonzero(counts)
             bits[number] += counts[used] @ price[used]
+    return bits
+
+
+def _run_huffman_bits(
+    tables: RunTables, frames: Symbols, channels: Sequence[int] | None
+) -> NDArray[np.float64]:
+    """As in one lane of these channels: a run may pass from one to the next."""
+    bits = np.zeros(len(frames))
+    for segment in lane_segments(tables.table_of_channel.tolist(), 1)[0]:
+        members = [c for c in segment.channels if channels is None or c in channels]
+        if not members:
+            continue
+        planes = frames[:, members].reshape(len(frames), len(members), -1)
+        folded = fold(planes, tables.mode_of_channel[members][:, None]).reshape(len(frames), -1)
+        table = tables.tables[segment.table]
+        price = token_bits(table)
+        for number, plane in enumerate(folded):
+            bits[number] += token_counts(plane[None], table.runs, 0) @ price
     return bits
 
 

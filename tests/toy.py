@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from offramp.common.bundle import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, Manifest, file_entries, write_bundle
-from offramp.common.codebook import build_codebook
+from offramp.common.codebook import build_codebook, package_merge
 from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
+from offramp.common.run_huffman import RunTable, RunTables
 
 SIDE = 8
 SHAPE = (4, 4, 4)
@@ -193,6 +194,29 @@ def write_rans(directory: Path, *, lanes: int = 1) -> Bundle:
     files = {HEAD: head().SerializeToString(), TAIL: tail().SerializeToString(), CODEBOOK: tables.to_bytes()}
     of_channel = tables.table_of_channel.tolist()
     document = {**manifest(files), "codec": {"kind": "rans", "lanes": lanes, "table_of_channel": of_channel}}
+    return write_bundle(directory, Manifest.model_validate_json(json.dumps(document)), files)
+
+
+def run_huffman_tables() -> RunTables:
+    """Two tables for the toy's channels: one without runs, one with runs of up to 3 and its escapes."""
+    plain = package_merge([10**6 // (1 + s * s) + 1 for s in range(256)])
+    cells = [(10**5 if s else 10**4) // (1 + run + s) for run in range(4) for s in range(17)]
+    runs = package_merge([*cells, 10**5])
+    tables = RunTable(plain[None], 0, 0), RunTable(runs[:-1].reshape(4, 17), int(runs[-1]), 3)
+    return RunTables(tables, np.array([0, 1, 0, 1], np.uint16), np.zeros(4, np.uint8))
+
+
+def write_run_huffman(directory: Path, *, lanes: int = 1) -> Bundle:
+    """Write the toy bundle with run-Huffman tables."""
+    tables = run_huffman_tables()
+    files = {HEAD: head().SerializeToString(), TAIL: tail().SerializeToString(), CODEBOOK: tables.to_bytes()}
+    entry = {
+        "kind": "run-huffman",
+        "lanes": lanes,
+        "table_of_channel": tables.table_of_channel.tolist(),
+        "mode_of_channel": tables.mode_of_channel.tolist(),
+    }
+    document = {**manifest(files), "codec": entry}
     return write_bundle(directory, Manifest.model_validate_json(json.dumps(document)), files)
 
 

@@ -8,16 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle import Huffman, Rans
+from offramp.common.bundle import Huffman, Rans, RunHuffman
 from offramp.common.codebook import SYMBOLS, Codebook, code_lengths
 from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables, fold
 from offramp.training.rans_tables import build_table, choose_runs, token_counts
+from offramp.training.run_huffman_tables import best_run_table
 
+RUN_HUFFMAN, RANS = "run-huffman, shared tables", "rans, shared tables"
 SHARING_COST = 0.0025
 """How much longer payloads may become for tables that channels share."""
-RANS_GAIN = 0.06
-"""How much shorter rANS must make payloads to be preferred: Huffman decodes twice as fast or more."""
+RUN_SHARING_COST = 0.005
+"""The same for run-Huffman, whose tables are larger and whose channels share more than a table."""
+RANS_GAIN = 0.03
+"""How much shorter rANS must make payloads to be preferred: run-Huffman is two to five times as fast."""
+SHARED_RUNS = 8
+"""Runs in which channels are compared before they share a run-Huffman table."""
 LANES_FROM = {4: 1024, 2: 256}
 """Mean payload, bytes, from which so many lanes cost about one per cent."""
 
@@ -33,9 +40,14 @@ class Candidate:
     """On the images on which the candidates compete."""
 
     @property
-    def entry(self) -> Huffman | Rans:
+    def entry(self) -> Huffman | RunHuffman | Rans:
         """What the manifest says of it."""
         of_channel = self.tables.table_of_channel.tolist()
+        if isinstance(self.tables, RunTables):
+            modes = self.tables.mode_of_channel.tolist()
+            return RunHuffman(
+                kind="run-huffman", lanes=self.lanes, table_of_channel=of_channel, mode_of_channel=modes
+            )
         if isinstance(self.tables, Codebook):
             return Huffman(kind="huffman", lanes=self.lanes, table_of_channel=of_channel)
         return Rans(kind="rans", lanes=self.lanes, table_of_channel=of_channel)
@@ -66,36 +78,37 @@ def compare(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[C
             tables can fit the images that they were counted on too well. Empty: ``calibration`` itself.
     """
     arena = others if len(others) else calibration
-    found: list[tuple[str, Tables]] = [
+    tried: list[tuple[str, Tables]] = [
         ("huffman, one table", huffman_tables(calibration, [0] * calibration.shape[1])),
         ("huffman, a table a channel", huffman_tables(calibration, list(range(calibration.shape[1])))),
         ("huffman, shared tables", huffman_tables(calibration, share_symbols(calibration))),
-        ("rans, shared tables", rans_tables(calibration)),
+        (RUN_HUFFMAN, run_huffman_tables(calibration)),
+        (RANS, rans_tables(calibration)),
     ]
-    return [
-        Candidate(name, tables, 1, float(payload_bytes(tables, 1, arena).mean())) for name, tables in found
-    ]
+    return [_candidate(name, tables, arena) for name, tables in tried]
 
 
 def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> Candidate:
-    """The codec of a bundle: the shortest payloads on ``others``, within what sharing and speed may cost.
+    """The codec of a bundle: run-Huffman, unless rANS saves RANS_GAIN of its bytes on ``others``.
 
-    See ``compare`` for the arguments. The winner's tables are counted anew on all of the symbols.
+    Plain Huffman codes are run-Huffman's without runs, and are not asked. See ``compare`` for the arguments.
+    The winner's tables are counted anew on all of the symbols.
     """
-    tried = {candidate.name: candidate for candidate in compare(calibration, others)}
-    rans = tried.pop("rans, shared tables")
-    shortest = min(candidate.payload_bytes_mean for candidate in tried.values())
-    allowed = [c for c in tried.values() if c.payload_bytes_mean <= shortest * (1 + SHARING_COST)]
-    huffman = min(allowed, key=lambda candidate: candidate.tables.stored_bytes)
-    best = rans if rans.payload_bytes_mean <= huffman.payload_bytes_mean * (1 - RANS_GAIN) else huffman
-    everything = np.concatenate([calibration, others]) if len(others) else calibration
-    if isinstance(best.tables, Codebook):
-        tables: Tables = huffman_tables(everything, best.tables.table_of_channel.tolist())
-    else:
-        tables = rans_tables(everything)
-    lanes = lanes_for(best.payload_bytes_mean, calibration.shape[1])
     arena = others if len(others) else calibration
+    everything = np.concatenate([calibration, others]) if len(others) else calibration
+    huffman = _candidate(RUN_HUFFMAN, run_huffman_tables(calibration), arena)
+    rans = _candidate(RANS, rans_tables(calibration), arena)
+    tables: Tables
+    if rans.payload_bytes_mean <= huffman.payload_bytes_mean * (1 - RANS_GAIN):
+        best, tables = rans, rans_tables(everything)
+    else:
+        best, tables = huffman, run_huffman_tables(everything)
+    lanes = lanes_for(best.payload_bytes_mean, calibration.shape[1])
     return Candidate(best.name, tables, lanes, float(payload_bytes(tables, lanes, arena).mean()))
+
+
+def _candidate(name: str, tables: Tables, arena: NDArray[np.uint8]) -> Candidate:
+    return Candidate(name, tables, 1, float(payload_bytes(tables, 1, arena).mean()))
 
 
 def lanes_for(payload: float, channels: int) -> int:
@@ -108,6 +121,21 @@ def huffman_tables(symbols: NDArray[np.uint8], table_of_channel: list[int]) -> C
     counts = _merged(symbol_counts(symbols), table_of_channel)
     lengths = np.stack([code_lengths(row) for row in counts])
     return Codebook(lengths, np.array(table_of_channel, np.uint16))
+
+
+def run_huffman_tables(symbols: NDArray[np.uint8]) -> RunTables:
+    """Run-Huffman tables for symbols, uint8 [N, C, H, W], shared by channels alike but for their mode."""
+    images, channels = symbols.shape[:2]
+    modes = symbol_counts(symbols).argmax(axis=1).astype(np.uint8)
+    folded = fold(symbols.reshape(images, channels, -1), modes[:, None])
+    counts = [token_counts(np.ascontiguousarray(folded[:, c]), SHARED_RUNS, 0) for c in range(channels)]
+    shared = share(counts, [0] * channels, RUN_SHARING_COST)
+    # From the flattest to the steepest table: lanes, which are dealt channels in that order, have like loads.
+    members = [[c for c in range(channels) if shared[c] == table] for table in range(max(shared) + 1)]
+    members.sort(key=lambda group: -_entropy_bits(np.sum([counts[c] for c in group], axis=0)) / len(group))
+    tables = tuple(best_run_table(folded[:, group].reshape(images, -1)) for group in members)
+    of_channel = [next(t for t, group in enumerate(members) if c in group) for c in range(channels)]
+    return RunTables(tables, np.array(of_channel, np.uint16), modes)
 
 
 def rans_tables(symbols: NDArray[np.uint8]) -> RansTables:
@@ -130,15 +158,17 @@ def share_symbols(symbols: NDArray[np.uint8]) -> list[int]:
     return share(list(counts), [0] * len(counts))
 
 
-def share(counts: Sequence[NDArray[np.int64]], kinds: Sequence[Hashable]) -> list[int]:
-    """Merge the channels whose common table costs least, while payloads grow by SHARING_COST at most.
+def share(
+    counts: Sequence[NDArray[np.int64]], kinds: Sequence[Hashable], cost: float = SHARING_COST
+) -> list[int]:
+    """Merge the channels whose common table costs least, while payloads grow by this share at most.
 
     counts: how often each symbol or token occurs, for each channel. kinds: only channels of one may share.
     Returns the table of each channel, numbered from 0 by its first channel.
     """
     groups = {c: (np.asarray(count), [c]) for c, count in enumerate(counts)}
     bits = {c: _entropy_bits(count) for c, (count, _) in groups.items()}
-    budget = SHARING_COST * sum(bits.values())
+    budget = cost * sum(bits.values())
     growth = {
         (a, b): _entropy_bits(groups[a][0] + groups[b][0]) - bits[a] - bits[b]
         for a in groups
@@ -146,10 +176,10 @@ def share(counts: Sequence[NDArray[np.int64]], kinds: Sequence[Hashable]) -> lis
         if a < b and kinds[a] == kinds[b]
     }
     while growth:
-        (a, b), cost = min(growth.items(), key=lambda item: item[1])
-        if cost > budget:
+        (a, b), extra = min(growth.items(), key=lambda item: item[1])
+        if extra > budget:
             break
-        budget -= max(cost, 0.0)
+        budget -= max(extra, 0.0)
         groups[a] = (groups[a][0] + groups[b][0], groups[a][1] + groups.pop(b)[1])
         bits[a] = _entropy_bits(groups[a][0])
         growth = {pair: value for pair, value in growth.items() if b not in pair}

@@ -234,10 +234,7 @@ def _bytes_by_codec(
     # What is shipped was counted on the same symbols; the slower tables need not be made twice.
     rans = isinstance(shipped.tables, RansTables)
     tables[record.RANS] = shipped.tables if rans else rans_tables(calibration)
-    if shipped.name == "huffman, shared tables":
-        tables[record.SHARED_TABLES] = shipped.tables
-    else:
-        tables[record.SHARED_TABLES] = huffman_tables(calibration, share_symbols(calibration))
+    tables[record.SHARED_TABLES] = huffman_tables(calibration, share_symbols(calibration))
     zstd = zstandard.ZstdCompressor(level=3)
     peers: dict[str, Callable[[bytes], bytes]] = {
         record.LZ4: lambda data: bytes(lz4.block.compress(data, store_size=False)),

@@ -9,20 +9,23 @@
 #include <string.h>
 
 #if defined(__GNUC__)
+#define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #else
+#define LIKELY(x) (x)
 #define UNLIKELY(x) (x)
 #define ALWAYS_INLINE static inline
 #endif
 
-/* x86-64 since 2013 shifts by a variable amount in one instruction instead of three, given leave to. */
+/* x86-64 since 2013 (v3) shifts by a variable amount in one instruction instead of three, and has wider vectors for
+ * the compiler to use, given leave to. */
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(OFFRAMP_PORTABLE)
-#define HAVE_BMI2 __builtin_cpu_supports("bmi2")
-#define TARGET_BMI2 __attribute__((target("bmi2")))
+#define HAVE_X86_64_V3 (__builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx2"))
+#define TARGET_X86_64_V3 __attribute__((target("bmi2,avx2")))
 #else
-#define HAVE_BMI2 0
-#define TARGET_BMI2
+#define HAVE_X86_64_V3 0
+#define TARGET_X86_64_V3
 #endif
 
 #if defined(__GNUC__) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ &&               \
@@ -43,6 +46,18 @@ ALWAYS_INLINE void store_be64(uint8_t *p, uint64_t v)
 ALWAYS_INLINE void store_le32(uint8_t *p, uint32_t v)
 {
     memcpy(p, &v, 4);
+}
+
+ALWAYS_INLINE uint64_t load_le64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
+
+ALWAYS_INLINE void store_le64(uint8_t *p, uint64_t v)
+{
+    memcpy(p, &v, 8);
 }
 
 ALWAYS_INLINE uint32_t count_trailing_zeros(uint64_t v)
@@ -72,6 +87,20 @@ ALWAYS_INLINE void store_be64(uint8_t *p, uint64_t v)
 ALWAYS_INLINE void store_le32(uint8_t *p, uint32_t v)
 {
     for (int i = 0; i < 4; i++, v >>= 8)
+        p[i] = (uint8_t)v;
+}
+
+ALWAYS_INLINE uint64_t load_le64(const uint8_t *p)
+{
+    uint64_t v = 0;
+    for (int i = 7; i >= 0; i--)
+        v = v << 8 | p[i];
+    return v;
+}
+
+ALWAYS_INLINE void store_le64(uint8_t *p, uint64_t v)
+{
+    for (int i = 0; i < 8; i++, v >>= 8)
         p[i] = (uint8_t)v;
 }
 

@@ -1,7 +1,7 @@
-/* Entropy coding of activations: canonical Huffman and static-table rANS, in lanes.
+/* Entropy coding of activations: canonical Huffman, of symbols or of runs, and static-table rANS, in lanes.
  *
  * Plain C11, no Python, no floating point, no allocation after `*_create`. docs/codec.md has the layout of
- * a payload and why it is so; common/codec.py and common/rans.py say the same in Python, byte for byte.
+ * a payload and why it is so; common/codec.py, run_huffman.py and rans.py say the same in Python, byte for byte.
  *
  * Invariants:
  * - Integers only: the same input gives the same bytes on every CPU.
@@ -19,6 +19,8 @@ enum {
     SYMBOLS = 256,
     MAX_LANES = 8,
     MAX_CODE_LENGTH = 15,
+    MAX_HUFFMAN_RUNS = 64,
+    MAX_LITERAL_ORDER = 7,
     RANS_BITS = 12,
     RANS_TOTAL = 1 << RANS_BITS,
     MAX_SYMBOLS = 1 << 28, /* of one activation: what is computed from it fits 32 bits */
@@ -46,6 +48,7 @@ static inline uint32_t lane_start(const coder_shape *shape, uint32_t lane)
 }
 
 typedef struct huffman_coder huffman_coder;
+typedef struct run_huffman_coder run_huffman_coder;
 typedef struct rans_coder rans_coder;
 
 /* A coder holds scratch memory: one call of it at a time.
@@ -61,6 +64,25 @@ size_t huffman_bound(const huffman_coder *coder);
 size_t huffman_encode(const huffman_coder *coder, const uint8_t *symbols, uint8_t *payload);
 enum coder_error huffman_decode(const huffman_coder *coder, const uint8_t *payload, size_t size,
                                 uint8_t *symbols);
+
+/* One table of lengths, 0 ... 15, complete. With runs = 1 a symbol's own, 256 columns of at least 1, order 0. Else
+ * runs x columns: of `run` modes and then the symbol that is the column's; 0 where there is no such token, but
+ * column 0 is the row's escape; and then of `runs` modes, or fewer at the end of a segment. */
+typedef struct {
+    uint32_t runs;    /* 1 ... MAX_HUFFMAN_RUNS */
+    uint32_t columns; /* 1 ... 256 */
+    uint32_t order;   /* 0 ... MAX_LITERAL_ORDER, of the Exponential-Golomb code behind an escape */
+    const uint8_t *lengths;
+} run_huffman_table;
+
+/* NULL if the tables break these rules or there is no memory. */
+run_huffman_coder *run_huffman_create(coder_shape shape, const run_huffman_table *tables, uint32_t count,
+                                      const uint16_t *table_of_channel, const uint8_t *mode_of_channel);
+void run_huffman_destroy(run_huffman_coder *coder);
+size_t run_huffman_bound(const run_huffman_coder *coder);
+size_t run_huffman_encode(const run_huffman_coder *coder, const uint8_t *symbols, uint8_t *payload);
+enum coder_error run_huffman_decode(const run_huffman_coder *coder, const uint8_t *payload, size_t size,
+                                    uint8_t *symbols);
 
 enum token_kind {
     TOKEN_SYMBOL, /* `run` symbols equal to the table's mode, then `symbol` */

@@ -174,14 +174,14 @@ ALWAYS_INLINE size_t encode(const huffman_coder *coder, const uint8_t *symbols, 
     return (size_t)(out - payload);
 }
 
-TARGET_BMI2 static size_t encode_bmi2(const huffman_coder *coder, const uint8_t *symbols, uint8_t *payload)
+TARGET_X86_64_V3 static size_t encode_v3(const huffman_coder *coder, const uint8_t *symbols, uint8_t *payload)
 {
     return encode(coder, symbols, payload);
 }
 
 size_t huffman_encode(const huffman_coder *coder, const uint8_t *symbols, uint8_t *payload)
 {
-    return HAVE_BMI2 ? encode_bmi2(coder, symbols, payload) : encode(coder, symbols, payload);
+    return HAVE_X86_64_V3 ? encode_v3(coder, symbols, payload) : encode(coder, symbols, payload);
 }
 
 /* A window onto a lane: its next bits from the top, and a 1 behind the last of them. The number of zeros
@@ -372,7 +372,7 @@ ALWAYS_INLINE enum coder_error decode(const huffman_coder *coder, const uint8_t 
     return CODER_OK;
 }
 
-TARGET_BMI2 static enum coder_error decode_bmi2(const huffman_coder *coder, const uint8_t *payload, size_t size,
+TARGET_X86_64_V3 static enum coder_error decode_v3(const huffman_coder *coder, const uint8_t *payload, size_t size,
                                                 uint8_t *symbols)
 {
     return decode(coder, payload, size, symbols);
@@ -381,5 +381,5 @@ TARGET_BMI2 static enum coder_error decode_bmi2(const huffman_coder *coder, cons
 enum coder_error huffman_decode(const huffman_coder *coder, const uint8_t *payload, size_t size,
                                 uint8_t *symbols)
 {
-    return HAVE_BMI2 ? decode_bmi2(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
+    return HAVE_X86_64_V3 ? decode_v3(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
 }

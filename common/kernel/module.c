@@ -14,12 +14,13 @@ static const char *const MESSAGES[] = {
     [CODER_TOKEN] = "has a token that cannot stand where it does",
 };
 
-/* Both types: a coder, its size and what to call. A payload is coded under the interpreter's lock, which
+/* All types: a coder, its size and what to call. A payload is coded under the interpreter's lock, which
  * is what allows the coder's scratch memory. */
 typedef struct {
     PyObject_HEAD
     void *coder;
     size_t symbols;
+    uint8_t *payload; /* of the largest size there is, from the first encoding on */
 } kernel;
 
 static PyObject *decoded(PyObject *symbols, enum coder_error error)
@@ -43,7 +44,6 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
     return 0;
 }
 
-/* A payload is written into a bytes object of the largest size there is, and cut. */
 #define DEFINE_METHODS(NAME)                                                                                   \
     static PyObject *NAME##_encode_method(PyObject *self_, PyObject *symbols)                                  \
     {                                                                                                          \
@@ -51,12 +51,12 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
         Py_buffer view;                                                                                        \
         if (get_input(symbols, &view, self, 1) < 0)                                                            \
             return NULL;                                                                                       \
-        uint8_t *payload = PyMem_Malloc(NAME##_bound(self->coder));                                            \
         PyObject *result = NULL;                                                                               \
-        if (payload) {                                                                                         \
-            size_t size = NAME##_encode(self->coder, view.buf, payload);                                       \
-            result = PyBytes_FromStringAndSize((const char *)payload, (Py_ssize_t)size);                       \
-            PyMem_Free(payload);                                                                               \
+        if (!self->payload)                                                                                    \
+            self->payload = PyMem_Malloc(NAME##_bound(self->coder));                                           \
+        if (self->payload) {                                                                                   \
+            size_t size = NAME##_encode(self->coder, view.buf, self->payload);                                 \
+            result = PyBytes_FromStringAndSize((const char *)self->payload, (Py_ssize_t)size);                 \
         } else {                                                                                               \
             PyErr_NoMemory();                                                                                  \
         }                                                                                                      \
@@ -80,6 +80,7 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
     {                                                                                                          \
         PyTypeObject *type = Py_TYPE(self);                                                                    \
         NAME##_destroy(((kernel *)self)->coder);                                                               \
+        PyMem_Free(((kernel *)self)->payload);                                                                 \
         freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);                                         \
         release(self);                                                                                         \
         Py_DECREF(type);                                                                                       \
@@ -92,6 +93,7 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
     };
 
 DEFINE_METHODS(huffman)
+DEFINE_METHODS(run_huffman)
 DEFINE_METHODS(rans)
 
 /* channels, plane, lanes and the channels' tables, of both constructors. */
@@ -134,6 +136,11 @@ static void destroy_huffman(void *coder)
     huffman_destroy(coder);
 }
 
+static void destroy_run_huffman(void *coder)
+{
+    run_huffman_destroy(coder);
+}
+
 static void destroy_rans(void *coder)
 {
     rans_destroy(coder);
@@ -152,6 +159,55 @@ static PyObject *huffman_new(PyTypeObject *type, PyObject *args, PyObject *Py_UN
                       destroy_huffman);
     PyBuffer_Release(&lengths);
     PyBuffer_Release(&of_channel);
+    return self;
+}
+
+/* Tables one behind the other: runs, columns - 1 and order, a byte each, and then the lengths. 0 where they do not
+ * end where the argument ends, or are more than `most`. */
+static uint32_t read_run_tables(const uint8_t *p, size_t size, run_huffman_table *tables, uint32_t most)
+{
+    uint32_t count = 0;
+    for (; size; count++) {
+        if (count == most || size < 3)
+            return 0;
+        run_huffman_table *table = &tables[count];
+        *table = (run_huffman_table){p[0], p[1] + 1u, p[2], p + 3};
+        size_t bytes = 3 + (size_t)table->runs * table->columns + (table->runs > 1);
+        if (bytes > size)
+            return 0;
+        p += bytes;
+        size -= bytes;
+    }
+    return count;
+}
+
+static PyObject *run_huffman_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    coder_shape shape;
+    Py_buffer stored, of_channel, modes;
+    if (!PyArg_ParseTuple(args, "IIIy*y*y*", &shape.channels, &shape.plane, &shape.lanes, &stored, &of_channel,
+                          &modes))
+        return NULL;
+    PyObject *self = NULL;
+    /* No more tables than channels; a channel is two bytes of the map. */
+    uint32_t most = (uint32_t)(of_channel.len / (Py_ssize_t)sizeof(uint16_t));
+    run_huffman_table *tables = PyMem_Calloc(most + 1, sizeof *tables);
+    if (!tables) {
+        PyErr_NoMemory();
+    } else {
+        uint32_t count = read_run_tables(stored.buf, (size_t)stored.len, tables, most);
+        if (check_shape(&shape, &of_channel, count) == 0) {
+            if ((size_t)modes.len == shape.channels)
+                self = finish(type, run_huffman_create(shape, tables, count, of_channel.buf, modes.buf), &shape,
+                              destroy_run_huffman);
+            else
+                PyErr_SetString(PyExc_ValueError, "there is not one mode for each channel");
+        }
+        PyMem_Free(tables);
+    }
+    PyBuffer_Release(&stored);
+    PyBuffer_Release(&of_channel);
+    PyBuffer_Release(&modes);
     return self;
 }
 
@@ -205,16 +261,24 @@ static PyObject *rans_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
                                       NAME##_slots};
 
 DEFINE_TYPE(huffman, "Huffman", "Huffman(channels, plane, lanes, lengths, table_of_channel)")
+DEFINE_TYPE(run_huffman, "RunHuffman",
+            "RunHuffman(channels, plane, lanes, tables, table_of_channel, mode_of_channel)")
 DEFINE_TYPE(rans, "Rans", "Rans(channels, plane, lanes, tables, table_of_channel)")
+
+static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
+{
+    PyObject *type = PyType_FromSpec(spec);
+    int failed = !type || PyModule_AddObjectRef(module, name, type) < 0;
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
 
 static int add_types(PyObject *module)
 {
-    PyObject *huffman = PyType_FromSpec(&huffman_spec), *rans = PyType_FromSpec(&rans_spec);
-    int failed = !huffman || !rans || PyModule_AddObjectRef(module, "Huffman", huffman) < 0 ||
-                 PyModule_AddObjectRef(module, "Rans", rans) < 0;
-    Py_XDECREF(huffman);
-    Py_XDECREF(rans);
-    return failed ? -1 : 0;
+    return add_type(module, &huffman_spec, "Huffman") || add_type(module, &run_huffman_spec, "RunHuffman") ||
+                   add_type(module, &rans_spec, "Rans")
+               ? -1
+               : 0;
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, add_types}, {0, NULL}};
@@ -222,7 +286,7 @@ static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, add_types}, {0, NULL}};
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "_kernel",
-    .m_doc = "The compiled coders; common/codec.py and common/rans.py are their reference.",
+    .m_doc = "The compiled coders; common/codec.py, run_huffman.py and rans.py are their reference.",
     .m_slots = module_slots,
 };
 

@@ -415,14 +415,14 @@ ALWAYS_INLINE size_t encode(const rans_coder *coder, const uint8_t *symbols, uin
     return (size_t)(out - payload);
 }
 
-TARGET_BMI2 static size_t encode_bmi2(const rans_coder *coder, const uint8_t *symbols, uint8_t *payload)
+TARGET_X86_64_V3 static size_t encode_v3(const rans_coder *coder, const uint8_t *symbols, uint8_t *payload)
 {
     return encode(coder, symbols, payload);
 }
 
 size_t rans_encode(const rans_coder *coder, const uint8_t *symbols, uint8_t *payload)
 {
-    return HAVE_BMI2 ? encode_bmi2(coder, symbols, payload) : encode(coder, symbols, payload);
+    return HAVE_X86_64_V3 ? encode_v3(coder, symbols, payload) : encode(coder, symbols, payload);
 }
 
 /* --- decoding --- */
@@ -657,7 +657,7 @@ ALWAYS_INLINE enum coder_error decode(const rans_coder *coder, const uint8_t *pa
     return CODER_OK;
 }
 
-TARGET_BMI2 static enum coder_error decode_bmi2(const rans_coder *coder, const uint8_t *payload, size_t size,
+TARGET_X86_64_V3 static enum coder_error decode_v3(const rans_coder *coder, const uint8_t *payload, size_t size,
                                                 uint8_t *symbols)
 {
     return decode(coder, payload, size, symbols);
@@ -665,5 +665,5 @@ TARGET_BMI2 static enum coder_error decode_bmi2(const rans_coder *coder, const u
 
 enum coder_error rans_decode(const rans_coder *coder, const uint8_t *payload, size_t size, uint8_t *symbols)
 {
-    return HAVE_BMI2 ? decode_bmi2(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
+    return HAVE_X86_64_V3 ? decode_v3(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
 }

@@ -378,7 +378,8 @@ attack_values(
 )
 attack_values(
     "codec-unknown",
-    r"manifest\.json: codec: Input tag 'a\\nb' found using 'kind' does not match .* 'raw', 'huffman', 'rans'",
+    r"manifest\.json: codec: Input tag 'a\\nb' found using 'kind' does not match "
+    r".* 'raw', 'huffman', 'run-huffman', 'rans'",
     "codec",
     "kind",
     value="a\nb",
@@ -935,3 +936,71 @@ attack("rans-table-not-there", r"codebook\.bin: a channel names table 1, there a
 attack("rans-tables-as-huffman", r"codebook\.bin: the codebook has 12 bytes, expected a multiple of 128")(
     lambda folder: folder.put(CODEBOOK, PLAIN)
 )
+
+
+def run_huffman_file(
+    *tables: bytes, of_channel: tuple[int, ...] = (0, 0, 0, 0), modes: tuple[int, ...] = (0, 0, 0, 0)
+) -> Damage:
+    """Make it a bundle of run-Huffman tables, with this file."""
+
+    def damage(folder: BundleFolder) -> None:
+        maps = {"table_of_channel": list(of_channel), "mode_of_channel": list(modes)}
+        folder.edit("codec", value={"kind": "run-huffman", "lanes": 1, **maps})
+        folder.put(CODEBOOK, b"".join(tables))
+
+    return damage
+
+
+def halves(*values: int) -> bytes:
+    """Half bytes, the low one first."""
+    padded = [*values, 0][: len(values) + len(values) % 2]
+    return bytes(low | high << 4 for low, high in zip(padded[0::2], padded[1::2], strict=True))
+
+
+RUN_TABLE = bytes([2, 1, 0]) + halves(3, 2, 3, 0, 0, 1)
+RUN_HUFFMAN = {
+    "of-0-runs": (bytes([0, 1, 0]) + halves(1, 1), r"the codebook has 000100 where a table should start"),
+    "of-65-runs": (bytes([65, 0, 0]) + halves(1), r"the codebook has 410000 where a table should start"),
+    "cut-within-a-header": (RUN_TABLE + RUN_TABLE[:2], r"the codebook has 0201 where a table should start"),
+    "cut": (RUN_TABLE[:-1], r"a table of the codebook has 3 code lengths, expected 5"),
+    "with-zeros-past-its-end": (
+        bytes([2, 1, 0]) + halves(3, 2, 3, 0, 15),
+        r"a table of the codebook has 19 code lengths, expected 5",
+    ),
+    "with-padding": (
+        bytes([2, 1, 0]) + halves(3, 2, 3, 3, 1, 7),
+        r"a table of the codebook is not padded with zeros",
+    ),
+    "of-order-8": (
+        bytes([2, 1, 8]) + RUN_TABLE[3:],
+        r"a table of 2 runs, 2 columns and order 8, expected 1 … 64, 1 … 256 and 0 … 7",
+    ),
+    "not-complete": (
+        bytes([2, 1, 0]) + halves(3, 3, 3, 0, 0, 1),
+        r"a table has Kraft sum 0\.875, expected exactly 1",
+    ),
+    "over-full": (
+        bytes([2, 1, 0]) + halves(1, 1, 1, 1, 1),
+        r"a table has Kraft sum 2\.5, expected exactly 1",
+    ),
+    "without-an-escape": (
+        bytes([2, 1, 0]) + halves(2, 2, 0, 0, 2, 2),
+        r"a table has a run without an escape, or no code for a full run",
+    ),
+    "of-rans": (PLAIN, r"a table without runs has not just a code for each of the 256 symbols"),
+    "of-more-tables-than-channels": (RUN_TABLE * 5, r"the codebook has more tables than the 4 channels"),
+    "of-a-million-tables": (RUN_TABLE * 1_000_000, r"the codebook has more tables than the 4 channels"),
+}
+for name, (stored, expected) in RUN_HUFFMAN.items():
+    attack(f"run-huffman-tables-{name}", rf"codebook\.bin: {expected}")(run_huffman_file(stored))
+attack("run-huffman-table-not-there", r"codebook\.bin: a channel names table 1, there are 1")(
+    run_huffman_file(RUN_TABLE, of_channel=(0, 1, 0, 0))
+)
+attack(
+    "run-huffman-modes-missing",
+    r"manifest\.json: the document: Value error, mode_of_channel has 3 entries, the activation 4 channels",
+)(run_huffman_file(RUN_TABLE, modes=(0, 0, 0)))
+attack(
+    "run-huffman-mode-256",
+    r"manifest\.json: codec\.run-huffman\.mode_of_channel\.1: Input should be less than or equal to 255",
+)(run_huffman_file(RUN_TABLE, modes=(0, 256, 0, 0)))

@@ -11,13 +11,17 @@ from offramp.common.errors import PayloadError
 from tests import toy
 
 
-@pytest.fixture(scope="module", params=["huffman", "rans", "rans-2-lanes", "rans-4-lanes"])
+@pytest.fixture(
+    scope="module", params=["huffman", "run-huffman-1", "run-huffman-3", "rans-1", "rans-2", "rans-4"]
+)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The toy bundle, coded in each way."""
+    """The toy bundle, coded in each way; behind the name its lanes."""
     path = tmp_path_factory.mktemp("coded") / "toy"
     if request.param == "huffman":
         return toy.write(path)
-    return toy.write_rans(path, lanes={"rans": 1, "rans-2-lanes": 2, "rans-4-lanes": 4}[request.param])
+    kind, lanes = request.param.rsplit("-", 1)
+    write = toy.write_rans if kind == "rans" else toy.write_run_huffman
+    return write(path, lanes=int(lanes))
 
 
 @pytest.fixture(scope="module", params=["sparse", "escapes", "one-symbol"])

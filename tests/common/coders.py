@@ -9,11 +9,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from offramp.common import codec as codec_module
-from offramp.common.codebook import SYMBOLS, Codebook, code_lengths
-from offramp.common.codec import Coder, CompiledCoder, HuffmanCoder, RansCoder, Shape, Tables
+from offramp.common.codebook import SYMBOLS, Codebook, code_lengths, package_merge
+from offramp.common.codec import (
+    Coder,
+    CompiledCoder,
+    HuffmanCoder,
+    RansCoder,
+    RunHuffmanCoder,
+    Shape,
+    Tables,
+)
 from offramp.common.errors import PayloadError
 from offramp.common.lanes import MAX_LANES, lane_channels, length_bytes
 from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
+from offramp.common.run_huffman import MAX_ORDER, MAX_RUNS, RunTable, RunTables
 
 COMPILED = codec_module._kernel is not None
 """Whether this installation has the compiled coders."""
@@ -58,6 +67,34 @@ ALL_SYMBOLS = rans_table(1, 0, [(0, s) for s in range(SYMBOLS)], [0])
 """One token for each symbol; all but one of frequency 1."""
 FLAT = RansTable(1, 0, tuple(Token(Kind.SYMBOL, 0, s, TOTAL // SYMBOLS) for s in range(SYMBOLS)))
 """8 bits a symbol."""
+
+
+def run_table(runs: int, columns: int, order: int, share: float, steep: float, seed: int = 0) -> RunTable:
+    """A run-Huffman table in which this share of the tokens that may be missing is there."""
+    if runs == 1:
+        columns, order, share = SYMBOLS, 0, 1.0
+    rng = np.random.default_rng(seed)
+    kept = rng.random((runs, columns)) < share
+    kept[:, 0] = True
+    likely = (rng.exponential(1.0, (runs, columns)) / (1 + np.arange(columns))) ** steep * 1e6
+    weights = [1 + int(weight) for weight in likely[kept]] + ([10**6] if runs > 1 else [])
+    found = package_merge(weights)
+    lengths = np.zeros((runs, columns), np.uint8)
+    lengths[kept] = found[: kept.sum()]
+    return RunTable(lengths, int(found[-1]) if runs > 1 else 0, order)
+
+
+@st.composite
+def run_tables(draw: st.DrawFn) -> RunTable:
+    """Tables with and without runs, from escapes alone to a token for each symbol, from flat to steep."""
+    return run_table(
+        draw(st.sampled_from([1, 1, 2, 3, 4, 8, MAX_RUNS])),
+        draw(st.sampled_from([1, 2, 3, 9, 100, SYMBOLS])),
+        draw(st.integers(0, MAX_ORDER)),
+        draw(st.sampled_from([0.0, 0.3, 1.0])),
+        draw(st.sampled_from([0.0, 1.0, 5.0])),
+        draw(st.integers(0, 9)),
+    )
 
 
 @st.composite
@@ -114,8 +151,19 @@ def rans_coders(draw: st.DrawFn) -> RansCoder:
     return RansCoder(shape, RansTables(tuple(tables), mapped), draw(lane_counts(shape)))
 
 
-Reference = HuffmanCoder | RansCoder
-reference_coders: st.SearchStrategy[Reference] = huffman_coders() | rans_coders()
+@st.composite
+def run_huffman_coders(draw: st.DrawFn) -> RunHuffmanCoder:
+    """Reference coders of small shapes."""
+    shape = draw(shapes())
+    tables = draw(st.lists(run_tables(), min_size=1, max_size=min(3, shape[0])))
+    mapped = draw(channel_maps(len(tables), shape[0]))
+    modes = draw(st.lists(st.sampled_from([0, 1, 17, 128, 255]), min_size=shape[0], max_size=shape[0]))
+    found = RunTables(tuple(tables), mapped, np.array(modes, np.uint8))
+    return RunHuffmanCoder(shape, found, draw(lane_counts(shape)))
+
+
+Reference = HuffmanCoder | RunHuffmanCoder | RansCoder
+reference_coders: st.SearchStrategy[Reference] = huffman_coders() | run_huffman_coders() | rans_coders()
 
 
 def tables_of(coder: Reference) -> Tables:

@@ -27,6 +27,7 @@ from offramp.common.codec import (
     CompiledCoder,
     HuffmanCoder,
     RansCoder,
+    RunHuffmanCoder,
     Shape,
     Symbols,
     Tables,
@@ -36,6 +37,7 @@ from offramp.common.codec import (
 from offramp.common.errors import CodecError, PayloadError
 from offramp.common.lanes import lane_channels
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables
 from offramp.v1 import inference_pb2 as pb
 from tests.common import coders
 from tests.common.coders import LENGTHS, Reference, lanes_of, outcome, size_of
@@ -304,6 +306,8 @@ def test_the_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     assert coder_kind() == "reference"
     assert isinstance(make_coder((1, 4, 4), Codebook(LENGTHS[:1], mapped), 1), HuffmanCoder)
     assert isinstance(make_coder((1, 4, 4), RansTables((coders.FLAT,), mapped), 1), RansCoder)
+    runs = RunTables((coders.run_table(2, 3, 0, 1, 1),), mapped, np.zeros(1, np.uint8))
+    assert isinstance(make_coder((1, 4, 4), runs, 1), RunHuffmanCoder)
 
 
 def test_without_the_compiled_module_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,11 +324,13 @@ import numpy as np
 from offramp.common import codec
 from offramp.common.codebook import Codebook
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables
 
+kinds = {"huffman": Codebook, "run-huffman": RunTables, "rans": RansTables}
 payloads = []
 for vector in json.load(open(sys.argv[1])):
-    kind = Codebook if vector["kind"] == "huffman" else RansTables
-    tables = kind.from_bytes(bytes.fromhex(vector["tables"]), vector["table_of_channel"])
+    maps = [vector[name] for name in ("table_of_channel", "mode_of_channel") if name in vector]
+    tables = kinds[vector["kind"]].from_bytes(bytes.fromhex(vector["tables"]), *maps)
     shape = tuple(vector["shape"])
     coder = codec.ActivationCodec(shape, codec.make_coder(shape, tables, vector["lanes"]))
     symbols = np.frombuffer(bytes.fromhex(vector["symbols"]), np.uint8).reshape(shape)

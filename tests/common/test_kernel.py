@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from offramp.common import codec as codec_module
 from offramp.common.codebook import Codebook
-from offramp.common.codec import CompiledCoder, HuffmanCoder, RansCoder, Shape
+from offramp.common.codec import CompiledCoder, HuffmanCoder, RansCoder, RunHuffmanCoder, Shape
 from offramp.common.errors import PayloadError
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTable, RunTables
 from tests.common import coders
 from tests.common.coders import LENGTHS, Reference, compiled, outcome, size_of
 
@@ -26,6 +28,14 @@ def kernel() -> ModuleType:
     """The extension module itself."""
     assert codec_module._kernel is not None
     return codec_module._kernel
+
+
+def run_huffman(shape: Shape, tables: list[RunTable], lanes: int = 1, mode: int = 0) -> RunHuffmanCoder:
+    """A reference coder whose channels have these tables in turn."""
+    channels = np.arange(shape[0])
+    of_channel = (channels % len(tables)).astype(np.uint16)
+    modes = (mode + channels).astype(np.uint8)
+    return RunHuffmanCoder(shape, RunTables(tuple(tables), of_channel, modes), lanes)
 
 
 @settings(max_examples=400)
@@ -93,8 +103,21 @@ def test_every_truncation_is_refused_or_is_another_activation(case: tuple[Refere
             RansTables((coders.rans_table(1, 0, [(0, 1), (0, 2)], [40]),), np.zeros(1, np.uint16)),
             1,
         ),
+        run_huffman((1, 1, 2), [coders.run_table(1, 256, 0, 1, 3)]),
+        run_huffman((1, 1, 2), [coders.run_table(2, 5, 0, 0.5, 1)], mode=7),
+        run_huffman((1, 2, 1), [coders.run_table(3, 1, 6, 0, 2)]),
     ],
-    ids=["huffman", "huffman-steep", "one-token", "all-symbols", "runs", "escapes"],
+    ids=[
+        "huffman",
+        "huffman-steep",
+        "one-token",
+        "all-symbols",
+        "runs",
+        "escapes",
+        "run-huffman-plain",
+        "run-huffman-runs",
+        "run-huffman-escapes",
+    ],
 )
 def test_of_all_payloads_of_two_bytes_those_that_an_encoder_writes_are_taken(coder: Reference) -> None:
     """Every payload there is, for an activation of two symbols, against every activation."""
@@ -108,7 +131,7 @@ def test_of_all_payloads_of_two_bytes_those_that_an_encoder_writes_are_taken(cod
 
 
 @pytest.mark.parametrize("plane", [(1, 1), (3, 5), (4, 4), (1, 17), (8, 8)])
-@pytest.mark.parametrize("kind", ["huffman", "rans"])
+@pytest.mark.parametrize("kind", ["huffman", "run-huffman", "rans"])
 def test_four_lanes_and_the_ones_beside_them(kind: str, plane: tuple[int, int]) -> None:
     """Every number of lanes for these channels: four lanes are coded side by side, others alone."""
     rng = np.random.default_rng(0)
@@ -122,6 +145,9 @@ def test_four_lanes_and_the_ones_beside_them(kind: str, plane: tuple[int, int]) 
             coder: Reference
             if kind == "huffman":
                 coder = HuffmanCoder(shape, Codebook(LENGTHS[[2, 3]], mapped), lanes)
+            elif kind == "run-huffman":
+                own = [coders.run_table(8, 4, 2, 0.7, 2), coders.run_table(1, 256, 0, 1, 3)]
+                coder = run_huffman(shape, own, lanes)
             else:
                 coder = RansCoder(shape, RansTables(tables, mapped), lanes)
             payload = coder.encode(symbols)
@@ -129,6 +155,34 @@ def test_four_lanes_and_the_ones_beside_them(kind: str, plane: tuple[int, int]) 
             assert compiled(coder).encode(symbols) == payload
             if len(payload) <= len(symbols):
                 assert compiled(coder).decode(payload) == coder.decode(payload) == symbols
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_run_huffman_segments_of_all_kinds_side_by_side(lanes: int, seed: int) -> None:
+    """Long segments: whole windows, taken back at a segment's end; long codes and escapes among them."""
+    rng = np.random.default_rng(seed)
+    shape: Shape = (12, 16, 20)
+    tables = [
+        coders.run_table(1, 256, 0, 1, 2, seed),
+        coders.run_table(4, 20, 2, 0.8, 2, seed),
+        coders.run_table(64, 3, 0, 0.9, 1, seed),
+        coders.run_table(1, 256, 0, 1, 9, seed),
+    ]
+    coder = run_huffman(shape, tables, lanes, mode=200)
+    scale = rng.choice([0.05, 0.3, 0.7], (12, 1, 1))
+    noise = np.rint(rng.laplace(0, scale, shape)) + (rng.random(shape) < 0.002) * 100
+    symbols = ((noise + 200 + np.arange(12)[:, None, None]) % 256).astype(np.uint8).tobytes()
+    payload = coder.encode(symbols)
+    twin = compiled(coder)
+
+    assert len(payload) < len(symbols)
+    assert twin.encode(symbols) == payload
+    assert twin.decode(payload) == coder.decode(payload) == symbols
+    for at in rng.integers(0, 8 * len(payload), 12):
+        damaged = bytearray(payload)
+        damaged[at // 8] ^= 1 << at % 8
+        assert outcome(twin, bytes(damaged)) == outcome(coder, bytes(damaged))
 
 
 @pytest.mark.parametrize("kind", ["huffman", "rans"])
@@ -178,18 +232,27 @@ def test_a_coder_reads_any_buffer_and_returns_bytes(kernel: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 3, 5, 1 << 20])
-@pytest.mark.parametrize("kind", ["Huffman", "Rans"])
+@pytest.mark.parametrize("kind", ["Huffman", "RunHuffman", "Rans"])
 def test_symbols_of_another_number_are_refused(kernel: ModuleType, kind: str, size: int) -> None:
-    tables = {
-        "Huffman": LENGTHS[3].tobytes(),
-        "Rans": RansTables((coders.FLAT,), np.zeros(1, np.uint16)).to_kernel(),
-    }[kind]
-    coder = getattr(kernel, kind)(1, 4, 1, tables, bytes(2))
-    with pytest.raises(ValueError, match=f"^{size} symbols, expected 4$"):
+    coder = getattr(kernel, kind)(*GOOD[kind])
+    with pytest.raises(ValueError, match=f"^{size} symbols, expected 16$"):
         coder.encode(bytes(size))
 
 
-GOOD = {
+RUN_TABLES = RunTables(
+    (coders.run_table(4, 3, 1, 1, 1), coders.run_table(1, 256, 0, 1, 1)),
+    np.array([0, 1, 0, 1], np.uint16),
+    np.array([0, 255, 3, 0], np.uint8),
+)
+GOOD: dict[str, tuple[Any, ...]] = {
+    "RunHuffman": (
+        4,
+        4,
+        2,
+        RUN_TABLES.to_kernel(),
+        RUN_TABLES.table_of_channel.tobytes(),
+        RUN_TABLES.mode_of_channel.tobytes(),
+    ),
     "Huffman": (4, 4, 2, LENGTHS[:2].tobytes(), np.array([0, 1, 0, 1], np.uint16).tobytes()),
     "Rans": (
         4,
@@ -199,6 +262,8 @@ GOOD = {
         np.array([0, 1, 0, 1], np.uint16).tobytes(),
     ),
 }
+# What is a table of one coder is several, or too short a one, of another.
+NO_TABLES = r"the tables are no complete code|channels, plane, lanes and tables do not fit"
 WRONG = {
     "no-channels": (0, 0, r"channels, plane, lanes and tables do not fit"),
     "other-channels": (0, 5, r"channels, plane, lanes and tables do not fit"),
@@ -208,9 +273,9 @@ WRONG = {
     "nine-lanes": (2, 9, r"channels, plane, lanes and tables do not fit"),
     "more-lanes-than-channels": (2, 5, r"channels, plane, lanes and tables do not fit"),
     "no-tables": (3, b"", r"channels, plane, lanes and tables do not fit"),
-    "tables-of-zeros": (3, bytes(4096), r"the tables are no complete code"),
-    "tables-of-ones": (3, b"\1" * 4096, r"the tables are no complete code"),
-    "tables-of-255": (3, b"\xff" * 4096, r"the tables are no complete code"),
+    "tables-of-zeros": (3, bytes(4096), NO_TABLES),
+    "tables-of-ones": (3, b"\1" * 4096, NO_TABLES),
+    "tables-of-255": (3, b"\xff" * 4096, NO_TABLES),
     "short-map": (4, bytes(7), r"channels, plane, lanes and tables do not fit"),
     "table-not-there": (4, bytes([0, 0, 1, 0, 0, 0, 2, 0]), r"a channel names a table that is not there"),
 }
@@ -227,18 +292,32 @@ def test_wrong_arguments_are_refused(kernel: ModuleType, kind: str, name: str) -
         getattr(kernel, kind)(*arguments)
 
 
+@pytest.mark.parametrize("modes", [b"", bytes(3), bytes(5)])
+def test_run_huffman_needs_a_mode_for_each_channel(kernel: ModuleType, modes: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^there is not one mode for each channel$"):
+        kernel.RunHuffman(*GOOD["RunHuffman"][:5], modes)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 256, 257, 258])
+def test_run_huffman_tables_that_end_within_one_are_refused(kernel: ModuleType, cut: int) -> None:
+    arguments = list(GOOD["RunHuffman"])
+    arguments[3] = arguments[3][:-cut]
+    with pytest.raises(ValueError, match=r"do not fit together$"):
+        kernel.RunHuffman(*arguments)
+
+
 @pytest.mark.parametrize("kind", GOOD)
 @given(data=st.data())
 def test_damaged_tables_are_refused_or_code_what_they_decode(kind: str, data: st.DataObject) -> None:
     """Past the checks in Python: the compiled coders keep to their memory on their own."""
     kernel = codec_module._kernel
     assert kernel is not None
-    channels, plane, lanes, tables, mapped = GOOD[kind]
+    channels, plane, lanes, tables, *mapped = GOOD[kind]
     damaged = bytearray(tables)
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
-        coder = getattr(kernel, kind)(channels, plane, lanes, bytes(damaged), mapped)
+        coder = getattr(kernel, kind)(channels, plane, lanes, bytes(damaged), *mapped)
     except ValueError:
         return
     for symbols in bytes(16), bytes(range(16)), b"\xff" * 16:
@@ -259,7 +338,7 @@ def test_errors_of_the_compiled_coder_are_payload_errors() -> None:
 
 
 def test_types_cannot_be_made_without_their_tables(kernel: ModuleType) -> None:
-    for kind in kernel.Huffman, kernel.Rans:
+    for kind in kernel.Huffman, kernel.RunHuffman, kernel.Rans:
         with pytest.raises(TypeError):
             kind()
         with pytest.raises(TypeError):

@@ -1,5 +1,6 @@
 /* Checks the golden vectors without Python, so that it can run on any CPU: test_portable.py writes one line a
- * vector to its input, "kind channels plane lanes coded tables map symbols payload", the last four in hex.
+ * vector to its input, "kind channels plane lanes coded tables map symbols payload", the last four in hex; of
+ * run-huffman the modes stand behind the tables.
  *
  * A vector that was sent raw is encoded too: its payload must be no shorter than the symbols. */
 #include "../../common/kernel/coder.h"
@@ -65,6 +66,23 @@ static rans_coder *make_rans(coder_shape shape, const field *stored, const uint1
     return coder;
 }
 
+static field modes;
+
+/* Tables as the module takes them: runs, columns - 1, order, and then the lengths, a byte each. */
+static run_huffman_coder *make_run_huffman(coder_shape shape, const field *stored, const uint16_t *of_channel)
+{
+    run_huffman_table *tables = calloc(shape.channels, sizeof *tables);
+    uint32_t count = 0;
+    for (const uint8_t *p = stored->bytes, *end = p + stored->size; p < end; count++) {
+        run_huffman_table *table = &tables[count];
+        *table = (run_huffman_table){p[0], p[1] + 1u, p[2], p + 3};
+        p += 3 + table->runs * table->columns + (table->runs > 1);
+    }
+    run_huffman_coder *coder = run_huffman_create(shape, tables, count, of_channel, modes.bytes);
+    free(tables);
+    return coder;
+}
+
 static int check(size_t size, const uint8_t *found, int coded, const field *symbols, const field *payload)
 {
     if (!coded)
@@ -90,15 +108,19 @@ int main(void)
 {
     static field tables, map, symbols, payload;
     static uint16_t of_channel[LONGEST];
-    char kind[8];
+    char kind[16];
     int coded, vectors = 0;
     coder_shape shape;
-    while (scanf("%7s %u %u %u %d", kind, &shape.channels, &shape.plane, &shape.lanes, &coded) == 5) {
-        int good = read_field(&tables) && read_field(&map) && read_field(&symbols) && read_field(&payload);
+    while (scanf("%15s %u %u %u %d", kind, &shape.channels, &shape.plane, &shape.lanes, &coded) == 5) {
+        int with_modes = !strcmp(kind, "run-huffman");
+        int good = read_field(&tables) && (!with_modes || read_field(&modes)) && read_field(&map) && read_field(&symbols) &&
+                   read_field(&payload);
         for (size_t i = 0; i < map.size / 2; i++)
             of_channel[i] = (uint16_t)(map.bytes[2 * i] | map.bytes[2 * i + 1] << 8);
         if (good && !strcmp(kind, "huffman"))
             CHECK(huffman);
+        else if (good && with_modes)
+            CHECK(run_huffman);
         else if (good)
             CHECK(rans);
         if (!good) {

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from offramp.common.codebook import Codebook
-from offramp.common.codec import ActivationCodec, CodecId, make_coder
+from offramp.common.codec import ActivationCodec, CodecId, Tables, make_coder
 from offramp.common.frame import Frame, FrameReader, FrameWriter, check_hello, hello, parse
 from offramp.common.rans import Kind, RansTable, RansTables, Token
+from offramp.common.run_huffman import RunTable, RunTables
 from offramp.v1 import inference_pb2 as pb
 from tests.golden.vectors import FOLDER, files
 
@@ -28,8 +29,13 @@ def by_name(vector: dict[str, Any]) -> str:
 def test_codec(vector: dict[str, Any]) -> None:
     channels, height, width = vector["shape"]
     shape = (channels, height, width)
-    kind = Codebook if vector["kind"] == "huffman" else RansTables
-    tables = kind.from_bytes(bytes.fromhex(vector["tables"]), vector["table_of_channel"])
+    stored, of_channel = bytes.fromhex(vector["tables"]), vector["table_of_channel"]
+    tables: Tables
+    if vector["kind"] == "run-huffman":
+        tables = RunTables.from_bytes(stored, of_channel, vector["mode_of_channel"])
+    else:
+        kind = Codebook if vector["kind"] == "huffman" else RansTables
+        tables = kind.from_bytes(stored, of_channel)
     symbols = np.frombuffer(bytes.fromhex(vector["symbols"]), np.uint8).reshape(shape)
     payload = bytes.fromhex(vector["payload"])
     codec = ActivationCodec(shape, make_coder(shape, tables, vector["lanes"]))
@@ -61,6 +67,20 @@ def test_an_rans_payload_that_can_be_checked_by_eye() -> None:
     assert coder.encode(bytes([0x00, 0x00])) == bytes([0x01])
     assert coder.encode(bytes([0x12, 0x00])) == bytes([0x01, 0x21])
     assert coder.encode(bytes([0x12, 0xAB])) == bytes([0x0A, 0xB1, 0x21])
+
+
+def test_a_run_huffman_payload_that_can_be_checked_by_eye() -> None:
+    """Codes: FULL (two modes) 0, "1 below the mode" 10, its escape 110, that behind a mode 111."""
+    table = RunTable(np.array([[3, 2], [3, 0]], np.uint8), 1, 0)
+    tables = RunTables((table,), np.zeros(1, np.uint16), np.array([7], np.uint8))
+    coder = make_coder((1, 1, 6), tables, 1)
+
+    assert coder.encode(bytes([7, 7, 6, 6, 7, 7])) == bytes([0b0_10_10_0_00])
+    assert coder.encode(bytes([7, 7, 7, 7, 7, 7])) == bytes([0b0_0_0_00000])
+    # Behind one mode, 1 below it has no token: the escape of that row, and the literal 1.
+    assert coder.encode(bytes([7, 6, 7, 7, 7, 7])) == bytes([0b111_1_0_0_00])
+    # 2 above the mode is folded to 4: the literal 00100.
+    assert coder.encode(bytes([9, 7, 7, 7, 7, 7])) == bytes([0b110_00100, 0b0_0_0_00000])
 
 
 @pytest.mark.parametrize("vector", FRAMES["streams"], ids=by_name)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.codebook import SYMBOLS, Codebook, build_codebook
+from offramp.common.codebook import SYMBOLS, Codebook, build_codebook, package_merge
 from offramp.common.codec import ActivationCodec, CodecId, Symbols, Tables, make_coder
 from offramp.common.frame import Frame, FrameWriter, hello
 from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
+from offramp.common.run_huffman import RunTable, RunTables
 
 FOLDER = Path(__file__).parent
 
@@ -39,11 +40,14 @@ def codec_vector(name: str, tables: Tables, symbols: Symbols, lanes: int = 1) ->
     """One activation and its payload."""
     shape = (symbols.shape[0], symbols.shape[1], symbols.shape[2])
     codec, payload = ActivationCodec(shape, make_coder(shape, tables, lanes)).encode(symbols)
+    kinds = {Codebook: "huffman", RunTables: "run-huffman", RansTables: "rans"}
+    modes = {"mode_of_channel": tables.mode_of_channel.tolist()} if isinstance(tables, RunTables) else {}
     return {
         "name": name,
         "shape": list(shape),
-        "kind": "huffman" if isinstance(tables, Codebook) else "rans",
+        "kind": kinds[type(tables)],
         "lanes": lanes,
+        **modes,
         "tables": tables.to_bytes().hex(),
         "table_of_channel": tables.table_of_channel.tolist(),
         "symbols": symbols.tobytes().hex(),
@@ -70,6 +74,7 @@ def codec_vectors() -> list[dict[str, Any]]:
         codec_vector("three-lanes", channel, activation(shape, 5), 3),
         *rans_vectors(),
         *four_lane_vectors(),
+        *run_huffman_vectors(),
     ]
 
 
@@ -121,6 +126,51 @@ def four_lane_vectors() -> list[dict[str, Any]]:
         codec_vector(
             "rans-256-tokens", RansTables((RansTable(1, 0, every),), np.zeros(7, np.uint16)), mixed, 4
         ),
+    ]
+
+
+def run_table(runs: int, columns: int, order: int) -> RunTable:
+    """A table in which short runs and small symbols are likely, and two of three pairs have a token."""
+    cells = [
+        (10**6 if z else 10) // (1 + run * run + z * z) + 1
+        for run in range(runs)
+        for z in range(columns)
+        if z == 0 or runs == 1 or (run + z) % 3
+    ]
+    kept = [z == 0 or runs == 1 or (run + z) % 3 > 0 for run in range(runs) for z in range(columns)]
+    found = package_merge(cells + ([10**5] if runs > 1 else []))
+    lengths = np.zeros(runs * columns, np.uint8)
+    lengths[np.array(kept)] = found[: len(cells)]
+    return RunTable(lengths.reshape(runs, columns), int(found[-1]) if runs > 1 else 0, order)
+
+
+def run_huffman_vectors() -> list[dict[str, Any]]:
+    """Without runs and with few and the most; escapes, full runs, modes that differ; lanes side by side."""
+    plain, runs, most = run_table(1, SYMBOLS, 0), run_table(4, 9, 2), run_table(64, 3, 0)
+    shape = (7, 6, 9)
+    modes = np.array([50, 0, 255, 128, 50, 3, 50], np.uint8)
+    index = np.arange(7 * 6 * 9).reshape(shape)
+    near = np.where(index % 5 == 0, (index * index) % 8, index % 2)
+    sparse = np.where(index % 31 == 30, 1 + index % 5, 0)
+    mixed = np.where((np.arange(7) % 2)[:, None, None] == 0, sparse, near)
+    escapes = np.where(index % 29 == 7, (index * 37) % SYMBOLS, sparse)
+
+    def vector(name: str, of: list[int], distance: NDArray[np.int64], lanes: int = 1) -> dict[str, Any]:
+        tables = RunTables((plain, runs, most), np.array(of, np.uint16), modes)
+        symbols = ((distance + modes[:, None, None]) % SYMBOLS).astype(np.uint8)
+        return codec_vector(f"run-huffman-{name}", tables, symbols, lanes)
+
+    every = np.arange(7 * 6 * 9).reshape(shape) * 101
+    return [
+        vector("plain", [0] * 7, near),
+        vector("runs", [1] * 7, sparse),
+        vector("most-runs", [2] * 7, sparse),
+        vector("escapes", [1] * 7, escapes),
+        vector("only-modes", [2] * 7, 0 * index),
+        vector("mixed-tables", [2, 0, 2, 1, 2, 0, 1], mixed),
+        vector("four-lanes", [2, 0, 2, 1, 2, 0, 1], mixed, 4),
+        vector("seven-lanes", [1, 0, 1, 0, 1, 0, 1], mixed, 7),
+        vector("escape-to-raw", [1] * 7, every),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.common.bundle import Huffman, Rans, load_bundle
+from offramp.common.bundle import Rans, RunHuffman, load_bundle
 from offramp.common.engine import Engine
 from offramp.training.app import main
 from offramp.training.data import Dataset
@@ -40,7 +40,7 @@ def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     assert manifest.activation.shape == (48, 16, 16)
     assert manifest.provenance.recipe == recipe_text
     assert manifest.provenance.dataset.sha256 == digits.sha256
-    assert isinstance(manifest.codec, Huffman | Rans)
+    assert isinstance(manifest.codec, RunHuffman | Rans)
 
     engine = Engine(bundle)
     symbols, early = engine.head(digits.test.images)

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from offramp.common.bundle import Huffman, Rans
-from offramp.common.codebook import Codebook
+from offramp.common.bundle import Rans, RunHuffman
 from offramp.common.rans import RansTables
+from offramp.common.run_huffman import RunTables
+from offramp.evaluation.overhead import frame_bits
 from offramp.training.codebook import (
-    LANES_FROM,
     RANS_GAIN,
+    RUN_HUFFMAN,
     SHARING_COST,
     choose_codec,
     compare,
@@ -21,6 +22,7 @@ from offramp.training.codebook import (
     lanes_for,
     payload_bytes,
     rans_tables,
+    run_huffman_tables,
     share,
     share_symbols,
     symbol_counts,
@@ -136,6 +138,7 @@ def test_everything_that_is_tried_is_measured_on_the_other_images() -> None:
         "huffman, one table",
         "huffman, a table a channel",
         "huffman, shared tables",
+        RUN_HUFFMAN,
         "rans, shared tables",
     ]
     for candidate in tried:
@@ -144,25 +147,68 @@ def test_everything_that_is_tried_is_measured_on_the_other_images() -> None:
         assert candidate.entry.table_of_channel == candidate.tables.table_of_channel.tolist()
 
 
-def test_rans_is_chosen_below_one_bit_a_symbol() -> None:
-    chosen = choose_codec(collapsed(40), collapsed(40, seed=1))
-    huffman = min(c.payload_bytes_mean for c in compare(collapsed(40), collapsed(40, seed=1))[:3])
-
-    assert isinstance(chosen.tables, RansTables)
-    assert isinstance(chosen.entry, Rans)
-    assert chosen.lanes == 1
-    assert chosen.payload_bytes_mean <= huffman * (1 - RANS_GAIN)
-
-
-def test_huffman_is_chosen_where_it_costs_next_to_nothing() -> None:
-    symbols = laplace((40, 8, 16, 16), 5)
+@pytest.mark.parametrize(("bits", "runs", "lanes"), [(0.3, True, 1), (1.5, True, 2), (5, False, 4)])
+def test_run_huffman_is_chosen_where_it_costs_next_to_nothing(bits: float, runs: bool, lanes: int) -> None:
+    symbols = laplace((40, 8, 16, 16), bits)
     chosen = choose_codec(symbols[:20], symbols[20:])
 
-    assert isinstance(chosen.tables, Codebook)
-    assert isinstance(chosen.entry, Huffman)
-    assert len(chosen.tables.lengths) == 1
-    assert chosen.payload_bytes_mean >= LANES_FROM[4]
-    assert chosen.lanes == 4
+    assert isinstance(chosen.tables, RunTables)
+    assert isinstance(chosen.entry, RunHuffman)
+    assert chosen.name == RUN_HUFFMAN
+    assert chosen.lanes == lanes
+    assert (chosen.tables.tables[0].runs > 1) == runs
+    assert (chosen.tables.mode_of_channel == 128).all()
+
+
+def test_rans_is_chosen_where_it_saves_more() -> None:
+    """Runs do not help where every other symbol is another, and a code of one bit is more than it says."""
+    rng = np.random.default_rng(0)
+    odd = 10 + 50 * (rng.random((60, 4, 16, 8)) < 0.2)
+    symbols = np.stack([odd, np.full_like(odd, 200)], axis=-1).reshape(60, 4, 16, 16).astype(np.uint8)
+    symbols[..., 1::2] += rng.integers(0, 2, (60, 4, 16, 8), dtype=np.uint8)
+    tried = {c.name: c.payload_bytes_mean for c in compare(symbols[:40], symbols[40:])}
+    chosen = choose_codec(symbols[:40], symbols[40:])
+
+    assert tried["rans, shared tables"] <= tried[RUN_HUFFMAN] * (1 - RANS_GAIN)
+    assert isinstance(chosen.tables, RansTables)
+    assert isinstance(chosen.entry, Rans)
+
+
+def test_channels_that_differ_in_their_mode_alone_share_a_run_huffman_table() -> None:
+    symbols = laplace((20, 6, 64, 64), 1.5) + 7 * np.arange(6, dtype=np.uint8)[:, None, None]
+    tables = run_huffman_tables(symbols)
+
+    assert tables.mode_of_channel.tolist() == [128, 135, 142, 149, 156, 163]
+    assert tables.table_of_channel.tolist() == [0] * 6
+    assert tables.stored_bytes < 128
+
+
+def test_run_huffman_tables_go_from_the_flattest_to_the_steepest() -> None:
+    parts = [laplace((20, 1, 16, 16), bits, seed) for seed, bits in enumerate([0.3, 5, 1.5, 0.3, 5])]
+    tables = run_huffman_tables(np.concatenate(parts, axis=1))
+
+    assert tables.table_of_channel.tolist() == [2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("bits", [0.3, 1, 1.5, 2.5])
+def test_run_huffman_within_3_per_cent_of_entropy(bits: float) -> None:
+    """From 0.3 bits on, and not only from the one and a half that a plain code needs."""
+    symbols = laplace((40, 8, 32, 32), bits)
+    size = payload_bytes(run_huffman_tables(symbols[:30]), 1, symbols[30:]).mean()
+
+    assert size <= entropy_bytes(symbols[30:]) * 1.03
+
+
+@pytest.mark.parametrize("bits", [0.05, 1, 2.5])
+@pytest.mark.parametrize("side", [1, 8])
+def test_run_huffman_pads_a_frame_to_a_byte_and_adds_nothing_else(side: int, bits: float) -> None:
+    symbols = laplace((40, 8, side, side), bits)
+    tables = run_huffman_tables(symbols[:20])
+    ideal = frame_bits(tables, symbols[20:])
+
+    assert payload_bytes(tables, 1, symbols[20:]).tolist() == [
+        min(symbols[0].size, -(-int(each) // 8)) for each in ideal
+    ]
 
 
 @pytest.mark.parametrize(
@@ -177,16 +223,14 @@ def test_the_winners_tables_are_counted_on_all_symbols() -> None:
     symbols = laplace((10, 4, 8, 8), 5)
     chosen = choose_codec(symbols[:5], symbols[5:])
 
-    assert isinstance(chosen.tables, Codebook)
-    again = huffman_tables(symbols, chosen.tables.table_of_channel.tolist())
-    assert (chosen.tables.lengths == again.lengths).all()
+    assert chosen.tables.to_bytes() == run_huffman_tables(symbols).to_bytes()
 
 
 def test_without_other_images_calibration_decides() -> None:
     symbols = np.full((2, 3, 4, 4), 9, np.uint8)
     chosen = choose_codec(symbols, symbols[:0])
 
-    assert isinstance(chosen.tables, RansTables)
+    assert isinstance(chosen.tables, RunTables)
     assert payload_bytes(chosen.tables, chosen.lanes, symbols).tolist() == [1, 1]
 
 
