@@ -90,7 +90,7 @@ def test_the_table_and_quiet(run: Processes, toy_images: Path) -> None:
         (["--rate", "0"], "--rate 0: "),
         (["--rate", "inf"], "--rate inf: "),
         (["--server", "nowhere"], "--server nowhere: expected HOST:PORT"),
-        (["--server", "a:1,:5"], "--server :5: expected HOST:PORT"),
+        (["--server", "127.0.0.1:1,:5"], "--server :5: expected HOST:PORT"),
         (["--server", "192.0.2.1:1"], "--server 192.0.2.1: the connection would be plaintext"),
         (["--metrics-port", "-1"], "--metrics-port -1: "),
         (["--unknown"], "unrecognized arguments: --unknown"),
