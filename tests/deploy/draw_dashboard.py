@@ -1,4 +1,4 @@
-"""Draws the dashboard's panels from a real Prometheus into docs/dashboard.png and .svg, in about two minutes:
+"""Draws the dashboard's panels from a real Prometheus into docs/dashboard.png and .svg, in about a minute and a half:
 
 python -m tests.deploy.draw_dashboard
 
@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 from tests.deploy.prometheus import DEPLOY, Prometheus
 from tests.processes import processes
 
-SECONDS = 100
+SECONDS = 60
 BUNDLE = DEPLOY.parent / "models" / "digits-mobilenetv2-exit12"
 IMAGES = DEPLOY.parent / "examples" / "digits"
 OUT = DEPLOY.parent / "docs" / "dashboard"
