@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def test_what_prometheus_says_is_what_the_devices_say(fleet: Fleet) -> None:
     assert all(s["images"] == len(IMAGES) and s["fallback"] == 0 < s["server"] for s in summaries.values())
     assert len({s["server"] for s in summaries.values()}) == 2
     raw = 32 * 16 * 16
-    expected = {
+    expected: dict[str, Callable[[dict[str, Any]], float]] = {
         "instance:offramp_device_exits:ratio_rate5m": lambda s: s["exit_rate"],
         "instance:offramp_device_wire_bytes_sent_per_image:ratio_rate5m": (
             lambda s: s["wire_bytes"]["sent"] / s["images"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -428,6 +429,7 @@ def test_no_task_outlives_its_stream(toy_bundle: Bundle, toy_engine: Engine, lea
             strikes=128,
             hello_timeout=WAIT,
             idle_timeout=WAIT,
+            max_stream_age=math.inf,
             write_timeout=WAIT,
             grace=WAIT,
         )
