@@ -1,7 +1,7 @@
 """The blocks of shell and Python in the documentation do what they say.
 
 Rule: in README.md, CONTRIBUTING.md and docs/*.md every block marked ``sh`` or ``python`` is run, from the
-root of the repository, in the order of its page; Python blocks of a page share their names. Before a block that
+root of the repository, in the order of its page; Python blocks of a page share their names. Before one that
 cannot be run here stands ``<!-- skip: next "the reason" -->``. Where a block says 127.0.0.1:50051 it meets a
 real server on a port of its own; 50052, 9101 and 9102 become free ports. What a block leaves running is ended
 with it.
@@ -15,14 +15,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from unittest import SkipTest
 
 import pytest
-from sybil import Example, Sybil
+from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 from tests.processes import Server, processes
@@ -86,7 +86,7 @@ def server() -> Iterator[Server]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_blocks_run(page: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    parsers = [
+    parsers: list[Callable[[Document], Iterable[Region]]] = [
         CodeBlockParser(language="sh", evaluator=partial(run_shell, server=server)),
         CodeBlockParser(language="python", evaluator=partial(run_python, server=server)),
         SkipParser(),
