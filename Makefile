@@ -1,11 +1,17 @@
 # make demo   a real server and a real device on the shipped model; needs no torch
 # make test   lint, types and all tests
 # make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
+# make test-ray       the tests of Ray Serve, which needs 0.7 GB of its own
+# make dist           source archive and wheel in dist/, checked
+# make sbom           what a device and a server install, in dist/ (CycloneDX)
+# make docs           the documentation in build/site
+# make docs-version VERSION=0.1   the same on the branch gh-pages, beside the other versions
+# make check-release  the three above, and the definitions for a forge; CI runs it
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FOLDERS := common device server training evaluation cli
 
-.PHONY: demo test check-deploy lint proto proto-check clean
+.PHONY: demo test check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
@@ -15,6 +21,30 @@ test: lint proto-check
 
 check-deploy: .venv/ready
 	.venv/bin/python deploy/check.py
+
+test-ray: .venv-ray/ready
+	.venv-ray/bin/pytest tests/ray
+
+dist: .venv-release/ready
+	rm -rf dist/*.whl dist/*.tar.gz
+	.venv-release/bin/python -m build --outdir dist .
+	.venv-release/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	.venv-release/bin/python .ci/check_dist.py dist
+
+sbom: .venv-release/ready .venv-demo/ready
+	mkdir -p dist
+	.venv-release/bin/cyclonedx-py environment .venv-demo/bin/python --pyproject pyproject.toml \
+	  --output-reproducible --output-file dist/offramp.cdx.json
+
+docs: .venv-release/ready
+	NO_MKDOCS_2_WARNING=1 .venv-release/bin/mkdocs build --strict --quiet
+
+docs-version: .venv-release/ready
+	.venv-release/bin/mike deploy --update-aliases $(VERSION) latest
+
+check-release: dist sbom docs
+	.venv-release/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv-release/bin/cibuildwheel --print-build-identifiers --platform linux
 
 lint: .venv/ready .typecheck/ready
 	.venv/bin/ruff check .
@@ -36,7 +66,17 @@ proto-check: proto
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,sign,otel,train,bench,dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,sign,otel,train,bench,top,dev]'
+	touch $@
+
+.venv-release/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --quiet --disable-pip-version-check '.[docs,release]'
+	touch $@
+
+.venv-ray/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check -e '.[device,ray,dev]'
 	touch $@
 
 # A release of the compiler whose stubs run with every protobuf that pyproject.toml allows.
@@ -54,4 +94,4 @@ proto-check: proto
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-proto .typecheck build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-proto .venv-release .venv-ray .typecheck build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

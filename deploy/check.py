@@ -154,6 +154,29 @@ def read(path: Path) -> list[Any]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
+def ray_serve() -> str:
+    """The application that serve.yaml names, with arguments that are cloud-server's settings."""
+    import ast
+
+    from offramp.common.config import ServerSettings
+
+    (config,) = read(DEPLOY / "ray" / "serve.yaml")
+    (application,) = config["applications"]
+    defined = {
+        node.name
+        for node in ast.parse((DEPLOY / "ray" / "app.py").read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    named = [application["import_path"].replace(":", "."), *config["grpc_options"]["grpc_servicer_functions"]]
+    for name in named:
+        if name.removeprefix("offramp.ray.app.") not in defined:
+            raise Failed(f"serve.yaml: {name} is not in deploy/ray/app.py")
+    unknown = set(application["args"]) - set(ServerSettings.model_fields)
+    if unknown:
+        raise Failed(f"serve.yaml: args: {', '.join(sorted(unknown))}: no settings of cloud-server")
+    return "its names, and cloud-server's settings; make test-ray runs it"
+
+
 CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
     (dockerfile, ("containers/Dockerfile", "containers/hadolint.yaml")),
     (scripts, ("**/*.sh",)),
@@ -164,6 +187,7 @@ CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
     (kubernetes, ("kubernetes/*.yaml", "kubernetes/schemas/*.json", "kubernetes/schemas/*.mjs")),
     (systemd, ("systemd/*.service",)),
     (settings, ("systemd/*.toml",)),
+    (ray_serve, ("ray/serve.yaml", "ray/py.typed")),
 ]
 
 

@@ -43,16 +43,17 @@ def tree(root: int) -> list[int]:
 
 
 def usage(processes: Sequence[int]) -> tuple[float, float]:
-    """Processor seconds and resident MB (10^6 bytes) of these processes together."""
-    seconds, pages = 0.0, 0
+    """Processor seconds and MB (10^6 bytes) of these processes together; what several share counts once."""
+    seconds, kilobytes = 0.0, 0
     for process in processes:
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
         except OSError:
             continue
+        kilobytes += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
         seconds += (int(fields[11]) + int(fields[12])) / TICKS
-    return seconds, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return seconds, kilobytes * 1024 / 1e6
 
 
 def device(bundle: str, port: int, *arguments: str) -> subprocess.Popen[str]:
@@ -158,7 +159,7 @@ def main() -> None:
     del where["core"]
     print(f"{load_bundle(bundle).manifest.name}; {json.dumps(where)}\n")
     steady, busy = f"median ms at {RATE}/s | p99 ms | CPU ms an image", "images/s at most | CPU ms an image"
-    print(f"| | {steady} | {busy} | idle CPU s/s | resident MB |")
+    print(f"| | {steady} | {busy} | idle CPU s/s | memory MB |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     port = free_port()
     plain = [sys.executable, "-m", "offramp.server.app", "--bundle", bundle, "--listen", f"127.0.0.1:{port}"]

@@ -1,0 +1,103 @@
+"""The blocks of shell and Python in the documentation do what they say.
+
+Rule: in README.md, CONTRIBUTING.md and docs/*.md every block marked ``sh`` or ``python`` is run, from the
+root of the repository, in the order of its page; Python blocks of a page share their names. Before one that
+cannot be run here stands ``<!-- skip: next "the reason" -->``. Where a block says 127.0.0.1:50051 it meets a
+real server on a port of its own; 50052, 9101 and 9102 become free ports. What a block leaves running is ended
+with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from unittest import SkipTest
+
+import pytest
+from sybil import Document, Example, Region, Sybil
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
+
+from tests.processes import Server, processes
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "models" / "digits-mobilenetv2-exit12"
+SECONDS = 100
+PAGES = [
+    page
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    if "```sh\n" in (text := page.read_text()) or "```python\n" in text
+]
+
+
+def placed(text: str, server: Server) -> str:
+    """The block with addresses of this test."""
+    text = text.replace("127.0.0.1:50051", server.address)
+    names = ("50052", "9101", "9102")
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+    for name, each in zip(names, sockets, strict=True):
+        text = text.replace(name, str(each.getsockname()[1]))
+        each.close()
+    return text
+
+
+def run_shell(example: Example, server: Server) -> None:
+    """Run a block as a script that stops at its first error."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # A file, not a pipe: what runs in the background would hold a pipe open.
+    with tempfile.TemporaryFile("w+") as output:
+        shell = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", placed(str(example.parsed), server)],
+            cwd=ROOT, env=os.environ | {"PATH": path}, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            status = shell.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"line {example.line}: still runs after {SECONDS} s") from None
+        finally:
+            # The whole session: also what the block put into the background.
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+        output.seek(0)
+        assert status == 0, f"line {example.line}: status {status}\n{output.read()}"
+
+
+def run_python(example: Example, server: Server) -> None:
+    """Run a block in the names of its page."""
+    code = compile(placed(str(example.parsed), server), f"{example.path}:{example.line}", "exec")
+    exec(code, example.namespace)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with processes(BUNDLE) as started:
+        yield started.server("--max-batch", 8, "--max-wait-ms", 0, "--workers", 1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_blocks_run(page: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parsers: list[Callable[[Document], Iterable[Region]]] = [
+        CodeBlockParser(language="sh", evaluator=partial(run_shell, server=server)),
+        CodeBlockParser(language="python", evaluator=partial(run_python, server=server)),
+        SkipParser(),
+    ]
+    blocks = 0
+    for example in Sybil(parsers, path=str(ROOT)).parse(page).examples():
+        if isinstance(example.parsed, tuple):
+            assert example.parsed[1], f"{page.name}, line {example.line}: skips without a reason"
+        else:
+            blocks += 1
+        with suppress(SkipTest):
+            example.evaluate()
+    text = page.read_text()
+    assert blocks == text.count("```sh\n") + text.count("```python\n"), "a block was not found"
