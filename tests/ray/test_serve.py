@@ -9,10 +9,12 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -274,16 +276,35 @@ def test_a_killed_ingress_costs_fallbacks_and_no_answer(
     run: Processes, cluster: Cluster, plain: dict[str, tuple[str, float]]
 ) -> None:
     device = run.start_device(
-        *device_flags(cluster), "--threshold", 1, "--timeout", 10, "--rate", 60, IMAGES, IMAGES
+        *device_flags(cluster), "--threshold", 1, "--timeout", 10, "-", stdin=subprocess.PIPE
     )
-    until(lambda: len(device.answers) > 100, "some answers")
+    feed = device.process.stdin
+    assert feed is not None
+    images, offered = cycle(sorted(plain)), 0
+
+    def offer(count: int) -> None:
+        nonlocal offered
+        offered += count
+        feed.write("".join(f"{next(images)}\n" for _ in range(count)))
+        feed.flush()
+
+    offer(100)
+    until(lambda: device.answers, "an answer")
     (ingress,) = cluster.replicas("Ingress")
     os.kill(ingress, signal.SIGKILL)
+    offer(100)
+    until(lambda: len(device.answers) == offered, "the answers of meanwhile")
+
+    def back() -> bool:
+        offer(1)
+        until(lambda: len(device.answers) == offered, "one more answer")
+        return bool(device.answers[-1]["source"] == "server")
+
+    # Serve starts another one, and the device finds it by itself.
+    until(back, "the server's answers")
+    feed.close()
     device.wait()
 
-    assert len(device.answers) == 2 * len(plain)
-    assert sorted(each["index"] for each in device.answers) == list(range(2 * len(plain)))
+    assert sorted(each["index"] for each in device.answers) == list(range(offered))
     assert_same(device, plain)
-    # Serve has started another one, and the device has found it by itself.
-    assert device.answers[-1]["source"] == "server"
     assert device.summary["fallback"] > 0
