@@ -155,7 +155,7 @@ def test_a_missing_peer_names_its_extra(
     monkeypatch.setattr("offramp.evaluation.bench.importlib.import_module", missing)
 
     assert app.main(["bench", "codec"]) == ExitCode.CONFIG
-    assert "offramp[device,bench]" in capsys.readouterr().err
+    assert "offramp[device,server,bench]" in capsys.readouterr().err
 
 
 def test_a_shape_is_read() -> None:
