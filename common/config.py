@@ -334,10 +334,14 @@ def make_parser(program: str, settings: type[Settings], description: str, epilog
         "--config", metavar="FILE", default=argparse.SUPPRESS, help=f"TOML file with settings in [{program}]"
     )
     for name, field in settings.model_fields.items():
-        text = field.description or ""
+        # argparse takes a % for the start of a format.
+        text = (field.description or "").replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(
-                flag_of(name), action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS
+                flag_of(name),
+                action=argparse.BooleanOptionalAction,
+                help=text,
+                default=argparse.SUPPRESS,
             )
             continue
         if default := default_of(field):

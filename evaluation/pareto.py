@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,10 @@ from offramp.evaluation.baselines import FORMATS, Format, batches, sent, whole_a
 from offramp.evaluation.plots import Plot, Series
 from offramp.evaluation.report_tables import Column, Report, Value
 from offramp.training.codebook import huffman_tables, payload_bytes
-from offramp.training.data import Dataset, Labelled
+
+if TYPE_CHECKING:
+    # It imports torch, which nothing here needs.
+    from offramp.training.data import Dataset, Labelled
 
 PICTURES, HYBRID, PAPER, OURS = "pictures", "early exit + WebP", "activations (paper)", "rate-trained (ours)"
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
