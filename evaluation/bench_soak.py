@@ -285,6 +285,8 @@ class Program:
                 self._metrics = metrics[1]
                 break
         else:
+            # Its standard error has ended, and so has it.
+            self.process.communicate()
             raise UnavailableError(f"{command[2]} did not start: {' / '.join(seen)}")
         self._readers = [
             threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True),

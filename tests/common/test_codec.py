@@ -347,11 +347,11 @@ def build_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
     def build(compiler: str) -> Path:
         tree = tmp_path_factory.mktemp("tree")
-        for folder in "common", "device", "server", "training", "evaluation", "cli", "proto":
+        for folder in "common", "device", "server", "training", "evaluation", "cli", "proto", "deploy":
             shutil.copytree(
                 ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__")
             )
-        for file in "pyproject.toml", "README.md":
+        for file in "pyproject.toml", "README.md", "LICENSE":
             shutil.copy(ROOT / file, tree)
         command = [
             sys.executable,

@@ -59,13 +59,13 @@ import sys
 from offramp.server.app import main
 from offramp.server.service import InferenceService
 
-offload, kept = InferenceService._offload, []
+offload, kept = InferenceService.offload, []
 
 async def leak(self, requests, context):
     kept.append(bytearray(SIZE))
     await offload(self, requests, context)
 
-InferenceService._offload = leak
+InferenceService.offload = leak
 raise SystemExit(main(sys.argv[1:]))
 """
 
