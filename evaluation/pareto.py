@@ -276,7 +276,7 @@ def _line(name: str, points: Points) -> Series:
 def _interval(value: float, resampled: NDArray[np.float64], digits: int) -> str | None:
     if not np.isfinite(value):
         return None
-    low, high = np.percentile(np.nan_to_num(resampled, nan=np.inf), [2.5, 97.5], method="nearest")
+    low, high = np.percentile(np.where(np.isnan(resampled), np.inf, resampled), [2.5, 97.5], method="nearest")
     ends = [f"{end:,.{digits}f}" if np.isfinite(end) else "∞" for end in (low, high)]
     return f"{value:,.{digits}f} [{ends[0]}, {ends[1]}]"
 

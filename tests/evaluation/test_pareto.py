@@ -52,6 +52,13 @@ def test_what_an_accuracy_costs_is_the_cheapest_point_that_reaches_it() -> None:
     assert len(set(found.resampled[:, 1].tolist())) > 1
 
 
+def test_an_accuracy_that_some_resamplings_miss_costs_without_end_in_them() -> None:
+    right = np.array([[1, 1, 1, 0]], np.float32)
+    points = pareto.Points(["only"], np.full((1, 4), 100, np.float32), right)
+    found = pareto.report({pareto.OURS: points}, 0.75, about="made up")
+    assert found.rows[0][pareto.OURS] == "100.0 [100.0, ∞]"
+
+
 def test_the_ratio_is_of_the_same_resampled_images() -> None:
     """A contender that costs half for each image costs half in every resampling: an interval of no width."""
     rng = np.random.default_rng(0)
