@@ -76,7 +76,7 @@ proto-check: proto
 
 .venv-ray/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/pip install --quiet --disable-pip-version-check -e '.[device,ray,dev]'
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,ray,dev]'
 	touch $@
 
 # A release of the compiler whose stubs run with every protobuf that pyproject.toml allows.
