@@ -38,7 +38,7 @@ from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, UnavailableError
 from offramp.device.source import to_input
 from offramp.evaluation.picture_server import PictureCodec
-from offramp.evaluation.plots import Plot, Series, draw
+from offramp.evaluation.plots import Plot, Series, publish
 from offramp.evaluation.rival_device import encode_picture, open_picture
 from offramp.evaluation.shaped_link import Shape, ShapedLink, require_namespaces, shaped_link
 from offramp.evaluation.timing import environment
@@ -130,16 +130,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.links,
         arguments.sent,
     )
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "link.json").write_text(json.dumps(result, indent=1) + "\n")
-        for name, plot in plots(result).items():
-            draw(plot, arguments.out / name)
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    else:
-        for line in lines(result):
-            print(line)
+    publish("link", result, plots, lines, out=arguments.out, as_json=arguments.json)
     return 0
 
 

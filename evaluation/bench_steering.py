@@ -27,7 +27,7 @@ from offramp.common.bundle import load_bundle
 from offramp.common.config import Parser
 from offramp.common.errors import ConfigError, DataError, UnavailableError
 from offramp.device.source import Source
-from offramp.evaluation.plots import Plot, Series, draw
+from offramp.evaluation.plots import Plot, Series, publish
 from offramp.evaluation.shaped_link import Shape, ShapedLink, require_namespaces, shaped_link
 from offramp.evaluation.timing import environment
 
@@ -118,16 +118,7 @@ def main(argv: Sequence[str]) -> int:
         for name, each in zip(runs, under_way, strict=True):
             records, carried = each.result()
             result["runs"][name] = by_time(records, carried, arguments.seconds, phases)
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "steering.json").write_text(json.dumps(result, indent=1) + "\n")
-        for name, plot in plots(result).items():
-            draw(plot, arguments.out / name)
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    else:
-        for line in lines(result):
-            print(line)
+    publish("steering", result, plots, lines, out=arguments.out, as_json=arguments.json)
     return 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 WIDTH, HEIGHT, DPI = 7.0, 4.4, 150
 
@@ -72,6 +73,28 @@ def draw(plot: Plot, stem: Path) -> list[Path]:
             figure.savefig(path, dpi=DPI, metadata=metadata)
         pyplot.close(figure)
     return paths
+
+
+def publish(
+    name: str,
+    result: Any,
+    plots: Callable[[Any], Mapping[str, Plot]],
+    lines: Callable[[Any], Iterable[str]],
+    *,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Print a benchmark's result as its lines or as JSON; into ``out`` also NAME.json and its plots."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        for stem, plot in plots(result).items():
+            draw(plot, out / stem)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        for line in lines(result):
+            print(line)
 
 
 def _bars(axes: object, plot: Plot) -> None:
