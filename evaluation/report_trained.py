@@ -672,8 +672,13 @@ def describe(records: Sequence[Record]) -> str:
     batch = each([str(r.batch_size) for r in records])
     seed = each([str(r.seed) for r in records])
     where = each([f"{r.machine.device} ({r.machine.precision})" for r in records])
+    smaller = "".join(
+        f" The first {len(sides)} epochs of base saw {'/'.join(map(str, sorted(set(sides))))} pixels a side."
+        for sides in sorted({tuple(r.sides) for r in records} - {()})
+    )
     return (
         f"Data: {data}. Epochs: {epochs} (paper: 300 + 50 + 10), batches of {batch}, seed {seed}, on {where}."
+        f"{smaller}"
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError
+from offramp.training.batch_norm import fits, norm_relu
 
 if TYPE_CHECKING:
     from offramp.training.bottleneck import Bottleneck
@@ -41,7 +42,10 @@ class ConvUnit(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self._convolved(x))
+        x = self._convolved(x)
+        if self.training and fits(x):
+            return norm_relu(self.norm, x, relu=self.relu)
+        y: Tensor = self.norm(x)
         return torch.relu(y) if self.relu else y
 
     def _convolved(self, x: Tensor) -> Tensor:

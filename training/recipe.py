@@ -144,6 +144,21 @@ class StageRecipe(_Strict):
     """How many of the training images an epoch draws, others each time; None: all."""
 
 
+class BaseRecipe(StageRecipe):
+    """The base stage, where images may be smaller at first: it has no early exit whose size they decide.
+
+    ``sides`` are those of the images in the first epochs, one each; in the others images have their own size.
+    """
+
+    sides: list[Annotated[int, Field(ge=8)]] = []
+
+    @model_validator(mode="after")
+    def _whole_at_last(self) -> Self:
+        if len(self.sides) >= max(1, self.epochs):
+            raise ValueError("sides: expected fewer than epochs, so that the last ones see whole images")
+        return self
+
+
 class RegularisedRecipe(StageRecipe):
     """The last stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6), and a bottleneck's losses.
 
@@ -169,7 +184,7 @@ class TrainRecipe(_Strict):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Weight = 5e-4
     rho: list[Weight] | None = None
-    base: StageRecipe
+    base: BaseRecipe
     exit: StageRecipe
     regularised: RegularisedRecipe
 

@@ -111,6 +111,8 @@ class Record(_Strict):
     """By stage."""
     images: dict[str, int] = {}
     """By stage: how many images an epoch draws; a stage that is not there draws all."""
+    sides: list[int] = []
+    """Of the images in the first epochs of the base stage, where they were smaller than the data's."""
     batch_size: int
     seed: int
     dataset: Dataset

@@ -291,6 +291,7 @@ def _record(
             )
             if images is not None
         },
+        sides=settings.base.sides,
         batch_size=settings.batch_size,
         seed=recipe.seed,
         dataset=manifest.provenance.dataset,

@@ -38,7 +38,7 @@ from offramp.training.bottleneck import Bottleneck, BottleneckShape
 from offramp.training.data import Dataset, Labelled, augment, recompressed, to_float
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, Outputs, SplitModel
-from offramp.training.recipe import Recipe, RegularisedRecipe, Stage, StageRecipe, TrainRecipe
+from offramp.training.recipe import BaseRecipe, Recipe, RegularisedRecipe, Stage, StageRecipe, TrainRecipe
 
 _EVALUATION_BATCH = 256
 # Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
@@ -479,7 +479,14 @@ class _Run:
                 version = torch.randint(versions, index.shape, generator=generator, device=generator.device)
                 at = index + version * len(self.labels)
             batch = augment(self.images[at], shift=settings.shift, flip=settings.flip, generator=generator)
-            yield _prepared(batch, device), self.labels[index]
+            yield self._resized(_prepared(batch, device)), self.labels[index]
+
+    def _resized(self, images: Tensor) -> Tensor:
+        sides = self.stage.sides if isinstance(self.stage, BaseRecipe) else []
+        if self.done >= len(sides):
+            return images
+        smaller = nn.functional.interpolate(images, size=sides[self.done], mode="area")
+        return smaller.contiguous(memory_format=torch.channels_last)
 
     def _save(self, path: Path, identity: str) -> None:
         state: dict[str, Any] = {

@@ -26,6 +26,7 @@ def test_the_recipes_in_runs_are_valid(path: Path) -> None:
         ("entropy = 1.0", "entropy = -1.0", r"train\.regularised\.entropy: .* greater than or equal to 0"),
         ('backbone = "tiny"', 'backbone = "huge"', r"model\.backbone: .*unknown 'huge', use one of"),
         ('source = "sklearn-digits"', 'source = "x"', r"data: .* 'x' .* 'sklearn-digits'"),
+        ("[train.exit]", "sides = [8, 8]\n[train.exit]", "train.base: .*sides: expected fewer than epochs"),
         ("seed = 3", "seed = ", "is not TOML"),
         ('name = "tiny-digits"', 'name = "../up"', "name: String should match pattern"),
     ],

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from offramp.common.errors import ConfigError, DataError
 from offramp.training.data import Dataset, recompressed
-from offramp.training.models import BACKBONES, SplitModel
+from offramp.training.models import BACKBONES, Backbone, Flow, SplitModel
 from offramp.training.recipe import Recipe
 from offramp.training.train import Clock, Epoch, Hardware, OutOfTime, Progress, Trained, train
 
@@ -54,6 +55,27 @@ def test_the_same_seed_gives_the_same_bits(recipe: Recipe, small: Dataset, tmp_p
     assert first == second
     other = recipe.model_copy(update={"seed": 4})
     assert digest(train(other, small, tmp_path / "c")) != first
+
+
+def test_the_first_epochs_of_base_see_smaller_images(
+    recipe: Recipe, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+    whole = Backbone.finish
+
+    def finish(self: Backbone, flow: Flow, start: int) -> Tensor:
+        seen.append((self.training, flow.x.shape[-1]))
+        return whole(self, flow, start)
+
+    monkeypatch.setattr(Backbone, "finish", finish)
+    base = recipe.train.base.model_copy(update={"sides": [16]})
+    smaller = recipe.model_copy(update={"train": recipe.train.model_copy(update={"base": base})})
+    whole_side = small.train.images.shape[-1]
+    train(smaller, small, tmp_path)
+    steps = len(small.train) // recipe.train.batch_size
+    trained = [side for training, side in seen if training]
+    assert trained[: 2 * steps] == [16] * steps + [whole_side] * steps
+    assert smaller.stage_sha256("exit") != recipe.stage_sha256("exit")
 
 
 @pytest.mark.parametrize("moment", [*SCHEDULE, "mid-epoch"])

@@ -1,0 +1,56 @@
+"""Batch norm with its ReLU: torch's own layers, to rounding."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.training.batch_norm import fits, norm_relu
+from offramp.training.models import ConvUnit
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("count", "channels", "offset"), [(1, 5, 0.0), (3, 32, 1.0), (200, 17, 30.0)])
+def test_it_is_torchs_batch_norm(count: int, channels: int, offset: float, relu: bool) -> None:
+    torch.manual_seed(channels)
+    # Far from 0 a naive sum of squares in float32 would have no digit left.
+    x = torch.randn(count, channels, 7, 3) + offset * torch.arange(channels)[:, None, None]
+    x = x.contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn_like(x)
+    theirs, ours = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+    for norm in (theirs, ours):
+        nn.init.uniform_(norm.weight, -1, 2, generator=torch.Generator().manual_seed(1))
+        nn.init.uniform_(norm.bias, -1, 1, generator=torch.Generator().manual_seed(2))
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+
+    y = torch.relu(theirs(a)) if relu else theirs(a)
+    z = norm_relu(ours, b, relu=relu)
+    # Where y is all but 0, rounding decides on which side of the ReLU it is.
+    gradient[y.detach().abs() < 1e-2] = 0
+    y.backward(gradient)
+    z.backward(gradient)  # type: ignore[no-untyped-call]
+
+    close = partial(torch.testing.assert_close, rtol=2e-3, atol=2e-3)
+    close(z, y)
+    close(b.grad, a.grad)
+    for name in ("weight", "bias"):
+        close(getattr(ours, name).grad, getattr(theirs, name).grad)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradient_in_another_layout_is_read_as_it_is() -> None:
+    x = torch.randn(2, 4, 5, 5)
+    norm = nn.BatchNorm2d(4)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    norm_relu(norm, a, relu=True).mean(dim=(2, 3)).square().sum().backward()  # type: ignore[no-untyped-call]
+    torch.relu(norm(b)).mean(dim=(2, 3)).square().sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_it_is_used_in_training_in_float32_only() -> None:
+    unit = ConvUnit(3, 8, 3)
+    x = torch.randn(2, 3, 8, 8)
+    assert "NormRelu" in str(unit.train()(x).grad_fn)
+    assert "NormRelu" not in str(unit.eval()(x).grad_fn)
+    assert not fits(x.bfloat16())
