@@ -4,9 +4,9 @@
 #   runs/cifar10-rate.sh [--short] [--data DIR] [offramp train's own flags]
 #
 # Trains all variants of runs/cifar10-rate.toml, prints `offramp report pareto`, and runs each rate-trained bundle
-# through a real server and a real device on the test images. --short is for two CPU cores: 10 epochs of base, 1 with
-# the exit, 2 of the last stage, batches of 128, bfloat16; about two hours. It shares base and exit with
-# runs/cifar10.sh --short. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and
+# through a real server and a real device on the test images. --short is for two CPU cores: base and exit are those of
+# runs/cifar10.sh --short, and so are their checkpoints; 2 epochs of the last stage, batches of 64; some two hours.
+# Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and
 # DIR/test.parquet instead of the Hugging Face hub. Everything goes to build/cifar10-rate (build/cifar10-rate-short).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,8 @@ while [ $# -gt 0 ]; do
   case $1 in
     --short)
       out=build/cifar10-rate-short
-      flags+=(--precision bfloat16 --set train.batch_size=128 train.base.epochs=10 train.exit.epochs=1
+      flags+=(--set train.batch_size=64 train.base.epochs=9 train.base.learning_rate=0.05
+        'train.base.sides=[16, 16, 16, 24, 24, 24]' train.exit.epochs=1 train.exit.images=6400
         train.exit.learning_rate=0.03 train.regularised.epochs=2) ;;
     --data) data=(--train-data "$2/train.parquet" --test-data "$2/test.parquet"); shift ;;
     *) flags+=("$1") ;;

@@ -109,6 +109,7 @@ def _parser() -> Parser:
         "--set",
         dest="settings",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FIELD=VALUE",
         help="replace fields of the recipe, such as train.base.epochs=30; a variant's own stay",
