@@ -5,7 +5,7 @@ pass over it thirteen times and take two thirds of a training step. Here it is t
 back, over rows of channels, which is how channels-last tensors lie in memory.
 
     forward   moments of x        y = max(0, scale x + shift)
-    backward  sums of g and g x   dx = a g + b x + c, where g is dy wherever y > 0
+    backward  sums of g and g x'  dx = a g + b x' + c, where g is dy wherever y > 0, and x' is x - mean
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class _NormRelu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         rows, given = _rows(x), _rows(dy.contiguous(memory_format=torch.channels_last))
         (mean, inverse), scale = ctx.moments, ctx.scale
-        sums = _gradient_sums(rows, given, *ctx.line, ctx.relu, _threads())
-        d_bias = sums[0]
-        d_weight = inverse * (sums[1] - mean * d_bias)
+        middle = mean.astype(np.float32)
+        sums = _gradient_sums(rows, given, *ctx.line, ctx.relu, middle, _threads())
+        d_bias, d_weight = sums[0], inverse * sums[1]
         b = -scale * inverse * d_weight / len(rows)
-        c = -scale * d_bias / len(rows) - b * mean
+        c = -scale * d_bias / len(rows)
         dx = torch.empty_like(x)
         line = (one.astype(np.float32) for one in (scale, b, c))
-        _write_gradient(rows, given, *ctx.line, ctx.relu, *line, _rows(dx), _threads())
+        _write_gradient(rows, given, *ctx.line, ctx.relu, middle, *line, _rows(dx), _threads())
         return dx, _tensor(d_weight), _tensor(d_bias), None, None
 
 
@@ -136,7 +136,7 @@ def _write(x, scale, shift, relu, y, parts):  # type: ignore[no-untyped-def]  # 
 
 
 @_compiled
-def _gradient_sums(x, dy, scale, shift, relu, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _gradient_sums(x, dy, scale, shift, relu, middle, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
     count, channels = x.shape
     least = np.float32(0 if relu else -np.inf)
     sums = np.zeros((parts, 2, channels), np.float64)
@@ -150,7 +150,7 @@ def _gradient_sums(x, dy, scale, shift, relu, parts):  # type: ignore[no-untyped
                     value = x[row, k]
                     given = dy[row, k] if scale[k] * value + shift[k] > least else np.float32(0)
                     some[0, k] += given
-                    some[1, k] += given * value
+                    some[1, k] += given * (value - middle[k])
             for k in range(channels):
                 sums[part, 0, k] += some[0, k]
                 sums[part, 1, k] += some[1, k]
@@ -158,7 +158,7 @@ def _gradient_sums(x, dy, scale, shift, relu, parts):  # type: ignore[no-untyped
 
 
 @_compiled
-def _write_gradient(x, dy, scale, shift, relu, a, b, c, dx, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _write_gradient(x, dy, scale, shift, relu, middle, a, b, c, dx, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
     count, channels = x.shape
     least = np.float32(0 if relu else -np.inf)
     for part in prange(parts):
@@ -166,4 +166,4 @@ def _write_gradient(x, dy, scale, shift, relu, a, b, c, dx, parts):  # type: ign
             for k in range(channels):
                 value = x[row, k]
                 given = dy[row, k] if scale[k] * value + shift[k] > least else np.float32(0)
-                dx[row, k] = a[k] * given + b[k] * value + c[k]
+                dx[row, k] = a[k] * given + b[k] * (value - middle[k]) + c[k]

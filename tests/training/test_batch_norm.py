@@ -1,4 +1,4 @@
-"""Batch norm with its ReLU: torch's own layers, to rounding."""
+"""Batch norm with its ReLU: torch's own layers in float64, to rounding."""
 
 from functools import partial
 
@@ -18,11 +18,12 @@ def test_it_is_torchs_batch_norm(count: int, channels: int, offset: float, relu:
     x = torch.randn(count, channels, 7, 3) + offset * torch.arange(channels)[:, None, None]
     x = x.contiguous(memory_format=torch.channels_last)
     gradient = torch.randn_like(x)
-    theirs, ours = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-    for norm in (theirs, ours):
-        nn.init.uniform_(norm.weight, -1, 2, generator=torch.Generator().manual_seed(1))
-        nn.init.uniform_(norm.bias, -1, 1, generator=torch.Generator().manual_seed(2))
-    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    # In float64: at an offset of 30 torch's own float32 is further from it than ours, 24 times in a gradient.
+    theirs, ours = nn.BatchNorm2d(channels).double(), nn.BatchNorm2d(channels)
+    nn.init.uniform_(ours.weight, -1, 2)
+    nn.init.uniform_(ours.bias, -1, 1)
+    theirs.load_state_dict(ours.state_dict())
+    a, b = x.double().requires_grad_(), x.clone().requires_grad_()
 
     y = torch.relu(theirs(a)) if relu else theirs(a)
     z = norm_relu(ours, b, relu=relu)
@@ -31,12 +32,14 @@ def test_it_is_torchs_batch_norm(count: int, channels: int, offset: float, relu:
     y.backward(gradient)
     z.backward(gradient)  # type: ignore[no-untyped-call]
 
-    close = partial(torch.testing.assert_close, rtol=2e-3, atol=2e-3)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-3, check_dtype=False)
     close(z, y)
     close(b.grad, a.grad)
     for name in ("weight", "bias"):
         close(getattr(ours, name).grad, getattr(theirs, name).grad)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-4)
+    for name in ("running_mean", "running_var"):
+        close(getattr(ours, name), getattr(theirs, name))
+    assert ours.num_batches_tracked == theirs.num_batches_tracked
 
 
 def test_a_gradient_in_another_layout_is_read_as_it_is() -> None:
