@@ -151,7 +151,10 @@ def run(
 
     Raises UnavailableError where it answers nothing.
     """
-    with shaped_link(shape) as link, link.server("offramp.server.app", "--bundle", bundle) as address:
+    with (
+        shaped_link(shape, steady=False) as link,
+        link.server("offramp.server.app", "--bundle", bundle) as address,
+    ):
         command = [
             *(*link.device_prefix, sys.executable, "-m", "offramp.device.app", "--bundle", str(bundle)),
             *("--server", address, "--insecure", "--json", "--log-level", "error", *flags, str(listed)),

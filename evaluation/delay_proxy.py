@@ -2,6 +2,9 @@
 
 Order is kept, and the time between two chunks. It holds at most ``HELD`` chunks of each direction; then it
 reads no more, and TCP does the rest.
+
+With a rate, bytes also take their time on a line: one for each direction, which all connections share. A
+token bucket lets a first frame pass an idle link at once, where a real one would still be sending it.
 """
 
 from __future__ import annotations
@@ -16,10 +19,33 @@ from offramp.common.config import Parser, split_address
 
 CHUNK = 65_536
 HELD = 1_024
+SEGMENT, HEADERS = 1_448, 66
+"""Bytes of TCP payload in an Ethernet frame, and of its headers: Ethernet, IP, and TCP with timestamps."""
 
 
-async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
-    """Pass on one direction until its end, each chunk ``delay`` seconds after it was read."""
+class Line:
+    """One direction of a link, that sends one chunk after the other.
+
+    Args:
+        delay: seconds from one end to the other.
+        rate: bits a second, of frames with their headers; None: any.
+    """
+
+    def __init__(self, delay: float, rate: float | None) -> None:
+        self._delay, self._rate = delay, rate
+        self._free = 0.0
+
+    def arrival(self, size: int, now: float) -> float:
+        """When the last of ``size`` bytes, handed over ``now``, is at the other end."""
+        if self._rate is None:
+            return now + self._delay
+        frames = -(-size // SEGMENT)
+        self._free = max(self._free, now) + (size + frames * HEADERS) * 8 / self._rate
+        return self._free + self._delay
+
+
+async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: Line) -> None:
+    """Pass on one direction until its end, each chunk when it has come over the line."""
     clock = asyncio.get_running_loop().time
     held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(HELD)
 
@@ -37,7 +63,7 @@ async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, de
     try:
         while not sending.done():
             data = await reader.read(CHUNK)
-            await held.put((clock() + delay, data))
+            await held.put((line.arrival(len(data), clock()), data))
             if not data:
                 break
         await sending
@@ -45,7 +71,7 @@ async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, de
         sending.cancel()
 
 
-async def serve(host: str, port: int, target: tuple[str, int], delay: float) -> None:
+async def serve(host: str, port: int, target: tuple[str, int], lines: tuple[Line, Line]) -> None:
     """Serve until SIGTERM; says on stderr where it listens."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,7 +84,7 @@ async def serve(host: str, port: int, target: tuple[str, int], delay: float) -> 
             writers.append(far_writer)
             for each in writers:
                 each.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.gather(forward(reader, far_writer, delay), forward(far_reader, writer, delay))
+            await asyncio.gather(forward(reader, far_writer, lines[0]), forward(far_reader, writer, lines[1]))
         except OSError:
             pass  # one side is gone: the other is told so
         finally:
@@ -81,9 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen", required=True, metavar="HOST:PORT")
     parser.add_argument("--target", required=True, metavar="HOST:PORT")
     parser.add_argument("--delay", type=float, required=True, metavar="SECONDS", help="of each direction")
+    parser.add_argument(
+        "--rate", type=float, metavar="BITS", help="a second, of each direction (default: any)"
+    )
     arguments = parser.parse_args(argv)
     host, port = split_address("--listen", arguments.listen)
-    asyncio.run(serve(host, port, split_address("--target", arguments.target), arguments.delay))
+    there, back = (Line(arguments.delay, arguments.rate) for _ in range(2))
+    asyncio.run(serve(host, port, split_address("--target", arguments.target), (there, back)))
     return 0
 
 

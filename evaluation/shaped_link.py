@@ -5,7 +5,8 @@
 ``tbf`` limits the rate of each direction; the delaying proxy in front of a server makes the round-trip time,
 since netem is not in every kernel. TCP therefore ends at the proxy: a connection is made, and segments are
 acknowledged, without the delay. What is sent over a connection that is up takes as long as on a real link.
-It takes root and iproute2.
+The bucket lets one frame pass an idle link at once; where the rate stays as it is, the proxy makes frames
+take their time. It takes root and iproute2.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Shape:
 class ShapedLink:
     """Both namespaces of a link that is up."""
 
-    def __init__(self, device: str, server: str, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, device: str, server: str, shape: Shape, *, steady: bool) -> None:
+        self.shape, self._steady = shape, steady
         self._device, self._server = device, server
 
     @property
@@ -90,7 +91,9 @@ class ShapedLink:
 
     @contextmanager
     def _proxy(self, behind: Program, delay: float) -> Iterator[Program]:
-        arguments = ("--listen", f"{SERVER_HOST}:0", "--target", behind.address, "--delay", delay)
+        arguments = ["--listen", f"{SERVER_HOST}:0", "--target", behind.address, "--delay", delay]
+        if self._steady:
+            arguments += ["--rate", self.shape.rate]
         with running("offramp.evaluation.delay_proxy", *arguments, prefix=self.server_prefix) as proxy:
             yield proxy
 
@@ -104,8 +107,11 @@ def require_namespaces(program: str) -> None:
 
 
 @contextmanager
-def shaped_link(shape: Shape) -> Iterator[ShapedLink]:
-    """A link of this shape; its namespaces go with the block. Raises ConfigError where it cannot be made."""
+def shaped_link(shape: Shape, *, steady: bool = True) -> Iterator[ShapedLink]:
+    """A link of this shape; its namespaces go with the block. Raises ConfigError where it cannot be made.
+
+    steady: its rate will stay as it is.
+    """
     number = next(_numbers)
     device, server = (f"offramp-{os.getpid()}-{number}-{side}" for side in ("device", "server"))
     try:
@@ -120,7 +126,7 @@ def shaped_link(shape: Shape) -> Iterator[ShapedLink]:
             # One segment, one frame: what is counted has every header that a real interface sends.
             _run("ip", "-n", namespace, "link", "set", "dev", interface, "gso_max_segs", "1", "up")
             _run("ip", "-n", namespace, "link", "set", "dev", "lo", "up")
-        link = ShapedLink(device, server, shape)
+        link = ShapedLink(device, server, shape, steady=steady)
         link.set_rate(shape.rate)
         yield link
     finally:

@@ -20,6 +20,7 @@ from offramp.common.bundle import Bundle
 from offramp.common.errors import ConfigError, ExitCode
 from offramp.evaluation import shaped_link
 from offramp.evaluation.bench_link import sample, thresholds_of, verdicts, weigh
+from offramp.evaluation.delay_proxy import Line
 from offramp.evaluation.processes import running
 from tests.evaluation.conftest import namespaces
 from tests.processes import Peer, tcp_peer
@@ -90,6 +91,16 @@ def test_the_proxy_passes_on_all_of_it_in_order_and_later() -> None:
                     received += data
                 writer.join()
     assert received == sent
+
+
+def test_frames_take_their_time_on_a_line_one_after_the_other() -> None:
+    line = Line(0.1, 1e6)
+    # 100 and 3,000 bytes with the headers of one frame and of three.
+    small, large = (100 + 66) * 8e-6, (3000 + 3 * 66) * 8e-6
+    assert line.arrival(100, 5.0) == pytest.approx(5.1 + small)
+    assert line.arrival(3000, 5.0) == pytest.approx(5.1 + small + large)
+    assert line.arrival(100, 9.0) == pytest.approx(9.1 + small)
+    assert Line(0.1, None).arrival(1 << 20, 5.0) == pytest.approx(5.1)
 
 
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
