@@ -25,7 +25,7 @@ RANS_GAIN = 0.03
 """How much shorter rANS must make payloads to be preferred: run-Huffman is two to five times as fast."""
 SHARED_RUNS = 8
 """Runs in which channels are compared before they share a run-Huffman table."""
-LANES_FROM = {4: 1024, 2: 256}
+LANES_FROM = {4: 1280, 2: 256}
 """Mean payload, bytes, from which so many lanes cost about one per cent."""
 
 

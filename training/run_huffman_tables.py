@@ -23,7 +23,7 @@ OWN_TOKEN = 2.0**-13
 LOOK_UP_BITS = 11
 """The compiled decoder looks up codes of up to so many bits, and works out longer ones."""
 
-LONG_PRICE = 4.0
+LONG_PRICE = 20.0
 """Bits that one longer code less is worth."""
 
 _LITERAL_BITS = np.array(

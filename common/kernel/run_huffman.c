@@ -462,23 +462,28 @@ static enum coder_error take_token(lane_state *s)
     return CODER_OK;
 }
 
-/* As many look-ups as stay in the segment: at most two, so that a token fits the window behind them. */
-ALWAYS_INLINE void look_up_within(lane_state *s)
+/* Look-ups that stay in the segment, few enough for any token to fit the window behind them; whether the next token
+ * has to be taken by itself. What a look-up writes behind the segment is written over when its own turn comes. */
+ALWAYS_INLINE int look_up_within(lane_state *s)
 {
     const table *t = s->segment->t;
-    for (int i = 0; i < 2; i++) {
-        size_t left = (size_t)(s->limit - s->out);
-        if (t->runs == 1) {
-            if (left <= PLAIN_AT_ONCE)
-                return;
+    if (t->runs == 1) {
+        for (int i = 0; i < 3; i++) {
+            size_t count = t->lookup.plain[s->bits >> (64 - LOOKUP_BITS)] >> 6 & 3;
+            if (!count || count > (size_t)(s->limit - s->out))
+                return s->out < s->limit;
             LOOK_UP_PLAIN(s->bits, s->out, t->lookup.plain);
-        } else {
-            uint64_t tokens = t->lookup.runs[s->bits >> (64 - LOOKUP_BITS)];
-            if ((tokens >> SKIP_AT & 127) + (tokens >> COUNT_AT & 7) > left)
-                return;
-            LOOK_UP_RUNS(s->bits, s->out, t->lookup.runs);
         }
+        return 0;
     }
+    for (int i = 0; i < 2; i++) {
+        uint64_t tokens = t->lookup.runs[s->bits >> (64 - LOOKUP_BITS)];
+        size_t count = (tokens >> SKIP_AT & 127) + (tokens >> COUNT_AT & 7);
+        if (!count || count > (size_t)(s->limit - s->out))
+            return s->out < s->limit;
+        LOOK_UP_RUNS(s->bits, s->out, t->lookup.runs);
+    }
+    return 0;
 }
 
 /* Where there are runs, only other symbols are written. */
@@ -498,8 +503,7 @@ static int finish_segment(lane_state *s)
             return 0;
         }
         OPEN_WINDOW(s->bits, s->at);
-        look_up_within(s);
-        if (s->out < s->limit && (s->error = take_token(s)))
+        if (look_up_within(s) && (s->error = take_token(s)))
             return 0;
     }
     if (++s->segment == s->stop)
