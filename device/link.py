@@ -488,9 +488,11 @@ class Link:
                 frames = [frame.Frame(item.sequence, item.codec, item.payload, item.trace) for item in items]
                 message = writer.pack(frames)
                 now = time.monotonic()
+                # Payloads of one message differ in length; the rest of it is shared evenly.
+                shared = (len(message) - sum(len(item.payload) for item in items)) / len(items)
                 for item in items:
                     item.sent_at = now
-                    item.message_bytes += len(message) / len(items)
+                    item.message_bytes += len(item.payload) + shared
                     item.envelope_bytes += frame.ENVELOPE_BYTES / len(items)
                     item.sends += 1
                     session.sent[item.sequence] = item
