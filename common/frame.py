@@ -106,7 +106,8 @@ class FrameReader:
 
     def read(self, message: pb.DeviceMessage) -> list[Frame | BadFrame]:
         """The frames of one message, in order. Raises MessageError if it is not a message of frames."""
-        count = len(message.frames)
+        frames = message.frames
+        count = len(frames)
         if message.HasField("hello"):
             raise MessageError("a second hello on one stream, expected frames")
         if not 0 < count <= self._frames_per_message:
@@ -124,7 +125,7 @@ class FrameReader:
         self._next = first + count
         codecs: Sequence[int] = message.codecs or [CodecId.BUNDLE] * count
         traces: Sequence[bytes] = message.traces or [b""] * count
-        return [_open(first + i, codecs[i], message.frames[i], traces[i]) for i in range(count)]
+        return [_open(first + i, codecs[i], frames[i], traces[i]) for i in range(count)]
 
 
 def _check_traces(traces: Sequence[bytes], count: int) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from offramp.common.config import DeviceSettings, make_parser, read_settings
 from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
 from offramp.common.telemetry import serve_metrics, start_log, timed
+from offramp.common.transport import set_grpc_environment
 from offramp.device.notify import Notifier
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ BATCH = 256
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     _ready_output()
     try:
         parser = make_parser(

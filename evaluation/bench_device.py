@@ -7,7 +7,6 @@ directions, below TLS and above IP.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from argparse import RawDescriptionHelpFormatter
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
+from offramp.common.transport import set_grpc_environment
 from offramp.device.source import Source
 from offramp.evaluation.processes import running_server
 from offramp.evaluation.timing import environment
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     arguments = parser.parse_args(argv)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     bundle = load_bundle(arguments.bundle)
     items = Source([arguments.images], bundle.manifest.preprocessing)
     images = [item.image for item in items if isinstance(item.image, np.ndarray)][:200]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import select
 import statistics
 import subprocess
@@ -36,6 +35,7 @@ from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, UnavailableError
+from offramp.common.transport import set_grpc_environment
 from offramp.device.source import to_input
 from offramp.evaluation.picture_server import PictureCodec
 from offramp.evaluation.plots import Plot, Series, publish
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
         if not 0 <= threshold <= 1:
             raise ConfigError(f"--thresholds {threshold:g}: expected 0 … 1")
     require_namespaces("offramp bench link")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     bundle = load_bundle(arguments.bundle)
     labels = read_labels(arguments.images, bundle.manifest.classes)
     result = measure(

@@ -25,6 +25,7 @@ from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.transport import set_grpc_environment
 from offramp.device.source import Source
 from offramp.evaluation.plots import Plot, Series, draw
 from offramp.evaluation.processes import Program, pinned, running_server
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     if min(arguments.batches) < 1:
         raise ConfigError(f"--batches {min(arguments.batches)}: expected 1 or more")
     cores = split_cores(os.sched_getaffinity(0), arguments.server_cores)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     result = measure(
         arguments.bundle,
         arguments.images,

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser
 from offramp.common.errors import OfframpError, UnavailableError
+from offramp.common.transport import set_grpc_environment
 from offramp.evaluation.plots import Plot, Series, draw
 from offramp.evaluation.timing import environment
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--plot", type=Path, metavar="STEM", help="also write STEM.png and STEM.svg")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     arguments = parser.parse_args(argv)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     rounds = max(arguments.rounds, WINDOW)
     pause = arguments.seconds / rounds
     with soaking(arguments.bundle, arguments.images) as soak:

@@ -7,7 +7,6 @@ mid-run the link becomes slow, and fast again. Once with a byte budget alone, on
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from offramp.common.bundle import load_bundle
 from offramp.common.config import Parser
 from offramp.common.errors import ConfigError, DataError, UnavailableError
+from offramp.common.transport import set_grpc_environment
 from offramp.device.source import Source
 from offramp.evaluation.plots import Plot, Series, publish
 from offramp.evaluation.shaped_link import Shape, ShapedLink, require_namespaces, shaped_link
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
                 f"--{name.replace('_', '-')} {getattr(arguments, name):g}: expected more than 0"
             )
     require_namespaces("offramp bench steering")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     budget = ["--byte-budget", str(arguments.byte_budget)]
     runs = {
         "byte budget": budget,

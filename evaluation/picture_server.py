@@ -24,6 +24,7 @@ from offramp.common.codec import ActivationCodec
 from offramp.common.config import Parser, ServerSettings, split_address
 from offramp.common.engine import Engine
 from offramp.common.errors import PayloadError
+from offramp.common.transport import set_grpc_environment
 from offramp.device.source import to_input
 
 BATCH = 32
@@ -103,13 +104,16 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns its exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     parser = Parser("picture_server", description="Classify pictures with a bundle's head and tail.")
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--listen", required=True, metavar="HOST:PORT")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args(argv)
-    asyncio.run(serve(load_bundle(arguments.bundle), arguments.listen, arguments.threads))
+    import uvloop
+
+    # As cloud-server does.
+    uvloop.run(serve(load_bundle(arguments.bundle), arguments.listen, arguments.threads))
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from offramp.common.bundle import load_bundle
 from offramp.common.codec import CodecId
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
+from offramp.common.transport import set_grpc_environment
 from offramp.device.source import to_input
 
 WAIT = 120.0
@@ -46,7 +46,7 @@ def open_picture(path: Path | str) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns its exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     parser = Parser("rival_device", description="Send pictures or raw activations, or nothing.")
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--server", metavar="HOST:PORT", default="127.0.0.1:1")

@@ -19,6 +19,7 @@ from offramp.common.config import (
 )
 from offramp.common.errors import AddressError, ConfigError, ExitCode, OfframpError
 from offramp.common.telemetry import package_version, serve_metrics, start_log
+from offramp.common.transport import set_grpc_environment
 
 EPILOG = """\
 examples:
@@ -44,7 +45,7 @@ SPARE_CONNECTIONS = 256
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_grpc_environment()
     try:
         parser = make_parser(
             "cloud-server", ServerSettings, "Decode frames and finish what devices were unsure of.", EPILOG
@@ -68,7 +69,9 @@ def run(settings: ServerSettings, log: logging.Logger) -> int:
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
     sys.setswitchinterval(SWITCH_SECONDS)
-    return asyncio.run(_serve(settings, log))
+    import uvloop
+
+    return uvloop.run(_serve(settings, log))
 
 
 async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
