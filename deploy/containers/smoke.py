@@ -23,6 +23,8 @@ def device() -> None:
 
 def server() -> None:
     """Import all of the server."""
+    import uvloop  # noqa: F401
+
     import offramp.server.app
     import offramp.server.service  # noqa: F401
 
