@@ -27,6 +27,7 @@ TRAINED = (
     "fig10",
     "fig11",
     "others",
+    "steps",
     "claims",
 )
 
@@ -36,11 +37,12 @@ Print the paper's tables and figures with our values beside its own; --out write
 table2, fig1 and fig5 follow from the networks alone. The others are made of the records that `offramp
 train` leaves beside its bundles: train all variants of runs/cifar10-*.toml into one folder
 (runs/cifar10.sh), and name it with --runs. others is the text of Section V-C on ResNet-32 and VGG-19;
-claims holds what the paper says in words against our figures. baselines measures what the paper leaves out,
-pictures sent in place of activations, for one bundle, and leaves its figures beside it, where fig10 finds
-them. pareto runs bundles on the test images and compares what everything that a device could send costs at
-equal accuracy: --bundle names rate-trained ones, --whole the whole model that pictures are sent to (a second
-one may have been trained on such pictures), --paper bundles of the paper's scheme.
+steps is what the paper leaves out, a step of what travels as coarse as the exits' answers bear; claims
+holds what the paper says in words against our figures. baselines measures pictures sent in place of
+activations, for one bundle, and leaves its figures beside it, where fig10 finds them. pareto runs bundles
+on the test images and compares what everything that a device could send costs at equal accuracy: --bundle
+names rate-trained ones, --whole the whole model that pictures are sent to (a second one may have been
+trained on such pictures), --paper bundles of the paper's scheme.
 """
 
 _EXAMPLES = """\
@@ -122,6 +124,7 @@ def _reports(names: Sequence[str], runs: Path | None) -> list[Report]:
         "fig10": lambda: report_trained.fig10(records, baselines),
         "fig11": lambda: report_trained.fig11(records),
         "others": lambda: report_trained.others(records),
+        "steps": lambda: report_trained.steps(records),
         "claims": lambda: report_trained.claims(records),
     }
     reports = []

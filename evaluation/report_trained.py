@@ -50,8 +50,11 @@ def choose(
     *,
     weight: Weight = entropy_weight,
     backbone: str = _MOBILENET,
+    stepped: bool = False,
 ) -> dict[float, Record]:
     """The runs of one exit with a last stage and one kind of regulariser, by its weight, in order.
+
+    stepped: those whose step of what travels was chosen by the exits' answers; else the paper's 8 bits.
 
     Raises DataError if there is none, or two of one weight.
     """
@@ -63,6 +66,7 @@ def choose(
         and record.epochs["regularised"] > 0
         and other(record) == 0
         and not record.bottleneck
+        and (record.divergence > 0) == stepped
     ]
     if not found:
         raise DataError(f"no run of {backbone} with exit {exit_number} and a regularised stage among them")
@@ -71,7 +75,9 @@ def choose(
 
 def without_last_stage(records: Sequence[Record]) -> dict[int, Record]:
     """The runs of MobileNetV2 that end after the exit stage, by exit. Raises DataError if there is none."""
-    found = [r for r in records if r.backbone == _MOBILENET and r.epochs["regularised"] == 0]
+    found = [
+        r for r in records if r.backbone == _MOBILENET and r.epochs["regularised"] == 0 and r.divergence == 0
+    ]
     if not found:
         raise DataError(f"no run of {_MOBILENET} without a regularised stage among them")
     return dict(sorted((int(key), r) for key, r in _distinct(found, lambda r: r.exit).items()))
@@ -555,6 +561,66 @@ def others(records: Sequence[Record]) -> Report:
     )
 
 
+def steps(records: Sequence[Record]) -> Report:
+    """The paper's 8 bits beside the coarsest step that the exits' answers bear, exits 5 and 12."""
+    rows: list[dict[str, Value]] = []
+    series, used = [], []
+    for number in (5, 12):
+        plain, stepped = _or_none(records, number), _or_none(records, number, stepped=True)
+        pairs = {weight: (plain[weight], stepped[weight]) for weight in plain if weight in stepped}
+        for weight, (before, after) in pairs.items():
+            used += [before, after]
+            row: dict[str, Value] = {"exit": number, "weight": f"{weight:g}", "step": after.step}
+            for key, run in (("8", before), ("step", after)):
+                row |= {
+                    f"bits_{key}": run.entropy_bits_channel,
+                    f"share_{key}": 100 * run.bytes[ONE_TABLE] / run.raw_bytes,
+                    f"bytes_{key}": run.bytes[SHIPPED],
+                    f"early_{key}": 100 * run.accuracy.early,
+                    f"final_{key}": 100 * run.accuracy.final,
+                }
+            rows.append(row)
+        for name, side in (("8 bits", 0), ("chosen step", 1)):
+            points = [pair[side] for pair in pairs.values()]
+            series.append(
+                Series(
+                    f"exit {number}, {name}",
+                    [run.bytes[SHIPPED] for run in points],
+                    [100 * run.accuracy.final for run in points],
+                )
+            )
+    if not rows:
+        raise DataError("no run of exits 5 or 12 with a chosen step beside one with 8 bits among them")
+    columns = [Column("exit", "exit"), Column("weight", "λ_e"), Column("step", "step", 1)]
+    for key, head, digits in (
+        ("bits", "bits a symbol", 2),
+        ("share", "Huffman, % of raw", 1),
+        ("bytes", "shipped B", 0),
+        ("early", "early %", 1),
+        ("final", "final %", 1),
+    ):
+        columns += [Column(f"{key}_8", head, digits), Column(f"{key}_step", "with it", digits)]
+    limits = " / ".join(sorted({f"{run.divergence:g}" for run in used} - {"0"}))
+    return Report(
+        "steps",
+        "A coarser step at the split, INT8, test split",
+        columns,
+        rows,
+        Plot(
+            "A coarser step at the split",
+            "B an activation, shipped codec",
+            "final exit's accuracy, %",
+            series,
+            log_x=True,
+        ),
+        [
+            "The step is a multiple of the finest one that holds the activation's range in 256 codes: the "
+            f"coarsest that moves both exits' answers on calibration images by {limits} nats at most.",
+            describe(used),
+        ],
+    )
+
+
 def claims(records: Sequence[Record]) -> Report:
     """What the paper says in words, and by how much ours keep or miss it."""
     rows: list[dict[str, Value]] = []
@@ -594,6 +660,21 @@ def claims(records: Sequence[Record]) -> Report:
         add(
             f"exit {number}, λ_e = 1: final exit's loss, points",
             None if one is None or plain is None else 100 * (plain.accuracy.final - one.accuracy.final),
+            printed[0.0].final - theirs.final,
+            drop,
+        )
+        coarse = _or_none(records, number, stepped=True).get(1.0)
+        if coarse is None or plain is None:
+            continue
+        add(
+            f"the same at the chosen step ({coarse.step:.1f}): Huffman bytes, % of raw",
+            100 * coarse.bytes[ONE_TABLE] / coarse.raw_bytes,
+            100 * theirs.huffman / theirs.raw,
+            share,
+        )
+        add(
+            "the same at the chosen step: final exit's loss, points",
+            100 * (plain.accuracy.final - coarse.accuracy.final),
             printed[0.0].final - theirs.final,
             drop,
         )
@@ -648,9 +729,9 @@ def claims(records: Sequence[Record]) -> Report:
     )
 
 
-def _or_none(records: Sequence[Record], exit_number: int) -> dict[float, Record]:
+def _or_none(records: Sequence[Record], exit_number: int, *, stepped: bool = False) -> dict[float, Record]:
     try:
-        return choose(records, exit_number)
+        return choose(records, exit_number, stepped=stepped)
     except DataError:
         return {}
 

@@ -65,7 +65,8 @@ else
   status=0
   train mobilenetv2 exit12 || status=$?
   if [ $status = 0 ]; then
-    weights=(entropy0 entropy0.5 entropy1 entropy2 entropy2.5 entropy5 entropy10)
+    weights=(entropy0 entropy0.5 entropy1 entropy2 entropy2.5 entropy5)
+    weights=("${weights[@]}" entropy10 "${weights[@]/%/-stepped}")
     train mobilenetv2 "${weights[@]/#/exit5-}" exit5 & others+=($!)
     train mobilenetv2 "${weights[@]/#/exit12-}" & others+=($!)
     train mobilenetv2 exit4-entropy{0,0.5,1,2.5,5} exit4-sparsity1e-{5,4,3,2} & others+=($!)

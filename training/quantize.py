@@ -3,6 +3,9 @@
 Activations are uint8 with one scale and zero point per tensor, weights int8 with one scale per output channel
 and no zero point, biases int32. Batch norm is folded into the convolution before it, and a ReLU is the lower
 end of the range that uint8 can hold, so neither is left (`QuantLayer.relu` is the one exception).
+
+What travels is coded losslessly afterwards, and every bit of its step that no exit needs is a bit sent in
+vain: its step may be coarser than that of 256 codes over its range (`_code_of_what_travels`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
 _SHRINK = np.linspace(1.0, 0.5, 26)
 _SAMPLE = 1 << 16
+# Steps of what travels that are tried, as multiples of the finest that holds its range; on how many images.
+_FINER, _COARSER = 2.0 ** (-np.arange(1, 9) / 2), 2.0 ** (np.arange(1, 17) / 2)
+_STEP_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,8 @@ class QuantBlock:
 class QuantModel:
     """A split model in integers, ready for export.
 
-    ``symbols`` is the code of all that travels, ``cut`` the number of blocks on the device. ``exit_pool`` is
+    ``symbols`` is the code of all that travels, ``step`` its step as a multiple of the finest one that holds
+    the range, ``cut`` the number of blocks on the device. ``exit_pool`` is
     the early exit's average pool as the depthwise convolution that it equals. ``pooled`` is the code of the
     average that feeds ``classifier``.
     """
@@ -130,6 +137,7 @@ class QuantModel:
     exit_number: int
     cut: int
     symbols: Affine
+    step: float
     exit_shape: tuple[int, int, int]
     split_shape: tuple[int, int, int]
     input_shape: tuple[int, int, int]
@@ -170,12 +178,15 @@ def _choose_range(low: float, high: float, sample: NDArray[np.float32]) -> Affin
     return best
 
 
-def quantize(model: SplitModel, images: Tensor) -> QuantModel:
+def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> QuantModel:
     """Quantize a trained model.
 
     Args:
         model: float32, put in eval mode.
         images: calibration images, float32 [N, 3, H, W], never test images.
+        divergence: by how much the step of what travels may move the answers of either exit: mean
+            Kullback-Leibler divergence, nats. 0: the finest step that holds the range, as in the paper. A
+            bottleneck's code has its own step, which this leaves alone.
 
     Raises:
         DataError: if there are no calibration images.
@@ -186,8 +197,14 @@ def quantize(model: SplitModel, images: Tensor) -> QuantModel:
     backbone, all_blocks = model.backbone, model.blocks()
     seen = _observe(model, images)
     codes = [tensor.affine() for tensor in seen.positions]
+    step = 1.0
     if model.bottleneck is None:
         _share_code(model, seen.positions, codes)
+        if divergence > 0:
+            finest = codes[model.exit_number]
+            chosen = _code_of_what_travels(model, images[:_STEP_IMAGES], finest, divergence)
+            step = chosen.scale / finest.scale
+            codes = [chosen if code is finest else code for code in codes]
     else:
         codes[model.cut - 1] = WHOLE
     for position, block in enumerate(all_blocks):
@@ -230,6 +247,7 @@ def quantize(model: SplitModel, images: Tensor) -> QuantModel:
         exit_number=model.exit_number,
         cut=model.cut,
         symbols=codes[model.cut - 1],
+        step=step,
         exit_shape=model.exit_shape,
         split_shape=model.split_shape,
         input_shape=backbone.input_shape,
@@ -278,6 +296,64 @@ def _share_code(model: SplitModel, seen: list[_Observed], codes: list[Affine]) -
     for position in (model.exit_number, opener - 1):
         both.merge(seen[position])
     codes[model.exit_number] = codes[opener - 1] = both.affine()
+
+
+@torch.no_grad()
+def _code_of_what_travels(model: SplitModel, images: Tensor, finest: Affine, limit: float) -> Affine:
+    """The code with the coarsest step at which the answers of both exits move by no more.
+
+    Its cost is looked for where it counts, in the answers: the squared error says nothing of what the tail
+    needs. Where even the finest step moves them by more, a few values far out have stretched the range; then
+    it is the step that moves them least, and these values are clipped.
+    """
+    travels = [
+        model.head(batch.contiguous(memory_format=torch.channels_last))[0]
+        for batch in torch.split(images, _BATCH)
+    ]
+    exact = [_answers(model, x) for x in travels]
+
+    def moved(code: Affine) -> float:
+        """Mean nats, of the exit where it is more."""
+        sums = np.zeros(2)
+        for x, theirs in zip(travels, exact, strict=True):
+            ours = _answers(model, torch.from_numpy(code.dequantize(code.quantize(_numpy(x)))))
+            for side, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                sums[side] += float(torch.nn.functional.kl_div(a, b, log_target=True, reduction="sum"))
+        return float(sums.max()) / len(images)
+
+    best, least = finest, moved(finest)
+    if least <= limit:
+        for step in _COARSER:
+            # Zero stays where it is, so that the whole range is held.
+            trial = Affine(float(np.float32(finest.scale * step)), finest.zero_point)
+            if moved(trial) > limit:
+                break
+            best = trial
+        return best
+    for step in _FINER:
+        trial = _densest(float(np.float32(finest.scale * step)), travels)
+        if (here := moved(trial)) < least:
+            best, least = trial, here
+    return best
+
+
+def _answers(model: SplitModel, travels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities of the early and the final exit, [N, K] each."""
+    x = travels.contiguous(memory_format=torch.channels_last)
+    early, final = model.branch(x[:, : model.exit_shape[0]]), model.tail(x)
+    return torch.log_softmax(early, dim=1), torch.log_softmax(final, dim=1)
+
+
+def _densest(scale: float, travels: list[Tensor]) -> Affine:
+    """The code of this step whose 256 values clip the fewest numbers."""
+    numbers = np.concatenate([_numpy(x).ravel() for x in travels])
+    steps = np.clip(np.rint(numbers / np.float32(scale)), -256, 256).astype(np.int64)
+    counts = np.bincount(steps + 256, minlength=513)
+    # What lies below -255 or above 255 is clipped wherever zero is.
+    counts[0] = counts[-1] = 0
+    below = np.concatenate([[0], np.cumsum(counts)])
+    held = [below[256 - zero + 256] - below[256 - zero] for zero in range(256)]
+    return Affine(scale, int(np.argmax(held)))
 
 
 def _conv(unit: ConvUnit, incoming: Affine, output: Affine) -> QuantLayer:

@@ -105,6 +105,10 @@ class Record(_Strict):
     """Lambda_s of Eq. (6)."""
     rate_weight: float = 0.0
     """Loss of one KB of estimated payload, where a bottleneck is trained."""
+    divergence: float = 0.0
+    """How far the step of what travels was allowed to move an exit's answers, mean nats; 0: not at all."""
+    step: float = 1.0
+    """That step, as a multiple of the finest one that holds the range."""
     bottleneck: str = ""
     """Its channels and stride, as 8x2; empty: the activation itself travels."""
     epochs: dict[str, int]

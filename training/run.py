@@ -110,7 +110,9 @@ def make_bundle(
     # At least one image, however small the share.
     count = int(np.ceil(len(order) * recipe.quantize.calibration))
     calibration, others = order[:count], order[count:]
-    quantized = quantize(model, to_float(torch.from_numpy(data.validation.images[calibration])))
+    quantized = quantize(
+        model, to_float(torch.from_numpy(data.validation.images[calibration])), recipe.quantize.divergence
+    )
     graphs = export(quantized)
 
     seen = run_graphs(graphs, data.validation)
@@ -164,7 +166,7 @@ def make_bundle(
     everything = np.concatenate([counted, competing])
     by_codec = _bytes_by_codec(everything, answers.symbols, quantized, codec, payloads)
     bundle = write_bundle(out, manifest, files)
-    measured = _record(recipe, bundle, trained, hardware, answers, in_float, by_codec)
+    measured = _record(recipe, bundle, quantized.step, trained, hardware, answers, in_float, by_codec)
     path = out / record.RECORD
     partial = path.with_name(f"{path.name}.new")
     partial.write_text(measured.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -255,6 +257,7 @@ def _bytes_by_codec(
 def _record(
     recipe: Recipe,
     bundle: Bundle,
+    step: float,
     trained: Trained,
     hardware: Hardware,
     answers: Answers,
@@ -275,6 +278,8 @@ def _record(
         shape=manifest.activation.shape,
         entropy_weight=settings.regularised.entropy,
         sparsity_weight=settings.regularised.sparsity,
+        divergence=recipe.quantize.divergence,
+        step=step,
         rate_weight=settings.regularised.rate,
         bottleneck="" if narrow is None else f"{narrow.channels}x{narrow.stride}",
         epochs={

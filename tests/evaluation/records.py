@@ -18,6 +18,7 @@ def record(
     final: float = 0.90,
     backbone: str = "mobilenet-v2",
     regularised: int = 10,
+    step: float = 1.0,
 ) -> Record:
     """One run: its exit rate falls evenly with T_c, its accuracy rises evenly from early to final."""
     raw = shape[0] * shape[1] * shape[2]
@@ -25,7 +26,7 @@ def record(
     sizes |= {RAW: raw, CSR: raw * 2.5, ONE_TABLE: raw / 2 if huffman is None else huffman}
     accuracy = [early + (final - early) * at for at in GRID]
     values: dict[str, Any] = {
-        "name": f"{backbone}-exit{exit_number}-e{entropy:g}-s{sparsity:g}-{regularised}",
+        "name": f"{backbone}-exit{exit_number}-e{entropy:g}-s{sparsity:g}-{regularised}-{step:g}",
         "digest": "00" * 32,
         "commit": "unknown",
         "backbone": backbone,
@@ -34,6 +35,8 @@ def record(
         "shape": shape,
         "entropy_weight": entropy,
         "sparsity_weight": sparsity,
+        "divergence": 0.01 if step != 1 else 0.0,
+        "step": step,
         "epochs": {"base": 300, "exit": 50, "regularised": regularised},
         "batch_size": 256,
         "seed": 1,
@@ -97,4 +100,5 @@ def paper_like() -> list[Record]:
     sparse = [record(4, sparsity=w, shape=four) for w in (0.0, 1e-5, 1e-2)]
     exits = [record(n, shape=shape, regularised=0) for n in (2, 8, 12, 15)]
     others = [record(6, entropy=w, backbone="resnet-32", shape=(16, 32, 32)) for w in (0.0, 1.0)]
-    return [*five, *twelve, *sparse, record(4, entropy=1.0, shape=four), *exits, *others]
+    stepped = record(12, entropy=1.0, shape=shape, final=0.885, huffman=2000, step=8)
+    return [*five, *twelve, *sparse, record(4, entropy=1.0, shape=four), *exits, *others, stepped]

@@ -118,6 +118,21 @@ def test_claims_say_by_how_much_they_are_missed() -> None:
     assert rows["exit 12, λ_e = 1: Huffman bytes, % of raw"]["verdict"] == "no run"
 
 
+def test_a_chosen_step_is_beside_the_papers_8_bits() -> None:
+    (row,) = report_trained.steps(paper_like()).rows
+    assert (row["exit"], row["weight"], row["step"]) == (12, "1", 8)
+    assert (row["share_8"], row["share_step"]) == (50, pytest.approx(100 * 2000 / 8192))
+    assert (row["final_8"], row["final_step"]) == (pytest.approx(89), pytest.approx(88.5))
+    # The paper's own tables are of its 8 bits alone.
+    table = {row["weight"]: row for row in report_trained.table4(paper_like()).rows}
+    assert table["1"]["huffman"] == 4
+    found = {str(one["claim"]): one for one in report_trained.claims(paper_like()).rows}
+    assert found["the same at the chosen step (8.0): Huffman bytes, % of raw"]["verdict"] == "holds"
+    assert found["the same at the chosen step: final exit's loss, points"]["ours"] == pytest.approx(1.5)
+    with pytest.raises(DataError, match="with a chosen step"):
+        report_trained.steps([record(5)])
+
+
 def test_runs_that_are_missing_or_there_twice() -> None:
     with pytest.raises(DataError, match="no run of mobilenet-v2 with exit 5"):
         report_trained.table3([record(12)])
