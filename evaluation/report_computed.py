@@ -96,7 +96,8 @@ def fig1(records: list[Record]) -> Report:
             size = record.bytes[SHIPPED]
             rows.append(
                 {
-                    "network": "MobileNetV2, exit 12, λ_e = 1, coded",
+                    "network": "MobileNetV2, exit 12, λ_e = 1, coded"
+                    + (f", step {record.step:.0f}" if record.divergence else ""),
                     "layer": record.layer,
                     "kb": size / _KB,
                     "times": size / paper.INPUT_BYTES,

@@ -35,7 +35,7 @@ train() {
   shift
   # A second --set adds to the first.
   if [ -n "$short" ] && [ "$model" = vgg19 ]; then
-    own+=(--set train.base.epochs=1)
+    own+=(--set train.base.epochs=1 train.base.learning_rate=0.01)
   elif [ -n "$short" ]; then
     own+=(--set train.base.epochs=9 train.base.learning_rate=0.05 'train.base.sides=[16, 16, 16, 24, 24, 24]')
   fi
