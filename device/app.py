@@ -108,6 +108,10 @@ def _ready_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+LOOK_SECONDS = 0.5
+"""How often the waiting main thread looks up: a signal that comes just before it blocks does not wake it."""
+
+
 class _Stop:
     """Set by a signal, waited for by the main thread, which shows meanwhile that it is alive.
 
@@ -135,7 +139,7 @@ class _Stop:
         while not self._set:
             self.beat()
             left = max(0.0, end - time.monotonic())
-            longest = threading.TIMEOUT_MAX if self._notifier.interval is None else self._notifier.interval
+            longest = min(LOOK_SECONDS, self._notifier.interval or LOOK_SECONDS)
             with suppress(Empty):
                 self._queue.get(timeout=min(left, longest))
             if left <= longest:
