@@ -49,6 +49,8 @@ exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 t
 
 BATCH = 256
 """Answers that are written to stdout at once, at most."""
+LOOK_SECONDS = 0.5
+"""How often the waiting main thread looks up: a signal that comes just before it blocks does not wake it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,10 +108,6 @@ def _ready_output() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - open until the process ends
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-LOOK_SECONDS = 0.5
-"""How often the waiting main thread looks up: a signal that comes just before it blocks does not wake it."""
 
 
 class _Stop:
@@ -226,7 +224,7 @@ def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _An
         stop.beat()
         if settings.rate is not None:
             due += 1 / settings.rate
-            if stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
+            if stop.wait(due - time.monotonic()):
                 return
 
 

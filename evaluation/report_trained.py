@@ -604,7 +604,7 @@ def steps(records: Sequence[Record]) -> Report:
         ("final", "final %", 1),
     ):
         columns += [Column(f"{key}_8", head, digits), Column(f"{key}_step", "with it", digits)]
-    limits = " / ".join(sorted({f"{run.divergence:g}" for run in used} - {"0"}))
+    limits = " / ".join(sorted({f"{run.divergence:g}" for run in used if run.divergence}))
     return Report(
         "steps",
         "A coarser step at the split, INT8, test split",
@@ -655,58 +655,44 @@ def claims(records: Sequence[Record]) -> Report:
         used += runs.values()
         plain, one = runs.get(0.0), runs.get(1.0)
         theirs = printed[1.0]
-        add(
-            f"exit {number}, λ_e = 1: Huffman bytes, % of raw",
-            None if one is None else 100 * one.bytes[ONE_TABLE] / one.raw_bytes,
-            100 * theirs.huffman / theirs.raw,
-            share,
-        )
-        add(
-            f"exit {number}, λ_e = 1: final exit's loss, points",
-            None if one is None or plain is None else 100 * (plain.accuracy.final - one.accuracy.final),
-            printed[0.0].final - theirs.final,
-            drop,
-        )
+        own = f"exit {number}, λ_e = 1"
+        shown = [(own, own, one)]
         coarse = _or_none(records, number, stepped=True).get(1.0)
-        if coarse is None or plain is None:
-            continue
-        add(
-            f"the same at the chosen step ({coarse.step:.1f}): Huffman bytes, % of raw",
-            100 * coarse.bytes[ONE_TABLE] / coarse.raw_bytes,
-            100 * theirs.huffman / theirs.raw,
-            share,
-        )
-        add(
-            "the same at the chosen step: final exit's loss, points",
-            100 * (plain.accuracy.final - coarse.accuracy.final),
-            printed[0.0].final - theirs.final,
-            drop,
-        )
+        if coarse is not None and plain is not None:
+            same = "the same at the chosen step"
+            shown.append((f"{same} ({coarse.step:.1f})", same, coarse))
+        for first, second, run in shown:
+            add(
+                f"{first}: Huffman bytes, % of raw",
+                None if run is None else 100 * run.bytes[ONE_TABLE] / run.raw_bytes,
+                100 * theirs.huffman / theirs.raw,
+                share,
+            )
+            add(
+                f"{second}: final exit's loss, points",
+                None if run is None or plain is None else 100 * (plain.accuracy.final - run.accuracy.final),
+                printed[0.0].final - theirs.final,
+                drop,
+            )
     five = _or_none(records, 5)
     plain, half, coarse = five.get(0.0), five.get(0.5), _or_none(records, 5, stepped=True).get(0.5)
     below = None if plain is None else _relative_floor(five)
-    for name, floor in (
-        (f"at {paper.FIG_10_FLOOR:g} %", paper.FIG_10_FLOOR / 100),
-        ("6.2 points below λ_e = 0", below),
-    ):
-        share_saved = None if plain is None or half is None or floor is None else saved(plain, half, floor)
+    own = "exit 5, λ_e = 0.5: bytes saved against raw"
+    sought = [
+        (f"{own} at {paper.FIG_10_FLOOR:g} %, %", paper.FIG_10_FLOOR / 100, half),
+        (f"{own} 6.2 points below λ_e = 0, %", below, half),
+    ]
+    if coarse is not None and plain is not None:
+        sought.append((f"the same at the chosen step ({coarse.step:.1f}), %", below, coarse))
+    for what, floor, run in sought:
+        share_saved = None if plain is None or run is None or floor is None else saved(plain, run, floor)
         add(
-            f"exit 5, λ_e = 0.5: bytes saved against raw {name}, %",
+            what,
             None if share_saved is None else 100 * share_saved,
             paper.FIG_10_SAVED,
             54,
             at_least=True,
-            none="no run" if plain is None or half is None else "the accuracy is not reached",
-        )
-    if plain is not None and coarse is not None and below is not None:
-        share_saved = saved(plain, coarse, below)
-        add(
-            f"the same at the chosen step ({coarse.step:.1f}), %",
-            None if share_saved is None else 100 * share_saved,
-            paper.FIG_10_SAVED,
-            54,
-            at_least=True,
-            none="the accuracy is not reached",
+            none="no run" if plain is None or run is None else "the accuracy is not reached",
         )
     # A model that training broke has nothing that quantization could cost.
     sound = [run for run in five.values() if run.accuracy.final_float > 0.5] or list(five.values())

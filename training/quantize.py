@@ -123,9 +123,8 @@ class QuantModel:
     """A split model in integers, ready for export.
 
     ``symbols`` is the code of all that travels, ``step`` its step as a multiple of the finest one that holds
-    the range, ``cut`` the number of blocks on the device. ``exit_pool`` is
-    the early exit's average pool as the depthwise convolution that it equals. ``pooled`` is the code of the
-    average that feeds ``classifier``.
+    the range, ``cut`` the number of blocks on the device. ``exit_pool`` is the early exit's average pool as
+    the depthwise convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
     """
 
     blocks: tuple[QuantBlock, ...]
@@ -312,6 +311,10 @@ def _code_of_what_travels(model: SplitModel, images: Tensor, finest: Affine, lim
     ]
     exact = [_answers(model, x) for x in travels]
 
+    def scale(multiple: float) -> float:
+        """A step in float32, as `Affine.covering` has it."""
+        return float(np.float32(finest.scale * multiple))
+
     def moved(code: Affine) -> float:
         """Mean nats, of the exit where it is more."""
         sums = np.zeros(2)
@@ -325,13 +328,13 @@ def _code_of_what_travels(model: SplitModel, images: Tensor, finest: Affine, lim
     if least <= limit:
         for step in _COARSER:
             # Zero stays where it is, so that the whole range is held.
-            trial = Affine(float(np.float32(finest.scale * step)), finest.zero_point)
+            trial = Affine(scale(step), finest.zero_point)
             if moved(trial) > limit:
                 break
             best = trial
         return best
     for step in _FINER:
-        trial = _densest(float(np.float32(finest.scale * step)), travels)
+        trial = _densest(scale(step), travels)
         if (here := moved(trial)) < least:
             best, least = trial, here
     return best
@@ -349,10 +352,9 @@ def _densest(scale: float, travels: list[Tensor]) -> Affine:
     numbers = np.concatenate([_numpy(x).ravel() for x in travels])
     steps = np.clip(np.rint(numbers / np.float32(scale)), -256, 256).astype(np.int64)
     counts = np.bincount(steps + 256, minlength=513)
-    # What lies below -255 or above 255 is clipped wherever zero is.
-    counts[0] = counts[-1] = 0
     below = np.concatenate([[0], np.cumsum(counts)])
-    held = [below[256 - zero + 256] - below[256 - zero] for zero in range(256)]
+    # With zero at z the codes hold -z … 255 - z; both ends of the counts lie outside for every z.
+    held = [below[512 - zero] - below[256 - zero] for zero in range(256)]
     return Affine(scale, int(np.argmax(held)))
 
 
