@@ -4,8 +4,8 @@
 #   runs/cifar10-rate.sh [--short] [--data DIR] [offramp train's own flags]
 #
 # Trains all variants of runs/cifar10-rate.toml, prints `offramp report pareto`, and runs each rate-trained bundle
-# through a real server and a real device on the test images. --short is for two CPU cores: base and exit are those of
-# runs/cifar10.sh --short, and so are their checkpoints; 2 epochs of the last stage, batches of 64; some two hours.
+# through a real server and a real device on the test images. --short is for two CPU cores: the base is that of
+# runs/cifar10.sh --short, and so is its checkpoint; 1 epoch of each later stage, batches of 64; some two hours.
 # Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and
 # DIR/test.parquet instead of the Hugging Face hub. Everything goes to build/cifar10-rate (build/cifar10-rate-short).
 set -euo pipefail
@@ -17,8 +17,7 @@ while [ $# -gt 0 ]; do
     --short)
       out=build/cifar10-rate-short
       flags+=(--set train.batch_size=64 train.base.epochs=9 train.base.learning_rate=0.05
-        'train.base.sides=[16, 16, 16, 24, 24, 24]' train.exit.epochs=1 train.exit.images=6400
-        train.exit.learning_rate=0.03 train.regularised.epochs=2) ;;
+        'train.base.sides=[16, 16, 16, 24, 24, 24]' train.code.epochs=1 train.regularised.epochs=1) ;;
     --data) data=(--train-data "$2/train.parquet" --test-data "$2/test.parquet"); shift ;;
     *) flags+=("$1") ;;
   esac

@@ -343,7 +343,7 @@ class _Display:
 
     def _epoch(self, epoch: Epoch) -> None:
         figures = "  ".join(
-            f"{name} {value:.3f}" if name == "entropy_bits" else f"{name} {value:.2%}"
+            f"{name} {value:.3f}" if name in ("entropy_bits", "error") else f"{name} {value:.2%}"
             for name, value in epoch.figures.items()
         )
         best = "  best" if epoch.best else ""

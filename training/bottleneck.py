@@ -119,6 +119,7 @@ class Bottleneck(nn.Module):
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
         self.rounding, self.density = Rounding(), Density(code.channels)
         self.shape = (code.channels, height // code.stride, width // code.stride)
+        self.hidden_shape = (wide, *self.shape[1:])
         # Whole numbers are the symbols: a deviation of 1 would leave next to nothing but zeros at first.
         last = encoder[-1].unit
         assert isinstance(last, ConvUnit)

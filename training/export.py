@@ -180,14 +180,17 @@ def _head(model: QuantModel) -> bytes:
     stem, *others = model.blocks[:exits]
     image, stem = _four_channels(graph, stem)
     flow = _run(graph, _Codes(image, IMAGE), (stem, *others), "symbols" if plain else None)
+    seen = flow.x
     if encoder:
-        _run(graph, flow, encoder, "symbols")
+        hidden = _run(graph, flow, encoder[:-1])
+        _run(graph, hidden, encoder[-1:], "symbols")
+        seen = flow.x if model.seen == model.exit_number else hidden.x
     elif not plain:
         assert flow.skip is not None
         graph.node("Concat", flow.x, flow.skip, axis=1, output="symbols")
     # An average pool between Dequantize- and QuantizeLinear stays float in ONNX Runtime, and slow; this one
     # fuses.
-    pooled = graph.conv("exit.pool", flow.x, model.exit_pool)
+    pooled = graph.conv("exit.pool", seen, model.exit_pool)
     graph.linear("exit.linear", pooled, model.exit_linear)
     return graph.bytes(
         "head",

@@ -11,9 +11,10 @@ added.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +166,7 @@ class ExitBranch(nn.Module):
         channels, height, width = shape
         if min(height, width) < 3:
             raise ConfigError(f"no early exit fits a {height}x{width} activation: its pool needs 3x3")
+        self.channels = channels
         self.pool = nn.AvgPool2d(kernel_size=3, stride=2)
         self.linear = nn.Linear(channels * ((height - 1) // 2) * ((width - 1) // 2), classes)
 
@@ -268,12 +270,27 @@ class SplitModel(nn.Module):
         self.split_shape = (channels + skip_channels, height, width)
         self.branch = ExitBranch(self.exit_shape, backbone.classes)
         self.bottleneck: Bottleneck | None = None
+        self.exit_behind = False
 
-    def insert(self, bottleneck: Bottleneck) -> None:
-        """Put a bottleneck at the split; never inside a residual block, where two tensors travel."""
+    def insert(self, bottleneck: Bottleneck, *, exit_behind: bool = False) -> None:
+        """Put a bottleneck at the split; never inside a residual block, where two tensors travel.
+
+        exit_behind: a new early exit takes the old one's place, which sees the encoder's last layer but one
+            in place of the activation: deeper, and no dearer, as that has to be computed for the code.
+
+        Raises:
+            ConfigError: if that layer is too small for an early exit.
+        """
         assert self.split_shape == self.exit_shape
-        self.bottleneck = bottleneck
+        if exit_behind:
+            self.branch = ExitBranch(bottleneck.hidden_shape, self.backbone.classes)
+        self.bottleneck, self.exit_behind = bottleneck, exit_behind
         self.split_shape = bottleneck.shape
+
+    @property
+    def seen(self) -> int:
+        """Which of ``blocks`` it is whose output the early exit sees."""
+        return self.cut - 2 if self.exit_behind else self.exit_number
 
     @property
     def cut(self) -> int:
@@ -297,29 +314,65 @@ class SplitModel(nn.Module):
         self.backbone.train(training)
         return flow
 
-    def head(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 images [N, 3, H, W] to the activation [N, *split_shape] and the early logits [N, K]."""
+    def device_parts(self) -> list[nn.Module]:
+        """What is on the device whatever travels: stem and sub-blocks up to the split."""
+        return list[nn.Module](self.backbone.positions()[: self.exit_number + 1])
+
+    def server_parts(self) -> list[nn.Module]:
+        """What is on the server whatever travels: sub-blocks behind the split, top and classifier."""
+        backbone = self.backbone
+        return [*backbone.positions()[self.exit_number + 1 :], *backbone.top, backbone.classifier]
+
+    def activation(self, images: Tensor) -> Tensor:
+        """float32 images [N, 3, H, W] to all that the rest of the network needs: float32 [N, C,
+        *exit_shape[1:]], the open residual branch behind the activation."""
         flow = self.backbone.run(Flow(images), 0, self.exit_number)
         # What travels is counted in 256 bins, finer than bfloat16 near the ends of its range.
         with torch.autocast(images.device.type, enabled=False):
             skip = None if flow.skip is None else flow.skip.float()
             flow = self.backbone.run(Flow(flow.x.float(), skip), self.exit_number, self.exit_number + 1)
-        early = self.branch(flow.x)
-        x = flow.x if flow.skip is None else torch.cat([flow.x, flow.skip], dim=1)
-        if self.bottleneck is not None:
-            *others, last = self.bottleneck.blocks()[0]
-            for block in others:
-                x = block(Flow(x)).x
-            with torch.autocast(images.device.type, enabled=False):
-                x = last(Flow(x.float())).x
-        return x, early
+        return flow.x if flow.skip is None else torch.cat([flow.x, flow.skip], dim=1)
 
-    def tail(self, activation: Tensor) -> Tensor:
-        """What travels [N, *split_shape] to the final logits [N, K]; a bottleneck's code is rounded first."""
-        if self.bottleneck is not None:
-            activation = self.bottleneck.rounding(activation)
-            for block in self.bottleneck.blocks()[1]:
-                activation = block(Flow(activation)).x
+    def encode(self, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """`activation` to what travels and the early logits [N, K].
+
+        What travels, float32 [N, *split_shape], is the activation itself, or a bottleneck's code that is not
+        yet rounded.
+        """
+        sees = activation[:, : self.exit_shape[0]]
+        if self.bottleneck is None:
+            return activation, self._early(sees)
+        *others, last = self.bottleneck.blocks()[0]
+        hidden = activation
+        for block in others:
+            hidden = block(Flow(hidden)).x
+        with torch.autocast(activation.device.type, enabled=False):
+            code = last(Flow(hidden.float())).x
+        return code, self._early(hidden if self.exit_behind else sees)
+
+    def _early(self, sees: Tensor) -> Tensor:
+        logits: Tensor = self.branch(sees)
+        return logits
+
+    def decode(self, sent: Tensor) -> Tensor:
+        """What travels [N, *split_shape] to `activation`; a bottleneck's code is rounded first."""
+        if self.bottleneck is None:
+            return sent
+        flow = Flow(self.bottleneck.rounding(sent))
+        for block in self.bottleneck.blocks()[1]:
+            flow = block(flow)
+        return flow.x
+
+    def head(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 images [N, 3, H, W] to what travels [N, *split_shape] and the early logits [N, K]."""
+        return self.encode(self.activation(images))
+
+    def tail(self, sent: Tensor) -> Tensor:
+        """What travels [N, *split_shape] to the final logits [N, K]."""
+        return self.finish(self.decode(sent))
+
+    def finish(self, activation: Tensor) -> Tensor:
+        """`activation` to the final logits [N, K]."""
         channels = self.exit_shape[0]
         skip = activation[:, channels:] if activation.shape[1] > channels else None
         return self.backbone.finish(Flow(activation[:, :channels], skip), self.exit_number + 1)
@@ -329,12 +382,12 @@ class SplitModel(nn.Module):
         return Outputs(early, self.tail(activation), activation)
 
 
-# Expansion factor, output channels, repeats, stride of the first repeat. For 32x32 images the stem and the
-# first repeat with 24 channels keep stride 1, which gives exit 5 its 24x32x32 and exit 12 its 32x16x16 (Fig.
-# 5).
+# Expansion factor, output channels, repeats, stride of the first repeat where images are large. For 32x32
+# images the stem and the first repeat with 24 channels keep stride 1, which gives exit 5 its 24x32x32 and
+# exit 12 its 32x16x16 (Fig. 5).
 _MOBILENET_V2 = (
     (1, 16, 1, 1),
-    (6, 24, 2, 1),
+    (6, 24, 2, 2),
     (6, 32, 3, 2),
     (6, 64, 4, 2),
     (6, 96, 3, 1),
@@ -350,12 +403,31 @@ def mobilenet_v2(classes: int, size: int = 32) -> Backbone:
         classes: number of classes K.
         size: side of the images in pixels.
     """
+    return _mobilenet_v2(classes, size, stem_stride=1)
+
+
+def mobilenet_v2_large(classes: int, size: int = 224) -> Backbone:
+    """The same network with its authors' strides, for images of some 96 to 256 pixels a side.
+
+    Stem and second block halve the image once more each: at 224 pixels exit 5 is 24x56x56, exit 12 32x28x28
+    (Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, Table 2).
+
+    Args:
+        classes: number of classes K.
+        size: side of the images in pixels.
+    """
+    return _mobilenet_v2(classes, size, stem_stride=2)
+
+
+def _mobilenet_v2(classes: int, size: int, *, stem_stride: int) -> Backbone:
     blocks: list[SubBlock] = []
     c_in, number = 32, 0
     for expansion, c_out, repeats, first_stride in _MOBILENET_V2:
         for repeat in range(repeats):
             number += 1
             stride = first_stride if repeat == 0 else 1
+            if number == 2:
+                stride = stem_stride
             residual = stride == 1 and c_in == c_out
             wide = c_in * expansion
             if expansion > 1:
@@ -366,7 +438,7 @@ def mobilenet_v2(classes: int, size: int = 32) -> Backbone:
                 blocks.append(SubBlock(f"block{number}.add", Add()))
             c_in = c_out
     return Backbone(
-        ConvUnit(3, 32, 3),
+        ConvUnit(3, 32, 3, stride=stem_stride),
         blocks,
         [ConvUnit(c_in, 1280, 1)],
         channels=1280,
@@ -420,10 +492,24 @@ def vgg_19(classes: int, size: int = 32) -> Backbone:
 
 BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
     "mobilenet-v2": mobilenet_v2,
+    "mobilenet-v2-large": mobilenet_v2_large,
     "resnet-32": resnet_32,
     "vgg-19": vgg_19,
 }
 """By the name that recipes use: from the number of classes and the side of the images."""
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def folded(module: _Module) -> _Module:
+    """A copy for inference only, a third faster: each batch norm is folded into the convolution before it."""
+    copied = copy.deepcopy(module).eval().requires_grad_(False)
+    for unit in copied.modules():
+        if isinstance(unit, ConvUnit):
+            unit.conv = nn.utils.fuse_conv_bn_eval(unit.conv, unit.norm)
+            unit.norm = nn.Identity()  # type: ignore[assignment]
+    return copied
 
 
 @dataclass(frozen=True)

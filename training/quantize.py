@@ -123,7 +123,8 @@ class QuantModel:
     """A split model in integers, ready for export.
 
     ``symbols`` is the code of all that travels, ``step`` its step as a multiple of the finest one that holds
-    the range, ``cut`` the number of blocks on the device. ``exit_pool`` is the early exit's average pool as
+    the range, ``cut`` the number of blocks on the device, ``seen``
+    the one whose output the early exit sees. ``exit_pool`` is the early exit's average pool as
     the depthwise convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
     """
 
@@ -134,6 +135,7 @@ class QuantModel:
     exit_pool: QuantLayer
     exit_linear: QuantLayer
     exit_number: int
+    seen: int
     cut: int
     symbols: Affine
     step: float
@@ -241,9 +243,10 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
         top=tuple(top),
         pooled=pooled,
         classifier=_integers(_numpy(final.weight), _numpy(final.bias), pooled, None),
-        exit_pool=_average(model.exit_shape[0], codes[model.exit_number], exit_pooled),
+        exit_pool=_average(model.branch.channels, codes[model.seen], exit_pooled),
         exit_linear=_integers(_numpy(early.weight), _numpy(early.bias), exit_pooled, None),
         exit_number=model.exit_number,
+        seen=model.seen,
         cut=model.cut,
         symbols=codes[model.cut - 1],
         step=step,
@@ -276,7 +279,7 @@ def _observe(model: SplitModel, images: Tensor) -> _Ranges:
             tensor.add(flow.x)
             if model.bottleneck is not None and position == model.cut - 1:
                 flow = Flow(model.bottleneck.rounding(flow.x))
-            if position == model.exit_number:
+            if position == model.seen:
                 seen.exit_pooled.add(model.branch.pool(flow.x))
         x = flow.x
         for unit, tensor in zip(backbone.top, seen.top, strict=True):

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from offramp.common.errors import ConfigError
 from offramp.training.models import BACKBONES
 
-Stage = Literal["base", "exit", "regularised"]
+Stage = Literal["base", "exit", "code", "regularised"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -71,10 +71,11 @@ class PicturesRecipe(_DataRecipe):
 
 
 class HubRecipe(PicturesRecipe):
-    """A data set of the Hugging Face hub, and which of its parts train and test."""
+    """A data set of the Hugging Face hub: its configuration if it has several, what trains and tests."""
 
     source: Literal["hub"]
     name: str
+    config: str | None = None
     revision: str | None = None
     train: str = "train"
     test: str = "test"
@@ -115,11 +116,15 @@ SOURCES = ("hub", "imagefolder", "parquet", "sklearn-digits")
 
 
 class BottleneckRecipe(_Strict):
-    """The code that travels in place of the activation: its channels and stride, the width of its layers."""
+    """The code that travels in place of the activation: its channels and stride, the width of its layers.
+
+    ``exit_behind``: the early exit sees the encoder's last layer but one in place of the activation.
+    """
 
     channels: Annotated[int, Field(ge=1, le=256)]
     stride: Literal[1, 2, 4, 8] = 2
     width: Annotated[int, Field(ge=1, le=1024)] = 64
+    exit_behind: bool = True
 
 
 class ModelRecipe(_Strict):
@@ -159,11 +164,24 @@ class BaseRecipe(StageRecipe):
         return self
 
 
+class CodeRecipe(StageRecipe):
+    """The stage in which a bottleneck, if there is one, learns to hand on the activation; all else stays.
+
+    ``rate`` is the loss of one KB of estimated payload for each image, where the variance of what has to come
+    out right is 1: that is the output of position ``at`` behind the split, or, None, the activation itself.
+    """
+
+    rate: Weight = 0.0
+    at: Annotated[int, Field(ge=1)] | None = None
+
+
 class RegularisedRecipe(StageRecipe):
     """The last stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6), and a bottleneck's losses.
 
-    ``rate`` is the loss of one KB of estimated payload for each image. ``distill`` is the share of the final
-    exit's loss that asks for the unsplit model's answers, at ``temperature``, in place of the labels.
+    With a bottleneck ``learning_rate`` is its own; ``tail`` and ``head`` are the shares of it that the rest
+    of the network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is
+    the loss of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss
+    that asks for the unsplit model's answers, at ``temperature``, in place of the labels.
     ``webp`` are qualities: the stage then sees each image as it is or as WebP of one of them leaves it, for a
     server that is sent pictures.
     """
@@ -174,11 +192,14 @@ class RegularisedRecipe(StageRecipe):
     rate: Weight = 0.0
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    tail: Weight = 0.2
+    head: Weight = 0.0
     webp: list[Annotated[int, Field(ge=0, le=100)]] = []
 
 
 class TrainRecipe(_Strict):
-    """The schedule of Sec. V: base, then with the early exit, then with the regulariser."""
+    """The schedule of Sec. V: base, then with the early exit, then with the regulariser; before this, where
+    there is a bottleneck, the code alone."""
 
     batch_size: Annotated[int, Field(ge=2)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -186,6 +207,7 @@ class TrainRecipe(_Strict):
     rho: list[Weight] | None = None
     base: BaseRecipe
     exit: StageRecipe
+    code: CodeRecipe = CodeRecipe(epochs=0, learning_rate=2e-3)
     regularised: RegularisedRecipe
 
 
@@ -267,6 +289,8 @@ class Recipe(_Strict):
         decides += [train.momentum, train.weight_decay, train.base.model_dump()]
         if stage != "base":
             decides += [self.model.exit, train.rho, train.exit.model_dump()]
+        if self.model.bottleneck is not None and stage in ("code", "regularised"):
+            decides += [train.code.model_dump(), self.model.model_dump()]
         if stage == "regularised":
             decides += [train.regularised.model_dump(), self.model.model_dump()]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -61,7 +61,7 @@ class Curve(_Strict):
 class StageEpoch(_Strict):
     """One epoch: figures are of the validation split."""
 
-    stage: Literal["base", "exit", "regularised"]
+    stage: Literal["base", "exit", "code", "regularised"]
     number: int
     epochs: int
     loss: float

@@ -285,6 +285,7 @@ def _record(
         epochs={
             "base": settings.base.epochs,
             "exit": settings.exit.epochs,
+            "code": 0 if narrow is None else settings.code.epochs,
             "regularised": settings.regularised.epochs,
         },
         images={
@@ -292,6 +293,7 @@ def _record(
             for name, images in (
                 ("base", settings.base.images),
                 ("exit", settings.exit.images),
+                ("code", settings.code.images),
                 ("regularised", settings.regularised.images),
             )
             if images is not None

@@ -168,7 +168,7 @@ def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.ui
 def _hub(recipe: HubRecipe) -> tuple[_Part, _Part]:
     datasets = _library()
     try:
-        parts = datasets.load_dataset(recipe.name, revision=recipe.revision)
+        parts = datasets.load_dataset(recipe.name, recipe.config, revision=recipe.revision)
     except Exception as error:  # offline, no such name, no right to read it
         raise ConfigError(f"cannot load {recipe.name} from the hub: {_first_line(error)}") from None
     for name in (recipe.train, recipe.test):

@@ -2,7 +2,9 @@
 
     base         the backbone alone                    kept: best final-exit accuracy
     exit         with an early exit, Eq. (1)           kept: best mean of early and final accuracy
+    code         only with a bottleneck: this alone    kept: smallest error and rate
     regularised  Eq. (2): Eq. (1) plus (3) and/or (6)  kept: best mean of early and final accuracy
+                 with a bottleneck: answers and rate   kept: smallest loss
 
 Accuracy is top-1 on the validation images. Of equally good epochs the last is kept: in the last stage it is
 the one whose activations have had longest to shrink.
@@ -27,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -37,10 +39,12 @@ from offramp.common.errors import ConfigError, DataError
 from offramp.training.bottleneck import Bottleneck, BottleneckShape
 from offramp.training.data import Dataset, Labelled, augment, recompressed, to_float
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
-from offramp.training.models import BACKBONES, Backbone, Outputs, SplitModel
+from offramp.training.models import BACKBONES, Backbone, ExitBranch, Flow, Outputs, SplitModel, folded
 from offramp.training.recipe import BaseRecipe, Recipe, RegularisedRecipe, Stage, StageRecipe, TrainRecipe
 
 _EVALUATION_BATCH = 256
+# Each stage's own, those of one seed apart from the next one's.
+_STREAMS: dict[Stage, int] = {"base": 0, "exit": 1, "regularised": 2, "code": 1 << 32}
 # Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
 _SAMPLES = 20
 _GPU_SECONDS_BETWEEN_CHECKPOINTS = 15.0
@@ -203,38 +207,155 @@ class _Split(nn.Module):
         return {"score": (early + final) / 2, "early": early, "final": final, "entropy_bits": bits}
 
 
-class _RateSplit(nn.Module):
-    """The last stage with a bottleneck: both exits, what the unsplit model answers, and estimated bytes.
+class _WithCode(nn.Module):
+    """What the stages with a bottleneck have in common: it learns at the stage's rate, other parts at shares.
 
     Args:
         model: with its bottleneck.
-        recipe: all weights.
-        teacher: the unsplit model; stays as it is.
+        train: all weights.
+        head: share of the learning rate for what else is on the device; 0: it stays as it is, the running
+            statistics of its batch norms too. An early exit behind the encoder learns with this.
+        tail: share for what else is on the server; 0 likewise.
+        rate: loss of one KB of estimated payload.
     """
 
     bits: Tensor | None = None
 
-    def __init__(self, model: SplitModel, recipe: TrainRecipe, teacher: Backbone, hardware: Hardware) -> None:
+    def __init__(
+        self, model: SplitModel, train: TrainRecipe, *, head: float, tail: float, rate: float
+    ) -> None:
         super().__init__()
         assert model.bottleneck is not None
-        self.model, self.bottleneck = model, model.bottleneck
-        self._call: Callable[[Tensor], Outputs] = model.forward
-        if hardware.compiled:
-            self._call = torch.compile(model.forward)
-        self.settings = recipe.regularised
-        self.rho = recipe.rho or [0.5, 0.5]
+        self.model, self.bottleneck, self.rate = model, model.bottleneck, rate
+        self.decay, self.rho = train.weight_decay, train.rho or [0.5, 0.5]
+        # In a tuple: these are parts of the model already.
+        self._parts: tuple[tuple[list[nn.Module], float], ...] = (
+            (model.device_parts(), head),
+            (model.server_parts(), tail),
+            ([model.branch], 1.0 if model.exit_behind else head),
+            ([model.bottleneck], 1.0),
+        )
+        for parts, share in self._parts:
+            for part in parts:
+                part.requires_grad_(share > 0)
         # In a list: no part of this module, so that it is neither trained nor kept in checkpoints.
-        self._teacher = [teacher.eval().requires_grad_(False)]
+        self._head = [model if head > 0 else folded(model)]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for parts, share in self._parts:
+            if share == 0:
+                for part in parts:
+                    part.eval()
+        return self
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """AdamW: encoder, density and decoder differ too much in scale for one rate of SGD."""
+        groups = [
+            {"params": [p for part in parts for p in part.parameters()], "lr": share * learning_rate}
+            for parts, share in self._parts
+            if share > 0
+        ]
+        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=self.decay)
+
+    def activation(self, images: Tensor) -> Tensor:
+        """`SplitModel.activation`, without a gradient where the head has nothing to learn."""
+        (head,) = self._head
+        with torch.set_grad_enabled(head is self.model and torch.is_grad_enabled()):
+            return head.activation(images)
+
+    def cost(self, code: Tensor, *, measure: bool) -> Tensor:
+        """What a code [N, C, H, W] costs: its rate; and what fits the density, which adds nothing to it."""
+        bits, fit = self.bottleneck.bits(code.float())
+        self.bits = bits.detach() / code[0].numel() if measure else None
+        # The density learns at its own pace, whatever the rate weighs: bits a symbol, over all channels.
+        fit = fit / code[0, 0].numel()
+        return self.price(bits) + (fit - fit.detach())
+
+    def price(self, bits: Tensor) -> Tensor:
+        """The loss for bits an image."""
+        return bits * (self.rate / (8 * 1024))
+
+
+class _Code(_WithCode):
+    """Code stage: encoder and decoder learn to hand on the activation in few bits.
+
+    A joint stage that began with random ones would first undo what the tail has learned. What counts is what
+    the activation becomes a few blocks further on: bits that make no difference there are not worth sending.
+    """
+
+    def __init__(self, model: SplitModel, train: TrainRecipe) -> None:
+        super().__init__(model, train, head=0.0, tail=0.0, rate=train.code.rate)
+        self._at = train.code.at or model.exit_number
+
+    def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
+        activation = self.activation(images)
+        code, early = self.model.encode(activation)
+        loss = self._error(self.model.decode(code), activation) + self.cost(code, measure=measure)
+        if self.model.exit_behind:
+            loss = loss + self.rho[0] * nn.functional.cross_entropy(early, labels)
+        return loss
+
+    def _error(self, decoded: Tensor, activation: Tensor) -> Tensor:
+        """Mean squared error of what they become, in units of each channel's variance in this batch."""
+        axes = (0, 2, 3)
+        with torch.no_grad():
+            wanted = self._further(activation)
+        error = (self._further(decoded) - wanted).square().mean(axes)
+        return (error / wanted.var(axes).clamp_min(1e-6)).mean()
+
+    def _further(self, activation: Tensor) -> Tensor:
+        (model,) = self._head
+        return model.backbone.run(Flow(activation), model.exit_number + 1, self._at + 1).x.float()
+
+    def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
+        early = final = bits = error = 0.0
+        for images, labels in _batches(data, device):
+            activation = self.activation(images)
+            code, sure = self.model.encode(activation)
+            decoded, count = self.model.decode(code), len(labels)
+            early += float((sure.argmax(1) == labels).sum())
+            final += float((self.model.finish(decoded).argmax(1) == labels).sum())
+            error += float(self._error(decoded, activation)) * count
+            bits += float(self.bottleneck.bits(code.float())[0]) * count
+        bits, error = bits / len(data), error / len(data)
+        score = -(error + float(self.price(torch.tensor(bits))))
+        return {
+            "score": score,
+            "early": early / len(data),
+            "final": final / len(data),
+            "error": error,
+            "entropy_bits": bits / math.prod(self.bottleneck.shape),
+        }
+
+
+class _RateSplit(_WithCode):
+    """The last stage with a bottleneck: both exits, what the unsplit model answers, and estimated bytes.
+
+    Args:
+        model: with its bottleneck.
+        train: all weights.
+        teacher: the unsplit model; stays as it is.
+    """
+
+    def __init__(self, model: SplitModel, train: TrainRecipe, teacher: Backbone, hardware: Hardware) -> None:
+        settings = train.regularised
+        super().__init__(model, train, head=settings.head, tail=settings.tail, rate=settings.rate)
+        self._call: Callable[[Tensor], Outputs] = self._outputs
+        if hardware.compiled:
+            self._call = torch.compile(self._outputs)
+        self.settings = settings
+        self._teacher = [folded(teacher)]
+
+    def _outputs(self, images: Tensor) -> Outputs:
+        code, early = self.model.encode(self.activation(images))
+        return Outputs(early, self.model.tail(code), code)
 
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         out = self._call(images)
-        bits, fit = self.bottleneck.bits(out.activation.float())
-        self.bits = bits.detach() / out.activation[0].numel() if measure else None
         with torch.no_grad():
             taught = self._teacher[0](images)
-        # The density learns at its own pace, whatever the rate weighs: bits a symbol, over all channels.
-        fit = fit / out.activation[0, 0].numel()
-        return self._objective(out, labels, taught) + self._cost(bits) + (fit - fit.detach())
+        return self._objective(out, labels, taught) + self.cost(out.activation, measure=measure)
 
     def _objective(self, out: Outputs, labels: Tensor, taught: Tensor) -> Tensor:
         warm, share = self.settings.temperature, self.settings.distill
@@ -251,20 +372,17 @@ class _RateSplit(nn.Module):
             (1 - share) * cross_entropy(out.final, labels) + taught_loss
         )
 
-    def _cost(self, bits: Tensor) -> Tensor:
-        return bits * (self.settings.rate / (8 * 1024))
-
     def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
         early = final = bits = loss = 0.0
         for images, labels in _batches(data, device):
-            out = self.model(images)
+            out = self._outputs(images)
             early += float((out.early.argmax(1) == labels).sum())
             final += float((out.final.argmax(1) == labels).sum())
             count, taught = len(labels), self._teacher[0](images)
             loss += float(self._objective(out, labels, taught)) * count
             bits += float(self.bottleneck.bits(out.activation.float())[0]) * count
         bits /= len(data)
-        score = -(loss / len(data) + float(self._cost(torch.tensor(bits))))
+        score = -(loss / len(data) + float(self.price(torch.tensor(bits))))
         shares = {"early": early / len(data), "final": final / len(data)}
         return {"score": score, **shares, "entropy_bits": bits / math.prod(self.bottleneck.shape)}
 
@@ -279,7 +397,7 @@ def train(
     clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Run all three stages of a recipe.
+    """Run all stages of a recipe.
 
     Args:
         recipe: what to train.
@@ -315,19 +433,27 @@ def train(
     stages: list[tuple[Stage, StageRecipe, Callable[[], _Task]]] = [
         ("base", settings.base, lambda: _Base(backbone, hardware)),
         ("exit", settings.exit, lambda: _Split(model, settings, None, hardware)),
-        ("regularised", settings.regularised, lambda: _last_task(model, narrow, recipe, teacher, hardware)),
+        ("code", settings.code, lambda: _Code(model, settings)),
+        ("regularised", settings.regularised, lambda: _last_task(model, recipe, teacher, hardware)),
     ]
     device = hardware.device
     images, labels = (
         torch.from_numpy(values).to(device) for values in (data.train.images, data.train.labels)
     )
     epochs: list[Epoch] = []
-    for order, (name, stage, make_task) in enumerate(stages):
+    for name, stage, make_task in stages:
+        if name == "code":
+            if narrow is None:
+                continue
+            # The noise is the same whether or not the stages before were trained in this call.
+            torch.manual_seed(recipe.seed)
+            assert recipe.model.bottleneck is not None
+            model.insert(narrow, exit_behind=recipe.model.bottleneck.exit_behind)
         task = make_task()
         # A third faster than the default layout on a CPU, and what tensor cores want.
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Stages draw from separate streams, so that a finished stage can be skipped on resume.
-        generator = torch.Generator(device).manual_seed(recipe.seed * len(stages) + order)
+        generator = torch.Generator(device).manual_seed(recipe.seed * 3 + _STREAMS[name])
         seen = images
         if name == "regularised" and settings.regularised.webp:
             pictures = [recompressed(data.train.images, quality) for quality in settings.regularised.webp]
@@ -342,7 +468,7 @@ def train(
     return Trained(model, tuple(epochs), tuple(run.entropy))
 
 
-_Task = _Base | _Split | _RateSplit
+_Task = _Base | _Split | _Code | _RateSplit
 
 
 def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
@@ -352,17 +478,19 @@ def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
         return None
     if model.split_shape != model.exit_shape:
         raise ConfigError(f"exit {model.exit_number} is inside a residual block: no bottleneck fits there")
-    return Bottleneck(model.exit_shape, BottleneckShape(code.channels, code.stride, code.width))
+    at, last = recipe.train.code.at, len(model.backbone.blocks) - 1
+    if at is not None and not model.exit_number <= at <= last:
+        raise ConfigError(f"train.code.at: expected {model.exit_number} (the exit) … {last}, got {at}")
+    narrow = Bottleneck(model.exit_shape, BottleneckShape(code.channels, code.stride, code.width))
+    if code.exit_behind:
+        # Refused now if it is too small, not after two stages.
+        ExitBranch(narrow.hidden_shape, model.backbone.classes)
+    return narrow
 
 
-def _last_task(
-    model: SplitModel, narrow: Bottleneck | None, recipe: Recipe, teacher: Backbone, hardware: Hardware
-) -> _Task:
-    if narrow is None:
+def _last_task(model: SplitModel, recipe: Recipe, teacher: Backbone, hardware: Hardware) -> _Task:
+    if model.bottleneck is None:
         return _Split(model, recipe.train, recipe.train.regularised, hardware)
-    # The noise is the same whether or not the stages before were trained in this call.
-    torch.manual_seed(recipe.seed)
-    model.insert(narrow)
     return _RateSplit(model, recipe.train, teacher, hardware)
 
 
@@ -389,13 +517,16 @@ class _Run:
         self.images, self.labels, self.validation = images, labels, validation
         self.generator, self.hardware, self.progress = generator, hardware, progress
         self.steps = max(1, min(len(labels), stage.images or len(labels)) // recipe.train.batch_size)
-        self.optimizer = torch.optim.SGD(
-            task.parameters(),
-            lr=stage.learning_rate,
-            momentum=recipe.train.momentum,
-            weight_decay=recipe.train.weight_decay,
-            nesterov=recipe.train.momentum > 0,
-        )
+        if isinstance(task, _WithCode):
+            self.optimizer = task.optimizer(stage.learning_rate)
+        else:
+            self.optimizer = torch.optim.SGD(
+                task.parameters(),
+                lr=stage.learning_rate,
+                momentum=recipe.train.momentum,
+                weight_decay=recipe.train.weight_decay,
+                nesterov=recipe.train.momentum > 0,
+            )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=max(1, stage.epochs * self.steps)
         )

@@ -135,6 +135,101 @@ def test_a_higher_rate_sends_fewer_bits(recipe_text: str, small: Dataset, tmp_pa
     assert len(list(tmp_path.glob("*.pt"))) == 4
 
 
+def stages(recipe: Recipe, data: Dataset, checkpoints: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Each stage's best model, by stage and the parameter's name."""
+    train(recipe, data, checkpoints)
+    return {
+        path.name.split("-")[0]: {
+            name.removeprefix("model."): value
+            for name, value in torch.load(path, weights_only=True)["best"].items()
+        }
+        for path in checkpoints.glob("*.pt")
+    }
+
+
+@pytest.mark.parametrize(("head", "tail"), [(0.0, 0.5), (0.5, 0.5), (0.0, 0.0)])
+def test_only_what_has_a_share_of_the_learning_rate_learns(
+    recipe_text: str, small: Dataset, tmp_path: Path, head: float, tail: float
+) -> None:
+    text = recipe_text + "[train.code]\nepochs = 1\nlearning_rate = 0.002\n"
+    text = text.replace("entropy = 1.0", f"entropy = 1.0\nhead = {head}\ntail = {tail}")
+    found = stages(narrowed(text, 1.0), small, tmp_path)
+
+    def moved(before: str, after: str, *names: str) -> bool:
+        shared = [name for name in found[before] if name.startswith(names)]
+        assert shared
+        return any(not torch.equal(found[before][name], found[after][name]) for name in shared)
+
+    # Of the tiny backbone, exit 5: blocks 0 … 5 are on the device.
+    device, server = ("backbone.blocks.0.", "backbone.blocks.5."), ("backbone.blocks.6.", "backbone.top.")
+    assert not moved("exit", "code", *device, *server)
+    assert moved("code", "regularised", *device) == (head > 0)
+    assert moved("code", "regularised", *server) == (tail > 0)
+    assert moved("code", "regularised", "bottleneck.encoder.", "bottleneck.density.", "branch.")
+
+
+def test_an_early_exit_before_the_encoder_learns_with_the_head(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    recipe = Recipe.parse(
+        recipe_text.replace("entropy = 1.0", "head = 0.0").replace("exit = 3", "exit = 5")
+        + NARROW
+        + "exit_behind = false\n"
+    )
+    found = stages(recipe, small, tmp_path)
+    for name in ("branch.linear.weight", "branch.linear.bias"):
+        assert torch.equal(found["exit"][name], found["regularised"][name])
+
+
+def test_an_early_exit_behind_the_encoder_sees_its_last_layer_but_one() -> None:
+    model = SplitModel(mobilenet_v2(10), 12)
+    before = partition(model)
+    model.insert(Bottleneck(model.exit_shape, BottleneckShape(16, 4, 32)), exit_behind=True)
+    # 32 channels of 4x4, of which the pool leaves 1x1.
+    assert model.branch.linear.weight.shape == (10, 32)
+    assert model.blocks()[model.seen].name == "encoder2"
+    with torch.no_grad():
+        code, early = model.eval().encode(model.activation(torch.randn(2, 3, 32, 32)))
+    assert code.shape == (2, 16, 4, 4) and early.shape == (2, 10)
+    assert partition(model).branch.weights == 320 < before.branch.weights
+
+
+def test_an_early_exit_that_does_not_fit_behind_the_encoder(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    text = NARROW.replace("stride = 2", "stride = 8")
+    recipe = Recipe.parse(
+        recipe_text.replace("entropy = 1.0", "rate = 1.0").replace("exit = 3", "exit = 5") + text
+    )
+    with pytest.raises(ConfigError, match="no early exit fits a 2x2 activation"):
+        train(recipe, small, tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_the_code_alone_learns_to_hand_on_the_activation(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    text = recipe_text + "[train.code]\nepochs = 12\nlearning_rate = 0.005\n"
+    trained = train(narrowed(text, 1.0), small, tmp_path)
+    figures = {epoch.number: epoch.figures for epoch in trained.epochs if epoch.stage == "code"}
+    assert figures[12]["error"] < 0.7 * figures[1]["error"]
+    assert figures[12]["error"] < 0.5
+
+
+def test_what_has_to_come_out_right_lies_behind_the_split(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    text = recipe_text + "[train.code]\nepochs = 1\nlearning_rate = 0.005\nat = {at}\n"
+    errors = {}
+    for at in (5, 7):
+        trained = train(narrowed(text.format(at=at), 1.0), small, tmp_path / str(at))
+        (errors[at],) = [epoch.figures["error"] for epoch in trained.epochs if epoch.stage == "code"]
+    assert errors[5] != errors[7]
+    for at in (4, 8):
+        with pytest.raises(ConfigError, match=rf"train\.code\.at: expected 5 \(the exit\) … 7, got {at}"):
+            train(narrowed(text.format(at=at), 1.0), small, tmp_path / "none")
+
+
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     recipe_text: str, small: Dataset, tmp_path: Path
 ) -> None:
@@ -159,12 +254,15 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "exit_number", "stride"), [("tiny", 1, 2), ("tiny", 5, 4), ("mobilenet-v2", 12, 2)]
+    ("backbone", "exit_number", "stride", "exit_behind"),
+    [("tiny", 1, 2, False), ("tiny", 5, 4, True), ("mobilenet-v2", 12, 2, True)],
 )
-def test_the_graphs_send_the_models_own_symbols(backbone: str, exit_number: int, stride: int) -> None:
+def test_the_graphs_send_the_models_own_symbols(
+    backbone: str, exit_number: int, stride: int, exit_behind: bool
+) -> None:
     torch.manual_seed(exit_number)
     model = SplitModel(BACKBONES[backbone](10, 32), exit_number)
-    model.insert(Bottleneck(model.exit_shape, BottleneckShape(8, stride, 16)))
+    model.insert(Bottleneck(model.exit_shape, BottleneckShape(8, stride, 16)), exit_behind=exit_behind)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8)
     pixels = pixels.repeat(4, axis=2).repeat(4, axis=3)
     images = to_float(torch.from_numpy(pixels))

@@ -10,7 +10,9 @@ from offramp.training.models import (
     Shortcut,
     SplitModel,
     SubBlock,
+    folded,
     mobilenet_v2,
+    mobilenet_v2_large,
     partition,
     resnet_32,
 )
@@ -127,6 +129,27 @@ def test_a_cut_inside_a_strided_block_is_refused() -> None:
 
 def test_other_sizes_of_images() -> None:
     assert SplitModel(mobilenet_v2(3, 64), 12).split_shape == (32, 32, 32)
+
+
+def test_large_images_have_the_strides_of_its_authors() -> None:
+    """Their Table 2; 300 million multiply-adds, of which the last layer's 1,000 classes are 1.28."""
+    assert SplitModel(mobilenet_v2_large(10, 224), 5).split_shape == (24, 56, 56)
+    assert SplitModel(mobilenet_v2_large(10, 160), 12).split_shape == (32, 20, 20)
+    sides = partition(SplitModel(mobilenet_v2_large(1000, 224), 12))
+    branch = 13 * 13 * 32 * 1000
+    assert sides.device.macs + sides.server.macs - branch == pytest.approx(300e6, rel=0.01)
+
+
+def test_a_folded_model_answers_as_before_and_leaves_it_alone() -> None:
+    model = warmed(mobilenet_v2(10), 12)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found, wanted = folded(model)(images), model(images)
+    for one, other in ((found.early, wanted.early), (found.final, wanted.final)):
+        assert torch.allclose(one, other, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_inside_a_residual_block_the_blocks_input_travels_too() -> None:

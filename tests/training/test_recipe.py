@@ -66,6 +66,24 @@ def test_stages_depend_on_what_decides_them(
     assert {stage for stage in stages if first.stage_sha256(stage) != second.stage_sha256(stage)} == changed
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("rate = 1", "rate = 2", {"regularised"}),
+        ("channels = 4", "channels = 8", {"code", "regularised"}),
+        ("epochs = 3", "epochs = 4", {"code", "regularised"}),
+    ],
+)
+def test_a_code_decides_its_own_stage_and_the_last(
+    recipe_text: str, old: str, new: str, changed: set[Stage]
+) -> None:
+    code = "[model.bottleneck]\nchannels = 4\n[train.code]\nepochs = 3\nlearning_rate = 0.002\n"
+    before = recipe_text.replace("entropy = 1.0", "rate = 1\n" + code)
+    stages: tuple[Stage, ...] = ("base", "exit", "code", "regularised")
+    first, second = (Recipe.parse(text) for text in (before, before.replace(old, new)))
+    assert {stage for stage in stages if first.stage_sha256(stage) != second.stage_sha256(stage)} == changed
+
+
 VARIANTS = """
 variants = [
   { name = "a", model.exit = 1 },

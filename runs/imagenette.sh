@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The rate-trained split on Imagenette at 160x160, beside pictures, at equal accuracy.
+#
+#   runs/imagenette.sh [--short] [--data DIR] [offramp train's own flags]
+#
+# Trains all variants of runs/imagenette.toml, prints `offramp report pareto`, and runs each rate-trained bundle
+# through a real server and a real device on the test images. --short is for two CPU cores, some two hours. Run it
+# again after a break and it goes on. --data DIR reads DIR/train-*.parquet and DIR/val.parquet instead of the Hugging
+# Face hub. Everything goes to build/imagenette (build/imagenette-short).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+out=build/imagenette flags=() data=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --short)
+      out=build/imagenette-short
+      flags+=(--set train.base.epochs=26 'train.base.sides=[80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 112, 112, 112, 112, 112, 112, 112, 112]'
+        train.code.epochs=3 train.regularised.epochs=3) ;;
+    --data) data=(--train-data "$2"/train-*.parquet --test-data "$2/val.parquet"); shift ;;
+    *) flags+=("$1") ;;
+  esac
+  shift
+done
+offramp train runs/imagenette.toml --resume --out "$out" --checkpoints checkpoints/imagenette \
+  --export-test "$out/test-images" "${data[@]}" "${flags[@]}"
+offramp report pareto --bundle "$out"/imagenette-*x*-rate* --whole "$out"/imagenette-{whole,webp} \
+  --out "$out/report" "${data[@]}"
+for bundle in "$out"/imagenette-*x*-rate*; do
+  offramp demo --bundle "$bundle" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
+done
