@@ -17,6 +17,7 @@ its points that reach it. Intervals are the bootstrap's over test images, the sa
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +33,9 @@ from offramp.common.frame import Frame, FrameWriter
 from offramp.evaluation.baselines import FORMATS, Format, batches, sent, whole_answers
 from offramp.evaluation.plots import Plot, Series
 from offramp.evaluation.report_tables import Column, Report, Value
+from offramp.evaluation.timing import one_core
 from offramp.training.codebook import huffman_tables, payload_bytes
+from offramp.training.record import RECORD, Record, read_record
 
 if TYPE_CHECKING:
     # It imports torch, which nothing here needs.
@@ -42,6 +45,7 @@ PICTURES, HYBRID, PAPER, OURS = "pictures", "early exit + WebP", "activations (p
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
 """Points below the whole model at which contenders are compared."""
 
+_RUNS = 200
 _SHARES = np.linspace(0.0, 1.0, 51)
 _RESAMPLED = 500
 _CALIBRATION = 1024
@@ -218,7 +222,79 @@ def compare(
                 [split_points(own, split, split.final, split.payload) for own, split in splits.items()]
             )
     _, rights = pictures["raw pixels"]
-    return report(contenders, float(rights[0].mean()), about=about)
+    return report(contenders, max(float(one.mean()) for one in rights), about=about)
+
+
+def devices(bundles: Sequence[Bundle], whole: Bundle, *, about: str) -> Report:
+    """What each bundle asks of a device, and what INT8 costs it.
+
+    Args:
+        bundles: of each with its record beside it, the head's share of multiply-accumulates is known too.
+        whole: the unsplit model, likewise; these are 100 %.
+        about: where the figures come from.
+    """
+    records = {one.path: _record(one) for one in (*bundles, whole)}
+    unsplit = records[whole.path]
+    rows: list[dict[str, Value]] = []
+    for bundle in bundles:
+        record, figures = records[bundle.path], bundle.manifest.figures
+        share = None
+        if record is not None and unsplit is not None:
+            share = record.cost.device_macs / (unsplit.cost.device_macs + unsplit.cost.server_macs)
+        shape = bundle.manifest.activation.shape
+        rows.append(
+            {
+                "bundle": bundle.manifest.name,
+                "symbols": "x".join(str(side) for side in shape),
+                "payload": figures.payload_bytes_mean,
+                "early": 100 * figures.accuracy_early,
+                "early_float": 100 * figures.accuracy_early_float,
+                "final": 100 * figures.accuracy_final,
+                "final_float": 100 * figures.accuracy_final_float,
+                "macs": None if share is None else 100 * share,
+                "head_kb": len(bundle.head) / 1024,
+                "tail_kb": len(bundle.tail) / 1024,
+                "head_ms": head_milliseconds(bundle),
+            }
+        )
+    columns = [
+        Column("bundle", "bundle"),
+        Column("symbols", "symbols"),
+        Column("payload", "payload, B an offloaded image"),
+        Column("early", "early exit %", 2),
+        Column("early_float", "in float %", 2),
+        Column("final", "final exit %", 2),
+        Column("final_float", "in float %", 2),
+        Column("macs", "head, % of the unsplit model's MACs"),
+        Column("head_kb", "head.onnx KB"),
+        Column("tail_kb", "tail.onnx KB"),
+        Column("head_ms", "head ms", 3),
+    ]
+    notes = [
+        "Accuracies over all test images, each bundle's own record. Milliseconds are processor time of one "
+        f"image on one thread, the median of {_RUNS} runs.",
+        about,
+    ]
+    return Report("pareto-devices", "What the bundles ask of a device", columns, rows, None, notes)
+
+
+def _record(bundle: Bundle) -> Record | None:
+    path = bundle.path / RECORD
+    return read_record(path) if path.exists() else None
+
+
+def head_milliseconds(bundle: Bundle) -> float:
+    """Median processor time of the head for one image, on one thread."""
+    engine = Engine(bundle, 1)
+    pre = bundle.manifest.preprocessing
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, pre.height, pre.width), np.uint8)
+    times = []
+    with one_core():
+        for _ in range(_RUNS):
+            start = time.process_time_ns()
+            engine.head(image)
+            times.append(time.process_time_ns() - start)
+    return float(np.median(times)) / 1e6
 
 
 def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Report:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "baselines" in arguments.what:
             _measure_baselines(arguments)
         if "pareto" in arguments.what:
-            _print(arguments, [_pareto(arguments)])
+            _print(arguments, _pareto(arguments))
         names = [name for name in arguments.what if name not in ("baselines", "pareto")]
         if names:
             _print(arguments, _reports(names, arguments.runs))
@@ -175,7 +175,7 @@ def _measure_baselines(arguments: Namespace) -> None:
     print(f"\nwrote {path}", file=sys.stderr)
 
 
-def _pareto(arguments: Namespace) -> Report:
+def _pareto(arguments: Namespace) -> list[Report]:
     from tqdm import tqdm
 
     from offramp.common.bundle import load_bundle
@@ -200,11 +200,15 @@ def _pareto(arguments: Namespace) -> Report:
         for bundle in (*ours, *papers):
             splits.append(pareto.run_split(bundle, data, one_table=len(splits) >= len(ours)))
             bar.update()
-    return pareto.compare(
+    about = (
+        f"{len(data.test):,} test images of {data.name}; whole models: "
+        + ", ".join(one.manifest.name for one in wholes)
+        + "."
+    )
+    compared = pareto.compare(
         {one.manifest.name: split for one, split in zip(ours, splits, strict=False)},
         {one.manifest.name: split for one, split in zip(papers, splits[len(ours) :], strict=True)},
         pictures,
-        about=f"{len(data.test):,} test images of {data.name}; whole models: "
-        + ", ".join(one.manifest.name for one in wholes)
-        + ".",
+        about=about,
     )
+    return [compared, pareto.devices(ours, wholes[0], about=about)]

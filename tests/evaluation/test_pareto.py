@@ -1,6 +1,7 @@
 """Everything a device could send, at equal accuracy: points, frontiers, intervals, and the command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from offramp.evaluation.baselines import FORMATS
 from offramp.evaluation.report import main
 from offramp.training import sources
 from offramp.training.recipe import DigitsRecipe
+from offramp.training.record import RECORD
+from tests.evaluation.records import record
 
 BUNDLE = Path(__file__).parents[2] / "models" / "digits-mobilenetv2-exit12"
 
@@ -85,9 +88,15 @@ def test_the_command_on_real_bundles(
     bundle = str(BUNDLE)
     flags = ["--bundle", bundle, "--whole", bundle, "--paper", bundle, "--out", str(tmp_path), "--json"]
     assert main(["pareto", *flags]) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    first, *_, last = found["rows"]
+    found, asked = json.loads(capsys.readouterr().out)
+    (device_row,) = asked["rows"]
     card = load_bundle(BUNDLE).manifest.figures
+    assert device_row["final"] == pytest.approx(100 * card.accuracy_final)
+    assert device_row["head_kb"] == (BUNDLE / "head.onnx").stat().st_size / 1024
+    assert 0 < device_row["head_ms"] < 1000
+    # It is shipped without its record.
+    assert device_row["macs"] is None
+    first, *_, last = found["rows"]
     assert first["accuracy"] == pytest.approx(100 * card.accuracy_final)
     cost = {name: float(last[name].split(" ")[0]) for name in (pareto.OURS, pareto.PAPER, pareto.HYBRID)}
     # Six points below, the early exit alone is enough.
@@ -95,6 +104,26 @@ def test_the_command_on_real_bundles(
     ours, paper = (float(first[name].split(" ")[0]) for name in (pareto.OURS, pareto.PAPER))
     assert 0 < ours < paper
     assert (tmp_path / "pareto.svg").stat().st_size > 10_000
+
+
+def test_the_heads_share_of_the_work_is_the_records(tmp_path: Path) -> None:
+    for name, (device_macs, server_macs) in {"split": (30, 90), "whole": (20, 80)}.items():
+        shutil.copytree(BUNDLE, tmp_path / name)
+        cost = {"device_macs": device_macs, "server_macs": server_macs}
+        own = record()
+        own = own.model_copy(update={"cost": own.cost.model_copy(update=cost)})
+        (tmp_path / name / RECORD).write_text(own.model_dump_json())
+    split, whole = (load_bundle(tmp_path / name) for name in ("split", "whole"))
+    (row,) = pareto.devices([split], whole, about="made up").rows
+    assert row["macs"] == 30.0
+
+
+def test_the_better_whole_model_is_the_one_to_reach() -> None:
+    rights = [np.array([1, 0, 0, 0], np.bool_), np.array([1, 1, 1, 0], np.bool_)]
+    pictures = {name: (np.full(4, 3072), rights) for name in ("raw pixels", "WebP 50")}
+    split = device([0.2, 0.9, 0.5, 0.7], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
+    found = pareto.compare({"ours": split}, {}, pictures, about="made up")
+    assert found.rows[0]["accuracy"] == 75.0
 
 
 def test_pictures_of_two_models_have_points_of_both() -> None:
