@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
     --short)
       out=build/imagenette-short
       flags+=(--set train.base.epochs=26 'train.base.sides=[80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 112, 112, 112, 112, 112, 112, 112, 112]'
-        train.code.epochs=3 train.regularised.epochs=3) ;;
+        train.code.epochs=2 train.regularised.epochs=2) ;;
     --data) data=(--train-data "$2"/train-*.parquet --test-data "$2/val.parquet"); shift ;;
     *) flags+=("$1") ;;
   esac
