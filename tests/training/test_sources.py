@@ -214,6 +214,19 @@ def test_a_hub_that_cannot_be_reached_or_has_no_such_part(monkeypatch: pytest.Mo
     fails(recipe, "nobody/nothing has no part 'test', expected one of 'train'")
 
 
+def test_the_configuration_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(*names: object, revision: object) -> dict[str, None]:
+        asked.append((*names, revision))
+        return {}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    recipe = HubRecipe(source="hub", name="some/pictures", config="160px", revision="v1", validation=0.1)
+    fails(recipe, "some/pictures has no part 'train'")
+    assert asked == [("some/pictures", "160px", "v1")]
+
+
 def test_train_says_so_in_one_line(
     tmp_path: Path, recipe_text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
