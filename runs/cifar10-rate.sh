@@ -25,8 +25,8 @@ while [ $# -gt 0 ]; do
 done
 offramp train runs/cifar10-rate.toml --resume --out "$out" --checkpoints checkpoints/cifar10 \
   --export-test "$out/test-images" "${data[@]}" "${flags[@]}"
-offramp report pareto --bundle "$out"/cifar10-rate-*x*-rate* --whole "$out"/cifar10-rate-{whole,webp} \
+offramp report pareto --bundle "$out"/cifar10-rate-exit*-rate* --whole "$out"/cifar10-rate-{whole,webp} \
   --out "$out/report" "${data[@]}"
-for bundle in "$out"/cifar10-rate-*x*-rate*; do
+for bundle in "$out"/cifar10-rate-exit*-rate*; do
   offramp demo --bundle "$bundle" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
 done

@@ -24,8 +24,8 @@ while [ $# -gt 0 ]; do
 done
 offramp train runs/imagenette.toml --resume --out "$out" --checkpoints checkpoints/imagenette \
   --export-test "$out/test-images" "${data[@]}" "${flags[@]}"
-offramp report pareto --bundle "$out"/imagenette-*x*-rate* --whole "$out"/imagenette-{whole,webp} \
+offramp report pareto --bundle "$out"/imagenette-rate* --whole "$out"/imagenette-{whole,webp} \
   --out "$out/report" "${data[@]}"
-for bundle in "$out"/imagenette-*x*-rate*; do
+for bundle in "$out"/imagenette-rate*; do
   offramp demo --bundle "$bundle" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
 done

@@ -157,18 +157,27 @@ class ExitBranch(nn.Module):
     """The early exit of Sec. III-B: average pool (kernel 3, stride 2), then fully connected.
 
     Args:
-        shape: the activation at the exit, (C, H, W), H and W at least 3.
+        shape: the activation at the exit, (C, H, W), H and W at least the kernel's side.
         classes: number of classes K.
+        kernel: side of the pool's kernel.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, kernel: int = 3) -> None:
         super().__init__()
         channels, height, width = shape
-        if min(height, width) < 3:
-            raise ConfigError(f"no early exit fits a {height}x{width} activation: its pool needs 3x3")
-        self.channels = channels
-        self.pool = nn.AvgPool2d(kernel_size=3, stride=2)
-        self.linear = nn.Linear(channels * ((height - 1) // 2) * ((width - 1) // 2), classes)
+        if min(height, width) < kernel:
+            raise ConfigError(
+                f"no early exit fits a {height}x{width} activation: its pool needs {kernel}x{kernel}"
+            )
+        self.channels, self.kernel = channels, kernel
+        self.pool = nn.AvgPool2d(kernel, stride=2)
+        rows, columns = ((side - kernel) // 2 + 1 for side in (height, width))
+        self.linear = nn.Linear(channels * rows * columns, classes)
+
+    @classmethod
+    def of_code(cls, shape: tuple[int, int, int], classes: int) -> ExitBranch:
+        """The one behind an encoder, whose few rows and columns all count: kernel 2 where they are even."""
+        return cls(shape, classes, 2 if shape[1] % 2 == shape[2] % 2 == 0 else 3)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.linear(self.pool(x).flatten(1))
@@ -283,7 +292,7 @@ class SplitModel(nn.Module):
         """
         assert self.split_shape == self.exit_shape
         if exit_behind:
-            self.branch = ExitBranch(bottleneck.hidden_shape, self.backbone.classes)
+            self.branch = ExitBranch.of_code(bottleneck.hidden_shape, self.backbone.classes)
         self.bottleneck, self.exit_behind = bottleneck, exit_behind
         self.split_shape = bottleneck.shape
 

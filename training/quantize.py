@@ -20,7 +20,7 @@ from torch import Tensor
 from offramp.common.errors import DataError
 from offramp.training.bottleneck import ZERO_POINT
 from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO
-from offramp.training.models import Add, ConvUnit, Flow, MaxPool, Shortcut, Shuffle, SplitModel
+from offramp.training.models import Add, ConvUnit, ExitBranch, Flow, MaxPool, Shortcut, Shuffle, SplitModel
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
@@ -243,7 +243,7 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
         top=tuple(top),
         pooled=pooled,
         classifier=_integers(_numpy(final.weight), _numpy(final.bias), pooled, None),
-        exit_pool=_average(model.branch.channels, codes[model.seen], exit_pooled),
+        exit_pool=_average(model.branch, codes[model.seen], exit_pooled),
         exit_linear=_integers(_numpy(early.weight), _numpy(early.bias), exit_pooled, None),
         exit_number=model.exit_number,
         seen=model.seen,
@@ -411,11 +411,12 @@ def _integers(
     )
 
 
-def _average(channels: int, incoming: Affine, output: Affine) -> QuantLayer:
-    """Average pool, kernel 3 and stride 2: nine weights of 1 with a scale of 1/9."""
-    ones, ninth = np.ones((channels, 1, 3, 3), np.int8), np.full(channels, 1 / 9, np.float32)
+def _average(branch: ExitBranch, incoming: Affine, output: Affine) -> QuantLayer:
+    """Average pool, stride 2: of nine weights of 1, each with a scale of 1/9."""
+    channels, side = branch.channels, branch.kernel
+    ones, part = np.ones((channels, 1, side, side), np.int8), np.full(channels, 1 / side**2, np.float32)
     return QuantLayer(
-        ones, ninth, np.zeros(channels, np.int32), incoming, output, stride=2, padding=0, groups=channels
+        ones, part, np.zeros(channels, np.int32), incoming, output, stride=2, padding=0, groups=channels
     )
 
 

@@ -484,7 +484,7 @@ def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
     narrow = Bottleneck(model.exit_shape, BottleneckShape(code.channels, code.stride, code.width))
     if code.exit_behind:
         # Refused now if it is too small, not after two stages.
-        ExitBranch(narrow.hidden_shape, model.backbone.classes)
+        ExitBranch.of_code(narrow.hidden_shape, model.backbone.classes)
     return narrow
 
 

@@ -185,13 +185,13 @@ def test_an_early_exit_behind_the_encoder_sees_its_last_layer_but_one() -> None:
     model = SplitModel(mobilenet_v2(10), 12)
     before = partition(model)
     model.insert(Bottleneck(model.exit_shape, BottleneckShape(16, 4, 32)), exit_behind=True)
-    # 32 channels of 4x4, of which the pool leaves 1x1.
-    assert model.branch.linear.weight.shape == (10, 32)
+    # 32 channels of 4x4, of which the pool leaves 2x2: each of the 16 places counts.
+    assert model.branch.linear.weight.shape == (10, 32 * 2 * 2)
     assert model.blocks()[model.seen].name == "encoder2"
     with torch.no_grad():
         code, early = model.eval().encode(model.activation(torch.randn(2, 3, 32, 32)))
     assert code.shape == (2, 16, 4, 4) and early.shape == (2, 10)
-    assert partition(model).branch.weights == 320 < before.branch.weights
+    assert partition(model).branch.weights == 1280 < before.branch.weights
 
 
 def test_an_early_exit_that_does_not_fit_behind_the_encoder(
@@ -199,9 +199,9 @@ def test_an_early_exit_that_does_not_fit_behind_the_encoder(
 ) -> None:
     text = NARROW.replace("stride = 2", "stride = 8")
     recipe = Recipe.parse(
-        recipe_text.replace("entropy = 1.0", "rate = 1.0").replace("exit = 3", "exit = 5") + text
+        recipe_text.replace("entropy = 1.0", "rate = 1.0").replace("exit = 3", "exit = 7") + text
     )
-    with pytest.raises(ConfigError, match="no early exit fits a 2x2 activation"):
+    with pytest.raises(ConfigError, match="no early exit fits a 1x1 activation"):
         train(recipe, small, tmp_path)
     assert not list(tmp_path.glob("*.pt"))
 
