@@ -38,9 +38,11 @@ EPILOG = """\
 examples:
   offramp demo                                   # in a checkout: the shipped bundle and digits
   offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
+  offramp demo --bundle CODE --whole PLAIN --images DIR
 """
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 START_SECONDS = 30.0
+_BUNDLE, _WHOLE = Path("models/digits-rate-exit12"), Path("models/digits-mobilenetv2-exit12")
 
 
 Way = Callable[[Image.Image], tuple[int, Image.Image]]
@@ -67,27 +69,39 @@ def main(argv: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=Path("models/digits-mobilenetv2-exit12"))
+    parser.add_argument("--bundle", type=Path, help="default: models/digits-rate-exit12")
+    parser.add_argument(
+        "--whole",
+        type=Path,
+        metavar="DIR",
+        help="bundle whose head and tail are the whole model that pictures are sent to; default: "
+        "models/digits-mobilenetv2-exit12, with --bundle that one",
+    )
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
-    bundle = load_bundle(arguments.bundle)
+    folder = arguments.bundle or _BUNDLE
+    bundle = load_bundle(folder)
+    # A code is trained for its own bytes; pictures deserve a model that is not.
+    whole = load_bundle(arguments.whole or arguments.bundle or _WHOLE)
+    if whole.manifest.classes != bundle.manifest.classes:
+        raise ConfigError(f"{whole.path}: has other classes than {folder}")
     labels = read_labels(arguments.images, bundle.manifest.classes)
 
     def say(text: str = "") -> None:
         if not arguments.json:
             print(text, flush=True)
 
-    with running_server(arguments.bundle) as server:
+    with running_server(folder) as server:
         say(f"cloud-server on {server.address}, {bundle.manifest.name}; {len(labels)} images")
         rows = []
         for threshold in sorted({*THRESHOLDS, bundle.manifest.threshold}):
-            answers, summary = run_device(arguments.bundle, server.address, arguments.images, threshold)
+            answers, summary = run_device(folder, server.address, arguments.images, threshold)
             rows.append(offramp_row(answers, summary, labels))
-        check = check_counters(arguments.bundle, server, arguments.images, bundle.manifest.threshold)
-    baselines = picture_rows(bundle, arguments.images, labels)
-    rivals = hybrid_rows(bundle, arguments.images, labels, bundle.manifest.threshold)
+        check = check_counters(folder, server, arguments.images, bundle.manifest.threshold)
+    baselines = picture_rows(whole, arguments.images, labels)
+    rivals = hybrid_rows(bundle, whole, arguments.images, labels)
     if arguments.json:
         print(
             json.dumps(
@@ -183,12 +197,12 @@ def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: 
     )
 
 
-def picture_rows(bundle: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
+def picture_rows(whole: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
     """The same images sent as they are, to the whole model on the server."""
-    engine = Engine(bundle, len(os.sched_getaffinity(0)))
+    engine = Engine(whole, len(os.sched_getaffinity(0)))
     pictures = {name: _open(images / name) for name in labels}
     ways: list[tuple[str, Way]] = [
-        ("raw INT8 activation", lambda picture: (bundle.codec.raw_bytes, picture)),
+        ("raw INT8 activation", lambda picture: (whole.codec.raw_bytes, picture)),
         ("raw pixels", lambda picture: (len(picture.tobytes()), picture)),
         ("PNG", lambda picture: _encode(picture, "PNG", optimize=True)),
         *((f"JPEG quality {q}", _encoder("JPEG", quality=q)) for q in (90, 50, 20)),
@@ -200,19 +214,20 @@ def picture_rows(bundle: Bundle, images: Path, labels: dict[str, str]) -> list[R
         for picture in pictures.values():
             size, seen = encode(picture)
             sizes.append(size)
-            inputs.append(to_input(seen, bundle.manifest.preprocessing))
+            inputs.append(to_input(seen, whole.manifest.preprocessing))
         predicted = whole_model(engine, np.stack(inputs))
         right = sum(
-            bundle.manifest.classes[best] == label
+            whole.manifest.classes[best] == label
             for best, label in zip(predicted, labels.values(), strict=True)
         )
         rows.append(Row(name, right / len(labels), None, sum(sizes) / len(sizes), None))
     return rows
 
 
-def hybrid_rows(bundle: Bundle, images: Path, labels: dict[str, str], threshold: float) -> list[Row]:
-    """The rival to beat: the same early exit, and the unsure images sent as WebP to the whole model."""
-    engine = Engine(bundle, len(os.sched_getaffinity(0)))
+def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
+    """The rival to beat: the same early exit at its own T_c, the unsure images as WebP to the whole model."""
+    threads, threshold = len(os.sched_getaffinity(0)), bundle.manifest.threshold
+    engine, server = Engine(bundle, threads), Engine(whole, threads)
     pictures = [_open(images / name) for name in labels]
     truth = [bundle.manifest.classes.index(label) for label in labels.values()]
     preprocessing = bundle.manifest.preprocessing
@@ -223,8 +238,8 @@ def hybrid_rows(bundle: Bundle, images: Path, labels: dict[str, str], threshold:
         best = probabilities.argmax(axis=1)
         unsure = [_encode(pictures[i], "WEBP", quality=quality, method=6) for i in np.flatnonzero(~exits)]
         if unsure:
-            seen = np.stack([to_input(picture, preprocessing) for _, picture in unsure])
-            best[~exits] = whole_model(engine, seen)
+            seen = np.stack([to_input(picture, whole.manifest.preprocessing) for _, picture in unsure])
+            best[~exits] = whole_model(server, seen)
         sent = sum(size for size, _ in unsure)
         rows.append(
             Row(

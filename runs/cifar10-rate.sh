@@ -28,5 +28,5 @@ offramp train runs/cifar10-rate.toml --resume --out "$out" --checkpoints checkpo
 offramp report pareto --bundle "$out"/cifar10-rate-exit*-rate* --whole "$out"/cifar10-rate-{whole,webp} \
   --out "$out/report" "${data[@]}"
 for bundle in "$out"/cifar10-rate-exit*-rate*; do
-  offramp demo --bundle "$bundle" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
+  offramp demo --bundle "$bundle" --whole "$out/cifar10-rate-whole" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
 done

@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
     --short)
       out=build/imagenette-short
       flags+=(--set train.base.epochs=26 'train.base.sides=[80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 80, 112, 112, 112, 112, 112, 112, 112, 112]'
-        train.code.epochs=2 train.regularised.epochs=2) ;;
+        train.code.epochs=2 train.regularised.epochs=4) ;;
     --data) data=(--train-data "$2"/train-*.parquet --test-data "$2/val.parquet"); shift ;;
     *) flags+=("$1") ;;
   esac
@@ -27,5 +27,5 @@ offramp train runs/imagenette.toml --resume --out "$out" --checkpoints checkpoin
 offramp report pareto --bundle "$out"/imagenette-rate* --whole "$out"/imagenette-{whole,webp} \
   --out "$out/report" "${data[@]}"
 for bundle in "$out"/imagenette-rate*; do
-  offramp demo --bundle "$bundle" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
+  offramp demo --bundle "$bundle" --whole "$out/imagenette-whole" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
 done
