@@ -42,7 +42,6 @@ examples:
 """
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 START_SECONDS = 30.0
-_BUNDLE, _WHOLE = Path("models/digits-rate-exit12"), Path("models/digits-mobilenetv2-exit12")
 
 
 Way = Callable[[Image.Image], tuple[int, Image.Image]]
@@ -69,37 +68,35 @@ def main(argv: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, help="default: models/digits-rate-exit12")
+    parser.add_argument("--bundle", type=Path, default=Path("models/digits-mobilenetv2-exit12"))
     parser.add_argument(
         "--whole",
         type=Path,
         metavar="DIR",
-        help="bundle whose head and tail are the whole model that pictures are sent to; default: "
-        "models/digits-mobilenetv2-exit12, with --bundle that one",
+        help="bundle whose head and tail are the whole model that pictures are sent to; default: --bundle",
     )
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
-    folder = arguments.bundle or _BUNDLE
-    bundle = load_bundle(folder)
-    # A code is trained for its own bytes; pictures deserve a model that is not.
-    whole = load_bundle(arguments.whole or arguments.bundle or _WHOLE)
+    bundle = load_bundle(arguments.bundle)
+    # A narrow code is trained for its own bytes; pictures deserve a model without one.
+    whole = load_bundle(arguments.whole or arguments.bundle)
     if whole.manifest.classes != bundle.manifest.classes:
-        raise ConfigError(f"{whole.path}: has other classes than {folder}")
+        raise ConfigError(f"{whole.path}: has other classes than {arguments.bundle}")
     labels = read_labels(arguments.images, bundle.manifest.classes)
 
     def say(text: str = "") -> None:
         if not arguments.json:
             print(text, flush=True)
 
-    with running_server(folder) as server:
+    with running_server(arguments.bundle) as server:
         say(f"cloud-server on {server.address}, {bundle.manifest.name}; {len(labels)} images")
         rows = []
         for threshold in sorted({*THRESHOLDS, bundle.manifest.threshold}):
-            answers, summary = run_device(folder, server.address, arguments.images, threshold)
+            answers, summary = run_device(arguments.bundle, server.address, arguments.images, threshold)
             rows.append(offramp_row(answers, summary, labels))
-        check = check_counters(folder, server, arguments.images, bundle.manifest.threshold)
+        check = check_counters(arguments.bundle, server, arguments.images, bundle.manifest.threshold)
     baselines = picture_rows(whole, arguments.images, labels)
     rivals = hybrid_rows(bundle, whole, arguments.images, labels)
     if arguments.json:
