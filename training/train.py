@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -456,8 +455,8 @@ def train(
         generator = torch.Generator(device).manual_seed(recipe.seed * 3 + _STREAMS[name])
         seen = images
         if name == "regularised" and settings.regularised.webp:
-            pictures = [recompressed(data.train.images, quality) for quality in settings.regularised.webp]
-            seen = torch.cat([images, torch.from_numpy(np.concatenate(pictures)).to(device)])
+            pictures = (recompressed(data.train.images, quality) for quality in settings.regularised.webp)
+            seen = torch.cat([images, *(torch.from_numpy(one).to(device) for one in pictures)])
         run = _Run(name, stage, task, recipe, seen, labels, data.validation, generator, hardware, progress)
         identity = f"{name}-{recipe.stage_sha256(name)[:12]}-{data.sha256[:12]}"
         run.complete(checkpoints / f"{identity}.pt", identity, resume=resume, clock=clock)
