@@ -230,17 +230,19 @@ def test_what_has_to_come_out_right_lies_behind_the_split(
             train(narrowed(text.format(at=at), 1.0), small, tmp_path / "none")
 
 
+@pytest.mark.parametrize("killed", ["exit", "code"])
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(
-    recipe_text: str, small: Dataset, tmp_path: Path
+    recipe_text: str, small: Dataset, tmp_path: Path, killed: str
 ) -> None:
-    recipe = narrowed(recipe_text, 1.0)
+    text = recipe_text + "[train.code]\nepochs = 1\nlearning_rate = 0.002\n"
+    recipe = narrowed(text, 1.0)
     whole = train(recipe, small, tmp_path / "whole")
 
     class Killed(Exception):
         pass
 
     def kill(epoch: Epoch) -> None:
-        if epoch.stage == "exit":
+        if epoch.stage == killed:
             raise Killed
 
     with pytest.raises(Killed):
