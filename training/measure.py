@@ -20,7 +20,7 @@ from offramp.training.export import Graphs
 from offramp.training.models import SplitModel
 
 _BATCH = 64
-_GRID = np.linspace(0.0, 1.0, 101)
+_GRID = tuple(step / 100 for step in range(101))
 
 
 @dataclass(frozen=True)
@@ -126,4 +126,4 @@ def choose_threshold(answers: Answers, drop: float) -> float:
     """
     floor = float(answers.final_right.mean()) - drop
     # T_c = 1 sends every image to the final exit, so one always fits; the slack is for the means' last bit.
-    return next(float(t) for t in _GRID if answers.accuracy(t) >= floor - 1e-12)
+    return next(t for t in _GRID if answers.accuracy(t) >= floor - 1e-12)

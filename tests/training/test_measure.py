@@ -37,6 +37,12 @@ def test_the_lowest_threshold_that_costs_no_more_than_asked() -> None:
     assert choose_threshold(unsure_are_wrong, 0.5) == 0.0
 
 
+def test_a_threshold_is_the_hundredth_that_it_prints_as() -> None:
+    for hundredths in range(1, 100):
+        unsure_is_wrong = answers([(hundredths - 0.5) / 100, 1.0], [0, 1], [1, 1])
+        assert choose_threshold(unsure_is_wrong, 0.0) == float(f"0.{hundredths:02d}")
+
+
 def test_where_only_the_final_exit_will_do() -> None:
     sure_and_wrong = answers([1.0, 1.0], [0, 0], [1, 1])
     assert choose_threshold(sure_and_wrong, 0.0) == 1.0
