@@ -42,6 +42,8 @@ examples:
 """
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 START_SECONDS = 30.0
+# Images that a graph takes at a time: their activations lie in memory together.
+_BATCH = 64
 
 
 Way = Callable[[Image.Image], tuple[int, Image.Image]]
@@ -228,7 +230,10 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
     pictures = [_open(images / name) for name in labels]
     truth = [bundle.manifest.classes.index(label) for label in labels.values()]
     preprocessing = bundle.manifest.preprocessing
-    _, probabilities = engine.head(np.stack([to_input(picture, preprocessing) for picture in pictures]))
+    inputs = [to_input(picture, preprocessing) for picture in pictures]
+    probabilities = np.concatenate(
+        [engine.head(np.stack(inputs[at : at + _BATCH]))[1] for at in range(0, len(inputs), _BATCH)]
+    )
     exits = probabilities.max(axis=1) > threshold
     rows = []
     for quality in (50, 20):
@@ -250,11 +255,11 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
     return rows
 
 
-def whole_model(engine: Engine, images: NDArray[np.uint8], batch: int = 64) -> list[int]:
+def whole_model(engine: Engine, images: NDArray[np.uint8]) -> list[int]:
     """The final exit's class of each image, uint8 [N, 3, H, W]."""
     best: list[int] = []
-    for start in range(0, len(images), batch):
-        symbols, _ = engine.head(images[start : start + batch])
+    for start in range(0, len(images), _BATCH):
+        symbols, _ = engine.head(images[start : start + _BATCH])
         best += engine.tail(symbols).argmax(axis=1).tolist()
     return best
 
