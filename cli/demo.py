@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -33,6 +32,7 @@ from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
 from offramp.device.source import to_input
+from offramp.evaluation.baselines import head_answers, whole_answers
 
 EPILOG = """\
 examples:
@@ -42,8 +42,6 @@ examples:
 """
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 START_SECONDS = 30.0
-# Images that a graph takes at a time: their activations lie in memory together.
-_BATCH = 64
 
 
 Way = Callable[[Image.Image], tuple[int, Image.Image]]
@@ -214,7 +212,7 @@ def picture_rows(whole: Bundle, images: Path, labels: dict[str, str]) -> list[Ro
             size, seen = encode(picture)
             sizes.append(size)
             inputs.append(to_input(seen, whole.manifest.preprocessing))
-        predicted = whole_model(engine, np.stack(inputs))
+        predicted = whole_answers(engine, np.stack(inputs))
         right = sum(
             whole.manifest.classes[best] == label
             for best, label in zip(predicted, labels.values(), strict=True)
@@ -230,9 +228,8 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
     pictures = [_open(images / name) for name in labels]
     truth = [bundle.manifest.classes.index(label) for label in labels.values()]
     preprocessing = bundle.manifest.preprocessing
-    inputs = [to_input(picture, preprocessing) for picture in pictures]
-    probabilities = np.concatenate(
-        [engine.head(np.stack(inputs[at : at + _BATCH]))[1] for at in range(0, len(inputs), _BATCH)]
+    _, probabilities = head_answers(
+        engine, np.stack([to_input(picture, preprocessing) for picture in pictures])
     )
     exits = probabilities.max(axis=1) > threshold
     rows = []
@@ -241,7 +238,7 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
         unsure = [_encode(pictures[i], "WEBP", quality=quality, method=6) for i in np.flatnonzero(~exits)]
         if unsure:
             seen = np.stack([to_input(picture, whole.manifest.preprocessing) for _, picture in unsure])
-            best[~exits] = whole_model(server, seen)
+            best[~exits] = whole_answers(server, seen)
         sent = sum(size for size, _ in unsure)
         rows.append(
             Row(
@@ -253,15 +250,6 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
             )
         )
     return rows
-
-
-def whole_model(engine: Engine, images: NDArray[np.uint8]) -> list[int]:
-    """The final exit's class of each image, uint8 [N, 3, H, W]."""
-    best: list[int] = []
-    for start in range(0, len(images), _BATCH):
-        symbols, _ = engine.head(images[start : start + _BATCH])
-        best += engine.tail(symbols).argmax(axis=1).tolist()
-    return best
 
 
 def _open(path: Path) -> Image.Image:

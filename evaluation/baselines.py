@@ -134,7 +134,7 @@ def measure(
         tick: called after each format.
     """
     engine = Engine(bundle, threads)
-    early = np.concatenate([engine.head(batch)[1] for batch in batches(data.images)])
+    _, early = head_answers(engine, data.images)
     confidence, early_right = early.max(axis=1), early.argmax(axis=1) == data.labels
     pictures, hybrids = [], []
     for form in formats:
@@ -170,13 +170,19 @@ def sent(form: Format, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], ND
     return np.array([len(data) for data in coded], np.int64), decoded
 
 
+def head_answers(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """What travels of each image, uint8 [N, C, h, w], and the early exit's probabilities, float32 [N, K]."""
+    symbols, probabilities = zip(*(engine.head(batch) for batch in batches(images)), strict=True)
+    return np.concatenate(symbols), np.concatenate(probabilities)
+
+
 def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The class that the whole model names for each image, int64 [N]."""
     return np.concatenate([engine.tail(engine.head(batch)[0]).argmax(axis=1) for batch in batches(images)])
 
 
 def batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Parts of an array of images that the graphs take at a time."""
+    """Parts of an array of images that the graphs take at a time: of all at once, activations fill memory."""
     return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
 
 

@@ -30,13 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from offramp.cli.demo import read_labels, whole_model
+from offramp.cli.demo import read_labels
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, UnavailableError
 from offramp.common.transport import set_grpc_environment
 from offramp.device.source import to_input
+from offramp.evaluation.baselines import head_answers, whole_answers
 from offramp.evaluation.picture_server import PictureCodec
 from offramp.evaluation.plots import Plot, Series, publish
 from offramp.evaluation.rival_device import encode_picture, open_picture
@@ -203,9 +204,9 @@ def ways_of(
     preprocessing = bundle.manifest.preprocessing
     pictures = [open_picture(path) for path in paths]
     pixels = np.stack([to_input(picture, preprocessing) for picture in pictures])
-    early = np.concatenate([engine.head(pixels[i : i + 64])[1] for i in range(0, len(pixels), 64)])
+    _, early = head_answers(engine, pixels)
     confidence, exits = early.max(axis=1), early.argmax(axis=1)
-    whole = np.array(whole_model(engine, pixels))
+    whole = whole_answers(engine, pixels)
     right = np.array(truth)
     codec = PictureCodec(bundle)
     every, none = np.ones(len(paths), bool), np.zeros(len(paths), bool)
@@ -224,7 +225,7 @@ def ways_of(
     for kind in ("JPEG", "WEBP"):
         for quality in QUALITIES:
             coded = [encode_picture(picture, kind, quality) for picture in pictures]
-            best = np.array(whole_model(engine, np.stack([codec.decode(0, data) for data in coded])))
+            best = whole_answers(engine, np.stack([codec.decode(0, data) for data in coded]))
             # The last one is taken as it is.
             if (best == right).mean() >= (whole == right).mean():
                 break

@@ -27,6 +27,7 @@ from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.transport import set_grpc_environment
 from offramp.device.source import Source
+from offramp.evaluation.baselines import head_answers
 from offramp.evaluation.plots import Plot, Series, draw
 from offramp.evaluation.processes import Program, pinned, running_server
 from offramp.evaluation.timing import environment
@@ -254,7 +255,7 @@ def activations(bundle: Bundle, engine: Engine, images: Path) -> NDArray[np.uint
     pixels = [item.image for item in items if isinstance(item.image, np.ndarray)]
     if not pixels:
         raise DataError(f"{images}: has no picture, expected some")
-    return np.concatenate([engine.head(np.stack(pixels[i : i + 64]))[0] for i in range(0, len(pixels), 64)])
+    return head_answers(engine, np.stack(pixels))[0]
 
 
 def engine_curve(

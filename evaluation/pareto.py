@@ -30,7 +30,7 @@ from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
 from offramp.common.frame import Frame, FrameWriter
-from offramp.evaluation.baselines import FORMATS, Format, batches, sent, whole_answers
+from offramp.evaluation.baselines import FORMATS, Format, batches, head_answers, sent, whole_answers
 from offramp.evaluation.plots import Plot, Series
 from offramp.evaluation.report_tables import Column, Report, Value
 from offramp.evaluation.timing import one_core
@@ -94,10 +94,10 @@ def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
     one_table: payloads in one Huffman table, counted on validation images (the paper's); else as it ships.
     """
     engine = Engine(bundle, os.cpu_count() or 1)
-    symbols, probabilities = _head(engine, data.test.images)
+    symbols, probabilities = head_answers(engine, data.test.images)
     final = np.concatenate([engine.tail(batch).argmax(axis=1) for batch in batches(symbols)])
     if one_table:
-        counted, _ = _head(engine, data.validation.images[:_CALIBRATION])
+        counted, _ = head_answers(engine, data.validation.images[:_CALIBRATION])
         payload = payload_bytes(huffman_tables(counted, [0] * counted.shape[1]), 1, symbols)
     else:
         payload = np.array([len(bundle.codec.encode(image)[1]) for image in symbols], np.int64)
@@ -355,8 +355,3 @@ def _interval(value: float, resampled: NDArray[np.float64], digits: int) -> str 
     low, high = np.percentile(np.where(np.isnan(resampled), np.inf, resampled), [2.5, 97.5], method="nearest")
     ends = [f"{end:,.{digits}f}" if np.isfinite(end) else "∞" for end in (low, high)]
     return f"{value:,.{digits}f} [{ends[0]}, {ends[1]}]"
-
-
-def _head(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    symbols, probabilities = zip(*(engine.head(batch) for batch in batches(images)), strict=True)
-    return np.concatenate(symbols), np.concatenate(probabilities)
