@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -275,6 +276,27 @@ class _WithCode(nn.Module):
         """The loss for bits an image."""
         return bits * (self.rate / (8 * 1024))
 
+    def measured(self, images: Tensor, labels: Tensor) -> tuple[Outputs, Tensor]:
+        """Outputs for a batch, and the mean of what the stage makes small beside the rate."""
+        raise NotImplementedError
+
+    def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
+        early = final = bits = loss = 0.0
+        for images, labels in _batches(data, device):
+            out, part = self.measured(images, labels)
+            early += float((out.early.argmax(1) == labels).sum())
+            final += float((out.final.argmax(1) == labels).sum())
+            loss += float(part) * len(labels)
+            bits += float(self.bottleneck.bits(out.activation.float())[0]) * len(labels)
+        bits, loss = bits / len(data), loss / len(data)
+        return {
+            "score": -(loss + float(self.price(torch.tensor(bits)))),
+            "early": early / len(data),
+            "final": final / len(data),
+            "loss": loss,
+            "entropy_bits": bits / math.prod(self.bottleneck.shape),
+        }
+
 
 class _Code(_WithCode):
     """Code stage: encoder and decoder learn to hand on the activation in few bits.
@@ -307,25 +329,16 @@ class _Code(_WithCode):
         (model,) = self._head
         return model.backbone.run(Flow(activation), model.exit_number + 1, self._at + 1).x.float()
 
+    def measured(self, images: Tensor, labels: Tensor) -> tuple[Outputs, Tensor]:
+        activation = self.activation(images)
+        code, early = self.model.encode(activation)
+        decoded = self.model.decode(code)
+        return Outputs(early, self.model.finish(decoded), code), self._error(decoded, activation)
+
     def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
-        early = final = bits = error = 0.0
-        for images, labels in _batches(data, device):
-            activation = self.activation(images)
-            code, sure = self.model.encode(activation)
-            decoded, count = self.model.decode(code), len(labels)
-            early += float((sure.argmax(1) == labels).sum())
-            final += float((self.model.finish(decoded).argmax(1) == labels).sum())
-            error += float(self._error(decoded, activation)) * count
-            bits += float(self.bottleneck.bits(code.float())[0]) * count
-        bits, error = bits / len(data), error / len(data)
-        score = -(error + float(self.price(torch.tensor(bits))))
-        return {
-            "score": score,
-            "early": early / len(data),
-            "final": final / len(data),
-            "error": error,
-            "entropy_bits": bits / math.prod(self.bottleneck.shape),
-        }
+        found = super().figures(data, device)
+        found["error"] = found.pop("loss")
+        return found
 
 
 class _RateSplit(_WithCode):
@@ -371,19 +384,14 @@ class _RateSplit(_WithCode):
             (1 - share) * cross_entropy(out.final, labels) + taught_loss
         )
 
+    def measured(self, images: Tensor, labels: Tensor) -> tuple[Outputs, Tensor]:
+        out = self._outputs(images)
+        return out, self._objective(out, labels, self._teacher[0](images))
+
     def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
-        early = final = bits = loss = 0.0
-        for images, labels in _batches(data, device):
-            out = self._outputs(images)
-            early += float((out.early.argmax(1) == labels).sum())
-            final += float((out.final.argmax(1) == labels).sum())
-            count, taught = len(labels), self._teacher[0](images)
-            loss += float(self._objective(out, labels, taught)) * count
-            bits += float(self.bottleneck.bits(out.activation.float())[0]) * count
-        bits /= len(data)
-        score = -(loss / len(data) + float(self.price(torch.tensor(bits))))
-        shares = {"early": early / len(data), "final": final / len(data)}
-        return {"score": score, **shares, "entropy_bits": bits / math.prod(self.bottleneck.shape)}
+        found = super().figures(data, device)
+        del found["loss"]
+        return found
 
 
 def train(
@@ -453,11 +461,7 @@ def train(
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Stages draw from separate streams, so that a finished stage can be skipped on resume.
         generator = torch.Generator(device).manual_seed(recipe.seed * 3 + _STREAMS[name])
-        seen = images
-        if name == "regularised" and settings.regularised.webp:
-            pictures = (recompressed(data.train.images, quality) for quality in settings.regularised.webp)
-            seen = torch.cat([images, *(torch.from_numpy(one).to(device) for one in pictures)])
-        run = _Run(name, stage, task, recipe, seen, labels, data.validation, generator, hardware, progress)
+        run = _Run(name, stage, task, recipe, images, labels, data.validation, generator, hardware, progress)
         identity = f"{name}-{recipe.stage_sha256(name)[:12]}-{data.sha256[:12]}"
         run.complete(checkpoints / f"{identity}.pt", identity, resume=resume, clock=clock)
         epochs += run.epochs
@@ -494,10 +498,7 @@ def _last_task(model: SplitModel, recipe: Recipe, teacher: Backbone, hardware: H
 
 
 class _Run:
-    """One stage: its optimiser, schedule, generator, position, history and best epoch so far.
-
-    ``images``, uint8 [V · N, 3, H, W], are the N labelled ones in V versions, all of a version together.
-    """
+    """One stage: its optimiser, schedule, generator, position, history and best epoch so far."""
 
     def __init__(
         self,
@@ -534,6 +535,18 @@ class _Run:
         self.best = _copy(task.state_dict())
         self.epochs: list[Epoch] = []
         self.entropy: list[tuple[int, float]] = []
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        """The N labelled images in V versions, uint8 [V · N, 3, H, W], all of a version together.
+
+        Made at the first step: a stage that its checkpoint has done needs none.
+        """
+        if not (isinstance(self.stage, RegularisedRecipe) and self.stage.webp):
+            return self.images
+        pictures = self.images.cpu().numpy()
+        versions = (torch.from_numpy(recompressed(pictures, quality)) for quality in self.stage.webp)
+        return torch.cat([self.images, *(one.to(self.images.device) for one in versions)])
 
     @property
     def _on_cpu(self) -> bool:
@@ -601,14 +614,14 @@ class _Run:
         order = torch.randperm(len(self.labels), generator=generator, device=generator.device)
         settings = self.recipe.data
         size = self.recipe.train.batch_size
-        versions = len(self.images) // len(self.labels)
+        versions = len(self._seen) // len(self.labels)
         for step in range(self.steps):
             index = order[step * size : (step + 1) * size]
             at = index
             if versions > 1:
                 version = torch.randint(versions, index.shape, generator=generator, device=generator.device)
                 at = index + version * len(self.labels)
-            batch = augment(self.images[at], shift=settings.shift, flip=settings.flip, generator=generator)
+            batch = augment(self._seen[at], shift=settings.shift, flip=settings.flip, generator=generator)
             yield self._resized(_prepared(batch, device)), self.labels[index]
 
     def _resized(self, images: Tensor) -> Tensor:

@@ -227,6 +227,19 @@ def test_a_last_stage_on_pictures_that_webp_has_been_through(
     assert len(list(tmp_path.glob("*.pt"))) == 4
 
 
+def test_a_stage_that_is_done_makes_no_pictures(
+    recipe_text: str, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.parse(recipe_text.replace("entropy = 1.0", "webp = [10]"))
+    first = digest(train(recipe, small, tmp_path))
+
+    def never(*_: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("offramp.training.train.recompressed", never)
+    assert digest(train(recipe, small, tmp_path, resume=True)) == first
+
+
 def test_what_webp_leaves_is_further_from_the_image_at_lower_quality(small: Dataset) -> None:
     images = small.train.images[:8]
     apart = [np.abs(recompressed(images, quality).astype(int) - images).mean() for quality in (90, 50, 10)]
