@@ -211,7 +211,7 @@ def compare(
     Args:
         ours: rate-trained bundles by name; the hybrids take the early exit that is right most often.
         papers: bundles of the paper's scheme, by name; may be none.
-        pictures: see ``run_pictures``; "raw pixels" tells what the first whole model reaches.
+        pictures: see ``run_pictures``; "raw pixels" tells what the better whole model reaches.
         about: where the figures come from.
     """
     best_exit = max(ours.values(), key=lambda split: float(split.early.mean()))

@@ -412,7 +412,7 @@ def _integers(
 
 
 def _average(branch: ExitBranch, incoming: Affine, output: Affine) -> QuantLayer:
-    """Average pool, stride 2: of nine weights of 1, each with a scale of 1/9."""
+    """Average pool, stride 2: weights of 1 with a scale of one over their number."""
     channels, side = branch.channels, branch.kernel
     ones, part = np.ones((channels, 1, side, side), np.int8), np.full(channels, 1 / side**2, np.float32)
     return QuantLayer(
