@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from offramp.common.bundle import Bundle
-from offramp.evaluation.bench_soak import GROWTH_BYTES, WINDOW, Reading, is_flat, slope, soaking
+from offramp.evaluation.bench_soak import GROWTH_BYTES, WINDOW, Reading, grows, is_flat, slope, soaking
 
 MB = 1 << 20
 ROUNDS = 60
-"""At most, until memory is flat: five times what it takes."""
+"""At most, until nothing grows any more: some three times what it takes."""
 
 
 def noise(index: int, size: int) -> int:
@@ -38,6 +38,24 @@ def test_a_slope_is_that_of_the_second_half() -> None:
     growing = [Reading(60.0 * i, 100 * MB + (i < 10) * i * MB + 1000 * i, 10, 10) for i in range(40)]
     assert slope(growing) == pytest.approx(60_000, rel=0.01)
     assert slope(growing[:1]) == 0
+
+
+def test_descriptors_and_threads_warm_up_as_memory_does_and_their_leaks_show_at_any_time() -> None:
+    def readings(descriptors: list[int], threads: list[int]) -> list[Reading]:
+        return [
+            Reading(60.0 * i, 100 * MB, *held)
+            for i, held in enumerate(zip(descriptors, threads, strict=True))
+        ]
+
+    steady, warm = [20] * 60, [20 + min(i, 15) for i in range(60)]
+    leak = [20 + i for i in range(60)]
+    assert not grows(readings(steady, steady))
+    for held in ((warm, steady), (steady, warm)):
+        series = readings(*held)
+        assert grows(series[:16]) and not grows(series)
+    for held in ((leak, steady), (steady, leak)):
+        series = readings(*held)
+        assert all(grows(series[:count]) for count in range(1, len(series) + 1))
 
 
 def test_nothing_grows_while_devices_come_and_go(toy_bundle: Bundle, toy_images: Path) -> None:
