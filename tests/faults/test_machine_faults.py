@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -84,12 +85,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(disk: Path) -> None:
+    """Until the disk says that it is full: what was free a moment ago may be the spool's by now."""
+    with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError) as full:
+        while True:
+            filler.write(bytes(4096))
+    assert full.value.errno == errno.ENOSPC
+
+
 def test_a_full_disk_stops_no_answer(run: Processes, toy_images: Path, small_disk: Path) -> None:
     with closed_port() as port:
         flags = ("--server", f"127.0.0.1:{port}", "--spool", small_disk / "spool")
         with load(run, toy_images, *flags) as device:
             until(lambda: device.value("spooled_total") > 0, "a spooled activation")
-            (small_disk / "filler").write_bytes(b"x" * max(0, os.statvfs(small_disk).f_bavail * 4096))
+            fill(small_disk)
             until(lambda: device.value("spool_errors_total") > 0, "a full disk")
             device.more("fallback", 100)
             account = device.finish()
