@@ -93,7 +93,7 @@ def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
 
     one_table: payloads in one Huffman table, counted on validation images (the paper's); else as it ships.
     """
-    engine = Engine(bundle, os.cpu_count() or 1)
+    engine = Engine(bundle, len(os.sched_getaffinity(0)))
     symbols, probabilities = head_answers(engine, data.test.images)
     final = np.concatenate([engine.tail(batch).argmax(axis=1) for batch in batches(symbols)])
     if one_table:
@@ -116,7 +116,7 @@ def run_pictures(
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, tuple[Sizes, list[Rights]]]:
     """By format: bytes of each picture, and where each whole model is right about what it decodes to."""
-    engines = [Engine(whole, os.cpu_count() or 1) for whole in wholes]
+    engines = [Engine(whole, len(os.sched_getaffinity(0))) for whole in wholes]
     found = {}
     for form in formats:
         sizes, decoded = sent(form, data.images)

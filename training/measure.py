@@ -97,7 +97,7 @@ def run_graphs(graphs: Graphs, data: Labelled, threads: int | None = None) -> An
         symbols[own], early[own] = head.run(["symbols", "logits"], {"image": data.images[own]})
         (final[own],) = tail.run(["logits"], {"symbols": symbols[own]})
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         list(pool.map(answer, range(0, len(data), _BATCH)))
     return Answers(symbols, early, final, data.labels)
 
