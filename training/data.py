@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from offramp.common.errors import ConfigError, DataError
 
@@ -28,6 +29,9 @@ from offramp.common.errors import ConfigError, DataError
 # normalisation gives.
 PIXEL_SCALE = 1 / 64
 PIXEL_ZERO = 128
+
+# Of a crop: the longer side over the shorter one.
+_LONGEST = 4 / 3
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,24 @@ def augment(images: Tensor, *, shift: int, flip: bool, generator: torch.Generato
     item = torch.arange(count, device=device)[:, None, None]
     # Indexing with the channel axis in the middle puts it last.
     return images[item, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cropped(images: Tensor, *, area: float, generator: torch.Generator) -> Tensor:
+    """A part of each image, of random place, shape (3:4 … 4:3) and area (``area`` … 1), over the whole frame.
+
+    float [N, C, H, W] to the same shape, on the same device; draws from ``generator`` only, on its device.
+    """
+    count, device = len(images), images.device
+    drawn = torch.rand(4, count, generator=generator, device=generator.device).to(device)
+    share = area + (1 - area) * drawn[0]
+    ratio = (_LONGEST ** (2 * drawn[1] - 1)).sqrt()
+    sides = torch.stack([share.sqrt() * ratio, share.sqrt() / ratio]).clamp_(max=1)
+    middles = (2 * drawn[2:] - 1) * (1 - sides)
+    lines = torch.zeros(count, 2, 3, device=device)
+    lines[:, 0, 0], lines[:, 1, 1] = sides
+    lines[:, :, 2] = middles.T
+    grid = functional.affine_grid(lines, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def recompressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

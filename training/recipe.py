@@ -183,7 +183,8 @@ class RegularisedRecipe(StageRecipe):
     the loss of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss
     that asks for the unsplit model's answers, at ``temperature``, in place of the labels.
     ``webp`` are qualities: the stage then sees each image as it is or as WebP of one of them leaves it, for a
-    server that is sent pictures.
+    server that is sent pictures. ``crop`` is the smallest share of an image's area that the stage sees,
+    blown up to the whole frame; 1: always all of it.
     """
 
     entropy: Weight = 0.0
@@ -195,6 +196,7 @@ class RegularisedRecipe(StageRecipe):
     tail: Weight = 0.2
     head: Weight = 0.0
     webp: list[Annotated[int, Field(ge=0, le=100)]] = []
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class TrainRecipe(_Strict):
@@ -292,7 +294,9 @@ class Recipe(_Strict):
         if self.model.bottleneck is not None and stage in ("code", "regularised"):
             decides += [train.code.model_dump(), self.model.model_dump()]
         if stage == "regularised":
-            decides += [train.regularised.model_dump(), self.model.model_dump()]
+            # Where it does nothing it is left out: checkpoints older than this field still fit.
+            unused = {"crop"} if train.regularised.crop == 1 else None
+            decides += [train.regularised.model_dump(exclude=unused), self.model.model_dump()]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError, DataError
 from offramp.training.bottleneck import Bottleneck, BottleneckShape
-from offramp.training.data import Dataset, Labelled, augment, recompressed, to_float
+from offramp.training.data import Dataset, Labelled, augment, cropped, recompressed, to_float
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, ExitBranch, Flow, Outputs, SplitModel, folded
 from offramp.training.recipe import BaseRecipe, Recipe, RegularisedRecipe, Stage, StageRecipe, TrainRecipe
@@ -622,14 +622,15 @@ class _Run:
                 version = torch.randint(versions, index.shape, generator=generator, device=generator.device)
                 at = index + version * len(self.labels)
             batch = augment(self._seen[at], shift=settings.shift, flip=settings.flip, generator=generator)
-            yield self._resized(_prepared(batch, device)), self.labels[index]
+            yield self._framed(_prepared(batch, device)), self.labels[index]
 
-    def _resized(self, images: Tensor) -> Tensor:
-        sides = self.stage.sides if isinstance(self.stage, BaseRecipe) else []
-        if self.done >= len(sides):
-            return images
-        smaller = nn.functional.interpolate(images, size=sides[self.done], mode="area")
-        return smaller.contiguous(memory_format=torch.channels_last)
+    def _framed(self, images: Tensor) -> Tensor:
+        stage = self.stage
+        if isinstance(stage, BaseRecipe) and self.done < len(stage.sides):
+            images = nn.functional.interpolate(images, size=stage.sides[self.done], mode="area")
+        elif isinstance(stage, RegularisedRecipe) and stage.crop < 1:
+            images = cropped(images, area=stage.crop, generator=self.generator)
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _save(self, path: Path, identity: str) -> None:
         state: dict[str, Any] = {

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from offramp.common.errors import ConfigError, DataError
-from offramp.training.data import Dataset, Labelled, Source, augment, split, to_float, write_images
+from offramp.training.data import Dataset, Labelled, Source, augment, cropped, split, to_float, write_images
 from offramp.training.recipe import DigitsRecipe
 from offramp.training.sources import load
 
@@ -82,6 +82,23 @@ def test_augmentation_moves_and_mirrors() -> None:
     corners = {int(value) for value in moved[:, 0, 0, 0]}
     assert corners == {0, 1, 4, 5}
     assert moved.dtype == torch.uint8
+
+
+def test_a_crop_is_a_part_of_the_image_over_the_whole_frame() -> None:
+    # Each pixel is its own place, from -1 to 1 between the outer edges of the image.
+    places = (torch.arange(32) + 0.5) / 16 - 1
+    image = torch.stack([places.expand(32, 32), places[:, None].expand(32, 32)]).repeat(300, 1, 1, 1)
+    seen = cropped(image, area=0.4, generator=torch.Generator().manual_seed(0))
+    assert seen.shape == image.shape
+    across, down = seen[:, 0, 16], seen[:, 1, :, 16]
+    # The middle of the frame is away from the edges, where nothing is left to interpolate.
+    width, height = (((line[:, 20] - line[:, 12]) / 8 * 16) for line in (across, down))
+    area = width * height
+    assert 0.399 < float(area.min()) < 0.45 and 0.9 < float(area.max()) <= 1.001
+    shape = width / height
+    assert 0.749 < float(shape.min()) < 0.8 and 1.25 < float(shape.max()) < 1.334
+    assert float(across.mean(1).min()) < -0.2 and float(across.mean(1).max()) > 0.2
+    assert float(down.mean(1).min()) < -0.2 and float(down.mean(1).max()) > 0.2
 
 
 def test_images_are_written_as_they_are(tmp_path: Path) -> None:

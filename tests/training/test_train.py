@@ -215,13 +215,12 @@ def test_fewer_images_than_a_batch(recipe: Recipe, small: Dataset, tmp_path: Pat
         train(recipe, few, tmp_path)
 
 
-def test_a_last_stage_on_pictures_that_webp_has_been_through(
-    recipe_text: str, small: Dataset, tmp_path: Path
+@pytest.mark.parametrize("setting", ["webp = [10, 50]", "crop = 0.5"])
+def test_a_last_stage_that_sees_other_pictures(
+    setting: str, recipe_text: str, small: Dataset, tmp_path: Path
 ) -> None:
-    plain, lossy = (
-        Recipe.parse(recipe_text.replace("entropy = 1.0", text)) for text in ("", "webp = [10, 50]")
-    )
-    bits = [digest(train(one, small, tmp_path, resume=True)) for one in (plain, lossy, lossy)]
+    plain, other = (Recipe.parse(recipe_text.replace("entropy = 1.0", text)) for text in ("", setting))
+    bits = [digest(train(one, small, tmp_path, resume=True)) for one in (plain, other, other)]
     assert bits[0] != bits[1] == bits[2]
     # One base, one exit, two last stages.
     assert len(list(tmp_path.glob("*.pt"))) == 4
