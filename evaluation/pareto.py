@@ -3,7 +3,7 @@
     pictures          every image to the whole model, as raw pixels, PNG, JPEG, WebP or AVIF
     hybrid            the early exit keeps what it is sure of; the others go as WebP to the whole model
     activations       the paper's scheme: one Huffman table over the INT8 activation of a regularised split
-    rate-trained      ours: a trained narrow code in the shipped codec
+    rate-trained      ours: a trained narrow code in the shipped codec; and with every image sent
 
 Bytes are those of the protobuf message with one frame (payload, checksum, tags), the same envelope for every
 contender; an image that exits early sends none. The whole model is the one that is given for it; where a
@@ -16,19 +16,24 @@ its points that reach it. Intervals are the bootstrap's over test images, the sa
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
+from offramp.common.errors import DataError
 from offramp.common.frame import Frame, FrameWriter
 from offramp.evaluation.baselines import FORMATS, Format, batches, head_answers, sent, whole_answers
 from offramp.evaluation.plots import Plot, Series
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     from offramp.training.data import Dataset, Labelled
 
 PICTURES, HYBRID, PAPER, OURS = "pictures", "early exit + WebP", "activations (paper)", "rate-trained (ours)"
+OURS_SENT = "ours, no early exit"
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
 """Points below the whole model at which contenders are compared."""
 
@@ -111,18 +117,65 @@ def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
 
 def run_pictures(
     wholes: Sequence[Bundle],
-    data: Labelled,
+    images: Labelled,
     formats: Sequence[Format] = FORMATS,
     tick: Callable[[], object] = lambda: None,
+    *,
+    kept: Path | None = None,
 ) -> dict[str, tuple[Sizes, list[Rights]]]:
-    """By format: bytes of each picture, and where each whole model is right about what it decodes to."""
-    engines = [Engine(whole, len(os.sched_getaffinity(0))) for whole in wholes]
+    """By format: bytes of each picture, and where each whole model is right about what it decodes to.
+
+    Args:
+        wholes: the models.
+        images: test images.
+        formats: what they are sent as.
+        tick: called after each format.
+        kept: folder with what former calls found for the same model, images, format and Pillow: it is taken
+            from there, and what is new is left there.
+
+    Raises:
+        DataError: a file in ``kept`` that is not what its name says.
+    """
+    engines: dict[int, Engine] = {}
+    digest = hashlib.sha256(images.images.tobytes() + images.labels.tobytes()).hexdigest()
     found = {}
     for form in formats:
-        sizes, decoded = sent(form, data.images)
-        found[form.name] = (sizes, [whole_answers(engine, decoded) == data.labels for engine in engines])
+        answers: list[tuple[Sizes, Rights]] = []
+        coded: tuple[Sizes, NDArray[np.uint8]] | None = None
+        for number, whole in enumerate(wholes):
+            decides = (PIL.__version__, digest, whole.digest.hex(), form)
+            path = kept and kept / f"{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}.npz"
+            if path and path.exists():
+                answers.append(_read_answers(path, len(images)))
+                continue
+            coded = coded or sent(form, images.images)
+            if number not in engines:
+                engines[number] = Engine(whole, len(os.sched_getaffinity(0)))
+            answers.append((coded[0], whole_answers(engines[number], coded[1]) == images.labels))
+            if path:
+                _keep_answers(path, *answers[-1])
+        found[form.name] = (answers[0][0], [right for _, right in answers])
         tick()
     return found
+
+
+def _read_answers(path: Path, count: int) -> tuple[Sizes, Rights]:
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            sizes, right = file["sizes"], file["right"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected kept answers, found {type(error).__name__}: remove it") from error
+    if (sizes.dtype, right.dtype) != (np.int64, np.bool_) or not sizes.shape == right.shape == (count,):
+        raise DataError(f"{path}: expected kept answers for {count} images: remove it")
+    return sizes, right
+
+
+def _keep_answers(path: Path, sizes: Sizes, right: Rights) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, sizes=sizes, right=right)
+    partial.replace(path)
 
 
 def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Points:
@@ -168,6 +221,13 @@ def hybrid_points(device: Split, found: Mapping[str, tuple[Sizes, list[Rights]]]
             for one in rights
         ]
     )
+
+
+def sent_points(splits: Mapping[str, Split]) -> Points:
+    """Every image sent, whatever the early exit says: one point for each bundle."""
+    messages = [[message_bytes(int(size)) for size in split.payload] for split in splits.values()]
+    rights = [split.final for split in splits.values()]
+    return Points(list(splits), np.array(messages, np.float32), np.array(rights, np.float32))
 
 
 @dataclass(frozen=True)
@@ -221,6 +281,7 @@ def compare(
             contenders[name] = Points.joined(
                 [split_points(own, split, split.final, split.payload) for own, split in splits.items()]
             )
+    contenders[OURS_SENT] = sent_points(ours)
     _, rights = pictures["raw pixels"]
     return report(contenders, max(float(one.mean()) for one in rights), about=about)
 
@@ -301,7 +362,8 @@ def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Rep
     """The table and the plot.
 
     Args:
-        contenders: by name; the ratios are of ``OURS`` to ``HYBRID`` and to ``PICTURES``.
+        contenders: by name; the ratios are of ``OURS`` to ``HYBRID`` and to ``PICTURES``, and of
+            ``OURS_SENT`` to ``PICTURES``.
         whole: accuracy of the whole model on the images as they are.
         about: where the figures come from.
     """
@@ -312,11 +374,12 @@ def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Rep
         row: dict[str, Value] = {"drop": 100 * drop, "accuracy": 100 * accuracy}
         for name, cost in priced.items():
             row[name] = _interval(cost.value[number], cost.resampled[:, number], 1)
-        for rival in (HYBRID, PICTURES):
-            if rival in priced and OURS in priced:
-                ours, other = priced[OURS], priced[rival]
+        for own, rival in ((OURS, HYBRID), (OURS, PICTURES), (OURS_SENT, PICTURES)):
+            if rival in priced and own in priced:
+                ours, other = priced[own], priced[rival]
+                label = f"ratio to {rival}" + (", no early exit" if own == OURS_SENT else "")
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    row[f"ratio to {rival}"] = _interval(
+                    row[label] = _interval(
                         ours.value[number] / other.value[number],
                         ours.resampled[:, number] / other.resampled[:, number],
                         3,

@@ -42,7 +42,8 @@ holds what the paper says in words against our figures. baselines measures pictu
 activations, for one bundle, and leaves its figures beside it, where fig10 finds them. pareto runs bundles
 on the test images and compares what everything that a device could send costs at equal accuracy: --bundle
 names rate-trained ones, --whole the whole model that pictures are sent to (a second one may have been
-trained on such pictures), --paper bundles of the paper's scheme.
+trained on such pictures), --paper bundles of the paper's scheme. It keeps the pictures' part in
+OUT/pictures, where the next call finds it.
 """
 
 _EXAMPLES = """\
@@ -195,7 +196,8 @@ def _pareto(arguments: Namespace) -> list[Report]:
             raise DataError(f"{one.path}: was made of other data than {wholes[0].path}")
     steps = len(FORMATS) + len(ours) + len(papers)
     with tqdm(total=steps, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-        pictures = pareto.run_pictures(wholes, data.test, FORMATS, bar.update)
+        kept = arguments.out and arguments.out / "pictures"
+        pictures = pareto.run_pictures(wholes, data.test, FORMATS, bar.update, kept=kept)
         splits: list[pareto.Split] = []
         for bundle in (*ours, *papers):
             splits.append(pareto.run_split(bundle, data, one_table=len(splits) >= len(ours)))

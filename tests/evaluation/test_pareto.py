@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from offramp.common.bundle import load_bundle
+from offramp.common.errors import DataError
 from offramp.evaluation import pareto
 from offramp.evaluation.baselines import FORMATS
 from offramp.evaluation.report import main
@@ -138,6 +139,39 @@ def test_pictures_of_two_models_have_points_of_both() -> None:
         "WebP 20",
         "WebP 20, model trained on WebP",
     ]
+
+
+def test_pictures_are_kept_for_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = DigitsRecipe(source="sklearn-digits", validation=0.2, test=0.2)
+    data = sources.load(recipe, seed=1).test.take(np.arange(40))
+    bundle = load_bundle(BUNDLE)
+    some = [form for form in FORMATS if form.name in ("PNG", "WebP 1")]
+    first = pareto.run_pictures([bundle], data, some, kept=tmp_path)
+
+    def never(*_: object) -> None:
+        raise AssertionError("made again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pareto, "whole_answers", never)
+        again = pareto.run_pictures([bundle], data, some, kept=tmp_path)
+        with pytest.raises(AssertionError, match="made again"):
+            pareto.run_pictures([bundle], data.take(np.arange(39)), some, kept=tmp_path)
+    assert again.keys() == first.keys()
+    for name, (sizes, (right,)) in first.items():
+        assert np.array_equal(again[name][0], sizes) and np.array_equal(again[name][1][0], right)
+    for number, damaged in enumerate(sorted(tmp_path.glob("*.npz"))):
+        damaged.write_bytes(b"no archive" if number else damaged.read_bytes()[:100])
+        with pytest.raises(DataError, match=f"{damaged.name}: expected kept answers.*remove it"):
+            pareto.run_pictures([bundle], data, some, kept=tmp_path)
+        damaged.unlink()
+
+
+def test_without_an_early_exit_every_image_is_sent() -> None:
+    split = device([0.2, 0.9, 0.5, 0.7], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
+    points = pareto.sent_points({"ours": split})
+    assert points.names == ["ours"]
+    assert points.sent.tolist() == [[16, 26, 36, 46]]
+    assert points.right.tolist() == [[1, 1, 1, 0]]
 
 
 @pytest.mark.parametrize(
