@@ -6,7 +6,7 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from offramp.common.bundle import Bundle, Raw, load_bundle
+from offramp.common.bundle import Bundle, Context, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.signature import TrustedKeys
@@ -54,7 +54,9 @@ def card(bundle: Bundle) -> list[str]:
     channels, height, width = manifest.activation.shape
     codec = manifest.codec
     coding = "raw symbols"
-    if not isinstance(codec, Raw) and bundle.tables is not None:
+    if isinstance(codec, Context) and bundle.tables is not None:
+        coding = f"context, a model of {bundle.tables.stored_bytes:,} B"
+    elif not isinstance(codec, Raw | Context) and bundle.tables is not None:
         tables = len(set(codec.table_of_channel))
         coding = f"{codec.kind}, {tables} tables of {bundle.tables.stored_bytes:,} B, {codec.lanes} lanes"
     provenance = manifest.provenance

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from offramp.common.codebook import Codebook
 from offramp.common.codec import ActivationCodec, Tables, make_coder
+from offramp.common.context import ContextModel
 from offramp.common.errors import BundleError, CodebookError, printable
 from offramp.common.lanes import MAX_LANES
 from offramp.common.rans import RansTables
@@ -183,6 +184,17 @@ class Rans(_Coded):
     kind: Literal["rans"]
 
 
+class Context(_Strict):
+    """rANS whose frequencies follow what has been coded; ``codebook.bin`` is the model (``context.py``)."""
+
+    kind: Literal["context"]
+
+    @property
+    def lanes(self) -> int:
+        """Always one: what is coded depends on all before it."""
+        return 1
+
+
 class ThresholdFigures(_Strict):
     """Measured at one confidence threshold, over all images; an image that exits early sends 0 bytes."""
 
@@ -240,7 +252,7 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     split: SplitPoint
     activation: Activation
-    codec: Annotated[Raw | Huffman | RunHuffman | Rans, Field(discriminator="kind")]
+    codec: Annotated[Raw | Huffman | RunHuffman | Rans | Context, Field(discriminator="kind")]
     threshold: Fraction
     """Default confidence threshold T_c."""
     temperature: Annotated[float, Field(ge=0.001, le=1000)]
@@ -253,7 +265,7 @@ class Manifest(_Strict):
         expected = {HEAD, TAIL} | (set() if isinstance(self.codec, Raw) else {CODEBOOK})
         if set(self.files) != expected:
             raise ValueError(f"files are {sorted(self.files)}, expected {sorted(expected)}")
-        if not isinstance(self.codec, Raw):
+        if isinstance(self.codec, _Coded):
             channels, mapped = self.activation.shape[0], len(self.codec.table_of_channel)
             if mapped != channels:
                 raise ValueError(f"table_of_channel has {mapped} entries, the activation {channels} channels")
@@ -307,7 +319,8 @@ def load_bundle(directory: Path | str, trusted: TrustedKeys | None = None) -> Bu
         }
         check_graph(HEAD, contents[HEAD])
         check_graph(TAIL, contents[TAIL])
-        tables = None if isinstance(manifest.codec, Raw) else _read_tables(contents[CODEBOOK], manifest.codec)
+        shape, entry = manifest.activation.shape, manifest.codec
+        tables = None if isinstance(entry, Raw) else _read_tables(contents[CODEBOOK], entry, shape)
     except BundleError as error:
         raise type(error)(f"{directory}: {error}") from None
     finally:
@@ -448,8 +461,12 @@ def _read_verified(folder: int, name: str, entry: FileEntry) -> bytes:
     return data
 
 
-def _read_tables(data: bytes, entry: Huffman | RunHuffman | Rans) -> Tables:
+def _read_tables(
+    data: bytes, entry: Huffman | RunHuffman | Rans | Context, shape: tuple[int, int, int]
+) -> Tables:
     try:
+        if isinstance(entry, Context):
+            return ContextModel.from_bytes(data, shape)
         if isinstance(entry, Huffman):
             return Codebook.from_bytes(data, entry.table_of_channel)
         if isinstance(entry, RunHuffman):

@@ -5,12 +5,12 @@ Invariants of a payload (docs/codec.md has its layout):
 - ``RAW``: one byte a symbol, in C, H, W order.
 - ``BUNDLE``: the lanes of ``lanes.py``, each coded with the tables of its channels: Huffman codewords, of
   symbols or of runs (``run_huffman.py``), most significant bit first and zero bits up to the next byte; or
-  rANS (``rans.py``).
+  rANS (``rans.py``). Or one lane of rANS whose frequencies follow the symbols before (``context.py``).
 - A payload is used up exactly, and there is one payload for an activation: a decoder takes what the encoder
   writes and nothing else.
 - A coded payload is shorter than the raw one. Where coding would not be shorter, ``RAW`` is sent.
 
-Each coder exists twice: in Python, here and in those two, the reference; and compiled, in ``kernel/``. They
+Each coder exists twice: in Python, here and in those three, the reference; and compiled, in ``kernel/``. They
 write the same bytes. The compiled one is used where it was built; ``OFFRAMP_CODER=reference`` forbids it.
 """
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from offramp.common import rans, run_huffman
 from offramp.common.codebook import SYMBOLS, Codebook
+from offramp.common.context import ContextCoder, ContextModel
 from offramp.common.errors import CodecError, PayloadError
 from offramp.common.lanes import MAX_LANES, join_lanes, lane_channels, split_lanes
 from offramp.common.rans import RansTables
@@ -45,7 +46,7 @@ except ImportError:  # no compiler where the package was installed
 
 Symbols = NDArray[np.uint8]
 Shape = tuple[int, int, int]
-Tables = Codebook | RunTables | RansTables
+Tables = Codebook | RunTables | RansTables | ContextModel
 
 
 class CodecId(IntEnum):
@@ -76,6 +77,12 @@ def coder_kind() -> str:
 
 def make_coder(shape: Shape, tables: Tables, lanes: int) -> Coder:
     """The coder for activations of this shape. Raises ValueError where they do not fit together."""
+    if isinstance(tables, ContextModel):
+        if (tables.shape, lanes) != (shape, 1):
+            raise ValueError(
+                f"a context model for {tables.shape} and one lane, the activation is {shape} in {lanes} lanes"
+            )
+        return CompiledCoder(shape, tables, lanes) if coder_kind() == "compiled" else ContextCoder(tables)
     if len(tables.table_of_channel) != shape[0]:
         raise ValueError(f"tables for {len(tables.table_of_channel)} channels, the activation is {shape}")
     if not 1 <= lanes <= min(MAX_LANES, shape[0]):
@@ -94,16 +101,29 @@ class CompiledCoder:
 
     def __init__(self, shape: Shape, tables: Tables, lanes: int) -> None:
         assert _kernel is not None
+        coder = self._of_model(tables) if isinstance(tables, ContextModel) else self._of(shape, tables, lanes)
+        self.encode, self._decode = coder.encode, coder.decode
+
+    @staticmethod
+    def _of_model(model: ContextModel) -> Coder:
+        assert _kernel is not None
+        coder: Coder = _kernel.Context(*model.shape, model.to_bytes())
+        return coder
+
+    @staticmethod
+    def _of(shape: Shape, tables: Codebook | RunTables | RansTables, lanes: int) -> Coder:
+        assert _kernel is not None
         channels, plane = shape[0], shape[1] * shape[2]
         of_channel = np.ascontiguousarray(tables.table_of_channel, np.uint16).tobytes()
+        coder: Coder
         if isinstance(tables, Codebook):
-            coder: Coder = _kernel.Huffman(channels, plane, lanes, tables.lengths.tobytes(), of_channel)
+            coder = _kernel.Huffman(channels, plane, lanes, tables.lengths.tobytes(), of_channel)
         elif isinstance(tables, RunTables):
             modes = np.ascontiguousarray(tables.mode_of_channel).tobytes()
             coder = _kernel.RunHuffman(channels, plane, lanes, tables.to_kernel(), of_channel, modes)
         else:
             coder = _kernel.Rans(channels, plane, lanes, tables.to_kernel(), of_channel)
-        self.encode, self._decode = coder.encode, coder.decode
+        return coder
 
     def decode(self, payload: bytes, /) -> bytes:
         """See ``Coder``."""

@@ -24,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.ans import StateReader, StateWriter
 from offramp.common.errors import CodebookError, PayloadError
 
 SYMBOLS = 256
 BITS = 12
 TOTAL = 1 << BITS
-LOWER = 1 << 16
 MAX_RUNS = 128
 LITERAL_FREQUENCY = TOTAL // SYMBOLS
 
@@ -199,46 +199,30 @@ class RansTables:
 
 def encode_lane(channels: list[tuple[RansTable, bytes]]) -> bytes:
     """One lane: its channels' symbols, coded back to front so that they are read front to back."""
-    state, words = 1, bytearray()
-
-    def put(frequency: int, start: int) -> None:
-        nonlocal state
-        if state >> 16 >= frequency << 4:
-            words.extend((state & 0xFFFF).to_bytes(2, "big"))
-            state >>= 16
-        state = (state // frequency << BITS) + state % frequency + start
-
+    writer = StateWriter()
     for table, symbols in reversed(channels):
         for token, literal in reversed(table.tokenize(symbols)):
             if literal is not None:
-                put(LITERAL_FREQUENCY, literal * LITERAL_FREQUENCY)
-            put(table.tokens[token].frequency, table.starts[token])
-    size = (state.bit_length() + 7) // 8
-    # The words were written last to first, each with its bytes turned round for it.
-    return state.to_bytes(size, "big") + bytes(reversed(words))
+                writer.put(LITERAL_FREQUENCY, literal * LITERAL_FREQUENCY, BITS)
+            writer.put(table.tokens[token].frequency, table.starts[token], BITS)
+    return writer.to_bytes()
 
 
 class LaneDecoder:
     """Reads one lane's symbols, channel by channel. Raises PayloadError for what no encoder writes."""
 
     def __init__(self, lane: bytes) -> None:
-        if not lane:
-            raise PayloadError("a lane of the payload is empty")
-        size = len(lane) if len(lane) <= 4 else 4 - len(lane) % 2
-        self._state = int.from_bytes(lane[:size], "big")
-        self._words = lane[size:]
-        self._at = 0
-        if not lane[0] or (len(lane) > 4 and self._state < LOWER):
-            raise PayloadError("a lane of the payload starts with a state that no encoder writes")
+        self._reader = StateReader(lane)
+        self.finish = self._reader.finish
 
     def channel(self, table: RansTable, plane: int) -> bytes:
         """The next channel's symbols."""
-        out = bytearray()
+        reader, out = self._reader, bytearray()
         while len(out) < plane:
-            slot = self._state % TOTAL
+            slot = reader.slot(BITS)
             index = table.of_slot[slot]
             kind, run, symbol, frequency = table.tokens[index]
-            self._advance(frequency, slot - table.starts[index])
+            reader.advance(frequency, slot - table.starts[index], BITS)
             left = plane - len(out)
             if kind is Kind.FULL:
                 out += bytes([table.mode]) * min(left, run + 1)
@@ -246,27 +230,10 @@ class LaneDecoder:
             if run >= left:
                 raise PayloadError("the payload has a run past the end of its channel")
             if kind is Kind.ESCAPE:
-                slot = self._state % TOTAL
-                symbol = slot // LITERAL_FREQUENCY
-                self._advance(LITERAL_FREQUENCY, slot % LITERAL_FREQUENCY)
+                symbol, offset = divmod(reader.slot(BITS), LITERAL_FREQUENCY)
+                reader.advance(LITERAL_FREQUENCY, offset, BITS)
                 if (Kind.SYMBOL, run, symbol) in table.index or (table.runs > 1 and symbol == table.mode):
                     raise PayloadError(f"the payload escapes symbol {symbol}, which needs no escape")
             out += bytes([table.mode]) * run
             out.append(symbol)
         return bytes(out)
-
-    def finish(self) -> None:
-        """Call it after the last channel."""
-        if self._at < len(self._words):
-            raise PayloadError(f"a lane of the payload has {len(self._words) - self._at} bytes left over")
-        if self._state != 1:
-            raise PayloadError("a lane of the payload ends in a state that no encoder starts from")
-
-    def _advance(self, frequency: int, offset: int) -> None:
-        self._state = frequency * (self._state >> BITS) + offset
-        if self._state < LOWER and self._at < len(self._words):
-            word = int.from_bytes(self._words[self._at : self._at + 2], "little")
-            self._state = self._state << 16 | word
-            self._at += 2
-            if self._state < LOWER:
-                raise PayloadError("the payload has a word that no encoder writes")

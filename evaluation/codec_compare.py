@@ -17,6 +17,7 @@ from offramp.common.bundle import Bundle, Raw, load_bundle
 from offramp.common.codebook import SYMBOLS, entropy_bits
 from offramp.common.codec import Symbols, Tables
 from offramp.common.config import Parser
+from offramp.common.context import ContextModel
 from offramp.evaluation.activations import bundle_activations
 from offramp.evaluation.overhead import frame_bits
 from offramp.training.codebook import compare, payload_bytes, symbol_counts
@@ -147,7 +148,7 @@ def compare_bundle(bundle: Bundle, images: Path) -> Comparison:
 
 
 def _coded(name: str, tables: Tables, lanes: int, mean: float, *, in_bundle: bool = False) -> Coded:
-    count = int(tables.table_of_channel.max()) + 1
+    count = 1 if isinstance(tables, ContextModel) else int(tables.table_of_channel.max()) + 1
     return Coded(name, lanes, count, tables.stored_bytes, float(mean), in_bundle)
 
 

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from offramp.common.codebook import Codebook
 from offramp.common.codec import Symbols, Tables
+from offramp.common.context import ContextModel
 from offramp.common.rans import SYMBOLS, TOTAL, Kind, RansTable
 from offramp.common.run_huffman import RunTables, fold, lane_segments
+from offramp.training.context_model import context_bits
 from offramp.training.rans_tables import token_counts
 from offramp.training.run_huffman_tables import token_bits
 
@@ -20,6 +22,9 @@ def frame_bits(tables: Tables, frames: Symbols, channels: Sequence[int] | None =
 
     Lengths of lanes, states and padding are not among them. channels: count these only. Returns [N].
     """
+    if isinstance(tables, ContextModel):
+        bits_of = context_bits(tables, frames)
+        return np.asarray(bits_of[:, slice(None) if channels is None else list(channels)].sum(axis=1))
     if isinstance(tables, RunTables):
         return _run_huffman_bits(tables, frames, channels)
     bits = np.zeros(len(frames))

@@ -6,8 +6,8 @@
 # Trains all variants of runs/cifar10-rate.toml, prints `offramp report pareto` (with the paper's scheme if
 # runs/cifar10.sh has run before, with --short if this one has it), and runs each rate-trained bundle
 # through a real server and a real device on the test images. --short is for two CPU cores: the base is that of
-# runs/cifar10.sh --short, and so is its checkpoint; 1 epoch of the code and 3 of the last stage, batches of 64;
-# some two hours. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and DIR/test.parquet
+# runs/cifar10.sh --short, and so is its checkpoint; 1 epoch of the code and 5 of the last stage, batches of 64;
+# some three hours. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and DIR/test.parquet
 # instead of the Hugging Face hub. Everything goes to build/cifar10-rate (build/cifar10-rate-short).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ while [ $# -gt 0 ]; do
     --short)
       out=build/cifar10-rate-short paper=build/cifar10-short
       flags+=(--set train.batch_size=64 train.base.epochs=9 train.base.learning_rate=0.05
-        'train.base.sides=[16, 16, 16, 24, 24, 24]' train.code.epochs=1 train.regularised.epochs=3) ;;
+        'train.base.sides=[16, 16, 16, 24, 24, 24]' train.code.epochs=1 train.regularised.epochs=5) ;;
     --data) data=(--train-data "$2/train.parquet" --test-data "$2/test.parquet"); shift ;;
     *) flags+=("$1") ;;
   esac

@@ -4,8 +4,8 @@
 #   runs/imagenette.sh [--short] [--data DIR] [offramp train's own flags]
 #
 # Trains all variants of runs/imagenette.toml, prints `offramp report pareto`, and runs each rate-trained bundle
-# through a real server and a real device on the test images. --short is for two CPU cores, some three hours: 4 epochs
-# of each last stage, 10 of rate4-tail. Run it again after a break and it goes on. --data DIR reads
+# through a real server and a real device on the test images. --short is for two CPU cores, some four hours: 4 epochs
+# of each last stage, 10 of rate4-tail, 14 of rate6-crop. Run it again after a break and it goes on. --data DIR reads
 # DIR/train-*.parquet and DIR/val.parquet instead of the Hugging Face hub. Everything goes to build/imagenette
 # (build/imagenette-short).
 set -euo pipefail
@@ -32,6 +32,7 @@ train() {
 if [ -n "$short" ]; then
   train --set train.regularised.epochs=4 --only whole webp rate4
   train --set train.regularised.epochs=10 --only rate4-tail
+  train --set train.regularised.epochs=14 --only rate6-crop
 else
   train
 fi

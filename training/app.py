@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from offramp.common.bundle import Bundle, Raw, load_bundle
+from offramp.common.bundle import Bundle, Context, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
 
@@ -284,12 +284,12 @@ def _table(bundle: Bundle) -> str:
     raw, coded = channels * height * width, figures.payload_bytes_mean
     size = sum(entry.size for entry in manifest.files.values())
     codec = manifest.codec
-    tables = 0 if isinstance(codec, Raw) else len(set(codec.table_of_channel))
+    shared = [] if isinstance(codec, Raw | Context) else codec.table_of_channel
     rows = [
         ("early exit", f"{figures.accuracy_early:.2%} (float {figures.accuracy_early_float:.2%})"),
         ("final exit", f"{figures.accuracy_final:.2%} (float {figures.accuracy_final_float:.2%})"),
         ("activation", f"{raw:,} B raw, {coded:,.1f} B coded, {coded / raw:.1%}"),
-        ("  coded by", f"{codec.kind}, {tables} tables"),
+        ("  coded by", codec.kind + (f", {len(set(shared))} tables" if shared else "")),
         ("bits per symbol", f"{coded * 8 / raw:.3f} coded"),
         (
             "  entropy",

@@ -8,21 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle import Huffman, Rans, RunHuffman
+from offramp.common.bundle import Context, Huffman, Rans, RunHuffman
 from offramp.common.codebook import SYMBOLS, Codebook, code_lengths
 from offramp.common.codec import ActivationCodec, Tables, make_coder
+from offramp.common.context import MAX_CHANNELS, ContextModel, work
 from offramp.common.rans import RansTables
 from offramp.common.run_huffman import RunTables, fold
+from offramp.training.context_model import fit_context
 from offramp.training.rans_tables import build_table, choose_runs, token_counts
 from offramp.training.run_huffman_tables import best_run_table
 
-RUN_HUFFMAN, RANS = "run-huffman, shared tables", "rans, shared tables"
+RUN_HUFFMAN, RANS, CONTEXT = "run-huffman, shared tables", "rans, shared tables", "context"
 SHARING_COST = 0.0025
 """How much longer payloads may become for tables that channels share."""
 RUN_SHARING_COST = 0.005
 """The same for run-Huffman, whose tables are larger and whose channels share more than a table."""
 RANS_GAIN = 0.03
 """How much shorter rANS must make payloads to be preferred: run-Huffman is two to five times as fast."""
+CONTEXT_GAIN = 0.05
+"""How much shorter a context model must make payloads to be preferred: it is some ten times as slow."""
+CONTEXT_WORK = 1 << 20
+"""Multiplications for one activation up to which it is tried: half a millisecond on a small device."""
 SHARED_RUNS = 8
 """Runs in which channels are compared before they share a run-Huffman table."""
 LANES_FROM = {4: 1280, 2: 256}
@@ -40,8 +46,10 @@ class Candidate:
     """On the images on which the candidates compete."""
 
     @property
-    def entry(self) -> Huffman | RunHuffman | Rans:
+    def entry(self) -> Huffman | RunHuffman | Rans | Context:
         """What the manifest says of it."""
+        if isinstance(self.tables, ContextModel):
+            return Context(kind="context")
         of_channel = self.tables.table_of_channel.tolist()
         if isinstance(self.tables, RunTables):
             modes = self.tables.mode_of_channel.tolist()
@@ -85,11 +93,14 @@ def compare(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[C
         (RUN_HUFFMAN, run_huffman_tables(calibration)),
         (RANS, rans_tables(calibration)),
     ]
+    if suits_context(calibration):
+        tried.append((CONTEXT, fit_context(calibration)))
     return [_candidate(name, tables, arena) for name, tables in tried]
 
 
 def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> Candidate:
-    """The codec of a bundle: run-Huffman, unless rANS saves RANS_GAIN of its bytes on ``others``.
+    """The codec of a bundle: run-Huffman, unless rANS saves RANS_GAIN of its bytes on ``others``; or a
+    context model, where it saves CONTEXT_GAIN of the better one's.
 
     Plain Huffman codes are run-Huffman's without runs, and are not asked. See ``compare`` for the arguments.
     The winner's tables are counted anew on all of the symbols.
@@ -104,11 +115,21 @@ def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> C
     else:
         best, tables = huffman, run_huffman_tables(everything)
     lanes = lanes_for(best.payload_bytes_mean, calibration.shape[1])
+    if suits_context(calibration):
+        context = _candidate(CONTEXT, fit_context(calibration), arena)
+        if context.payload_bytes_mean <= best.payload_bytes_mean * (1 - CONTEXT_GAIN):
+            best, tables, lanes = context, fit_context(everything), 1
     return Candidate(best.name, tables, lanes, float(payload_bytes(tables, lanes, arena).mean()))
 
 
 def _candidate(name: str, tables: Tables, arena: NDArray[np.uint8]) -> Candidate:
     return Candidate(name, tables, 1, float(payload_bytes(tables, 1, arena).mean()))
+
+
+def suits_context(symbols: NDArray[np.uint8]) -> bool:
+    """Whether a context model is tried for symbols, uint8 [N, C, H, W]."""
+    _, channels, height, width = symbols.shape
+    return channels <= MAX_CHANNELS and work((channels, height, width)) <= CONTEXT_WORK
 
 
 def lanes_for(payload: float, channels: int) -> int:

@@ -1,7 +1,9 @@
-/* Entropy coding of activations: canonical Huffman, of symbols or of runs, and static-table rANS, in lanes.
+/* Entropy coding of activations: canonical Huffman, of symbols or of runs, and static-table rANS, in lanes; and rANS
+ * with frequencies that follow what has been coded.
  *
  * Plain C11, no Python, no floating point, no allocation after `*_create`. docs/codec.md has the layout of
- * a payload and why it is so; common/codec.py, run_huffman.py and rans.py say the same in Python, byte for byte.
+ * a payload and why it is so; common/codec.py, run_huffman.py, rans.py and context.py say the same in Python,
+ * byte for byte.
  *
  * Invariants:
  * - Integers only: the same input gives the same bytes on every CPU.
@@ -23,6 +25,8 @@ enum {
     MAX_LITERAL_ORDER = 7,
     RANS_BITS = 12,
     RANS_TOTAL = 1 << RANS_BITS,
+    MAX_CONTEXT_CHANNELS = 256,
+    MAX_CONTEXT_REACH = 15,
     MAX_SYMBOLS = 1 << 28, /* of one activation: what is computed from it fits 32 bits */
 };
 
@@ -50,6 +54,7 @@ static inline uint32_t lane_start(const coder_shape *shape, uint32_t lane)
 typedef struct huffman_coder huffman_coder;
 typedef struct run_huffman_coder run_huffman_coder;
 typedef struct rans_coder rans_coder;
+typedef struct context_coder context_coder;
 
 /* A coder holds scratch memory: one call of it at a time.
  *
@@ -112,5 +117,18 @@ void rans_destroy(rans_coder *coder);
 size_t rans_bound(const rans_coder *coder);
 size_t rans_encode(const rans_coder *coder, const uint8_t *symbols, uint8_t *payload);
 enum coder_error rans_decode(const rans_coder *coder, const uint8_t *payload, size_t size, uint8_t *symbols);
+
+/* A log-linear model of a symbol given those around it (context.py), one behind the other: a mode for each channel;
+ * channels x (2 * reach + 2) of 16 bits, little-endian; channels x height x 2, channels x width x 2 and channels x 2 x
+ * 2 x (5 * channels) signed bytes. The caller checks: 1 <= each side, channels <= MAX_CONTEXT_CHANNELS, 1 <= reach <=
+ * MAX_CONTEXT_REACH, channels * height * width <= MAX_SYMBOLS, and as many bytes as context_model_bytes says.
+ * NULL if there is no memory. */
+size_t context_model_bytes(uint32_t channels, uint32_t height, uint32_t width, uint32_t reach);
+context_coder *context_create(uint32_t channels, uint32_t height, uint32_t width, uint32_t reach,
+                              const uint8_t *model);
+void context_destroy(context_coder *coder);
+size_t context_bound(const context_coder *coder);
+size_t context_encode(const context_coder *coder, const uint8_t *symbols, uint8_t *payload);
+enum coder_error context_decode(const context_coder *coder, const uint8_t *payload, size_t size, uint8_t *symbols);
 
 #endif

@@ -95,6 +95,7 @@ static int get_input(PyObject *object, Py_buffer *view, const kernel *self, int 
 DEFINE_METHODS(huffman)
 DEFINE_METHODS(run_huffman)
 DEFINE_METHODS(rans)
+DEFINE_METHODS(context)
 
 /* channels, plane, lanes and the channels' tables, of both constructors. */
 static int check_shape(const coder_shape *shape, const Py_buffer *table_of_channel, size_t tables)
@@ -144,6 +145,11 @@ static void destroy_run_huffman(void *coder)
 static void destroy_rans(void *coder)
 {
     rans_destroy(coder);
+}
+
+static void destroy_context(void *coder)
+{
+    context_destroy(coder);
 }
 
 static PyObject *huffman_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
@@ -249,6 +255,28 @@ static PyObject *rans_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
     return self;
 }
 
+static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    uint32_t channels, height, width;
+    Py_buffer stored;
+    if (!PyArg_ParseTuple(args, "IIIy*", &channels, &height, &width, &stored))
+        return NULL;
+    PyObject *self = NULL;
+    const uint8_t *bytes = stored.buf;
+    uint32_t reach = stored.len ? bytes[0] : 0;
+    /* Each side first: their product must fit. */
+    if (!channels || channels > MAX_CONTEXT_CHANNELS || !height || height > 65535 || !width || width > 65535 ||
+        (uint64_t)channels * height * width > MAX_SYMBOLS || !reach || reach > MAX_CONTEXT_REACH ||
+        (size_t)stored.len != 1 + context_model_bytes(channels, height, width, reach)) {
+        PyErr_SetString(PyExc_ValueError, "channels, height, width and model do not fit together");
+    } else {
+        coder_shape shape = {channels, height * width, 1};
+        self = finish(type, context_create(channels, height, width, reach, bytes + 1), &shape, destroy_context);
+    }
+    PyBuffer_Release(&stored);
+    return self;
+}
+
 #define DEFINE_TYPE(NAME, PUBLIC, DOC)                                                                         \
     static PyType_Slot NAME##_slots[] = {                                                                      \
         {Py_tp_new, NAME##_new},                                                                               \
@@ -264,6 +292,7 @@ DEFINE_TYPE(huffman, "Huffman", "Huffman(channels, plane, lanes, lengths, table_
 DEFINE_TYPE(run_huffman, "RunHuffman",
             "RunHuffman(channels, plane, lanes, tables, table_of_channel, mode_of_channel)")
 DEFINE_TYPE(rans, "Rans", "Rans(channels, plane, lanes, tables, table_of_channel)")
+DEFINE_TYPE(context, "Context", "Context(channels, height, width, model)")
 
 static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
 {
@@ -276,7 +305,7 @@ static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
 static int add_types(PyObject *module)
 {
     return add_type(module, &huffman_spec, "Huffman") || add_type(module, &run_huffman_spec, "RunHuffman") ||
-                   add_type(module, &rans_spec, "Rans")
+                   add_type(module, &rans_spec, "Rans") || add_type(module, &context_spec, "Context")
                ? -1
                : 0;
 }
@@ -286,7 +315,7 @@ static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, add_types}, {0, NULL}};
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "_kernel",
-    .m_doc = "The compiled coders; common/codec.py, run_huffman.py and rans.py are their reference.",
+    .m_doc = "The compiled coders; common/codec.py, run_huffman.py, rans.py and context.py are their reference.",
     .m_slots = module_slots,
 };
 

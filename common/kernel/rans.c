@@ -1,21 +1,10 @@
-/* Static-table asymmetric numeral systems (Duda, 2013) over tokens of runs; see coder.h for the rules.
- *
- * A lane is one coder: a 32-bit state and 16-bit little-endian words, in the order in which they are read.
- * It starts with its state, big-endian and without leading zeros: 3 bytes if the lane's length is odd, 4 if
- * it is even, all of the lane if that is no more than 4. The encoder starts from state 1, not from the
- * interval's lower bound: words are only written once the state has grown into the interval, so that a lane
- * costs its information and the byte it is rounded up to. The decoder, in reverse, reads no more words once
- * the lane is used up, and must end in state 1.
- */
-#include "bytes.h"
-#include "coder.h"
+/* Static-table asymmetric numeral systems over tokens of runs; see coder.h for the rules, ans.h for a lane's bytes. */
+#include "ans.h"
 
 #include <stdlib.h>
 
 enum {
-    LOWER = 1 << 16, /* the state lies in [LOWER, 2^32) once it has grown */
     ESCAPE_FREQUENCY = RANS_TOTAL / SYMBOLS,
-    SLACK = 8,
     ABSENT = 256,
     JUMP_FROM = 1, /* modes a token, by its table, from which they are jumped over, not looked at one by one */
 };
@@ -400,15 +389,7 @@ ALWAYS_INLINE size_t encode(const rans_coder *coder, const uint8_t *symbols, uin
     for (uint32_t l = 0; l < lanes; l++) {
         encode_lane *s = &lane[l];
         uint8_t *start = out;
-        uint32_t bytes = 1;
-        while (bytes < 4 && s->state >> (8 * bytes))
-            bytes++;
-        while (bytes-- > 0)
-            *out++ = (uint8_t)(s->state >> (8 * bytes));
-        for (; s->word < s->end; s->word++) {
-            *out++ = (uint8_t)*s->word;
-            *out++ = (uint8_t)(*s->word >> 8);
-        }
+        out = write_lane(out, s->state, s->word, s->end);
         if (l + 1 < lanes)
             store_length(payload + (size_t)width * l, width, (size_t)(out - start));
     }
@@ -436,17 +417,6 @@ typedef struct {
     uint32_t channel, stop;
 } lane_state;
 
-/* A word, if the state has left the interval and there is one. A word that does not bring it back was
- * never written. */
-#define REFILL(state, at, end, bad)                                                                            \
-    do {                                                                                                       \
-        uint32_t word = (uint32_t)(at)[0] | (uint32_t)(at)[1] << 8;                                            \
-        uint32_t reads = ((state) < LOWER) & ((at) < (end));                                                   \
-        (state) = (state) << (reads << 4) | (word & (0u - reads));                                             \
-        (at) += 2 * reads;                                                                                     \
-        (bad) |= reads & ((state) < LOWER);                                                                    \
-    } while (0)
-
 ALWAYS_INLINE void open_channel(lane_state *s, const rans_coder *coder, uint8_t *symbols)
 {
     size_t plane = coder->shape.plane;
@@ -455,20 +425,6 @@ ALWAYS_INLINE void open_channel(lane_state *s, const rans_coder *coder, uint8_t 
     s->limit = s->out + plane;
     if (s->t->runs > 1)
         memset(s->out, s->t->mode, plane);
-}
-
-static enum coder_error open_lane(lane_state *s)
-{
-    size_t length = (size_t)(s->end - s->at);
-    if (!length)
-        return CODER_SHORT;
-    size_t bytes = length <= 4 ? length : 4 - length % 2;
-    s->state = 0;
-    s->bad = 0;
-    for (size_t i = 0; i < bytes; i++)
-        s->state = s->state << 8 | *s->at++;
-    int minimal = s->state >> (8 * (bytes - 1)) != 0;
-    return minimal && (length <= 4 || s->state >= LOWER) ? CODER_OK : CODER_PADDING;
 }
 
 /* The rare tokens: escapes, and a run that ends its channel. Returns 0 for one that cannot be. */
@@ -641,7 +597,8 @@ ALWAYS_INLINE enum coder_error decode(const rans_coder *coder, const uint8_t *pa
         lane[l].end = at += length;
         lane[l].channel = lane_start(shape, l);
         lane[l].stop = lane_start(shape, l + 1);
-        enum coder_error error = open_lane(&lane[l]);
+        lane[l].bad = 0;
+        enum coder_error error = read_state(&lane[l].at, lane[l].end, &lane[l].state);
         if (error)
             return error;
         open_channel(&lane[l], coder, symbols);

@@ -19,6 +19,7 @@ from offramp.common.codec import (
     Shape,
     Tables,
 )
+from offramp.common.context import AROUND, MAX_REACH, ContextCoder, ContextModel
 from offramp.common.errors import PayloadError
 from offramp.common.lanes import MAX_LANES, lane_channels, length_bytes
 from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
@@ -162,18 +163,57 @@ def run_huffman_coders(draw: st.DrawFn) -> RunHuffmanCoder:
     return RunHuffmanCoder(shape, found, draw(lane_counts(shape)))
 
 
-Reference = HuffmanCoder | RunHuffmanCoder | RansCoder
-reference_coders: st.SearchStrategy[Reference] = huffman_coders() | run_huffman_coders() | rans_coders()
+def context_model(shape: Shape, reach: int, steep: int, seed: int = 0) -> ContextModel:
+    """A model of a shape whose numbers are up to ``steep`` in size, bytes up to 128."""
+    channels, height, width = shape
+    rng = np.random.default_rng(seed)
+    small = min(steep, 128)
+
+    def numbers(*sides: int) -> NDArray[np.int8]:
+        return rng.integers(-small, small, sides, endpoint=steep < 128).astype(np.int8)
+
+    weights = numbers(channels, 2, 2, (AROUND + 1) * channels)
+    for channel in range(channels):
+        weights[channel, :, :, AROUND * channels + channel :] = 0
+    return ContextModel(
+        shape,
+        rng.choice([0, 1, 17, 128, 255], channels).astype(np.uint8),
+        rng.integers(-steep, steep, (channels, 2 * reach + 2), endpoint=steep < 128).astype("<i2"),
+        numbers(channels, height, 2),
+        numbers(channels, width, 2),
+        weights,
+    )
+
+
+@st.composite
+def context_coders(draw: st.DrawFn) -> ContextCoder:
+    """Reference coders of small shapes, from a flat model to one as steep as it can be stored."""
+    reach = draw(st.sampled_from([1, 2, 3, MAX_REACH]))
+    steep = draw(st.sampled_from([0, 4, 30, 128, 1 << 15]))
+    return ContextCoder(context_model(draw(shapes()), reach, steep, draw(st.integers(0, 9))))
+
+
+Reference = HuffmanCoder | RunHuffmanCoder | RansCoder | ContextCoder
+reference_coders: st.SearchStrategy[Reference] = (
+    huffman_coders() | run_huffman_coders() | rans_coders() | context_coders()
+)
 
 
 def tables_of(coder: Reference) -> Tables:
     """What a reference coder codes with."""
+    if isinstance(coder, ContextCoder):
+        return coder.model
     return coder.codebook if isinstance(coder, HuffmanCoder) else coder.tables
 
 
 def compiled(coder: Reference) -> CompiledCoder:
     """The compiled twin of a reference coder."""
-    return CompiledCoder(coder.shape, tables_of(coder), coder.lanes)
+    return CompiledCoder(coder.shape, tables_of(coder), lane_count(coder))
+
+
+def lane_count(coder: Reference) -> int:
+    """How many lanes it writes."""
+    return 1 if isinstance(coder, ContextCoder) else coder.lanes
 
 
 def size_of(coder: Reference) -> int:
@@ -242,7 +282,7 @@ def outcome(coder: Coder, payload: bytes) -> bytes | None:
 
 def lanes_of(coder: Reference, payload: bytes) -> list[bytes]:
     """The lanes of a good payload, by the letter of the format."""
-    width, lanes = length_bytes(size_of(coder)), coder.lanes
+    width, lanes = length_bytes(size_of(coder)), lane_count(coder)
     lengths = [int.from_bytes(payload[width * i : width * (i + 1)], "little") for i in range(lanes - 1)]
     at, parts = width * (lanes - 1), []
     for length in lengths:

@@ -34,6 +34,7 @@ from offramp.common.codec import (
     coder_kind,
     make_coder,
 )
+from offramp.common.context import ContextCoder
 from offramp.common.errors import CodecError, PayloadError
 from offramp.common.lanes import lane_channels
 from offramp.common.rans import RansTables
@@ -286,6 +287,12 @@ def test_tables_for_other_channels_are_a_bug_of_the_caller(tables: Tables) -> No
         make_coder((2, 4, 4), tables, 1)
 
 
+@pytest.mark.parametrize(("shape", "lanes"), [((2, 4, 4), 2), ((2, 4, 5), 1), ((1, 4, 4), 1)])
+def test_a_context_model_for_another_shape_is_a_bug_of_the_caller(shape: Shape, lanes: int) -> None:
+    with pytest.raises(ValueError, match=r"a context model for \(2, 4, 4\) and one lane, the activation is"):
+        make_coder(shape, coders.context_model((2, 4, 4), 2, 9), lanes)
+
+
 @pytest.mark.parametrize("lanes", [-1, 0, 3, 9])
 def test_lanes_that_do_not_fit_are_a_bug_of_the_caller(lanes: int) -> None:
     with pytest.raises(ValueError, match=f"^{lanes} lanes, expected 1 … 2 for 2 channels$"):
@@ -294,7 +301,7 @@ def test_lanes_that_do_not_fit_are_a_bug_of_the_caller(lanes: int) -> None:
 
 @given(coders.reference_coders)
 def test_make_coder_takes_the_compiled_one_where_it_was_built(coder: Reference) -> None:
-    made = make_coder(coder.shape, coders.tables_of(coder), coder.lanes)
+    made = make_coder(coder.shape, coders.tables_of(coder), coders.lane_count(coder))
 
     assert isinstance(made, CompiledCoder if coder_kind() == "compiled" else type(coder))
 
@@ -308,6 +315,7 @@ def test_the_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(make_coder((1, 4, 4), RansTables((coders.FLAT,), mapped), 1), RansCoder)
     runs = RunTables((coders.run_table(2, 3, 0, 1, 1),), mapped, np.zeros(1, np.uint8))
     assert isinstance(make_coder((1, 4, 4), runs, 1), RunHuffmanCoder)
+    assert isinstance(make_coder((1, 4, 4), coders.context_model((1, 4, 4), 2, 9), 1), ContextCoder)
 
 
 def test_without_the_compiled_module_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,15 +331,16 @@ import json, sys
 import numpy as np
 from offramp.common import codec
 from offramp.common.codebook import Codebook
+from offramp.common.context import ContextModel
 from offramp.common.rans import RansTables
 from offramp.common.run_huffman import RunTables
 
-kinds = {"huffman": Codebook, "run-huffman": RunTables, "rans": RansTables}
+kinds = {"huffman": Codebook, "run-huffman": RunTables, "rans": RansTables, "context": ContextModel}
 payloads = []
 for vector in json.load(open(sys.argv[1])):
     maps = [vector[name] for name in ("table_of_channel", "mode_of_channel") if name in vector]
-    tables = kinds[vector["kind"]].from_bytes(bytes.fromhex(vector["tables"]), *maps)
     shape = tuple(vector["shape"])
+    tables = kinds[vector["kind"]].from_bytes(bytes.fromhex(vector["tables"]), *(maps or [shape]))
     coder = codec.ActivationCodec(shape, codec.make_coder(shape, tables, vector["lanes"]))
     symbols = np.frombuffer(bytes.fromhex(vector["symbols"]), np.uint8).reshape(shape)
     payloads.append(coder.encode(symbols)[1].hex())

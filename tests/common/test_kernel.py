@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from offramp.common import codec as codec_module
 from offramp.common.codebook import Codebook
 from offramp.common.codec import CompiledCoder, HuffmanCoder, RansCoder, RunHuffmanCoder, Shape
+from offramp.common.context import ContextCoder
 from offramp.common.errors import PayloadError
 from offramp.common.rans import RansTables
 from offramp.common.run_huffman import RunTable, RunTables
@@ -106,6 +107,8 @@ def test_every_truncation_is_refused_or_is_another_activation(case: tuple[Refere
         run_huffman((1, 1, 2), [coders.run_table(1, 256, 0, 1, 3)]),
         run_huffman((1, 1, 2), [coders.run_table(2, 5, 0, 0.5, 1)], mode=7),
         run_huffman((1, 2, 1), [coders.run_table(3, 1, 6, 0, 2)]),
+        ContextCoder(coders.context_model((1, 1, 2), 2, 30)),
+        ContextCoder(coders.context_model((2, 1, 1), 15, 1 << 15)),
     ],
     ids=[
         "huffman",
@@ -117,6 +120,8 @@ def test_every_truncation_is_refused_or_is_another_activation(case: tuple[Refere
         "run-huffman-plain",
         "run-huffman-runs",
         "run-huffman-escapes",
+        "context",
+        "context-steep",
     ],
 )
 def test_of_all_payloads_of_two_bytes_those_that_an_encoder_writes_are_taken(coder: Reference) -> None:
@@ -325,6 +330,47 @@ def test_damaged_tables_are_refused_or_code_what_they_decode(kind: str, data: st
         assert len(payload) > 16 or coder.decode(payload) == symbols
 
 
+MODEL = coders.context_model((4, 2, 2), 3, 30)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (0, 2, 2, MODEL.to_bytes()),
+        (257, 2, 2, MODEL.to_bytes()),
+        (4, 0, 2, MODEL.to_bytes()),
+        (4, 2, 0, MODEL.to_bytes()),
+        (4, 65_536, 2, MODEL.to_bytes()),
+        (4, 1 << 31, 1 << 31, MODEL.to_bytes()),
+        (256, 65_535, 65_535, MODEL.to_bytes()),
+        (4, 2, 2, b""),
+        (4, 2, 2, MODEL.to_bytes()[:-1]),
+        (4, 2, 2, MODEL.to_bytes() + b"\0"),
+        (4, 2, 2, b"\0" + MODEL.to_bytes()[1:]),
+        (4, 2, 2, b"\x10" + MODEL.to_bytes()[1:]),
+    ],
+)
+def test_a_context_model_that_does_not_fit_is_refused(kernel: ModuleType, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^channels, height, width and model do not fit together$"):
+        kernel.Context(*arguments)
+
+
+@given(data=st.data())
+def test_a_damaged_context_model_codes_what_it_decodes(data: st.DataObject) -> None:
+    """Weights for symbols that come later too, which the check in Python refuses."""
+    kernel = codec_module._kernel
+    assert kernel is not None
+    damaged = bytearray(MODEL.to_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(1, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    coder = kernel.Context(4, 2, 2, bytes(damaged))
+    for symbols in bytes(16), bytes(range(16)), b"\xff" * 16:
+        payload = coder.encode(symbols)
+        assert len(payload) > 16 or coder.decode(payload) == symbols
+    with pytest.raises(ValueError, match=r"^3 symbols, expected 16$"):
+        coder.encode(bytes(3))
+
+
 def test_errors_of_the_compiled_coder_are_payload_errors() -> None:
     coder = HuffmanCoder((1, 4, 4), Codebook(LENGTHS[[3]], np.zeros(1, np.uint16)), 1)
     twin = CompiledCoder(coder.shape, coder.codebook, 1)
@@ -338,7 +384,7 @@ def test_errors_of_the_compiled_coder_are_payload_errors() -> None:
 
 
 def test_types_cannot_be_made_without_their_tables(kernel: ModuleType) -> None:
-    for kind in kernel.Huffman, kernel.RunHuffman, kernel.Rans:
+    for kind in kernel.Huffman, kernel.RunHuffman, kernel.Rans, kernel.Context:
         with pytest.raises(TypeError):
             kind()
         with pytest.raises(TypeError):

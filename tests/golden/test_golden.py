@@ -10,6 +10,7 @@ import pytest
 
 from offramp.common.codebook import Codebook
 from offramp.common.codec import ActivationCodec, CodecId, Tables, make_coder
+from offramp.common.context import ContextModel
 from offramp.common.frame import Frame, FrameReader, FrameWriter, check_hello, hello, parse
 from offramp.common.rans import Kind, RansTable, RansTables, Token
 from offramp.common.run_huffman import RunTable, RunTables
@@ -29,9 +30,11 @@ def by_name(vector: dict[str, Any]) -> str:
 def test_codec(vector: dict[str, Any]) -> None:
     channels, height, width = vector["shape"]
     shape = (channels, height, width)
-    stored, of_channel = bytes.fromhex(vector["tables"]), vector["table_of_channel"]
+    stored, of_channel = bytes.fromhex(vector["tables"]), vector.get("table_of_channel", [])
     tables: Tables
-    if vector["kind"] == "run-huffman":
+    if vector["kind"] == "context":
+        tables = ContextModel.from_bytes(stored, shape)
+    elif vector["kind"] == "run-huffman":
         tables = RunTables.from_bytes(stored, of_channel, vector["mode_of_channel"])
     else:
         kind = Codebook if vector["kind"] == "huffman" else RansTables

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from offramp.common.codebook import SYMBOLS, Codebook, build_codebook, package_merge
 from offramp.common.codec import ActivationCodec, CodecId, Symbols, Tables, make_coder
+from offramp.common.context import ContextModel
 from offramp.common.frame import Frame, FrameWriter, hello
 from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
 from offramp.common.run_huffman import RunTable, RunTables
@@ -40,7 +41,7 @@ def codec_vector(name: str, tables: Tables, symbols: Symbols, lanes: int = 1) ->
     """One activation and its payload."""
     shape = (symbols.shape[0], symbols.shape[1], symbols.shape[2])
     codec, payload = ActivationCodec(shape, make_coder(shape, tables, lanes)).encode(symbols)
-    kinds = {Codebook: "huffman", RunTables: "run-huffman", RansTables: "rans"}
+    kinds = {Codebook: "huffman", RunTables: "run-huffman", RansTables: "rans", ContextModel: "context"}
     modes = {"mode_of_channel": tables.mode_of_channel.tolist()} if isinstance(tables, RunTables) else {}
     return {
         "name": name,
@@ -49,7 +50,9 @@ def codec_vector(name: str, tables: Tables, symbols: Symbols, lanes: int = 1) ->
         "lanes": lanes,
         **modes,
         "tables": tables.to_bytes().hex(),
-        "table_of_channel": tables.table_of_channel.tolist(),
+        **(
+            {} if isinstance(tables, ContextModel) else {"table_of_channel": tables.table_of_channel.tolist()}
+        ),
         "symbols": symbols.tobytes().hex(),
         "codec": int(codec),
         "payload": payload.hex(),
@@ -75,6 +78,33 @@ def codec_vectors() -> list[dict[str, Any]]:
         *rans_vectors(),
         *four_lane_vectors(),
         *run_huffman_vectors(),
+        *context_vectors(),
+    ]
+
+
+def context_vectors() -> list[dict[str, Any]]:
+    """A few levels, escapes, a constant, and what is sent raw."""
+    shape = (3, 4, 5)
+    index = np.arange(60).reshape(shape)
+    weights = np.arange(3 * 2 * 2 * 15).reshape(3, 2, 2, 15) * 37 % 41 - 20
+    for channel in range(3):
+        weights[channel, :, :, 12 + channel :] = 0
+    model = ContextModel(
+        shape,
+        np.array([50, 3, 200], np.uint8),
+        (np.arange(3 * 6).reshape(3, 6) * -29 % 64 - 32 * (np.arange(6) + 1) // 2).astype("<i2"),
+        (np.arange(24).reshape(3, 4, 2) * 11 % 17 - 8).astype(np.int8),
+        (np.arange(30).reshape(3, 5, 2) * 7 % 13 - 6).astype(np.int8),
+        weights.astype(np.int8),
+    )
+    few = model.mode[:, None, None] + (index * index) % 5 - 2
+    escapes = np.where(index % 9 == 8, (index * 37) % SYMBOLS, model.mode[:, None, None])
+    constant = np.broadcast_to(model.mode[:, None, None], shape)
+    return [
+        codec_vector("context-few-levels", model, few.astype(np.uint8)),
+        codec_vector("context-escapes", model, escapes.astype(np.uint8)),
+        codec_vector("context-constant", model, constant.astype(np.uint8)),
+        codec_vector("context-escape-to-raw", model, activation(shape, 5)),
     ]
 
 

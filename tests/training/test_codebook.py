@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from offramp.common.bundle import Rans, RunHuffman
+from offramp.common.bundle import Context, Rans, RunHuffman
+from offramp.common.context import ContextModel
 from offramp.common.rans import RansTables
 from offramp.common.run_huffman import RunTables
 from offramp.evaluation.overhead import frame_bits
 from offramp.training.codebook import (
+    CONTEXT,
     RANS_GAIN,
     RUN_HUFFMAN,
     SHARING_COST,
@@ -25,6 +27,7 @@ from offramp.training.codebook import (
     run_huffman_tables,
     share,
     share_symbols,
+    suits_context,
     symbol_counts,
 )
 from offramp.training.rans_tables import table_bits, token_counts
@@ -140,11 +143,14 @@ def test_everything_that_is_tried_is_measured_on_the_other_images() -> None:
         "huffman, shared tables",
         RUN_HUFFMAN,
         "rans, shared tables",
+        CONTEXT,
     ]
     for candidate in tried:
         measured = payload_bytes(candidate.tables, candidate.lanes, collapsed(20, seed=1))
         assert candidate.payload_bytes_mean == measured.mean()
-        assert candidate.entry.table_of_channel == candidate.tables.table_of_channel.tolist()
+        if not isinstance(candidate.tables, ContextModel):
+            assert not isinstance(candidate.entry, Context)
+            assert candidate.entry.table_of_channel == candidate.tables.table_of_channel.tolist()
 
 
 @pytest.mark.parametrize(("bits", "runs", "lanes"), [(0.3, True, 1), (1.5, True, 2), (5, False, 4)])
@@ -172,6 +178,25 @@ def test_rans_is_chosen_where_it_saves_more() -> None:
     assert tried["rans, shared tables"] <= tried[RUN_HUFFMAN] * (1 - RANS_GAIN)
     assert isinstance(chosen.tables, RansTables)
     assert isinstance(chosen.entry, Rans)
+
+
+def test_a_context_model_is_chosen_where_neighbours_tell_of_each_other() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(-1, 2, (60, 4, 4, 4)).repeat(2, axis=2).repeat(2, axis=3)
+    symbols = (128 + coarse).astype(np.uint8)
+    chosen = choose_codec(symbols[:40], symbols[40:])
+
+    assert isinstance(chosen.tables, ContextModel)
+    assert isinstance(chosen.entry, Context)
+    assert (chosen.name, chosen.lanes, chosen.entry.lanes) == (CONTEXT, 1, 1)
+    tables = payload_bytes(run_huffman_tables(symbols), 1, symbols[40:]).mean()
+    assert chosen.payload_bytes_mean == payload_bytes(chosen.tables, 1, symbols[40:]).mean() < 0.8 * tables
+
+
+def test_a_context_model_is_not_tried_where_it_would_take_long() -> None:
+    assert suits_context(np.zeros((1, 16, 8, 8), np.uint8))
+    assert not suits_context(np.zeros((1, 32, 16, 16), np.uint8))
+    assert not suits_context(np.zeros((1, 300, 1, 1), np.uint8))
 
 
 def test_channels_that_differ_in_their_mode_alone_share_a_run_huffman_table() -> None:
