@@ -1,4 +1,4 @@
-/* What both fuzz targets share: values drawn from the input, and the properties that must hold.
+/* What the fuzz targets share: values drawn from the input, and the properties that must hold.
  *
  * All memory that a coder is given has just the size it may use, so that AddressSanitizer sees one byte too far. */
 #ifndef OFFRAMP_FUZZ_H

@@ -1,6 +1,6 @@
 /* Checks the golden vectors without Python, so that it can run on any CPU: test_portable.py writes one line a
- * vector to its input, "kind channels plane lanes coded tables map symbols payload", the last four in hex; of
- * run-huffman the modes stand behind the tables.
+ * vector to its input, "kind channels height width lanes coded tables map symbols payload", the last four in
+ * hex; of run-huffman the modes stand behind the tables.
  *
  * A vector that was sent raw is encoded too: its payload must be no shorter than the symbols. */
 #include "../../common/kernel/coder.h"
@@ -83,6 +83,17 @@ static run_huffman_coder *make_run_huffman(coder_shape shape, const field *store
     return coder;
 }
 
+static uint32_t height, width;
+
+/* A reach, and then the model. */
+static context_coder *make_context(coder_shape shape, const field *stored, const uint16_t *of_channel)
+{
+    (void)of_channel;
+    if (stored->size != 1 + context_model_bytes(shape.channels, height, width, stored->bytes[0]))
+        return NULL;
+    return context_create(shape.channels, height, width, stored->bytes[0], stored->bytes + 1);
+}
+
 static int check(size_t size, const uint8_t *found, int coded, const field *symbols, const field *payload)
 {
     if (!coded)
@@ -111,7 +122,8 @@ int main(void)
     char kind[16];
     int coded, vectors = 0;
     coder_shape shape;
-    while (scanf("%15s %u %u %u %d", kind, &shape.channels, &shape.plane, &shape.lanes, &coded) == 5) {
+    while (scanf("%15s %u %u %u %u %d", kind, &shape.channels, &height, &width, &shape.lanes, &coded) == 6) {
+        shape.plane = height * width;
         int with_modes = !strcmp(kind, "run-huffman");
         int good = read_field(&tables) && (!with_modes || read_field(&modes)) && read_field(&map) && read_field(&symbols) &&
                    read_field(&payload);
@@ -121,6 +133,8 @@ int main(void)
             CHECK(huffman);
         else if (good && with_modes)
             CHECK(run_huffman);
+        else if (good && !strcmp(kind, "context"))
+            CHECK(context);
         else if (good)
             CHECK(rans);
         if (!good) {

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 folder=${2:-build/fuzz}
 status=0
 pids=()
-for coder in huffman run_huffman rans; do
+for coder in huffman run_huffman rans context; do
   mkdir -p "$folder/$coder"
   # Without trace-cmp: the sanitizers' own comparisons would take two thirds of the time.
   clang -std=c11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -Werror \
