@@ -225,7 +225,7 @@ class QuantizeRecipe(_Strict):
 
 
 class ThresholdRecipe(_Strict):
-    """The default T_c: the lowest one that costs at most ``drop`` of the final exit's validation accuracy."""
+    """The default T_c: the lowest that costs at most ``drop`` of the best validation accuracy any has."""
 
     drop: Annotated[float, Field(ge=0, le=1)] = 0.005
 

@@ -73,7 +73,7 @@ def _parser() -> Parser:
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--accuracy", type=_share, metavar="A", help="at least this accuracy, 0 … 1")
     goal.add_argument(
-        "--drop", type=_share, metavar="D", help="at most this much below the final exit's accuracy"
+        "--drop", type=_share, metavar="D", help="at most this much below the best accuracy of any T_c"
     )
     goal.add_argument("--bytes", type=_bytes, metavar="B", help="at most B payload bytes an image, mean")
     parser.add_argument("--sure", action="store_true", help="with 95 %% confidence, not on average")
@@ -136,7 +136,7 @@ def choose(
         answers: of both exits on held-out images; their temperature is what confidences are taken at.
         payloads: bytes that each image's activation takes, int64 [N].
         accuracy: floor, a share.
-        drop: how far below the final exit's accuracy the floor is.
+        drop: how far below the best accuracy of any threshold the floor is.
         budget: mean bytes an image, at most.
         sure: the worse end of the 95 % interval has to meet the goal.
         seed: of the bootstrap.
@@ -150,7 +150,7 @@ def choose(
 
     grid = [step / 100 for step in range(101)]
     if drop is not None:
-        accuracy = max(0.0, float(answers.final_right.mean()) - drop)
+        accuracy = max(0.0, max(answers.accuracy(threshold) for threshold in grid) - drop)
 
     def described(threshold: float) -> Choice:
         right, early = answers.right(threshold), answers.exits(threshold)

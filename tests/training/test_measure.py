@@ -43,6 +43,11 @@ def test_a_threshold_is_the_hundredth_that_it_prints_as() -> None:
         assert choose_threshold(unsure_is_wrong, 0.0) == float(f"0.{hundredths:02d}")
 
 
+def test_a_final_exit_no_better_than_the_early_one_is_used_where_it_helps() -> None:
+    each_has_half = answers([0.25, 0.95, 0.9, 0.25], [0, 1, 1, 0], [1, 0, 0, 1])
+    assert choose_threshold(each_has_half, 0.0) == 0.25
+
+
 def test_where_only_the_final_exit_will_do() -> None:
     sure_and_wrong = answers([1.0, 1.0], [0, 0], [1, 1])
     assert choose_threshold(sure_and_wrong, 0.0) == 1.0
