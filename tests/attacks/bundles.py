@@ -379,7 +379,7 @@ attack_values(
 attack_values(
     "codec-unknown",
     r"manifest\.json: codec: Input tag 'a\\nb' found using 'kind' does not match "
-    r".* 'raw', 'huffman', 'run-huffman', 'rans'",
+    r".* 'raw', 'huffman', 'run-huffman', 'rans', 'context'",
     "codec",
     "kind",
     value="a\nb",
@@ -1004,3 +1004,46 @@ attack(
     "run-huffman-mode-256",
     r"manifest\.json: codec\.run-huffman\.mode_of_channel\.1: Input should be less than or equal to 255",
 )(run_huffman_file(RUN_TABLE, modes=(0, 256, 0, 0)))
+
+
+def context_file(stored: bytes, **more: object) -> Damage:
+    """Make it a bundle with a context model, with this file."""
+
+    def damage(folder: BundleFolder) -> None:
+        folder.edit("codec", value={"kind": "context", **more})
+        folder.put(CODEBOOK, stored)
+
+    return damage
+
+
+# For 4x4x4 symbols and a reach of 1: modes, bases, rows, columns and weights.
+MODEL_BYTES = 4 + 4 * 4 * 2 + 4 * 4 * 2 + 4 * 4 * 2 + 4 * 4 * 20
+CONTEXT = {
+    "of-reach-0": (bytes(1 + MODEL_BYTES), r"the context model has a reach of 0, expected 1 … 15"),
+    "of-reach-16": (b"\x10" + bytes(MODEL_BYTES), r"the context model has a reach of 16, expected 1 … 15"),
+    "cut": (
+        b"\1" + bytes(MODEL_BYTES - 1),
+        r"the context model has 420 bytes, expected 421 for .* a reach of 1",
+    ),
+    "with-more-behind-it": (
+        b"\1" + bytes(MODEL_BYTES + 1),
+        r"the context model has 422 bytes, expected 421 for .* a reach of 1",
+    ),
+    "of-a-million-bytes": (
+        b"\1" * 1_000_000,
+        r"the context model has 1,000,000 bytes, expected 421 for .* a reach of 1",
+    ),
+    "of-another-reach": (
+        b"\2" + bytes(MODEL_BYTES),
+        r"the context model has 421 bytes, expected 437 for .* a reach of 2",
+    ),
+    "that-sees-what-comes-later": (
+        b"\1" + bytes(MODEL_BYTES - 1) + b"\1",
+        r"channel 3 has a weight for a symbol that is coded after it",
+    ),
+}
+for name, (stored, expected) in CONTEXT.items():
+    attack(f"context-model-{name}", rf"codebook\.bin: {expected}")(context_file(stored))
+attack("context-model-with-lanes", r"manifest\.json: codec\.context\.lanes: Extra inputs are not permitted")(
+    context_file(b"\1" + bytes(MODEL_BYTES), lanes=1)
+)
