@@ -1018,24 +1018,25 @@ def context_file(stored: bytes, **more: object) -> Damage:
 
 # For 4x4x4 symbols and a reach of 1: modes, bases, rows, columns and weights.
 MODEL_BYTES = 4 + 4 * 4 * 2 + 4 * 4 * 2 + 4 * 4 * 2 + 4 * 4 * 20
+FOR_THIS = r" for an activation of shape \(4, 4, 4\) and a reach of \d"
 CONTEXT = {
     "of-reach-0": (bytes(1 + MODEL_BYTES), r"the context model has a reach of 0, expected 1 … 15"),
     "of-reach-16": (b"\x10" + bytes(MODEL_BYTES), r"the context model has a reach of 16, expected 1 … 15"),
     "cut": (
         b"\1" + bytes(MODEL_BYTES - 1),
-        r"the context model has 420 bytes, expected 421 for .* a reach of 1",
+        rf"the context model has 420 bytes, expected 421{FOR_THIS}",
     ),
     "with-more-behind-it": (
         b"\1" + bytes(MODEL_BYTES + 1),
-        r"the context model has 422 bytes, expected 421 for .* a reach of 1",
+        rf"the context model has 422 bytes, expected 421{FOR_THIS}",
     ),
     "of-a-million-bytes": (
         b"\1" * 1_000_000,
-        r"the context model has 1,000,000 bytes, expected 421 for .* a reach of 1",
+        rf"the context model has 1,000,000 bytes, expected 421{FOR_THIS}",
     ),
     "of-another-reach": (
         b"\2" + bytes(MODEL_BYTES),
-        r"the context model has 421 bytes, expected 437 for .* a reach of 2",
+        rf"the context model has 421 bytes, expected 437{FOR_THIS}",
     ),
     "that-sees-what-comes-later": (
         b"\1" + bytes(MODEL_BYTES - 1) + b"\1",
