@@ -36,7 +36,7 @@ BITS, LAST_BITS, LITERAL_BITS = 14, 8, 8
 MAX_REACH = 15
 MAX_CHANNELS = 256
 MAX_WORK = 1 << 26
-"""Most multiplications for one activation: tens of milliseconds."""
+"""Most steps for one activation (`work`): tens of milliseconds."""
 NEAR = 2
 """How far from its mode a symbol is told apart by those that come after it."""
 AROUND = 4
@@ -74,8 +74,8 @@ class ContextModel:
         channels = self.shape[0]
         if channels > MAX_CHANNELS or work(self.shape) > MAX_WORK:
             raise CodebookError(
-                f"an activation of shape {self.shape} takes {work(self.shape):,} multiplications, expected at"
-                f" most {MAX_WORK:,}, and {MAX_CHANNELS} channels"
+                f"an activation of shape {self.shape} takes {work(self.shape):,} steps, expected at most"
+                f" {MAX_WORK:,}, and {MAX_CHANNELS} channels"
             )
         reach = self.reach
         wanted = _layout(self.shape, reach)
@@ -127,9 +127,9 @@ class ContextModel:
 
 
 def work(shape: tuple[int, int, int]) -> int:
-    """Multiplications that coding one activation takes."""
+    """What coding one activation takes: multiplications, and 64 steps for each symbol's frequencies."""
     channels, height, width = shape
-    return channels * height * width * 4 * (AROUND + 1) * channels
+    return channels * height * width * (4 * (AROUND + 1) * channels + 64)
 
 
 def stored(shape: tuple[int, int, int], reach: int) -> int:

@@ -28,7 +28,7 @@ RANS_GAIN = 0.03
 CONTEXT_GAIN = 0.05
 """How much shorter a context model must make payloads to be preferred: it is some ten times as slow."""
 CONTEXT_WORK = 1 << 20
-"""Multiplications for one activation up to which it is tried: half a millisecond on a small device."""
+"""Steps for one activation up to which it is tried: half a millisecond."""
 SHARED_RUNS = 8
 """Runs in which channels are compared before they share a run-Huffman table."""
 LANES_FROM = {4: 1280, 2: 256}

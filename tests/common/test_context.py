@@ -57,7 +57,7 @@ def test_a_model_that_takes_too_long_is_refused_before_it_is_read() -> None:
     assert work((256, 57, 57)) > 1 << 26
     for shape in (256, 57, 57), (257, 1, 1):
         data = bytes([1]) + bytes(stored(shape, 1))
-        with pytest.raises(CodebookError, match=r"multiplications, expected at most 67,108,864, and 256"):
+        with pytest.raises(CodebookError, match=r"steps, expected at most 67,108,864, and 256"):
             ContextModel.from_bytes(data, shape)
 
 
