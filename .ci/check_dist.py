@@ -9,6 +9,7 @@ SOURCE = {
     "LICENSE",
     "README.md",
     "pyproject.toml",
+    "common/kernel/ans.h",
     "common/kernel/bytes.h",
     "common/kernel/coder.h",
     "common/kernel/module.c",

@@ -52,7 +52,7 @@ DROPS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
 """Points below the whole model at which contenders are compared."""
 
 _RUNS = 200
-_SHARES = np.linspace(0.0, 1.0, 51)
+_SHARES = np.linspace(0.0, 1.0, 201)
 _RESAMPLED = 500
 _CALIBRATION = 1024
 
