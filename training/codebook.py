@@ -26,7 +26,7 @@ RUN_SHARING_COST = 0.005
 RANS_GAIN = 0.03
 """How much shorter rANS must make payloads to be preferred: run-Huffman is two to five times as fast."""
 CONTEXT_GAIN = 0.05
-"""How much shorter a context model must make payloads to be preferred: it is some ten times as slow."""
+"""How much shorter a context model must make payloads to be preferred: it is some forty times as slow."""
 CONTEXT_WORK = 1 << 20
 """Steps for one activation up to which it is tried: half a millisecond."""
 SHARED_RUNS = 8
