@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SECONDS = 20
+SECONDS = 12
 
 
 def test_nothing_is_found_in_a_short_run(tmp_path: Path) -> None:
