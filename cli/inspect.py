@@ -53,10 +53,11 @@ def card(bundle: Bundle) -> list[str]:
     manifest, figures = bundle.manifest, bundle.manifest.figures
     channels, height, width = manifest.activation.shape
     codec = manifest.codec
-    coding = "raw symbols"
-    if isinstance(codec, Context) and bundle.tables is not None:
+    if isinstance(codec, Raw) or bundle.tables is None:
+        coding = "raw symbols"
+    elif isinstance(codec, Context):
         coding = f"context, a model of {bundle.tables.stored_bytes:,} B"
-    elif not isinstance(codec, Raw | Context) and bundle.tables is not None:
+    else:
         tables = len(set(codec.table_of_channel))
         coding = f"{codec.kind}, {tables} tables of {bundle.tables.stored_bytes:,} B, {codec.lanes} lanes"
     provenance = manifest.provenance

@@ -82,13 +82,14 @@ def make_coder(shape: Shape, tables: Tables, lanes: int) -> Coder:
             raise ValueError(
                 f"a context model for {tables.shape} and one lane, the activation is {shape} in {lanes} lanes"
             )
-        return CompiledCoder(shape, tables, lanes) if coder_kind() == "compiled" else ContextCoder(tables)
-    if len(tables.table_of_channel) != shape[0]:
+    elif len(tables.table_of_channel) != shape[0]:
         raise ValueError(f"tables for {len(tables.table_of_channel)} channels, the activation is {shape}")
-    if not 1 <= lanes <= min(MAX_LANES, shape[0]):
+    elif not 1 <= lanes <= min(MAX_LANES, shape[0]):
         raise ValueError(f"{lanes} lanes, expected 1 … {min(MAX_LANES, shape[0])} for {shape[0]} channels")
     if coder_kind() == "compiled":
         return CompiledCoder(shape, tables, lanes)
+    if isinstance(tables, ContextModel):
+        return ContextCoder(tables)
     if isinstance(tables, Codebook):
         return HuffmanCoder(shape, tables, lanes)
     if isinstance(tables, RunTables):
@@ -100,22 +101,18 @@ class CompiledCoder:
     """Any of the coders, in C."""
 
     def __init__(self, shape: Shape, tables: Tables, lanes: int) -> None:
-        assert _kernel is not None
-        coder = self._of_model(tables) if isinstance(tables, ContextModel) else self._of(shape, tables, lanes)
+        coder = self._coder(shape, tables, lanes)
         self.encode, self._decode = coder.encode, coder.decode
 
     @staticmethod
-    def _of_model(model: ContextModel) -> Coder:
+    def _coder(shape: Shape, tables: Tables, lanes: int) -> Coder:
         assert _kernel is not None
-        coder: Coder = _kernel.Context(*model.shape, model.to_bytes())
-        return coder
-
-    @staticmethod
-    def _of(shape: Shape, tables: Codebook | RunTables | RansTables, lanes: int) -> Coder:
-        assert _kernel is not None
+        coder: Coder
+        if isinstance(tables, ContextModel):
+            coder = _kernel.Context(*shape, tables.to_bytes())
+            return coder
         channels, plane = shape[0], shape[1] * shape[2]
         of_channel = np.ascontiguousarray(tables.table_of_channel, np.uint16).tobytes()
-        coder: Coder
         if isinstance(tables, Codebook):
             coder = _kernel.Huffman(channels, plane, lanes, tables.lengths.tobytes(), of_channel)
         elif isinstance(tables, RunTables):

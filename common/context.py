@@ -110,19 +110,16 @@ class ContextModel:
         reach = data[0] if data else 0
         if not 1 <= reach <= MAX_REACH:
             raise CodebookError(f"the context model has a reach of {reach}, expected 1 … {MAX_REACH}")
-        parts, at = {}, 1
-        for name, (dtype, sides) in _layout(shape, reach).items():
-            size = int(np.prod(sides)) * dtype.itemsize
-            if len(data) < at + size:
-                break
-            parts[name] = np.frombuffer(data, dtype, int(np.prod(sides)), at).reshape(sides)
-            at += size
         expected = 1 + stored(shape, reach)
         if len(data) != expected:
             raise CodebookError(
                 f"the context model has {len(data):,} bytes, expected {expected:,} for an activation of shape"
                 f" {shape} and a reach of {reach}"
             )
+        parts, at = {}, 1
+        for name, (dtype, sides) in _layout(shape, reach).items():
+            parts[name] = np.frombuffer(data, dtype, int(np.prod(sides)), at).reshape(sides)
+            at += parts[name].nbytes
         return ContextModel(shape, **parts)
 
 

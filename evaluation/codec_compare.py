@@ -19,9 +19,8 @@ from offramp.common.codec import Symbols, Tables
 from offramp.common.config import Parser
 from offramp.common.context import ContextModel
 from offramp.evaluation.activations import bundle_activations
-from offramp.evaluation.overhead import frame_bits
+from offramp.evaluation.overhead import channel_bits
 from offramp.training.codebook import compare, payload_bytes, symbol_counts
-from offramp.training.context_model import context_bits
 from offramp.training.rans_tables import choose_runs, token_counts
 
 EPILOG = """\
@@ -216,8 +215,8 @@ def channel_details(
     """Each channel's entropies and what it takes in each coder's tables, padding and lanes aside."""
     counts = symbol_counts(measured)
     given_left, _ = left_bits(measured)
-    prices = {name: _channel_bits(tables, measured) for name, tables in others.items()}
-    own_price = None if in_bundle is None else _channel_bits(in_bundle, measured)
+    prices = {name: channel_bits(tables, measured) for name, tables in others.items()}
+    own_price = None if in_bundle is None else channel_bits(in_bundle, measured)
     details = []
     for channel, own in enumerate(counts):
         size = int(own.sum())
@@ -234,15 +233,6 @@ def channel_details(
             )
         )
     return details
-
-
-def _channel_bits(tables: Tables, measured: Symbols) -> NDArray[np.float64]:
-    """Bits of each channel, [C], over all activations."""
-    if isinstance(tables, ContextModel):
-        # Its channels are told from each other: one channel takes as long as all.
-        return np.asarray(context_bits(tables, measured).sum(axis=0))
-    channels = range(measured.shape[1])
-    return np.array([frame_bits(tables, measured, [channel]).sum() for channel in channels])
 
 
 def card(found: Comparison, channels: bool) -> list[str]:

@@ -43,6 +43,14 @@ def frame_bits(tables: Tables, frames: Symbols, channels: Sequence[int] | None =
     return bits
 
 
+def channel_bits(tables: Tables, frames: Symbols) -> NDArray[np.float64]:
+    """Bits of each channel, [C], over all activations, uint8 [N, C, H, W], as `frame_bits` counts them."""
+    if isinstance(tables, ContextModel):
+        # Its channels are told from each other: one takes as long as all.
+        return np.asarray(context_bits(tables, frames).sum(axis=0))
+    return np.array([frame_bits(tables, frames, [channel]).sum() for channel in range(frames.shape[1])])
+
+
 def _run_huffman_bits(
     tables: RunTables, frames: Symbols, channels: Sequence[int] | None
 ) -> NDArray[np.float64]:

@@ -94,6 +94,10 @@ def message_bytes(payload: int) -> int:
     return len(FrameWriter().pack([Frame(1, CodecId.BUNDLE, bytes(payload))]))
 
 
+def _messages(payloads: Sizes) -> NDArray[np.float32]:
+    return np.array([message_bytes(int(size)) for size in payloads], np.float32)
+
+
 def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
     """A bundle on the test images.
 
@@ -137,7 +141,6 @@ def run_pictures(
         DataError: a file in ``kept`` that is not what its name says.
     """
     engines: dict[int, Engine] = {}
-    untouched: dict[int, Rights] = {}
     digest = hashlib.sha256(images.images.tobytes() + images.labels.tobytes()).hexdigest()
     found = {}
     for form in formats:
@@ -152,13 +155,7 @@ def run_pictures(
             coded = coded or sent(form, images.images)
             if number not in engines:
                 engines[number] = Engine(whole, len(os.sched_getaffinity(0)))
-            # What is lossless need not be asked of twice.
-            same = np.array_equal(coded[1], images.images)
-            right = untouched.get(number) if same else None
-            if right is None:
-                right = whole_answers(engines[number], coded[1]) == images.labels
-            if same:
-                untouched[number] = right
+            right = whole_answers(engines[number], coded[1]) == images.labels
             answers.append((coded[0], right))
             if path:
                 _keep_answers(path, *answers[-1])
@@ -199,7 +196,7 @@ def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Po
     at = np.unique(order[np.minimum((_SHARES * len(order)).astype(int), len(order) - 1)])
     thresholds = np.concatenate([[0.0], at, [1.0]]).astype(np.float32)
     offloaded = device.confidence[None] <= thresholds[:, None]
-    message = np.array([message_bytes(int(size)) for size in payload], np.float32)
+    message = _messages(payload)
     return Points(
         [f"{name}, T_c = {threshold:.4f}" for threshold in thresholds],
         np.where(offloaded, message, np.float32(0)),
@@ -211,7 +208,7 @@ def picture_points(found: Mapping[str, tuple[Sizes, list[Rights]]]) -> Points:
     """Every image sent as a picture to the whole model."""
     names, sent, right = [], [], []
     for name, (sizes, rights) in found.items():
-        message = np.array([message_bytes(int(size)) for size in sizes], np.float32)
+        message = _messages(sizes)
         for number, one in enumerate(rights):
             names.append(name + (", model trained on WebP" if number else ""))
             sent.append(message)
@@ -233,9 +230,9 @@ def hybrid_points(device: Split, found: Mapping[str, tuple[Sizes, list[Rights]]]
 
 def sent_points(splits: Mapping[str, Split]) -> Points:
     """Every image sent, whatever the early exit says: one point for each bundle."""
-    messages = [[message_bytes(int(size)) for size in split.payload] for split in splits.values()]
+    messages = [_messages(split.payload) for split in splits.values()]
     rights = [split.final for split in splits.values()]
-    return Points(list(splits), np.array(messages, np.float32), np.array(rights, np.float32))
+    return Points(list(splits), np.stack(messages), np.array(rights, np.float32))
 
 
 @dataclass(frozen=True)

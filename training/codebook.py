@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,18 +107,17 @@ def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> C
     """
     arena = others if len(others) else calibration
     everything = np.concatenate([calibration, others]) if len(others) else calibration
-    huffman = _candidate(RUN_HUFFMAN, run_huffman_tables(calibration), arena)
+    best = _candidate(RUN_HUFFMAN, run_huffman_tables(calibration), arena)
+    make: Callable[[NDArray[np.uint8]], Tables] = run_huffman_tables
     rans = _candidate(RANS, rans_tables(calibration), arena)
-    tables: Tables
-    if rans.payload_bytes_mean <= huffman.payload_bytes_mean * (1 - RANS_GAIN):
-        best, tables = rans, rans_tables(everything)
-    else:
-        best, tables = huffman, run_huffman_tables(everything)
+    if rans.payload_bytes_mean <= best.payload_bytes_mean * (1 - RANS_GAIN):
+        best, make = rans, rans_tables
     lanes = lanes_for(best.payload_bytes_mean, calibration.shape[1])
     if suits_context(calibration):
         context = _candidate(CONTEXT, fit_context(calibration), arena)
         if context.payload_bytes_mean <= best.payload_bytes_mean * (1 - CONTEXT_GAIN):
-            best, tables, lanes = context, fit_context(everything), 1
+            best, make, lanes = context, fit_context, 1
+    tables = make(everything)
     return Candidate(best.name, tables, lanes, float(payload_bytes(tables, lanes, arena).mean()))
 
 

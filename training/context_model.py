@@ -50,16 +50,14 @@ def fit_context(symbols: NDArray[np.uint8], *, seed: int = 0) -> ContextModel:
         logits = values["base"] + both[..., :1] * m_of + both[..., 1:] * s_of
         error = np.exp(logits - logits.max(axis=-1, keepdims=True))
         error /= error.sum(axis=-1, keepdims=True)
-        np.put_along_axis(
-            error, index[at][..., None], np.take_along_axis(error, index[at][..., None], -1) - 1, -1
-        )
+        error[np.arange(BATCH)[:, None], np.arange(channels), index[at]] -= 1
         error /= BATCH
         of_both = np.stack([error @ m_of, error @ s_of], axis=-1)
         gradients = {
             "base": error.sum(axis=0),
             "rows": _summed(of_both, r, height),
             "columns": _summed(of_both, c, width),
-            "weights": (x.T @ of_both.reshape(BATCH, -1)).reshape(known.shape[0], channels, 2) * known,
+            "weights": (x.T @ of_both.reshape(BATCH, -1)).reshape(len(known), channels, 2) * known,
         }
         adam.step(gradients, LEARNING_RATE * (1 + np.cos(np.pi * step / STEPS)) / 2)
         for name in ("rows", "columns", "weights"):

@@ -150,7 +150,7 @@ def choose(
 
     grid = [step / 100 for step in range(101)]
     if drop is not None:
-        accuracy = max(0.0, max(answers.accuracy(threshold) for threshold in grid) - drop)
+        accuracy = max(0.0, answers.best_accuracy - drop)
 
     def described(threshold: float) -> Choice:
         right, early = answers.right(threshold), answers.exits(threshold)
