@@ -3,13 +3,14 @@
 The paper makes the activation at the split cheap and sends it whole. Here a small encoder behind the early
 exit writes it as a few channels at a coarser resolution, the server's decoder reads them back, and both are
 trained with the symbols that travel: rounded forward, the identity backward. What is charged is an estimate
-of the bits that static tables for each channel, such as the shipped coder's, take for them.
+of the bits that a shipped coder takes for them: static tables for each channel, or the context coder.
 
     activation -> encoder -> Rounding -> symbols ~~> decoder -> activation, for the rest of the network
                      \\-> Density -> bits
 
 The density is a mixture of logistics for each channel, integrated over each symbol's unit interval (Ballé et
 al., "Variational image compression with a scale hyperprior", 2018, put a scale mixture in the same place).
+With a context it is moved and widened by what the context coder tells a symbol from (`common.context`).
 Uniform noise stands for rounding where bits are estimated, which gives the estimate a gradient.
 """
 
@@ -21,6 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from offramp.common.context import AROUND, NEAR
 from offramp.common.errors import ConfigError
 from offramp.training.models import ConvUnit, Shuffle, SubBlock
 
@@ -52,38 +54,102 @@ class Rounding(nn.Module):
         return inside + (inside.round() - inside).detach()
 
 
+class Context(nn.Module):
+    """How far a channel's distribution moves and widens at each place, from the symbols coded before it.
+
+    Linear in the distances from the channels' means and in their sizes, at the places and in the order of
+    `common.context`, and in a share for the row and the column.
+
+    Args:
+        shape: (C, H, W) of the code.
+    """
+
+    earlier: Tensor
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.weight = nn.Parameter(torch.zeros(2, channels, 2, AROUND + 1, channels))
+        self.row = nn.Parameter(torch.zeros(2, channels, height, 1))
+        self.column = nn.Parameter(torch.zeros(2, channels, 1, width))
+        earlier = torch.ones(channels, AROUND + 1, channels)
+        earlier[:, AROUND] = earlier[:, AROUND].tril(-1)
+        self.register_buffer("earlier", earlier[:, None], persistent=False)
+
+    def forward(self, distance: Tensor, *, learn: bool) -> tuple[Tensor, Tensor]:
+        """The move, in symbols, and the logarithm of the widening, each [N, C, H, W] as ``distance`` is.
+
+        distance: of the symbols themselves from their channels' means. learn: as in `Density.bits`.
+        """
+        parameters: tuple[Tensor, ...] = (self.weight, self.row, self.column)
+        if not learn:
+            parameters = tuple(one.detach() for one in parameters)
+        weight, row, column = parameters
+        height, width = distance.shape[2:]
+        near = distance.clamp(-NEAR, NEAR)
+        padded = nn.functional.pad(near, (1, 1, 1, 0))
+        around = [
+            padded[:, :, 1:, :width],
+            padded[:, :, :height, 1 : width + 1],
+            padded[:, :, :height, :width],
+            padded[:, :, :height, 2:],
+            near,
+        ]
+        seen = torch.cat([*around, *(one.abs() for one in around)], dim=1)
+        kernel = (weight * self.earlier).flatten(0, 1).flatten(1)
+        moved, widened = nn.functional.conv2d(seen, kernel[..., None, None]).chunk(2, dim=1)
+        return moved + row[0] + column[0], widened + row[1] + column[1]
+
+
 class Density(nn.Module):
     """How probable each symbol is in each channel: a mixture of logistics, learned as the code changes.
 
     Args:
-        channels: C of the code.
+        shape: (C, H, W) of the code.
+        context: whether the symbols that are coded before it move and widen a symbol's distribution.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], *, context: bool = False) -> None:
         super().__init__()
+        channels = shape[0]
         self.weight = nn.Parameter(torch.zeros(channels, _COMPONENTS))
         means = torch.linspace(-_SPREAD, _SPREAD, _COMPONENTS)
         self.mean = nn.Parameter(means.repeat(channels, 1))
         self.log_scale = nn.Parameter(torch.zeros(channels, _COMPONENTS))
+        self.context = Context(shape) if context else None
 
-    def bits(self, x: Tensor, *, learn: bool) -> Tensor:
+    def bits(self, x: Tensor, symbols: Tensor, *, learn: bool) -> Tensor:
         """Bits of each channel of an image, [C], a mean over the images of float32 [N, C, H, W].
 
-        learn: the gradient is the density's own; otherwise it is that of ``x``.
+        Args:
+            x: what is coded, the symbols or with noise in the place of their rounding.
+            symbols: the symbols themselves, which a decoder knows of those before.
+            learn: the gradient is the density's own; otherwise it is that of ``x`` and ``symbols``.
         """
         parameters: tuple[Tensor, ...] = (self.weight, self.mean, self.log_scale)
         if learn:
-            x = x.detach()
+            x, symbols = x.detach(), symbols.detach()
         else:
             parameters = tuple(one.detach() for one in parameters)
         weight, mean, log_scale = parameters
-        at = x.transpose(0, 1).flatten(1)[:, None]
-        scale = log_scale.clamp(-6.0, 6.0).exp()[..., None]
+        share = torch.softmax(weight, dim=1)
+        log_scale = log_scale[..., None]
+        if self.context is not None:
+            centre = (share * mean).sum(dim=1).detach()[:, None, None]
+            moved, widened = self.context(symbols - centre, learn=learn)
+            x = x - moved
+            log_scale = log_scale + _by_channel(widened)
+        at = _by_channel(x)
+        scale = log_scale.clamp(-6.0, 6.0).exp()
         upper = torch.sigmoid((at + 0.5 - mean[..., None]) / scale)
         lower = torch.sigmoid((at - 0.5 - mean[..., None]) / scale)
-        share = torch.softmax(weight, dim=1)[..., None]
-        probability = (share * (upper - lower)).sum(dim=1)
+        probability = (share[..., None] * (upper - lower)).sum(dim=1)
         return -probability.clamp_min(_SMALLEST).log2().sum(dim=1) / len(x)
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    """[N, C, H, W] to [C, 1, N · H · W]."""
+    return x.transpose(0, 1).flatten(1)[:, None]
 
 
 class Bottleneck(nn.Module):
@@ -92,12 +158,15 @@ class Bottleneck(nn.Module):
     Args:
         shape: (C, H, W) of the activation at the split; H and W multiples of the stride.
         code: what it becomes: (channels, H / stride, W / stride).
+        context: whether it is charged as by the context coder, not as by tables for each channel.
 
     Raises:
         ConfigError: sides that the stride does not divide.
     """
 
-    def __init__(self, shape: tuple[int, int, int], code: BottleneckShape) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], code: BottleneckShape, *, context: bool = False
+    ) -> None:
         super().__init__()
         channels, height, width = shape
         if height % code.stride or width % code.stride:
@@ -117,8 +186,8 @@ class Bottleneck(nn.Module):
             decoder.append(SubBlock("decoder.shuffle", Shuffle(code.stride)))
         decoder.append(SubBlock("decoder3", ConvUnit(wide, channels, 3, relu=False)))
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
-        self.rounding, self.density = Rounding(), Density(code.channels)
         self.shape = (code.channels, height // code.stride, width // code.stride)
+        self.rounding, self.density = Rounding(), Density(self.shape, context=context)
         self.hidden_shape = (wide, *self.shape[1:])
         # Whole numbers are the symbols: a deviation of 1 would leave next to nothing but zeros at first.
         last = encoder[-1].unit
@@ -137,5 +206,7 @@ class Bottleneck(nn.Module):
 
         code: the encoder's float32 [N, C, H, W], not yet rounded; in training, noise takes rounding's place.
         """
-        x = code + (torch.rand_like(code) - 0.5) if self.training else self.rounding(code)
-        return self.density.bits(x, learn=False).sum(), self.density.bits(x, learn=True).sum()
+        symbols = self.rounding(code)
+        x = code + (torch.rand_like(code) - 0.5) if self.training else symbols
+        rate, fit = (self.density.bits(x, symbols, learn=learn).sum() for learn in (False, True))
+        return rate, fit

@@ -119,12 +119,14 @@ class BottleneckRecipe(_Strict):
     """The code that travels in place of the activation: its channels and stride, the width of its layers.
 
     ``exit_behind``: the early exit sees the encoder's last layer but one in place of the activation.
+    ``density``: what training charges for the code: static tables for each channel, or the context coder.
     """
 
     channels: Annotated[int, Field(ge=1, le=256)]
     stride: Literal[1, 2, 4, 8] = 2
     width: Annotated[int, Field(ge=1, le=1024)] = 64
     exit_behind: bool = True
+    density: Literal["channel", "context"] = "channel"
 
 
 class ModelRecipe(_Strict):
@@ -147,6 +149,8 @@ class StageRecipe(_Strict):
     learning_rate: Annotated[float, Field(gt=0)]
     images: Annotated[int, Field(ge=1)] | None = None
     """How many of the training images an epoch draws, others each time; None: all."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The smallest share of an image that the stage sees, blown up to the whole frame; 1: all of it."""
 
 
 class BaseRecipe(StageRecipe):
@@ -183,8 +187,7 @@ class RegularisedRecipe(StageRecipe):
     the loss of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss
     that asks for the unsplit model's answers, at ``temperature``, in place of the labels.
     ``webp`` are qualities: the stage then sees each image as it is or as WebP of one of them leaves it, for a
-    server that is sent pictures. ``crop`` is the smallest share of an image's area that the stage sees,
-    blown up to the whole frame; 1: always all of it.
+    server that is sent pictures.
     """
 
     entropy: Weight = 0.0
@@ -196,7 +199,6 @@ class RegularisedRecipe(StageRecipe):
     tail: Weight = 0.2
     head: Weight = 0.0
     webp: list[Annotated[int, Field(ge=0, le=100)]] = []
-    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class TrainRecipe(_Strict):
@@ -288,16 +290,31 @@ class Recipe(_Strict):
         """Hash of all that decides how a stage ends: recipes that agree on it can share its checkpoint."""
         train = self.train
         decides: list[object] = [self.seed, self.data.decides(), self.model.backbone, train.batch_size]
-        decides += [train.momentum, train.weight_decay, train.base.model_dump()]
+        decides += [train.momentum, train.weight_decay, _decides(train.base)]
         if stage != "base":
-            decides += [self.model.exit, train.rho, train.exit.model_dump()]
+            decides += [self.model.exit, train.rho, _decides(train.exit)]
         if self.model.bottleneck is not None and stage in ("code", "regularised"):
-            decides += [train.code.model_dump(), self.model.model_dump()]
+            decides += [_decides(train.code), _decides(self.model)]
         if stage == "regularised":
-            # Where it does nothing it is left out: checkpoints older than this field still fit.
-            unused = {"crop"} if train.regularised.crop == 1 else None
-            decides += [train.regularised.model_dump(exclude=unused), self.model.model_dump()]
+            decides += [_decides(train.regularised), _decides(self.model)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+# Where they do nothing they are left out: checkpoints older than these fields still fit.
+_LATER_FIELDS: dict[str, object] = {"crop": 1, "density": "channel"}
+
+
+def _decides(part: BaseModel) -> dict[str, Any]:
+    """The fields that decide how training ends."""
+    return _without(part.model_dump())
+
+
+def _without(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in _LATER_FIELDS or _LATER_FIELDS[name] != value
+    }
 
 
 def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) -> list[tuple[Recipe, str]]:

@@ -484,7 +484,8 @@ def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
     at, last = recipe.train.code.at, len(model.backbone.blocks) - 1
     if at is not None and not model.exit_number <= at <= last:
         raise ConfigError(f"train.code.at: expected {model.exit_number} (the exit) … {last}, got {at}")
-    narrow = Bottleneck(model.exit_shape, BottleneckShape(code.channels, code.stride, code.width))
+    shape = BottleneckShape(code.channels, code.stride, code.width)
+    narrow = Bottleneck(model.exit_shape, shape, context=code.density == "context")
     if code.exit_behind:
         # Refused now if it is too small, not after two stages.
         ExitBranch.of_code(narrow.hidden_shape, model.backbone.classes)
@@ -626,10 +627,10 @@ class _Run:
 
     def _framed(self, images: Tensor) -> Tensor:
         stage = self.stage
+        if stage.crop < 1:
+            images = cropped(images, area=stage.crop, generator=self.generator)
         if isinstance(stage, BaseRecipe) and self.done < len(stage.sides):
             images = nn.functional.interpolate(images, size=stage.sides[self.done], mode="area")
-        elif isinstance(stage, RegularisedRecipe) and stage.crop < 1:
-            images = cropped(images, area=stage.crop, generator=self.generator)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _save(self, path: Path, identity: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offramp.common.errors import ConfigError
-from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape, Density, Rounding
+from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape, Context, Density, Rounding
 from offramp.training.data import Dataset, to_float
 from offramp.training.export import export
 from offramp.training.models import BACKBONES, SplitModel, mobilenet_v2, partition
@@ -37,12 +37,13 @@ def small(digits: Dataset) -> Dataset:
 
 def test_the_density_of_a_channel_sums_to_one_over_all_symbols() -> None:
     torch.manual_seed(0)
-    density = Density(5)
+    density = Density((5, 1, 1))
     with torch.no_grad():
         for parameter in density.parameters():
             parameter.add_(torch.randn_like(parameter))
         symbols = torch.arange(-4000.0, 4001.0)
-        bits = torch.stack([density.bits(s.expand(1, 5, 1, 1), learn=False) for s in symbols], dim=1)
+        planes = [s.expand(1, 5, 1, 1) for s in symbols]
+        bits = torch.stack([density.bits(plane, plane, learn=False) for plane in planes], dim=1)
     # Each of the symbols that are as good as impossible is charged 24 bits.
     assert (2.0**-bits).sum(dim=1).numpy() == pytest.approx(np.ones(5), abs=8001 * 2.0**-24 + 1e-4)
 
@@ -52,11 +53,11 @@ def test_the_estimate_is_the_cross_entropy_of_the_symbols() -> None:
     torch.manual_seed(1)
     shares = torch.tensor([0.05, 0.15, 0.6, 0.15, 0.05])
     drawn = torch.multinomial(shares, 16 * 64, replacement=True).view(16, 1, 8, 8).float() - 2
-    density = Density(1)
+    density = Density((1, 8, 8))
     optimizer = torch.optim.Adam(density.parameters(), lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        bits = density.bits(drawn, learn=True).sum()
+        bits = density.bits(drawn, drawn, learn=True).sum()
         bits.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     seen = torch.bincount((drawn + 2).long().flatten()) / drawn.numel()
@@ -64,9 +65,46 @@ def test_the_estimate_is_the_cross_entropy_of_the_symbols() -> None:
     assert entropy <= bits.item() < 1.02 * entropy
 
 
-def test_each_of_the_two_estimates_moves_only_what_it_is_for() -> None:
+@pytest.mark.parametrize("channel", range(3))
+def test_a_context_is_only_what_is_coded_before(channel: int) -> None:
+    """A symbol changes the distribution of those that `common.context` tells from it, and of no other."""
+    torch.manual_seed(4)
+    context = Context((3, 4, 5))
+    with torch.no_grad():
+        context.weight.add_(torch.rand_like(context.weight) + 0.1)
+        symbols = torch.zeros(1, 3, 4, 5)
+        before = torch.cat(context(symbols, learn=True))
+        symbols[0, channel, 1, 2] = 1
+        changed = torch.cat(context(symbols, learn=True)) != before
+    wanted = torch.zeros(2, 3, 4, 5, dtype=torch.bool)
+    wanted[:, channel + 1 :, 1, 2] = True
+    for row, column in ((1, 3), (2, 1), (2, 2), (2, 3)):
+        wanted[:, :, row, column] = True
+    assert torch.equal(changed, wanted)
+
+
+def test_a_context_tells_a_symbol_from_its_neighbours() -> None:
+    """Each symbol is the one at its left or one more, so it costs a bit; without a context it costs more."""
+    torch.manual_seed(5)
+    steps = torch.randint(2, (64, 2, 4, 3)).float()
+    symbols = torch.cat([torch.zeros(64, 2, 4, 1), steps], dim=3).cumsum(dim=3) - 1
+    bits = {}
+    for context in (False, True):
+        density = Density((2, 4, 4), context=context)
+        optimizer = torch.optim.Adam(density.parameters(), lr=0.05)
+        for _ in range(400):
+            optimizer.zero_grad()
+            total = density.bits(symbols, symbols, learn=True).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        bits[context] = total.item()
+    assert steps[0].numel() * 0.98 <= bits[True] < 0.85 * bits[False]
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_each_of_the_two_estimates_moves_only_what_it_is_for(context: bool) -> None:
     torch.manual_seed(2)
-    narrow = Bottleneck((8, 8, 8), BottleneckShape(3, 2, 16)).train()
+    narrow = Bottleneck((8, 8, 8), BottleneckShape(3, 2, 16), context=context).train()
     code = torch.randn(2, 3, 4, 4, requires_grad=True)
     rate, fit = narrow.bits(code)
     rate.backward(retain_graph=True)  # type: ignore[no-untyped-call]
