@@ -164,9 +164,7 @@ class Bottleneck(nn.Module):
         ConfigError: sides that the stride does not divide.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], code: BottleneckShape, *, context: bool = False
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int], code: BottleneckShape, *, context: bool = False) -> None:
         super().__init__()
         channels, height, width = shape
         if height % code.stride or width % code.stride:
