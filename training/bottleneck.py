@@ -69,12 +69,13 @@ class Context(nn.Module):
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = shape
-        self.weight = nn.Parameter(torch.zeros(2, channels, 2, AROUND + 1, channels))
+        self.weight = nn.Parameter(torch.zeros(2 * channels, 2 * (AROUND + 1) * channels))
         self.row = nn.Parameter(torch.zeros(2, channels, height, 1))
         self.column = nn.Parameter(torch.zeros(2, channels, 1, width))
         earlier = torch.ones(channels, AROUND + 1, channels)
         earlier[:, AROUND] = earlier[:, AROUND].tril(-1)
-        self.register_buffer("earlier", earlier[:, None], persistent=False)
+        # Both of the move and of the widening, and of the distances and of their sizes.
+        self.register_buffer("earlier", earlier.flatten(1).repeat(2, 2), persistent=False)
 
     def forward(self, distance: Tensor, *, learn: bool) -> tuple[Tensor, Tensor]:
         """The move, in symbols, and the logarithm of the widening, each [N, C, H, W] as ``distance`` is.
@@ -96,8 +97,8 @@ class Context(nn.Module):
             near,
         ]
         seen = torch.cat([*around, *(one.abs() for one in around)], dim=1)
-        kernel = (weight * self.earlier).flatten(0, 1).flatten(1)
-        moved, widened = nn.functional.conv2d(seen, kernel[..., None, None]).chunk(2, dim=1)
+        kernel = (weight * self.earlier)[..., None, None]
+        moved, widened = nn.functional.conv2d(seen, kernel).chunk(2, dim=1)
         return moved + row[0] + column[0], widened + row[1] + column[1]
 
 

@@ -25,9 +25,10 @@ width = 16
 """
 
 
-def narrowed(text: str, rate: float) -> Recipe:
+def narrowed(text: str, rate: float, density: str = "channel") -> Recipe:
     last = f"rate = {rate}\ndistill = 0.5"
-    return Recipe.parse(text.replace("entropy = 1.0", last).replace("exit = 3", "exit = 5") + NARROW)
+    text = text.replace("entropy = 1.0", last).replace("exit = 3", "exit = 5")
+    return Recipe.parse(f'{text}{NARROW}density = "{density}"\n')
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +161,13 @@ def test_what_does_not_fit_is_known_before_training(recipe_text: str, small: Dat
     assert not list(tmp_path.glob("*.pt"))
 
 
-def test_a_higher_rate_sends_fewer_bits(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("density", ["channel", "context"])
+def test_a_higher_rate_sends_fewer_bits(
+    recipe_text: str, small: Dataset, tmp_path: Path, density: str
+) -> None:
     bits = {}
     for rate in (0.0, 300.0):
-        trained = train(narrowed(recipe_text, rate), small, tmp_path, resume=True)
+        trained = train(narrowed(recipe_text, rate, density), small, tmp_path, resume=True)
         last = trained.epochs[-1].figures
         bits[rate] = last["entropy_bits"]
         assert trained.model.bottleneck is not None
