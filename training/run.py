@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +102,7 @@ def make_bundle(
         text: the recipe's own text, kept as provenance.
         data: all three parts.
         trained: the float32 model and its history.
-        hardware: what it was trained on.
+        hardware: what measures the float32 model.
     """
     model = trained.model
     order = np.random.default_rng(recipe.seed).permutation(len(data.validation))
@@ -166,7 +165,7 @@ def make_bundle(
     everything = np.concatenate([counted, competing])
     by_codec = _bytes_by_codec(everything, answers.symbols, quantized, codec, payloads)
     bundle = write_bundle(out, manifest, files)
-    measured = _record(recipe, bundle, quantized.step, trained, hardware, answers, in_float, by_codec)
+    measured = _record(recipe, bundle, quantized.step, trained, answers, in_float, by_codec)
     path = out / record.RECORD
     partial = path.with_name(f"{path.name}.new")
     partial.write_text(measured.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -259,7 +258,6 @@ def _record(
     bundle: Bundle,
     step: float,
     trained: Trained,
-    hardware: Hardware,
     answers: Answers,
     in_float: Answers,
     by_codec: dict[str, NDArray[np.int64]],
@@ -303,9 +301,9 @@ def _record(
         seed=recipe.seed,
         dataset=manifest.provenance.dataset,
         machine=record.Machine(
-            device=device_name(hardware.device),
-            precision="bfloat16" if hardware.bfloat16 else "float32",
-            libraries=dict(manifest.provenance.libraries),
+            device=trained.machine["device"],
+            precision=trained.machine["precision"],
+            libraries=manifest.provenance.libraries | {"torch": trained.machine["torch"]},
         ),
         cost=record.measure_cost(trained.model),
         accuracy=record.Accuracy(
@@ -344,19 +342,6 @@ def _record(
         ],
         entropy_steps=list(trained.entropy),
     )
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called in records."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    threads = torch.get_num_threads()
-    return f"{next(names, platform.machine())}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _commit() -> str:

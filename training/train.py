@@ -24,13 +24,14 @@ import ctypes
 import math
 import os
 import pickle
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +79,21 @@ class Trained:
 
     ``model`` is the best of the last stage, in eval mode, on the CPU. ``epochs`` are those of all stages.
     ``entropy``: (step of the last stage, bits per activation sample in its batch), see `EntropyLoss`.
+    ``machine``: what trained the last stage that has epochs, see `Hardware.describe`.
     """
 
     model: SplitModel
     epochs: tuple[Epoch, ...]
     entropy: tuple[tuple[int, float], ...]
+    machine: Machine
+
+
+class Machine(TypedDict):
+    """The processor's name, the precision of convolutions, the version of torch."""
+
+    device: str
+    precision: Literal["float32", "bfloat16"]
+    torch: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,23 @@ class Hardware:
     def autocast(self) -> torch.autocast:
         """A context in which convolutions and matrix products run in bfloat16, if they are to."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def describe(self) -> Machine:
+        """What records and checkpoints say of it."""
+        precision: Literal["float32", "bfloat16"] = "bfloat16" if self.bfloat16 else "float32"
+        return {"device": _device_name(self.device), "precision": precision, "torch": str(torch.__version__)}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    threads = torch.get_num_threads()
+    return f"{next(names, platform.machine())}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def keep_freed_memory() -> None:
@@ -448,6 +476,7 @@ def train(
         torch.from_numpy(values).to(device) for values in (data.train.images, data.train.labels)
     )
     epochs: list[Epoch] = []
+    machine = hardware.describe()
     for name, stage, make_task in stages:
         if name == "code":
             if narrow is None:
@@ -465,10 +494,12 @@ def train(
         identity = f"{name}-{recipe.stage_sha256(name)[:12]}-{data.sha256[:12]}"
         run.complete(checkpoints / f"{identity}.pt", identity, resume=resume, clock=clock)
         epochs += run.epochs
+        if stage.epochs:
+            machine = run.machine
         if name == "base":
             teacher = copy.deepcopy(backbone)
     model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return Trained(model, tuple(epochs), tuple(run.entropy))
+    return Trained(model, tuple(epochs), tuple(run.entropy), machine)
 
 
 _Task = _Base | _Split | _Code | _RateSplit
@@ -531,6 +562,7 @@ class _Run:
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=max(1, stage.epochs * self.steps)
         )
+        self.machine = hardware.describe()
         self.done = 0
         self.best_score = -math.inf
         self.best = _copy(task.state_dict())
@@ -642,6 +674,7 @@ class _Run:
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "entropy": self.entropy,
             "torch_rng": torch.get_rng_state(),
+            "machine": self.machine,
         }
         if self.done < self.stage.epochs:
             state |= {
@@ -672,6 +705,9 @@ class _Run:
         self.done, self.best_score, self.best = state["done"], state["best_score"], state["best"]
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.entropy = [(step, bits) for step, bits in state["entropy"]]
+        if self.done == self.stage.epochs:
+            # Older checkpoints do not say it.
+            self.machine = state.get("machine", self.machine)
         if self.done < self.stage.epochs:
             self.task.load_state_dict(state["task"])
             self.optimizer.load_state_dict(state["optimizer"])

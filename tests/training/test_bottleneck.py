@@ -167,8 +167,8 @@ def test_a_higher_rate_sends_fewer_bits(
 ) -> None:
     # A context has many weights to learn before it is worth anything.
     epochs = {"channel": 1, "context": 3}[density]
-    last = recipe_text.index("[train.regularised]")
-    text = recipe_text[:last] + recipe_text[last:].replace("epochs = 1", f"epochs = {epochs}")
+    at = recipe_text.index("[train.regularised]")
+    text = recipe_text[:at] + recipe_text[at:].replace("epochs = 1", f"epochs = {epochs}")
     bits = {}
     for rate in (0.0, 300.0):
         trained = train(narrowed(text, rate, density), small, tmp_path, resume=True)

@@ -114,6 +114,20 @@ def test_recipes_share_the_stages_in_which_they_agree(recipe: Recipe, small: Dat
     assert [epoch.stage for epoch in epochs] == ["regularised"]
 
 
+def test_what_trained_a_stage_is_kept_with_it(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    train(recipe, small, tmp_path)
+    (path,) = tmp_path.glob("regularised-*.pt")
+    state = torch.load(path, weights_only=True)
+    state["machine"]["device"] = "another machine"
+    torch.save(state, path)
+    trained = train(recipe, small, tmp_path, resume=True)
+    assert trained.machine == {
+        "device": "another machine",
+        "precision": "float32",
+        "torch": torch.__version__,
+    }
+
+
 def test_without_resume_training_starts_anew(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
     train(recipe, small, tmp_path)
     epochs: list[Epoch] = []
