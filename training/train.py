@@ -691,6 +691,18 @@ class _Run:
             os.fsync(file.fileno())
         partial.replace(path)
 
+    def _go_on(self, generator: Tensor, before: Machine) -> None:
+        """Draw on where a stage was left off; anew on another kind of device, whose generator differs."""
+        if len(generator) == len(self.generator.get_state()):
+            self.generator.set_state(generator)
+        else:
+            self.generator.manual_seed(self.generator.initial_seed() + (self.done << 40))
+        own = self.machine
+        if not before["device"].endswith(own["device"]):
+            own["device"] = f"{before['device']} in {before['precision']}, then {own['device']}"
+        else:
+            self.machine = before
+
     def _restore(self, path: Path, identity: str) -> None:
         try:
             state: dict[str, Any] = torch.load(path, map_location=self.hardware.device, weights_only=True)
@@ -705,14 +717,15 @@ class _Run:
         self.done, self.best_score, self.best = state["done"], state["best_score"], state["best"]
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.entropy = [(step, bits) for step, bits in state["entropy"]]
+        # Older checkpoints do not say it.
+        before: Machine = state.get("machine", self.machine)
         if self.done == self.stage.epochs:
-            # Older checkpoints do not say it.
-            self.machine = state.get("machine", self.machine)
-        if self.done < self.stage.epochs:
+            self.machine = before
+        else:
             self.task.load_state_dict(state["task"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
-            self.generator.set_state(state["generator"].cpu())
+            self._go_on(state["generator"].cpu(), before)
         torch.set_rng_state(state["torch_rng"].cpu())
 
 

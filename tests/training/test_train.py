@@ -128,6 +128,33 @@ def test_what_trained_a_stage_is_kept_with_it(recipe: Recipe, small: Dataset, tm
     }
 
 
+def test_a_stage_begun_on_a_gpu_goes_on_without_one(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(stage: str, epoch: int, _step: int, _steps: int) -> None:
+        if (stage, epoch) == ("base", 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe, small, tmp_path, progress=Progress(batch=kill))
+    (path,) = tmp_path.glob("base-*.pt")
+    state = torch.load(path, weights_only=True)
+    state["machine"] = {"device": "a GPU", "precision": "bfloat16", "torch": "2"}
+    # As long as that of a GPU's generator.
+    state["generator"] = torch.zeros(16, dtype=torch.uint8)
+    torch.save(state, path)
+    trained = train(recipe, small, tmp_path, resume=True)
+    assert [(epoch.stage, epoch.number) for epoch in trained.epochs][:3] == [
+        ("base", 1),
+        ("base", 2),
+        ("exit", 1),
+    ]
+    own = Hardware().describe()["device"]
+    state = torch.load(path, weights_only=True)
+    assert state["machine"]["device"] == f"a GPU in bfloat16, then {own}"
+
+
 def test_without_resume_training_starts_anew(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
     train(recipe, small, tmp_path)
     epochs: list[Epoch] = []
