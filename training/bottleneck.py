@@ -36,11 +36,13 @@ _SMALLEST = 2.0**-24
 
 @dataclass(frozen=True)
 class BottleneckShape:
-    """Channels and stride of the code, and the widths of its encoder and decoder."""
+    """Channels and stride of the code, the width of its decoder and of its encoder's first layer, and what
+    each further layer of the encoder multiplies it by."""
 
     channels: int
     stride: int
     width: int
+    growth: int = 1
 
 
 class Rounding(nn.Module):
@@ -171,27 +173,33 @@ class Bottleneck(nn.Module):
         if height % code.stride or width % code.stride:
             raise ConfigError(f"a stride of {code.stride} does not divide a {height}x{width} activation")
         wide, steps = code.width, code.stride.bit_length() - 1
-        widths = [channels] + [wide] * max(1, steps)
+        widths = [channels] + [wide * code.growth**n for n in range(max(1, steps))]
         encoder = [
             SubBlock(f"encoder{n}", ConvUnit(a, b, 3, stride=2 if n <= steps else 1))
             for n, (a, b) in enumerate(pairwise(widths), 1)
         ]
-        encoder.append(SubBlock("encoder.symbols", ConvUnit(wide, code.channels, 1, relu=False)))
+        encoder.append(SubBlock("encoder.symbols", ConvUnit(widths[-1], code.channels, 1, relu=False)))
+        # The last convolution works at half of the sides: there it sees more, for as much arithmetic.
+        last = min(code.stride, 2)
+        first = code.stride // last
         decoder = [
             SubBlock("decoder1", ConvUnit(code.channels, 2 * wide, 3)),
-            SubBlock("decoder2", ConvUnit(2 * wide, wide * code.stride**2, 1)),
+            SubBlock("decoder2", ConvUnit(2 * wide, wide * first**2, 1)),
+            SubBlock("decoder2.shuffle", Shuffle(first)),
+            SubBlock("decoder3", ConvUnit(wide, channels * last**2, 3, relu=False)),
+            SubBlock("decoder3.shuffle", Shuffle(last)),
         ]
-        if code.stride > 1:
-            decoder.append(SubBlock("decoder.shuffle", Shuffle(code.stride)))
-        decoder.append(SubBlock("decoder3", ConvUnit(wide, channels, 3, relu=False)))
+        decoder = [
+            block for block in decoder if not (isinstance(block.unit, Shuffle) and block.unit.factor == 1)
+        ]
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
         self.shape = (code.channels, height // code.stride, width // code.stride)
         self.rounding, self.density = Rounding(), Density(self.shape, context=context)
-        self.hidden_shape = (wide, *self.shape[1:])
+        self.hidden_shape = (widths[-1], *self.shape[1:])
         # Whole numbers are the symbols: a deviation of 1 would leave next to nothing but zeros at first.
-        last = encoder[-1].unit
-        assert isinstance(last, ConvUnit)
-        nn.init.constant_(last.norm.weight, _SPREAD)
+        symbols = encoder[-1].unit
+        assert isinstance(symbols, ConvUnit)
+        nn.init.constant_(symbols.norm.weight, _SPREAD)
 
     def blocks(self) -> tuple[list[SubBlock], list[SubBlock]]:
         """The encoder's sub-blocks and the decoder's."""

@@ -118,6 +118,7 @@ SOURCES = ("hub", "imagefolder", "parquet", "sklearn-digits")
 class BottleneckRecipe(_Strict):
     """The code that travels in place of the activation: its channels and stride, the width of its layers.
 
+    ``growth``: how many times as wide as the one before each further layer of the encoder is.
     ``exit_behind``: the early exit sees the encoder's last layer but one in place of the activation.
     ``density``: what training charges for the code: static tables for each channel, or the context coder.
     """
@@ -125,6 +126,7 @@ class BottleneckRecipe(_Strict):
     channels: Annotated[int, Field(ge=1, le=256)]
     stride: Literal[1, 2, 4, 8] = 2
     width: Annotated[int, Field(ge=1, le=1024)] = 64
+    growth: Literal[1, 2] = 1
     exit_behind: bool = True
     density: Literal["channel", "context"] = "channel"
 

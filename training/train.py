@@ -49,6 +49,7 @@ _STREAMS: dict[Stage, int] = {"base": 0, "exit": 1, "regularised": 2, "code": 1 
 # Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
 _SAMPLES = 20
 _GPU_SECONDS_BETWEEN_CHECKPOINTS = 15.0
+_STEPS_BEFORE_CAPTURE = 3
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -515,7 +516,7 @@ def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
     at, last = recipe.train.code.at, len(model.backbone.blocks) - 1
     if at is not None and not model.exit_number <= at <= last:
         raise ConfigError(f"train.code.at: expected {model.exit_number} (the exit) … {last}, got {at}")
-    shape = BottleneckShape(code.channels, code.stride, code.width)
+    shape = BottleneckShape(code.channels, code.stride, code.width, code.growth)
     narrow = Bottleneck(model.exit_shape, shape, context=code.density == "context")
     if code.exit_behind:
         # Refused now if it is too small, not after two stages.
@@ -527,6 +528,69 @@ def _last_task(model: SplitModel, recipe: Recipe, teacher: Backbone, hardware: H
     if model.bottleneck is None:
         return _Split(model, recipe.train, recipe.train.regularised, hardware)
     return _RateSplit(model, recipe.train, teacher, hardware)
+
+
+def _gradients(task: _Task, hardware: Hardware, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
+    """The loss of a batch, a scalar; its gradients are left in the parameters."""
+    for parameter in task.parameters():
+        parameter.grad = None
+    with hardware.autocast():
+        loss = task.loss(images, labels, measure=measure)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+class _Graphs:
+    """`_gradients` as CUDA graphs, one for each shape of a batch.
+
+    A step of a narrow network is a thousand short kernels, which take longer to start one by one than to run.
+    """
+
+    def __init__(self, task: _Task, hardware: Hardware) -> None:
+        self._task, self._hardware = task, hardware
+        self._stream = torch.cuda.Stream(hardware.device)
+        self._eager: dict[torch.Size, int] = {}
+        self._graphs: dict[torch.Size, _Graph] = {}
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The first steps of a shape run as they are, on a stream of their own: a capture must not be the
+        first to allocate."""
+        shape = images.shape
+        graph = self._graphs.get(shape)
+        if graph is None and self._eager.setdefault(shape, 0) < _STEPS_BEFORE_CAPTURE:
+            self._eager[shape] += 1
+            current = torch.cuda.current_stream(self._hardware.device)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                loss = _gradients(self._task, self._hardware, images, labels, measure=False)
+            current.wait_stream(self._stream)
+            return loss
+        if graph is None:
+            graph = self._graphs[shape] = self._captured(images, labels)
+        graph.images.copy_(images)
+        graph.labels.copy_(labels)
+        graph.graph.replay()  # type: ignore[no-untyped-call]
+        for parameter, gradient in zip(self._task.parameters(), graph.gradients, strict=True):
+            parameter.grad = gradient
+        return graph.loss.clone()
+
+    def _captured(self, images: Tensor, labels: Tensor) -> _Graph:
+        graph = torch.cuda.CUDAGraph()
+        images, labels = images.clone(memory_format=torch.preserve_format), labels.clone()
+        with torch.cuda.graph(graph, stream=self._stream):
+            loss = _gradients(self._task, self._hardware, images, labels, measure=False)
+        return _Graph(graph, images, labels, loss, [one.grad for one in self._task.parameters()])
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """What a replay reads and what it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    labels: Tensor
+    loss: Tensor
+    gradients: list[Tensor | None]
 
 
 class _Run:
@@ -563,6 +627,7 @@ class _Run:
             self.optimizer, T_max=max(1, stage.epochs * self.steps)
         )
         self.machine = hardware.describe()
+        self._graphs = None if self._on_cpu or hardware.compiled else _Graphs(task, hardware)
         self.done = 0
         self.best_score = -math.inf
         self.best = _copy(task.state_dict())
@@ -612,11 +677,11 @@ class _Run:
         every = -(-self.steps // _SAMPLES)
         self.task.train()
         for step, (images, labels) in enumerate(self._shuffled()):
-            self.optimizer.zero_grad(set_to_none=True)
             measure = self.name == "regularised" and step % every == 0
-            with self.hardware.autocast():
-                loss = self.task.loss(images, labels, measure=measure)
-            loss.backward()  # type: ignore[no-untyped-call]
+            if self._graphs is None or measure:
+                loss = _gradients(self.task, self.hardware, images, labels, measure=measure)
+            else:
+                loss = self._graphs(images, labels)
             self.optimizer.step()
             self.scheduler.step()
             total += loss.detach()
@@ -719,10 +784,13 @@ class _Run:
         self.entropy = [(step, bits) for step, bits in state["entropy"]]
         # Older checkpoints do not say it.
         before: Machine = state.get("machine", self.machine)
+        try:
+            self.task.load_state_dict(state.get("task", self.best))
+        except RuntimeError:
+            raise ConfigError(f"checkpoint {path} is of another release: remove it") from None
         if self.done == self.stage.epochs:
             self.machine = before
         else:
-            self.task.load_state_dict(state["task"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self._go_on(state["generator"].cpu(), before)
