@@ -548,7 +548,7 @@ class _Graphs:
 
     def __init__(self, task: _Task, hardware: Hardware) -> None:
         self._task, self._hardware = task, hardware
-        self._stream = torch.cuda.Stream(hardware.device)
+        self._stream = torch.cuda.Stream(hardware.device)  # type: ignore[no-untyped-call]
         self._eager: dict[torch.Size, int] = {}
         self._graphs: dict[torch.Size, _Graph] = {}
 
@@ -569,7 +569,7 @@ class _Graphs:
             graph = self._graphs[shape] = self._captured(images, labels)
         graph.images.copy_(images)
         graph.labels.copy_(labels)
-        graph.graph.replay()  # type: ignore[no-untyped-call]
+        graph.graph.replay()
         for parameter, gradient in zip(self._task.parameters(), graph.gradients, strict=True):
             parameter.grad = gradient
         return graph.loss.clone()

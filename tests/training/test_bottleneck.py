@@ -126,14 +126,24 @@ def test_rounding_keeps_to_what_a_byte_holds_and_to_the_gradient_inside() -> Non
 
 
 @pytest.mark.parametrize(
-    ("channels", "stride", "shape"), [(8, 2, (8, 8, 8)), (16, 4, (16, 4, 4)), (2, 1, (2, 16, 16))]
+    ("channels", "stride", "growth", "shape"),
+    [
+        (8, 2, 1, (8, 8, 8)),
+        (16, 4, 1, (16, 4, 4)),
+        (16, 4, 2, (16, 4, 4)),
+        (2, 1, 2, (2, 16, 16)),
+        (4, 8, 2, (4, 2, 2)),
+    ],
 )
 def test_the_code_travels_in_place_of_the_activation(
-    channels: int, stride: int, shape: tuple[int, ...]
+    channels: int, stride: int, growth: int, shape: tuple[int, ...]
 ) -> None:
     model = SplitModel(mobilenet_v2(10), 12)
     before = partition(model)
-    model.insert(Bottleneck(model.exit_shape, BottleneckShape(channels, stride, 32)))
+    narrow = Bottleneck(model.exit_shape, BottleneckShape(channels, stride, 32, growth))
+    halvings = stride.bit_length() - 1
+    assert narrow.hidden_shape == (32 * growth ** max(0, halvings - 1), *shape[1:])
+    model.insert(narrow)
     assert model.split_shape == shape
     out = model.eval()(torch.randn(2, 3, 32, 32))
     assert out.activation.shape == (2, *shape)
@@ -180,6 +190,20 @@ def test_a_higher_rate_sends_fewer_bits(
     assert 0 < bits[300.0] < 0.9 * bits[0.0]
     # Base and exit are the same for both, so their checkpoints are shared.
     assert len(list(tmp_path.glob("*.pt"))) == 4
+
+
+def test_a_checkpoint_of_another_releases_bottleneck(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    recipe = narrowed(recipe_text, 1.0)
+    train(recipe, small, tmp_path)
+    (path,) = tmp_path.glob("regularised-*.pt")
+    state = torch.load(path, weights_only=True)
+    name = next(name for name in state["best"] if "decoder" in name and name.endswith("conv.weight"))
+    state["best"][name] = state["best"][name][:1]
+    torch.save(state, path)
+    with pytest.raises(ConfigError, match=f"checkpoint {path} is of another release: remove it"):
+        train(recipe, small, tmp_path, resume=True)
 
 
 def stages(recipe: Recipe, data: Dataset, checkpoints: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -303,15 +327,16 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "exit_number", "stride", "exit_behind"),
-    [("tiny", 1, 2, False), ("tiny", 5, 4, True), ("mobilenet-v2", 12, 2, True)],
+    ("backbone", "exit_number", "stride", "growth", "exit_behind"),
+    [("tiny", 1, 2, 1, False), ("tiny", 5, 4, 2, True), ("mobilenet-v2", 12, 2, 1, True)],
 )
 def test_the_graphs_send_the_models_own_symbols(
-    backbone: str, exit_number: int, stride: int, exit_behind: bool
+    backbone: str, exit_number: int, stride: int, growth: int, exit_behind: bool
 ) -> None:
     torch.manual_seed(exit_number)
     model = SplitModel(BACKBONES[backbone](10, 32), exit_number)
-    model.insert(Bottleneck(model.exit_shape, BottleneckShape(8, stride, 16)), exit_behind=exit_behind)
+    narrow = Bottleneck(model.exit_shape, BottleneckShape(8, stride, 16, growth))
+    model.insert(narrow, exit_behind=exit_behind)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8)
     pixels = pixels.repeat(4, axis=2).repeat(4, axis=3)
     images = to_float(torch.from_numpy(pixels))
