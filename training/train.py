@@ -162,6 +162,7 @@ class _Base(nn.Module):
     """Base stage: the backbone with its final exit only."""
 
     bits: Tensor | None = None
+    capturable = True
 
     def __init__(self, backbone: Backbone, hardware: Hardware) -> None:
         super().__init__()
@@ -207,6 +208,11 @@ class _Split(nn.Module):
         )
         self.sparsity = 0.0 if regularised is None else regularised.sparsity
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a step can be a CUDA graph; the histogram's counts are waited for on the CPU."""
+        return self.entropy.weight == 0
+
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         out = self._call(images)
         loss = objective([out.early, out.final], labels, self.rho)
@@ -249,6 +255,7 @@ class _WithCode(nn.Module):
     """
 
     bits: Tensor | None = None
+    capturable = True
 
     def __init__(
         self, model: SplitModel, train: TrainRecipe, *, head: float, tail: float, rate: float
@@ -627,7 +634,8 @@ class _Run:
             self.optimizer, T_max=max(1, stage.epochs * self.steps)
         )
         self.machine = hardware.describe()
-        self._graphs = None if self._on_cpu or hardware.compiled else _Graphs(task, hardware)
+        captured = task.capturable and not self._on_cpu and not hardware.compiled
+        self._graphs = _Graphs(task, hardware) if captured else None
         self.done = 0
         self.best_score = -math.inf
         self.best = _copy(task.state_dict())
