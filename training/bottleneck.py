@@ -182,16 +182,14 @@ class Bottleneck(nn.Module):
         # The last convolution works at half of the sides: there it sees more, for as much arithmetic.
         last = min(code.stride, 2)
         first = code.stride // last
-        decoder = [
-            SubBlock("decoder1", ConvUnit(code.channels, 2 * wide, 3)),
-            SubBlock("decoder2", ConvUnit(2 * wide, wide * first**2, 1)),
-            SubBlock("decoder2.shuffle", Shuffle(first)),
-            SubBlock("decoder3", ConvUnit(wide, channels * last**2, 3, relu=False)),
-            SubBlock("decoder3.shuffle", Shuffle(last)),
-        ]
-        decoder = [
-            block for block in decoder if not (isinstance(block.unit, Shuffle) and block.unit.factor == 1)
-        ]
+        decoder = [SubBlock("decoder1", ConvUnit(code.channels, 2 * wide, 3))]
+        for name, unit, factor in (
+            ("decoder2", ConvUnit(2 * wide, wide * first**2, 1), first),
+            ("decoder3", ConvUnit(wide, channels * last**2, 3, relu=False), last),
+        ):
+            decoder.append(SubBlock(name, unit))
+            if factor > 1:
+                decoder.append(SubBlock(f"{name}.shuffle", Shuffle(factor)))
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
         self.shape = (code.channels, height // code.stride, width // code.stride)
         self.rounding, self.density = Rounding(), Density(self.shape, context=context)

@@ -692,7 +692,7 @@ class _Run:
                 loss = self._graphs(images, labels)
             self.optimizer.step()
             self.scheduler.step()
-            total += loss.detach()
+            total += loss
             if measure and self.task.bits is not None:
                 samples.append((self.done * self.steps + step, self.task.bits))
             # To look at a number on a GPU is to wait for it.
