@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.toy import BundleFolder
 # A deadline is a wall clock, and this machine may be busy.
 hypothesis.settings.register_profile("offramp", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("offramp")
+
+# A shell's background job ignores SIGINT, and so would every process here that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
