@@ -212,7 +212,7 @@ def picture_rows(whole: Bundle, images: Path, labels: dict[str, str]) -> list[Ro
             size, seen = encode(picture)
             sizes.append(size)
             inputs.append(to_input(seen, whole.manifest.preprocessing))
-        predicted = whole_answers(engine, np.stack(inputs))
+        predicted = whole_answers(engine, np.stack(inputs)).best
         right = sum(
             whole.manifest.classes[best] == label
             for best, label in zip(predicted, labels.values(), strict=True)
@@ -238,7 +238,8 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
         unsure = [_encode(pictures[i], "WEBP", quality=quality, method=6) for i in np.flatnonzero(~exits)]
         if unsure:
             seen = np.stack([to_input(picture, whole.manifest.preprocessing) for _, picture in unsure])
-            best[~exits] = whole_answers(server, seen)
+            answered = whole_answers(server, seen)
+            best[~exits] = answered.told(probabilities[~exits], bundle.manifest.sent_answer)
         sent = sum(size for size, _ in unsure)
         rows.append(
             Row(

@@ -6,7 +6,7 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from offramp.common.bundle import Bundle, Context, Raw, load_bundle
+from offramp.common.bundle import ANSWERED_BY, Bundle, Context, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.signature import TrustedKeys
@@ -67,7 +67,8 @@ def card(bundle: Bundle) -> list[str]:
         f"  activation  {channels}×{height}×{width} symbols, {channels * height * width:,} B raw",
         f"  coding      {coding}",
         f"  classes     {len(manifest.classes)}: {', '.join(manifest.classes[:12])}"[:110],
-        f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}",
+        f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}; "
+        f"what is sent is answered by {ANSWERED_BY[manifest.sent_answer]}",
         f"  trained on  {provenance.dataset.name}, seed {provenance.seed}, commit {provenance.commit}",
         f"  files       {', '.join(f'{name} {entry.size:,} B' for name, entry in manifest.files.items())}",
         f"  measured on {figures.images:,} test images:",

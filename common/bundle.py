@@ -106,6 +106,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+ANSWERED_BY = {"server": "the server", "both": "both exits"}
+"""Who answers an image that was sent, in words."""
+
+
 class FileEntry(_Strict):
     """Size in bytes and SHA-256 of one file."""
 
@@ -257,6 +261,8 @@ class Manifest(_Strict):
     """Default confidence threshold T_c."""
     temperature: Annotated[float, Field(ge=0.001, le=1000)]
     """The early exit's logits are divided by it before the softmax; 1 leaves them as they are."""
+    sent_answer: Literal["server", "both"] = "server"
+    """Who answers an image that was sent: the server alone, or both exits together (``both_exits.py``)."""
     provenance: Provenance
     figures: Figures
 

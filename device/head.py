@@ -19,6 +19,8 @@ class EarlyExit:
     class_index: int
     confidence: float
     """Softmax probability of that class."""
+    probabilities: NDArray[np.float32]
+    """Of all classes, float32 [K]."""
 
     def is_confident(self, threshold: float) -> bool:
         """Whether the image takes the early exit: its confidence exceeds T_c (Sec. III-B).
@@ -32,4 +34,4 @@ def run_head(engine: Engine, image: NDArray[np.uint8]) -> EarlyExit:
     """One image, uint8 [3, H, W], through the head and its early exit."""
     symbols, probabilities = engine.head(image[None])
     best = int(probabilities[0].argmax())
-    return EarlyExit(symbols[0], best, float(probabilities[0, best]))
+    return EarlyExit(symbols[0], best, float(probabilities[0, best]), probabilities[0])

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.both_exits import both_exits
 from offramp.common.bundle import Bundle
 from offramp.common.config import DeviceSettings, split_address
 from offramp.common.engine import Engine
@@ -39,7 +40,7 @@ from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.frame import ENVELOPE_BYTES
 from offramp.common.tracing import Tracing
 from offramp.device.adapt import Steering, bounds_of
-from offramp.device.head import EarlyExit, run_head
+from offramp.device.head import run_head
 from offramp.device.link import FRAME_OVERHEAD, Answer, Link, Outcome, Refusal
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.security import Security
@@ -67,7 +68,7 @@ class Result:
     label: str
     class_index: int
     confidence: float
-    """Softmax probability of the class, by whoever answered."""
+    """Probability of the class, by whoever answered: one exit, or both (``both_exits.py``)."""
     source: Source
     latency_seconds: float
     """From handing the image in to its answer."""
@@ -147,6 +148,7 @@ class Device:
             security.check(split_address("--server", address)[0], insecure)
         manifest = bundle.manifest
         self.bundle = bundle
+        self._both = manifest.sent_answer == "both"
         self.metrics = DeviceMetrics(bundle)
         self._threshold = manifest.threshold if threshold is None else threshold
         self._steering: Steering | None = None
@@ -259,14 +261,15 @@ class Device:
         self.metrics.head_seconds.observe(time.perf_counter() - start)
         number = next(self._indices) if index is None else index
         threshold = self.threshold if self._steering is None else self._steer()
+        own = exit_.class_index, exit_.confidence
         if exit_.is_confident(threshold):
-            self._finish(future, start, exit_, "early_exit", threshold)
+            self._finish(future, start, own, "early_exit", threshold)
             return future
         before = time.perf_counter()
         with self._lock:
             codec, payload = self._codec.encode(exit_.symbols)
         self.metrics.encode_seconds.observe(time.perf_counter() - before)
-        entry = Entry(codec, payload, number, name)
+        entry = Entry(codec, payload, number, name, exit_.probabilities.tobytes() if self._both else b"")
         expected = float(len(payload) + EXPECTED_BYTES)
         if self._steering is not None:
             self._charge(expected)
@@ -275,14 +278,15 @@ class Device:
             if isinstance(outcome, Answer):
                 if self._steering is not None:
                     self._charge(outcome.wire_bytes - expected)
-                self._finish(future, start, exit_, "server", threshold, len(payload), outcome)
+                told = self._told(entry.early, outcome)
+                self._finish(future, start, told, "server", threshold, len(payload), outcome)
                 return
             if self._steering is not None and not outcome.sends:
                 self._charge(-expected)
             if self._spool is not None and not outcome.final:
                 self._spool.put(entry)
             sent = len(payload) * outcome.sends
-            self._finish(future, start, exit_, "fallback", threshold, sent, refusal=outcome)
+            self._finish(future, start, own, "fallback", threshold, sent, refusal=outcome)
 
         late = None if self._on_correction is None else partial(self._late, entry)
         self._link.offload(codec, payload, done, late=late, trace=trace)
@@ -407,12 +411,13 @@ class Device:
         self.metrics.corrections.inc()
         if self._on_correction is None:
             return
+        best, probability = self._told(entry.early, answer)
         correction = Correction(
             index=entry.index,
             name=entry.name,
-            label=self.bundle.manifest.classes[answer.class_index],
-            class_index=answer.class_index,
-            confidence=answer.probability,
+            label=self.bundle.manifest.classes[best],
+            class_index=best,
+            confidence=probability,
             spooled=spooled,
         )
         try:
@@ -420,18 +425,32 @@ class Device:
         except Exception:  # somebody else's code, on the link's thread
             log.exception("a correction's callback failed")
 
+    def _told(self, early: bytes, answer: Answer) -> tuple[int, float]:
+        """Class and probability of an image that was sent.
+
+        early: its early exit's probabilities, float32 [K]; empty where the server answers alone, and in rows
+        that an older release spooled.
+        """
+        probabilities = np.frombuffer(early, np.float32)
+        if len(probabilities) != len(self.bundle.manifest.classes):
+            return answer.class_index, answer.probability
+        best, probability = np.array([answer.class_index]), np.array([answer.probability], np.float32)
+        joint = both_exits(probabilities[None], best, probability)[0]
+        chosen = int(joint.argmax())
+        return chosen, float(joint[chosen])
+
     def _finish(
         self,
         future: Future[Result],
         start: float,
-        exit_: EarlyExit,
+        told: tuple[int, float],
         source: Source,
         threshold: float,
         payload_bytes: int = 0,
         answer: Answer | None = None,
         refusal: Refusal | None = None,
     ) -> None:
-        best = exit_.class_index if answer is None else answer.class_index
+        best, confidence = told
         outcome = answer or refusal
         latency = time.perf_counter() - start
         self.metrics.answered_by[source].inc()
@@ -443,7 +462,7 @@ class Device:
             Result(
                 label=self.bundle.manifest.classes[best],
                 class_index=best,
-                confidence=exit_.confidence if answer is None else answer.probability,
+                confidence=confidence,
                 source=source,
                 latency_seconds=latency,
                 payload_bytes=payload_bytes if answer is None else payload_bytes * sends,

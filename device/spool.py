@@ -54,9 +54,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS activations (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   digest BLOB NOT NULL, codec INTEGER NOT NULL, payload BLOB NOT NULL,
-  image_index INTEGER NOT NULL, name TEXT NOT NULL, wall_time REAL NOT NULL
+  image_index INTEGER NOT NULL, name TEXT NOT NULL, wall_time REAL NOT NULL,
+  early BLOB NOT NULL DEFAULT x''
 )
 """
+_HELD = "LENGTH(payload) + LENGTH(early) + LENGTH(CAST(name AS BLOB))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,13 @@ class Entry:
     payload: bytes
     index: int
     name: str
+    early: bytes = b""
+    """The early exit's probabilities, float32 [K], where the answer is both exits'; else empty."""
 
     @property
     def size(self) -> int:
         """What it takes of the spool's bytes."""
-        return len(self.payload) + len(_text(self.name).encode()) + ROW_BYTES
+        return len(self.payload) + len(self.early) + len(_text(self.name).encode()) + ROW_BYTES
 
 
 class Spool:
@@ -191,10 +195,13 @@ class Spool:
             # A second bound, for what ROW_BYTES does not know of.
             database.execute(f"PRAGMA max_page_count={2 * self._capacity // page + 16}")
             database.execute(_SCHEMA)
+            if "early" not in [row[1] for row in database.execute("PRAGMA table_info(activations)")]:
+                # A file of an older release.
+                database.execute("ALTER TABLE activations ADD COLUMN early BLOB NOT NULL DEFAULT x''")
             with closing(database.execute("PRAGMA quick_check(1)")) as check:
                 if check.fetchone() != ("ok",):
                     raise sqlite3.DatabaseError("its pages are damaged")
-            sums = "SELECT COUNT(*), COALESCE(SUM(LENGTH(payload) + LENGTH(CAST(name AS BLOB))), 0)"
+            sums = f"SELECT COUNT(*), COALESCE(SUM({_HELD}), 0)"
             rows, held = database.execute(f"{sums} FROM activations").fetchone()
         except sqlite3.Error:
             database.close()
@@ -288,8 +295,7 @@ class Spool:
             need = sum(entry.size for entry in entries)
             while rows and held + need > self._capacity:
                 number, size = database.execute(
-                    "SELECT id, LENGTH(payload) + LENGTH(CAST(name AS BLOB)) FROM activations "
-                    "ORDER BY id LIMIT 1"
+                    f"SELECT id, {_HELD} FROM activations ORDER BY id LIMIT 1"
                 ).fetchone()
                 database.execute("DELETE FROM activations WHERE id = ?", (number,))
                 rows, held, dropped = rows - 1, held - size - ROW_BYTES, dropped + 1
@@ -297,9 +303,12 @@ class Spool:
                 need -= entries.pop(0).size
                 dropped += 1
             database.executemany(
-                "INSERT INTO activations (digest, codec, payload, image_index, name, wall_time) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                [(self._digest, int(e.codec), e.payload, e.index, _text(e.name), now) for e in entries],
+                "INSERT INTO activations (digest, codec, payload, image_index, name, wall_time, early) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (self._digest, int(e.codec), e.payload, e.index, _text(e.name), now, e.early)
+                    for e in entries
+                ],
             )
             database.execute("COMMIT")
         except sqlite3.Error:
@@ -333,13 +342,13 @@ class Spool:
         assert self._database is not None
         skip = [*self._under_way, *self._unwanted]
         rows = self._database.execute(
-            "SELECT id, codec, payload, image_index, name FROM activations "
+            "SELECT id, codec, payload, image_index, name, early FROM activations "
             f"WHERE digest = ? AND id NOT IN ({', '.join('?' * len(skip))}) ORDER BY id LIMIT ?",
             (self._digest, *skip, SENDING_MOST - len(self._under_way)),
         ).fetchall()
         if not rows and not self._under_way and self._fresh.empty():
             self._empty.set()
-        for number, codec, payload, index, name in rows:
+        for number, codec, payload, index, name, early in rows:
             turned_away: list[Outcome] = []
 
             def done(
@@ -349,7 +358,7 @@ class Spool:
                 self._answered.put((number, outcome))
                 self._wake.set()
 
-            self._under_way[number] = entry = Entry(CodecId(codec), payload, index, name)
+            self._under_way[number] = entry = Entry(CodecId(codec), payload, index, name, early)
             self._link.offload(entry.codec, entry.payload, done, background=True)
             if turned_away and isinstance(turned_away[0], Refusal) and not turned_away[0].sends:
                 # The wake that this caused is not news; the next try comes after a while.

@@ -1,7 +1,8 @@
 """What the paper leaves out: pictures sent in place of activations, on the axes of Figure 10.
 
     picture to the whole model   every image goes to the server as raw pixels, PNG, JPEG or WebP
-    early exit + picture         images that the early exit is sure of stay; the others go as pictures
+    early exit + picture         images that the early exit is sure of stay; the others go as pictures,
+                                 and are answered as the bundle's own are: by the server or by both exits
 
 The whole model is the bundle's own head and tail, one after the other, on the server; it sees what the
 picture decodes to. It was not trained on such pictures, which would help it. Bytes are those of the picture
@@ -14,13 +15,14 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from offramp.common.both_exits import both_exits
 from offramp.common.bundle import Bundle
 from offramp.common.engine import Engine
 from offramp.common.errors import DataError, printable
@@ -137,21 +139,24 @@ def measure(
     engine = Engine(bundle, threads)
     _, early = head_answers(engine, data.images)
     confidence, early_right = early.max(axis=1), early.argmax(axis=1) == data.labels
+    rule = bundle.manifest.sent_answer
     pictures, hybrids = [], []
     for form in formats:
         sizes, decoded = sent(form, data.images)
-        right = whole_answers(engine, decoded) == data.labels
+        whole = whole_answers(engine, decoded)
+        right = whole.best == data.labels
         pictures.append(
             Pictures(name=form.name, bytes_mean=float(sizes.mean()), accuracy=float(right.mean()))
         )
         if form.name in HYBRIDS:
             unsure = [confidence <= at for at in _GRID]
+            answered = whole.told(early, rule) == data.labels
             hybrids.append(
                 Hybrid(
                     name=f"early exit + {form.name}",
                     threshold=list(_GRID),
                     bytes_mean=[float(np.where(one, sizes, 0).mean()) for one in unsure],
-                    accuracy=[float(np.where(one, right, early_right).mean()) for one in unsure],
+                    accuracy=[float(np.where(one, answered, early_right).mean()) for one in unsure],
                 )
             )
         tick()
@@ -177,9 +182,32 @@ def head_answers(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.
     return np.concatenate(symbols), np.concatenate(probabilities)
 
 
-def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The class that the whole model names for each image, int64 [N]."""
-    return np.concatenate([engine.tail(engine.head(batch)[0]).argmax(axis=1) for batch in batches(images)])
+@dataclass(frozen=True)
+class Told:
+    """What replies tell of N images: class, int64 [N], and its probability, float32 [N]."""
+
+    best: NDArray[np.int64]
+    probability: NDArray[np.float32]
+
+    def told(self, early: NDArray[np.float32], sent_answer: Literal["server", "both"]) -> NDArray[np.int64]:
+        """The class that a device tells of each image, int64 [N].
+
+        early: its early exit's probabilities, float32 [N, K]. sent_answer: as in a bundle's manifest.
+        """
+        if sent_answer == "server":
+            return self.best
+        return np.asarray(both_exits(early, self.best, self.probability).argmax(axis=1))
+
+
+def tail_answers(engine: Engine, symbols: NDArray[np.uint8]) -> Told:
+    """What the tail makes of symbols, uint8 [N, C, h, w]."""
+    parts = [engine.tail(batch) for batch in batches(symbols)]
+    return Told(*(np.concatenate([getattr(part, of)(axis=1) for part in parts]) for of in ("argmax", "max")))
+
+
+def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> Told:
+    """What the whole model makes of images, uint8 [N, 3, H, W]."""
+    return tail_answers(engine, head_answers(engine, images)[0])
 
 
 def batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

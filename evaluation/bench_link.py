@@ -206,7 +206,8 @@ def ways_of(
     pixels = np.stack([to_input(picture, preprocessing) for picture in pictures])
     _, early = head_answers(engine, pixels)
     confidence, exits = early.max(axis=1), early.argmax(axis=1)
-    whole = whole_answers(engine, pixels)
+    answered = whole_answers(engine, pixels)
+    whole, told = answered.best, answered.told(early, bundle.manifest.sent_answer)
     right = np.array(truth)
     codec = PictureCodec(bundle)
     every, none = np.ones(len(paths), bool), np.zeros(len(paths), bool)
@@ -215,7 +216,7 @@ def ways_of(
             f"Offramp, T_c = {t:g}",
             "offramp",
             confidence <= t,
-            np.where(confidence <= t, whole, exits),
+            np.where(confidence <= t, told, exits),
             [f"{t!r}"],
         )
         for t in thresholds
@@ -225,7 +226,8 @@ def ways_of(
     for kind in ("JPEG", "WEBP"):
         for quality in QUALITIES:
             coded = [encode_picture(picture, kind, quality) for picture in pictures]
-            best = whole_answers(engine, np.stack([codec.decode(0, data) for data in coded]))
+            pictured = whole_answers(engine, np.stack([codec.decode(0, data) for data in coded]))
+            best = pictured.best
             # The last one is taken as it is.
             if (best == right).mean() >= (whole == right).mean():
                 break
@@ -238,7 +240,7 @@ def ways_of(
             f"early exit + WebP {quality}, T_c = {own:g}",
             "rival",
             unsure,
-            np.where(unsure, best, exits),
+            np.where(unsure, pictured.told(early, bundle.manifest.sent_answer), exits),
             [*flags, "--threshold", repr(own)],
             pictures=True,
         )

@@ -8,7 +8,9 @@
 Bytes are those of the protobuf message with one frame (payload, checksum, tags), the same envelope for every
 contender; an image that exits early sends none. The whole model is the one that is given for it; where a
 second one is given that was trained on pictures so compressed, each picture contender has the better of both.
-The hybrids' early exit is that of the rate-trained bundle whose exit is right most often.
+The hybrids' early exit is that of the rate-trained bundle whose exit is right most often. A split answers
+what was sent as its manifest says, by the server or by both exits; the hybrids have the better of the two.
+With every image sent, the server alone answers.
 
 A contender's points differ in bundle, quality and T_c. What it costs at an accuracy is the fewest bytes among
 its points that reach it. Intervals are the bootstrap's over test images, the same ones for all contenders.
@@ -24,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import PIL
@@ -35,7 +37,15 @@ from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
 from offramp.common.errors import DataError
 from offramp.common.frame import Frame, FrameWriter
-from offramp.evaluation.baselines import FORMATS, Format, batches, head_answers, sent, whole_answers
+from offramp.evaluation.baselines import (
+    FORMATS,
+    Format,
+    Told,
+    head_answers,
+    sent,
+    tail_answers,
+    whole_answers,
+)
 from offramp.evaluation.plots import Plot, Series
 from offramp.evaluation.report_tables import Column, Report, Value
 from offramp.evaluation.timing import one_core
@@ -44,7 +54,7 @@ from offramp.training.record import RECORD, Record, read_record
 
 if TYPE_CHECKING:
     # It imports torch, which nothing here needs.
-    from offramp.training.data import Dataset, Labelled
+    from offramp.training.data import Dataset
 
 PICTURES, HYBRID, PAPER, OURS = "pictures", "early exit + WebP", "activations (paper)", "rate-trained (ours)"
 OURS_SENT = "ours, no early exit"
@@ -80,12 +90,39 @@ class Points:
 
 @dataclass(frozen=True)
 class Split:
-    """A bundle's answers for N images: what its device and its server say, and the payload each one takes."""
+    """A bundle's answers for N images, and the payload each one takes."""
 
-    confidence: NDArray[np.float32]
-    early: Rights
-    final: Rights
+    early: NDArray[np.float32]
+    """The early exit's probabilities, float32 [N, K]."""
+    told: NDArray[np.int64]
+    """The class that is told of each image, were it sent, int64 [N]."""
+    final: NDArray[np.int64]
+    """The class that the server names, int64 [N]."""
     payload: Sizes
+    labels: NDArray[np.int64]
+
+    @property
+    def early_right(self) -> Rights:
+        """Where the early exit is."""
+        return np.asarray(self.early.argmax(axis=1) == self.labels)
+
+    @property
+    def right(self) -> Rights:
+        """Where the answer to what was sent is."""
+        return np.asarray(self.told == self.labels)
+
+    @property
+    def final_right(self) -> Rights:
+        """Where the server alone is."""
+        return np.asarray(self.final == self.labels)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """N images in one format: bytes of each, int64 [N], and what each whole model makes of them."""
+
+    sizes: Sizes
+    answers: list[Told]
 
 
 @cache
@@ -105,33 +142,29 @@ def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
     """
     engine = Engine(bundle, len(os.sched_getaffinity(0)))
     symbols, probabilities = head_answers(engine, data.test.images)
-    final = np.concatenate([engine.tail(batch).argmax(axis=1) for batch in batches(symbols)])
+    answers = tail_answers(engine, symbols)
+    told = answers.told(probabilities, bundle.manifest.sent_answer)
     if one_table:
         counted, _ = head_answers(engine, data.validation.images[:_CALIBRATION])
         payload = payload_bytes(huffman_tables(counted, [0] * counted.shape[1]), 1, symbols)
     else:
         payload = np.array([len(bundle.codec.encode(image)[1]) for image in symbols], np.int64)
-    return Split(
-        probabilities.max(axis=1),
-        probabilities.argmax(axis=1) == data.test.labels,
-        final == data.test.labels,
-        payload,
-    )
+    return Split(probabilities, told, answers.best, payload, data.test.labels)
 
 
 def run_pictures(
     wholes: Sequence[Bundle],
-    images: Labelled,
+    images: NDArray[np.uint8],
     formats: Sequence[Format] = FORMATS,
     tick: Callable[[], object] = lambda: None,
     *,
     kept: Path | None = None,
-) -> dict[str, tuple[Sizes, list[Rights]]]:
-    """By format: bytes of each picture, and where each whole model is right about what it decodes to.
+) -> dict[str, Sent]:
+    """By format: bytes of each picture, and what each whole model makes of what it decodes to.
 
     Args:
         wholes: the models.
-        images: test images.
+        images: of the test part, uint8 [N, 3, H, W].
         formats: what they are sent as.
         tick: called after each format.
         kept: folder with what former calls found for the same model, images, format and Pillow: it is taken
@@ -141,45 +174,49 @@ def run_pictures(
         DataError: a file in ``kept`` that is not what its name says.
     """
     engines: dict[int, Engine] = {}
-    digest = hashlib.sha256(images.images.tobytes() + images.labels.tobytes()).hexdigest()
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
     found = {}
     for form in formats:
-        answers: list[tuple[Sizes, Rights]] = []
+        answers: list[Told] = []
         coded: tuple[Sizes, NDArray[np.uint8]] | None = None
         for number, whole in enumerate(wholes):
-            decides = (PIL.__version__, digest, whole.digest.hex(), form)
+            decides = ("answers", PIL.__version__, digest, whole.digest.hex(), form)
             path = kept and kept / f"{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}.npz"
             if path and path.exists():
-                answers.append(_read_answers(path, len(images)))
+                sizes, told = _read_answers(path, len(images), len(whole.manifest.classes))
+                answers.append(told)
                 continue
-            coded = coded or sent(form, images.images)
+            coded = coded or sent(form, images)
             if number not in engines:
                 engines[number] = Engine(whole, len(os.sched_getaffinity(0)))
-            right = whole_answers(engines[number], coded[1]) == images.labels
-            answers.append((coded[0], right))
+            sizes = coded[0]
+            answers.append(whole_answers(engines[number], coded[1]))
             if path:
-                _keep_answers(path, *answers[-1])
-        found[form.name] = (answers[0][0], [right for _, right in answers])
+                _keep_answers(path, sizes, answers[-1])
+        found[form.name] = Sent(sizes, answers)
         tick()
     return found
 
 
-def _read_answers(path: Path, count: int) -> tuple[Sizes, Rights]:
+def _read_answers(path: Path, count: int, classes: int) -> tuple[Sizes, Told]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            sizes, right = file["sizes"], file["right"]
+            sizes, best, probability = file["sizes"], file["best"], file["probability"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected kept answers, found {type(error).__name__}: remove it") from error
-    if (sizes.dtype, right.dtype) != (np.int64, np.bool_) or not sizes.shape == right.shape == (count,):
+    types = (sizes.dtype, best.dtype, probability.dtype)
+    shapes = {sizes.shape, best.shape, probability.shape}
+    fits = types == (np.int64, np.int64, np.float32) and shapes == {(count,)}
+    if not (fits and ((best >= 0) & (best < classes)).all()):
         raise DataError(f"{path}: expected kept answers for {count} images: remove it")
-    return sizes, right
+    return sizes, Told(best, probability)
 
 
-def _keep_answers(path: Path, sizes: Sizes, right: Rights) -> None:
+def _keep_answers(path: Path, sizes: Sizes, told: Told) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, sizes=sizes, right=right)
+        np.savez_compressed(file, sizes=sizes, best=told.best, probability=told.probability)
     partial.replace(path)
 
 
@@ -189,49 +226,52 @@ def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Po
     Args:
         name: the contender's part in this.
         device: whose early exit decides, and answers what it is sure of.
-        server: where the server is right, were it sent the image.
+        server: where the answer is right, were the image sent.
         payload: what that would take.
     """
-    order = np.sort(device.confidence)
+    confidence = device.early.max(axis=1)
+    order = np.sort(confidence)
     at = np.unique(order[np.minimum((_SHARES * len(order)).astype(int), len(order) - 1)])
     thresholds = np.concatenate([[0.0], at, [1.0]]).astype(np.float32)
-    offloaded = device.confidence[None] <= thresholds[:, None]
+    offloaded = confidence[None] <= thresholds[:, None]
     message = _messages(payload)
     return Points(
         [f"{name}, T_c = {threshold:.4f}" for threshold in thresholds],
         np.where(offloaded, message, np.float32(0)),
-        np.where(offloaded, server, device.early).astype(np.float32),
+        np.where(offloaded, server, device.early_right).astype(np.float32),
     )
 
 
-def picture_points(found: Mapping[str, tuple[Sizes, list[Rights]]]) -> Points:
+def picture_points(found: Mapping[str, Sent], labels: NDArray[np.int64]) -> Points:
     """Every image sent as a picture to the whole model."""
     names, sent, right = [], [], []
-    for name, (sizes, rights) in found.items():
-        message = _messages(sizes)
-        for number, one in enumerate(rights):
+    for name, one in found.items():
+        message = _messages(one.sizes)
+        for number, told in enumerate(one.answers):
             names.append(name + (", model trained on WebP" if number else ""))
             sent.append(message)
-            right.append(one.astype(np.float32))
+            right.append((told.best == labels).astype(np.float32))
     return Points(names, np.stack(sent), np.stack(right))
 
 
-def hybrid_points(device: Split, found: Mapping[str, tuple[Sizes, list[Rights]]]) -> Points:
-    """Unsure images sent as WebP of every quality."""
+def hybrid_points(device: Split, found: Mapping[str, Sent]) -> Points:
+    """Unsure images sent as WebP of every quality; the server answers, or both exits do."""
+    rules: tuple[Literal["server", "both"], ...] = ("server", "both")
     return Points.joined(
         [
-            split_points(name, device, one, sizes)
-            for name, (sizes, rights) in found.items()
+            split_points(name, device, told.told(device.early, rule) == device.labels, one.sizes)
+            for name, one in found.items()
             if name.startswith("WebP")
-            for one in rights
+            for told in one.answers
+            for rule in rules
         ]
     )
 
 
 def sent_points(splits: Mapping[str, Split]) -> Points:
-    """Every image sent, whatever the early exit says: one point for each bundle."""
+    """Every image sent, and answered by the server alone: one point for each bundle."""
     messages = [_messages(split.payload) for split in splits.values()]
-    rights = [split.final for split in splits.values()]
+    rights = [split.final_right for split in splits.values()]
     return Points(list(splits), np.stack(messages), np.array(rights, np.float32))
 
 
@@ -267,7 +307,7 @@ def costs(points: Points, accuracies: Sequence[float], *, seed: int = 0) -> Cost
 def compare(
     ours: Mapping[str, Split],
     papers: Mapping[str, Split],
-    pictures: Mapping[str, tuple[Sizes, list[Rights]]],
+    pictures: Mapping[str, Sent],
     *,
     about: str,
 ) -> Report:
@@ -279,16 +319,17 @@ def compare(
         pictures: see ``run_pictures``; "raw pixels" tells what the better whole model reaches.
         about: where the figures come from.
     """
-    best_exit = max(ours.values(), key=lambda split: float(split.early.mean()))
-    contenders = {PICTURES: picture_points(pictures), HYBRID: hybrid_points(best_exit, pictures)}
+    best_exit = max(ours.values(), key=lambda split: float(split.early_right.mean()))
+    labels = best_exit.labels
+    contenders = {PICTURES: picture_points(pictures, labels), HYBRID: hybrid_points(best_exit, pictures)}
     for name, splits in ((PAPER, papers), (OURS, ours)):
         if splits:
             contenders[name] = Points.joined(
-                [split_points(own, split, split.final, split.payload) for own, split in splits.items()]
+                [split_points(own, split, split.right, split.payload) for own, split in splits.items()]
             )
     contenders[OURS_SENT] = sent_points(ours)
-    _, rights = pictures["raw pixels"]
-    return report(contenders, max(float(one.mean()) for one in rights), about=about)
+    whole = max(float((told.best == labels).mean()) for told in pictures["raw pixels"].answers)
+    return report(contenders, whole, about=about)
 
 
 def devices(bundles: Sequence[Bundle], whole: Bundle, *, about: str) -> Report:

@@ -197,7 +197,7 @@ def _pareto(arguments: Namespace) -> list[Report]:
     steps = len(FORMATS) + len(ours) + len(papers)
     with tqdm(total=steps, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         kept = arguments.out and arguments.out / "pictures"
-        pictures = pareto.run_pictures(wholes, data.test, FORMATS, bar.update, kept=kept)
+        pictures = pareto.run_pictures(wholes, data.test.images, FORMATS, bar.update, kept=kept)
         splits: list[pareto.Split] = []
         for bundle in (*ours, *papers):
             splits.append(pareto.run_split(bundle, data, one_table=len(splits) >= len(ours)))

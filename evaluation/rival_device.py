@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from offramp.common.bundle import load_bundle
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     from offramp.device.link import Answer, Link, Outcome
     from offramp.device.metrics import DeviceMetrics
+    from offramp.evaluation.baselines import Told
 
     bundle = load_bundle(arguments.bundle)
     engine = Engine(bundle)
@@ -100,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             answer = outcomes[0]
             if isinstance(answer, Answer):
                 best = answer.class_index
+                if arguments.threshold is not None:
+                    told = Told(np.array([best]), np.array([answer.probability], np.float32))
+                    (best,) = told.told(probabilities, bundle.manifest.sent_answer).tolist()
             else:
                 print(f"rival_device: {path}: {answer.reason}", file=sys.stderr)
                 source = "fallback"

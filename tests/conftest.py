@@ -38,6 +38,12 @@ def raw_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def both_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The toy bundle, what is sent answered by both exits. Only read its directory."""
+    return toy.write(tmp_path_factory.mktemp("bundle") / "both", sent_answer="both")
+
+
+@pytest.fixture(scope="session")
 def toy_engine(toy_bundle: Bundle) -> Engine:
     """The toy bundle's head and tail, loaded."""
     engine = Engine(toy_bundle)

@@ -168,12 +168,12 @@ def manifest(files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def write(directory: Path, *, coded: bool = True) -> Bundle:
+def write(directory: Path, *, coded: bool = True, sent_answer: str = "server") -> Bundle:
     """Write the toy bundle, with a codebook for each channel or with raw symbols only."""
     files = {HEAD: head().SerializeToString(), TAIL: tail().SerializeToString()}
     if coded:
         files[CODEBOOK] = build_codebook(channel_counts(files[HEAD]), "channel").to_bytes()
-    valid = Manifest.model_validate_json(json.dumps(manifest(files)))
+    valid = Manifest.model_validate_json(json.dumps({**manifest(files), "sent_answer": sent_answer}))
     return write_bundle(directory, valid, files)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from offramp.common.bundle import Bundle, Context, Raw, load_bundle
+from offramp.common.bundle import ANSWERED_BY, Bundle, Context, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
 
@@ -272,6 +272,7 @@ def _report(bundle: Bundle) -> dict[str, object]:
         "bundle": str(bundle.path),
         "digest": bundle.digest.hex(),
         "threshold": manifest.threshold,
+        "sent_answer": manifest.sent_answer,
         "codec": manifest.codec.model_dump(mode="json", exclude={"table_of_channel"}),
         "figures": manifest.figures.model_dump(mode="json"),
     }
@@ -302,7 +303,8 @@ def _table(bundle: Bundle) -> str:
             rows += [
                 (
                     f"at T_c = {at.threshold:.2f}",
-                    f"{at.exit_rate:.1%} exit early, {at.accuracy:.2%} right",
+                    f"{at.exit_rate:.1%} exit early, {at.accuracy:.2%} right; "
+                    f"the others answered by {ANSWERED_BY[manifest.sent_answer]}",
                 ),
                 ("  bytes per image", f"{at.payload_bytes_mean:,.1f}, images that exit early counted as 0"),
             ]

@@ -8,12 +8,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from offramp.common.both_exits import both_exits
 from offramp.common.engine import session_options, softmax
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import Graphs
@@ -28,7 +30,8 @@ class Answers:
     """Both exits' answers for N images.
 
     ``symbols`` uint8 [N, C, H, W] (empty [N, 0] for a float model), ``early`` and ``final`` float32 [N, K]
-    logits, ``labels`` int64 [N], ``temperature`` of the early exit's softmax.
+    logits, ``labels`` int64 [N], ``temperature`` of the early exit's softmax, ``sent_answer`` as in a
+    bundle's manifest.
     """
 
     symbols: NDArray[np.uint8]
@@ -36,6 +39,7 @@ class Answers:
     final: NDArray[np.float32]
     labels: NDArray[np.int64]
     temperature: float = 1.0
+    sent_answer: Literal["server", "both"] = "server"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,13 +59,22 @@ class Answers:
         """Where the final exit names the label, bool [N]."""
         return np.asarray(self.final.argmax(axis=1) == self.labels)
 
+    @cached_property
+    def sent_right(self) -> NDArray[np.bool_]:
+        """Where the answer to the image, were it sent, is the label, bool [N]."""
+        if self.sent_answer == "server":
+            return self.final_right
+        early, final = softmax(self.early, self.temperature), softmax(self.final)
+        told = both_exits(early, final.argmax(axis=1), final.max(axis=1)).argmax(axis=1)
+        return np.asarray(told == self.labels)
+
     def exits(self, threshold: float) -> NDArray[np.bool_]:
         """Which images exit early: those whose confidence exceeds T_c (Sec. III-B); at 1, none."""
         return self.confidence > threshold
 
     def right(self, threshold: float) -> NDArray[np.bool_]:
         """Where the two exits together name the label at a confidence threshold T_c, bool [N]."""
-        return np.where(self.exits(threshold), self.early_right, self.final_right)
+        return np.where(self.exits(threshold), self.early_right, self.sent_right)
 
     def accuracy(self, threshold: float) -> float:
         """Top-1 accuracy of the two exits together at a confidence threshold T_c."""
@@ -122,6 +135,15 @@ def run_float(model: SplitModel, data: Labelled, device: torch.device | None = N
         for name in ("early", "final")
     )
     return Answers(np.empty((len(data), 0), np.uint8), early, final, data.labels)
+
+
+def with_better_answer(answers: Answers) -> Answers:
+    """The same with the ``sent_answer`` that is more often right at its best T_c; of equals, the server's.
+
+    Choose on validation images.
+    """
+    server, both = replace(answers, sent_answer="server"), replace(answers, sent_answer="both")
+    return both if both.best_accuracy > server.best_accuracy else server
 
 
 def choose_threshold(answers: Answers, drop: float) -> float:

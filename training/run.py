@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,7 +46,7 @@ from offramp.training.codebook import (
 )
 from offramp.training.data import Dataset, to_float
 from offramp.training.export import export
-from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs
+from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
 from offramp.training.quantize import QuantModel, quantize
 from offramp.training.recipe import Recipe
 from offramp.training.record import Record
@@ -94,7 +94,9 @@ def run(job: Job) -> tuple[Bundle, Record]:
 def make_bundle(
     out: Path, recipe: Recipe, text: str, data: Dataset, trained: Trained, hardware: Hardware
 ) -> tuple[Bundle, Record]:
-    """Quantize, export, choose codebook and threshold on validation images, measure on test images, write.
+    """Quantize, export, choose on validation images, measure on test images, write.
+
+    Chosen are the codebook, who answers what is sent, and the threshold.
 
     Args:
         out: folder of the bundle.
@@ -118,11 +120,12 @@ def make_bundle(
     most = max(1, _CODEC_SYMBOLS // int(np.prod(quantized.split_shape)))
     counted, competing = seen.symbols[calibration[:most]], seen.symbols[others[:most]]
     codec = choose_codec(counted, competing)
-    threshold = choose_threshold(seen, recipe.threshold.drop)
+    seen = with_better_answer(seen)
+    threshold, sent_answer = choose_threshold(seen, recipe.threshold.drop), seen.sent_answer
     del seen
 
-    answers = run_graphs(graphs, data.test)
-    in_float = run_float(model, data.test, hardware.device)
+    answers = replace(run_graphs(graphs, data.test), sent_answer=sent_answer)
+    in_float = replace(run_float(model, data.test, hardware.device), sent_answer=sent_answer)
     payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
     files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
     entries = file_entries(files)
@@ -153,6 +156,7 @@ def make_bundle(
         codec=codec.entry,
         threshold=threshold,
         temperature=1.0,
+        sent_answer=sent_answer,
         provenance=Provenance(
             commit=_commit(),
             dataset=dataset,

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from offramp.common.bundle import ANSWERED_BY
 from offramp.common.config import Parser
 from offramp.common.errors import DataError, ExitCode, OfframpError
 
@@ -31,7 +32,8 @@ intervals, Wilson's for shares and the bootstrap's for bytes, are those of a thr
 beforehand; one that is chosen on the same images looks a little too good. --sure asks that the interval's
 worse end keeps the promise, which leans the other way. --temperature first divides the early exit's logits by
 the number that fits the labels best, so that its confidence says how often it is right (ECE: how far it is
-from that); the answers themselves do not change.
+from that); the early exit's answers do not change. Whether the server alone answers an image that was sent or
+both exits together is decided anew, by the same images.
 
 The bundle's recipe says where its images are; for files elsewhere, name them. The card in the manifest is
 measured anew on the test images; nothing is chosen by them.
@@ -111,8 +113,10 @@ class Choice:
     exit_rate_interval: tuple[float, float]
     bytes_mean: float
     bytes_interval: tuple[float, float]
-    accuracy_final: float
+    accuracy_sent: float
     """With no image answered early."""
+    sent_answer: Literal["server", "both"]
+    """Who answers what was sent."""
     temperature: float
     ece: float
     """Of the early exit at this temperature."""
@@ -165,7 +169,8 @@ def choose(
             exit_rate_interval=wilson(int(early.sum()), len(early)),
             bytes_mean=float(sent.mean()),
             bytes_interval=bootstrap_mean(sent, seed=seed),
-            accuracy_final=float(answers.final_right.mean()),
+            accuracy_sent=float(answers.sent_right.mean()),
+            sent_answer=answers.sent_answer,
             temperature=answers.temperature,
             ece=calibrated,
             ece_before=calibrated,
@@ -207,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> Choice:
     from offramp.common.bundle import load_bundle
     from offramp.training.calibration import ece, fit_temperature
     from offramp.training.held_out import load_data
-    from offramp.training.measure import run_graphs
+    from offramp.training.measure import run_graphs, with_better_answer
 
     bundle = load_bundle(arguments.bundle)
     data = load_data(bundle, arguments.train_data, arguments.test_data)
@@ -218,6 +223,7 @@ def _run(arguments: argparse.Namespace) -> Choice:
         # The manifest's own limits.
         temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
         seen = replace(seen, temperature=temperature)
+    seen = with_better_answer(seen)
     choice = choose(
         seen,
         _payloads(bundle, seen),
@@ -229,7 +235,9 @@ def _run(arguments: argparse.Namespace) -> Choice:
     )
     choice = replace(choice, ece_before=ece(before.confidence, before.early_right))
     if not arguments.dry_run:
-        test = replace(run_graphs(graphs, data.test), temperature=choice.temperature)
+        test = replace(
+            run_graphs(graphs, data.test), temperature=choice.temperature, sent_answer=choice.sent_answer
+        )
         write(bundle, choice, test, _payloads(bundle, test))
     return choice
 
@@ -240,7 +248,7 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
     Args:
         bundle: its graphs and tables stay as they are.
         choice: what goes into the manifest.
-        answers: of its graphs on test images, at the new temperature.
+        answers: of its graphs on test images, at the new temperature and answered as was chosen.
         payloads: bytes that each of these images' activations takes, int64 [N].
     """
     from offramp.common.bundle import CODEBOOK, HEAD, TAIL, write_bundle
@@ -255,6 +263,7 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
         update={
             "threshold": choice.threshold,
             "temperature": choice.temperature,
+            "sent_answer": choice.sent_answer,
             "figures": measured.model_copy(update=kept),
         }
     )
@@ -283,7 +292,7 @@ def _lines(choice: Choice) -> list[str]:
     lines = [
         f"T_c = {choice.threshold:g}, chosen on {choice.images:,} validation images (95 % intervals):",
         f"  accuracy         {choice.accuracy:.2%}  ({low:.2%} … {high:.2%})",
-        f"    all sent       {choice.accuracy_final:.2%}",
+        f"    all sent       {choice.accuracy_sent:.2%}, answered by {ANSWERED_BY[choice.sent_answer]}",
         f"  exit rate        {choice.exit_rate:.2%}  ({exit_low:.2%} … {exit_high:.2%})",
         f"  bytes an image   {choice.bytes_mean:,.1f}  ({least:,.1f} … {most:,.1f}), 0 where it exits early",
         f"  temperature      {choice.temperature:.4g}, ECE of the early exit {choice.ece:.4f}",

@@ -344,6 +344,12 @@ attack_values(
     value=1e-300,
 )
 attack_values(
+    "answered-by-nobody",
+    r"manifest\.json: sent_answer: Input should be 'server' or 'both'",
+    "sent_answer",
+    value="nobody",
+)
+attack_values(
     "scale-0",
     r"manifest\.json: activation\.scale: Input should be greater than 0",
     "activation",

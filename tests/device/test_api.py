@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from offramp.common.both_exits import both_exits
 from offramp.common.bundle import Bundle
 from offramp.common.engine import Engine
 from offramp.device import Correction, Device
@@ -154,6 +157,28 @@ def test_a_correction_is_told_with_its_image(toy_bundle: Bundle) -> None:
             go.set()
             until(lambda: seen, "the correction")
     assert seen == [Correction(17, "door.png", toy.CLASSES[2], 2, 0.5, spooled=False)]
+
+
+def test_both_exits_correct_what_was_spooled(
+    run: Processes, both_bundle: Bundle, toy_engine: Engine, tmp_path: Path
+) -> None:
+    """An earlier run's early exit is heard too."""
+    images, seen = toy.images(40), dict[int, int]()
+
+    def note(correction: Correction) -> None:
+        seen[correction.index] = correction.class_index
+
+    flags: dict[str, Any] = {"threshold": 1, "spool": tmp_path / "spool", "on_correction": note}
+    with closed_port() as port, Device(both_bundle, server=f"127.0.0.1:{port}", **flags) as device:
+        assert {result.source for result in device.map(images)} == {"fallback"}
+    server = run.server(bundle=both_bundle.path)
+    with Device(both_bundle, server=server.address, **flags) as device:
+        assert device.wait_spool(WAIT)
+    symbols, early = toy_engine.head(images)
+    late = toy_engine.tail(symbols)
+    told = both_exits(early, late.argmax(axis=1), late.max(axis=1)).argmax(axis=1)
+    assert [seen[index] for index in range(len(images))] == told.tolist()
+    assert told.tolist() != late.argmax(axis=1).tolist()
 
 
 def test_several_threads_share_a_device(run: Processes, toy_bundle: Bundle, toy_engine: Engine) -> None:

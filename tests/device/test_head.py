@@ -13,7 +13,7 @@ from tests import toy
 
 
 def exit_with(confidence: float) -> EarlyExit:
-    return EarlyExit(np.zeros(toy.SHAPE, np.uint8), 0, confidence)
+    return EarlyExit(np.zeros(toy.SHAPE, np.uint8), 0, confidence, np.array([confidence], np.float32))
 
 
 @pytest.mark.parametrize("confidence", [1e-30, 1 / 3, 0.5, 1.0])

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from offramp.common import frame
+from offramp.common.both_exits import both_exits
 from offramp.common.bundle import Bundle
 from offramp.common.engine import Engine
 from offramp.common.errors import (
@@ -32,10 +34,12 @@ from tests.toy import BundleFolder
 THRESHOLDS = [0, 0.3, 0.5, 0.7, 0.9, 1]
 
 
-def in_one_process(engine: Engine, threshold: float) -> list[tuple[str, int, float]]:
+def in_one_process(engine: Engine, threshold: float, *, both: bool = False) -> list[tuple[str, int, float]]:
     """Source, class and confidence of each of the 300 images."""
     symbols, early = engine.head(toy.images(300, seed=3))
-    late = engine.tail(symbols)
+    late: NDArray[np.floating] = engine.tail(symbols)
+    if both:
+        late = both_exits(early, late.argmax(axis=1), late.max(axis=1))
     return [
         ("early_exit", int(mine.argmax()), float(mine.max()))
         if mine.max() > threshold
@@ -77,6 +81,18 @@ def test_the_default_threshold_is_the_bundles(run: Processes, toy_engine: Engine
     _, device = run.device("--server", run.server().address, "--json", toy_npz)
     assert device.summary["threshold"] == 0.8
     check_predictions(device.answers, in_one_process(toy_engine, 0.8))
+
+
+def test_both_exits_answer_what_was_sent(
+    run: Processes, both_bundle: Bundle, toy_engine: Engine, toy_npz: Path
+) -> None:
+    server = run.server(bundle=both_bundle.path)
+    flags = ("--server", server.address, "--timeout", 60, "--json", toy_npz)
+    status, device = run.device("--threshold", 0.7, *flags, bundle=both_bundle.path)
+    together = in_one_process(toy_engine, 0.7, both=True)
+    assert status == 0
+    check_predictions(device.answers, together)
+    assert [best for _, best, _ in together] != [best for _, best, _ in in_one_process(toy_engine, 0.7)]
 
 
 def test_a_raw_bundle_sends_raw_symbols(run: Processes, raw_bundle: Bundle, toy_images: Path) -> None:

@@ -142,6 +142,30 @@ def test_it_outlives_the_process(spooled: Callable[..., Any]) -> None:
         assert [entry.index for entry in it.delivered] == [1, 2, 3]
 
 
+def test_a_file_of_an_older_release_is_read(
+    spooled: Callable[..., Any], toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Its rows have no early exit's answer."""
+    with closing(sqlite3.connect(tmp_path / "spool")) as database, database:
+        database.execute(
+            "CREATE TABLE activations (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL, "
+            "codec INTEGER NOT NULL, payload BLOB NOT NULL, image_index INTEGER NOT NULL, "
+            "name TEXT NOT NULL, wall_time REAL NOT NULL)"
+        )
+        database.execute(
+            "INSERT INTO activations (digest, codec, payload, image_index, name, wall_time) "
+            "VALUES (?, 0, x'abcd', 7, '7.png', 0)",
+            (toy_bundle.digest,),
+        )
+    new = Entry(CodecId.BUNDLE, b"new", 8, "8.png", early=bytes(12))
+    with spooled() as it:
+        it.spool.put(new)
+        it.written(1)
+        it.link.up = True
+        until(lambda: len(it.delivered) == 2, "both")
+    assert it.delivered == [Entry(CodecId.BUNDLE, b"\xab\xcd", 7, "7.png"), new]
+
+
 def test_the_oldest_go_first(spooled: Callable[..., Any], tmp_path: Path) -> None:
     one = 100 + ROW_BYTES + len("100.png")
     with spooled(capacity=10 * one) as it:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from offramp.common.bundle import load_bundle
 from offramp.common.errors import DataError
 from offramp.evaluation import pareto
-from offramp.evaluation.baselines import FORMATS
+from offramp.evaluation.baselines import FORMATS, Told
 from offramp.evaluation.report import main
 from offramp.training import sources
 from offramp.training.recipe import DigitsRecipe
@@ -21,12 +22,12 @@ BUNDLE = Path(__file__).parents[2] / "models" / "digits-mobilenetv2-exit12"
 
 
 def device(confidence: list[float], early: list[int], final: list[int], payload: list[int]) -> pareto.Split:
-    return pareto.Split(
-        np.array(confidence, np.float32),
-        np.array(early, np.bool_),
-        np.array(final, np.bool_),
-        np.array(payload, np.int64),
-    )
+    """All images are of class 0; each exit is right where it names that one of two."""
+    sure = np.array(confidence, np.float32)
+    named = np.array(early, np.bool_)
+    answers = np.stack([np.where(named, sure, 1 - sure), np.where(named, 1 - sure, sure)], axis=1)
+    told = 1 - np.array(final)
+    return pareto.Split(answers, told, told, np.array(payload, np.int64), np.zeros(len(final), np.int64))
 
 
 def test_a_message_is_its_payload_and_the_frames_six_bytes() -> None:
@@ -34,8 +35,8 @@ def test_a_message_is_its_payload_and_the_frames_six_bytes() -> None:
 
 
 def test_points_run_from_nothing_sent_to_everything_sent() -> None:
-    split = device([0.2, 0.9, 0.5, 0.7], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
-    points = pareto.split_points("ours", split, split.final, split.payload)
+    split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
+    points = pareto.split_points("ours", split, split.right, split.payload)
     assert points.sent[0].tolist() == [0, 0, 0, 0]
     assert points.right[0].tolist() == [0, 1, 0, 1]
     assert points.sent[-1].tolist() == [16, 26, 36, 46]
@@ -68,12 +69,12 @@ def test_the_ratio_is_of_the_same_resampled_images() -> None:
     rng = np.random.default_rng(0)
     count = 200
     split = device(
-        rng.random(count).tolist(),
+        (0.5 + rng.random(count) / 2).tolist(),
         rng.integers(0, 2, count).tolist(),
         [1] * count,
         rng.integers(200, 400, count).tolist(),
     )
-    rival = pareto.split_points("rival", split, split.final, split.payload)
+    rival = pareto.split_points("rival", split, split.right, split.payload)
     half = pareto.Points(rival.names, rival.sent / np.float32(2), rival.right)
     found = pareto.report({pareto.HYBRID: rival, pareto.OURS: half}, 1.0, about="made up")
     assert [row[f"ratio to {pareto.HYBRID}"] for row in found.rows] == ["0.500 [0.500, 0.500]"] * len(
@@ -120,9 +121,10 @@ def test_the_heads_share_of_the_work_is_the_records(tmp_path: Path) -> None:
 
 
 def test_the_better_whole_model_is_the_one_to_reach() -> None:
-    rights = [np.array([1, 0, 0, 0], np.bool_), np.array([1, 1, 1, 0], np.bool_)]
-    pictures = {name: (np.full(4, 3072), rights) for name in ("raw pixels", "WebP 50")}
-    split = device([0.2, 0.9, 0.5, 0.7], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
+    sure = np.full(4, 0.9, np.float32)
+    answers = [Told(np.array([0, 1, 1, 1]), sure), Told(np.array([0, 0, 0, 1]), sure)]
+    pictures = {name: pareto.Sent(np.full(4, 3072), answers) for name in ("raw pixels", "WebP 50")}
+    split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
     found = pareto.compare({"ours": split}, {}, pictures, about="made up")
     assert found.rows[0]["accuracy"] == 75.0
 
@@ -132,8 +134,8 @@ def test_pictures_of_two_models_have_points_of_both() -> None:
     data = sources.load(recipe, seed=1).test.take(np.arange(40))
     bundle = load_bundle(BUNDLE)
     some = [form for form in FORMATS if form.name in ("PNG", "WebP 20")]
-    found = pareto.run_pictures([bundle, bundle], data, some)
-    assert pareto.picture_points(found).names == [
+    found = pareto.run_pictures([bundle, bundle], data.images, some)
+    assert pareto.picture_points(found, data.labels).names == [
         "PNG",
         "PNG, model trained on WebP",
         "WebP 20",
@@ -146,28 +148,41 @@ def test_pictures_are_kept_for_the_next_call(tmp_path: Path, monkeypatch: pytest
     data = sources.load(recipe, seed=1).test.take(np.arange(40))
     bundle = load_bundle(BUNDLE)
     some = [form for form in FORMATS if form.name in ("PNG", "WebP 1")]
-    first = pareto.run_pictures([bundle], data, some, kept=tmp_path)
+    first = pareto.run_pictures([bundle], data.images, some, kept=tmp_path)
 
     def never(*_: object) -> None:
         raise AssertionError("made again")
 
     with monkeypatch.context() as patched:
         patched.setattr(pareto, "whole_answers", never)
-        again = pareto.run_pictures([bundle], data, some, kept=tmp_path)
+        again = pareto.run_pictures([bundle], data.images, some, kept=tmp_path)
         with pytest.raises(AssertionError, match="made again"):
-            pareto.run_pictures([bundle], data.take(np.arange(39)), some, kept=tmp_path)
+            pareto.run_pictures([bundle], data.images[:39], some, kept=tmp_path)
     assert again.keys() == first.keys()
-    for name, (sizes, (right,)) in first.items():
-        assert np.array_equal(again[name][0], sizes) and np.array_equal(again[name][1][0], right)
+    for name, one in first.items():
+        other = again[name]
+        assert np.array_equal(other.sizes, one.sizes)
+        assert np.array_equal(other.answers[0].best, one.answers[0].best)
+        assert np.array_equal(other.answers[0].probability, one.answers[0].probability)
     for number, damaged in enumerate(sorted(tmp_path.glob("*.npz"))):
         damaged.write_bytes(b"no archive" if number else damaged.read_bytes()[:100])
         with pytest.raises(DataError, match=f"{damaged.name}: expected kept answers.*remove it"):
-            pareto.run_pictures([bundle], data, some, kept=tmp_path)
+            pareto.run_pictures([bundle], data.images, some, kept=tmp_path)
         damaged.unlink()
 
 
+def test_the_hybrids_have_the_better_of_both_rules() -> None:
+    """The server is wrong about the second image, where the early exit is surer than it is."""
+    split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 1], [10] * 4)
+    told = Told(np.array([0, 1, 0, 0]), np.array([0.9, 0.6, 0.9, 0.9], np.float32))
+    points = pareto.hybrid_points(split, {"WebP 50": pareto.Sent(np.full(4, 100), [told])})
+    sent = points.right[(points.sent > 0).all(axis=1)]
+    assert set(sent.sum(axis=1).tolist()) == {3, 4}
+
+
 def test_without_an_early_exit_every_image_is_sent() -> None:
-    split = device([0.2, 0.9, 0.5, 0.7], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
+    split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
+    split = replace(split, told=np.zeros(4, np.int64))
     points = pareto.sent_points({"ours": split})
     assert points.names == ["ours"]
     assert points.sent.tolist() == [[16, 26, 36, 46]]

@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import export
-from offramp.training.measure import Answers, choose_threshold, run_graphs
+from offramp.training.measure import Answers, choose_threshold, run_graphs, with_better_answer
 from offramp.training.models import BACKBONES, SplitModel
 from offramp.training.quantize import quantize
 
@@ -28,6 +29,39 @@ def test_an_image_exits_early_when_its_confidence_exceeds_the_threshold() -> Non
     assert some.accuracy(0.0) == pytest.approx(2 / 3)
     assert some.accuracy(0.25) == pytest.approx(1 / 3)
     assert some.accuracy(1.0) == pytest.approx(2 / 3)
+
+
+def logits(*sure_of_the_label: float) -> NDArray[np.float32]:
+    """Two classes, the label always 1."""
+    odds = np.array(sure_of_the_label)
+    return np.stack([np.zeros(len(odds)), np.log(odds / (1 - odds))], axis=1).astype(np.float32)
+
+
+def test_both_exits_answer_where_that_is_more_often_right() -> None:
+    """Each exit is sure where it is right, and the early one is surer where it is wrong than where not."""
+    some = Answers(np.empty((2, 0), np.uint8), logits(0.1, 0.88), logits(0.99, 0.45), np.ones(2, np.int64))
+    assert some.sent_right.tolist() == [True, False]
+    both = with_better_answer(some)
+    assert both.sent_answer == "both"
+    assert both.right(1.0).tolist() == [True, True]
+    assert both.right(0.89).tolist() == [False, True]
+
+
+def test_the_server_answers_alone_where_the_early_exit_is_wrong_and_sure() -> None:
+    some = Answers(np.empty((2, 0), np.uint8), logits(0.1, 0.88), logits(0.6, 0.6), np.ones(2, np.int64))
+    assert replace(some, sent_answer="both").sent_right.tolist() == [False, True]
+    assert with_better_answer(replace(some, sent_answer="both")).sent_answer == "server"
+    # Of equals too: it needs nothing of the device.
+    agreed = replace(some, early=some.final)
+    assert with_better_answer(agreed).sent_answer == "server"
+
+
+def test_the_temperature_is_that_of_the_early_exit() -> None:
+    some = Answers(
+        *(np.empty((1, 0), np.uint8), logits(0.1), logits(0.8), np.ones(1, np.int64)), sent_answer="both"
+    )
+    assert not some.sent_right[0]
+    assert replace(some, temperature=4.0).sent_right[0]
 
 
 def test_the_lowest_threshold_that_costs_no_more_than_asked() -> None:

@@ -8,6 +8,7 @@ import pytest
 from offramp.common.bundle import load_bundle
 from offramp.common.engine import Engine
 from offramp.common.errors import DataError
+from offramp.evaluation.baselines import tail_answers
 from offramp.training.app import main as train_main
 from offramp.training.calibration import wilson
 from offramp.training.data import Dataset
@@ -117,9 +118,9 @@ def test_the_bundle_is_rewritten_and_measured_anew(
     engine = Engine(after)
     symbols, early = engine.head(digits.test.images)
     exits = early.max(axis=1) > manifest.threshold
-    right = np.where(
-        exits, early.argmax(1) == digits.test.labels, engine.tail(symbols).argmax(1) == digits.test.labels
-    )
+    told = tail_answers(engine, symbols).told(early, manifest.sent_answer)
+    right = np.where(exits, early.argmax(1) == digits.test.labels, told == digits.test.labels)
+    assert manifest.sent_answer == found["sent_answer"]
     assert row.exit_rate == exits.mean()
     assert row.accuracy == right.mean()
     assert found["ece"] < found["ece_before"] or found["ece_before"] < 0.05

@@ -1,0 +1,38 @@
+"""One answer out of two, for an image that was sent: what the early exit said is not thrown away.
+
+A reply tells the server's likeliest class and its probability; the device has all of its early exit's. Both
+are taken for equally good, so each class has the product of its two probabilities. What the server leaves to
+the other classes is shared out among them as the early exit shares it, but none gets more than the one that
+it named. It costs no byte: nothing else travels.
+
+A bundle's manifest says whether its images are answered so (``sent_answer``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LEAST = 1e-9
+
+
+def both_exits(
+    early: NDArray[np.float32], best: NDArray[np.integer], probability: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """What both exits together give each class, float64 [N, K], each row's sum 1.
+
+    Args:
+        early: the early exit's probabilities, float32 [N, K].
+        best: the class that the server names, [N].
+        probability: what it gives that class, [N].
+    """
+    rows = np.arange(len(early))
+    own = np.maximum(early.astype(np.float64), _LEAST)
+    # The likeliest of K classes has at least this.
+    named = np.maximum(probability.astype(np.float64), 1 / early.shape[1])
+    others = np.maximum(1 - own[rows, best], _LEAST)
+    server = np.minimum(own * ((1 - named) / others)[:, None], named[:, None])
+    server[rows, best] = named
+    # The square root, a geometric mean: the product alone would count both as independent.
+    joint = np.sqrt(own * server)
+    return np.asarray(joint / joint.sum(axis=1, keepdims=True))
