@@ -1,5 +1,7 @@
 """Batch norm and ReLU in one, for training on a CPU: the numbers of torch's two layers, to rounding.
 
+In bfloat16 a value is read as the upper half of its float32 and rounded when written; between is float32.
+
 Between two convolutions of a narrow network there is more memory traffic than arithmetic. torch's own layers
 pass over it thirteen times and take two thirds of a training step. Here it is two passes forward and two
 back, over rows of channels, which is how channels-last tensors lie in memory.
@@ -16,6 +18,7 @@ import numba
 import numpy as np
 import torch
 from numba import njit, prange
+from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,14 +27,15 @@ _ROWS = 64
 
 
 def fits(x: Tensor) -> bool:
-    """Whether `norm_relu` takes this tensor: float32 on the CPU, outside a compiled graph."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    """Whether `norm_relu` takes this tensor: float32 or bfloat16 on the CPU, outside a compiled graph."""
+    known = x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cpu" and known and not torch.compiler.is_compiling()
 
 
 def norm_relu(norm: nn.BatchNorm2d, x: Tensor, *, relu: bool) -> Tensor:
-    """What ``norm`` in training mode makes of float32 [N, C, H, W], and its ReLU if ``relu``; the same shape.
+    """What ``norm`` in training mode makes of [N, C, H, W], float32 or bfloat16, and its ReLU if ``relu``.
 
-    Updates the running mean and variance as ``norm`` would.
+    The result has x's shape and dtype. Updates the running mean and variance as ``norm`` would.
     """
     y, mean, variance = _NormRelu.apply(x, norm.weight, norm.bias, norm.eps, relu)  # type: ignore[no-untyped-call]
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
@@ -54,9 +58,10 @@ class _NormRelu(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         rows = _rows(x)
         # Around any value of the channel, squares stay small enough for float32.
-        sums = _moments(rows, rows[0].copy(), _threads())
+        pivot = x[0, :, 0, 0].detach().float().numpy()
+        sums = _moments(rows, pivot, _threads())
         offset = sums[0] / len(rows)
-        mean = rows[0] + offset
+        mean = pivot + offset
         variance = np.maximum(sums[1] / len(rows) - offset**2, 0.0)
         inverse = 1 / np.sqrt(variance + eps)
         scale = weight.detach().numpy() * inverse
@@ -96,10 +101,44 @@ def _tensor(values: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _rows(x: Tensor) -> NDArray[np.float32]:
-    """The memory of a channels-last [N, C, H, W] as [N · H · W, C]."""
-    found: NDArray[np.float32] = x.detach().permute(0, 2, 3, 1).reshape(-1, x.shape[1]).numpy()
+def _rows(x: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """The memory of a channels-last [N, C, H, W] as [N · H · W, C], that of bfloat16 as uint16."""
+    rows = x.detach().permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    found: NDArray[np.float32] = (rows.view(torch.uint16) if x.dtype == torch.bfloat16 else rows).numpy()
     return found
+
+
+def _read(values: Any, row: int, k: int) -> Any:  # pragma: no cover
+    """float32 of one value in `_rows`."""
+    raise NotImplementedError
+
+
+def _put(values: Any, row: int, k: int, value: Any) -> None:  # pragma: no cover
+    """Write float32 as one value in `_rows`, to the nearest, ties to even."""
+    raise NotImplementedError
+
+
+@overload(_read)
+def _read_compiled(values, row, k):  # type: ignore[no-untyped-def]  # pragma: no cover
+    if values.dtype == numba.float32:
+        return lambda values, row, k: values[row, k]
+    return lambda values, row, k: np.uint32(np.uint32(values[row, k]) << 16).view(np.float32)
+
+
+@overload(_put)
+def _put_compiled(values, row, k, value):  # type: ignore[no-untyped-def]  # pragma: no cover
+    if values.dtype == numba.float32:
+
+        def whole(values, row, k, value):  # type: ignore[no-untyped-def]
+            values[row, k] = value
+
+        return whole
+
+    def upper_half(values, row, k, value):  # type: ignore[no-untyped-def]
+        bits = np.float32(value).view(np.uint32)
+        values[row, k] = np.uint32(bits + np.uint32(0x7FFF + ((bits >> 16) & 1))) >> 16
+
+    return upper_half
 
 
 _compiled = njit(parallel=True, fastmath={"contract", "reassoc", "nsz"}, cache=True, nogil=True)
@@ -116,7 +155,7 @@ def _moments(x, pivot, parts):  # type: ignore[no-untyped-def]  # pragma: no cov
             some[:] = 0
             for row in range(first, min(stop, first + _ROWS)):
                 for k in range(channels):
-                    value = x[row, k] - pivot[k]
+                    value = _read(x, row, k) - pivot[k]
                     some[0, k] += value
                     some[1, k] += value * value
             for k in range(channels):
@@ -132,7 +171,9 @@ def _write(x, scale, shift, relu, y, parts):  # type: ignore[no-untyped-def]  # 
     for part in prange(parts):
         for row in range(count * part // parts, count * (part + 1) // parts):
             for k in range(channels):
-                y[row, k] = max(least, scale[k] * x[row, k] + shift[k])
+                value = scale[k] * _read(x, row, k) + shift[k]
+                # What is no number stays none.
+                _put(y, row, k, least if value < least else value)
 
 
 @_compiled
@@ -147,8 +188,8 @@ def _gradient_sums(x, dy, scale, shift, relu, middle, parts):  # type: ignore[no
             some[:] = 0
             for row in range(first, min(stop, first + _ROWS)):
                 for k in range(channels):
-                    value = x[row, k]
-                    given = dy[row, k] if scale[k] * value + shift[k] > least else np.float32(0)
+                    value = _read(x, row, k)
+                    given = _read(dy, row, k) if scale[k] * value + shift[k] > least else np.float32(0)
                     some[0, k] += given
                     some[1, k] += given * (value - middle[k])
             for k in range(channels):
@@ -164,6 +205,6 @@ def _write_gradient(x, dy, scale, shift, relu, middle, a, b, c, dx, parts):  # t
     for part in prange(parts):
         for row in range(count * part // parts, count * (part + 1) // parts):
             for k in range(channels):
-                value = x[row, k]
-                given = dy[row, k] if scale[k] * value + shift[k] > least else np.float32(0)
-                dx[row, k] = a[k] * given + b[k] * (value - middle[k]) + c[k]
+                value = _read(x, row, k)
+                given = _read(dy, row, k) if scale[k] * value + shift[k] > least else np.float32(0)
+                _put(dx, row, k, a[k] * given + b[k] * (value - middle[k]) + c[k])

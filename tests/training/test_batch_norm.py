@@ -51,9 +51,42 @@ def test_a_gradient_in_another_layout_is_read_as_it_is() -> None:
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_it_is_used_in_training_in_float32_only() -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_in_bfloat16_what_is_written_is_what_float32_would_be_rounded_to(relu: bool) -> None:
+    torch.manual_seed(5)
+    x = (torch.randn(8, 24, 9, 9) * 3 + 1).bfloat16().contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn_like(x)
+    half, whole = nn.BatchNorm2d(24), nn.BatchNorm2d(24)
+    a, b = x.clone().requires_grad_(), x.float().requires_grad_()
+    y, z = norm_relu(half, a, relu=relu), norm_relu(whole, b, relu=relu)
+    y.backward(gradient)  # type: ignore[no-untyped-call]
+    z.backward(gradient.float())  # type: ignore[no-untyped-call]
+
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, z.bfloat16())
+    assert a.grad is not None and b.grad is not None and a.grad.dtype == torch.bfloat16
+    assert torch.equal(a.grad, b.grad.bfloat16())
+    # Sums are of what was read, in float32 both times.
+    for name in ("weight", "bias"):
+        assert torch.equal(getattr(half, name).grad, getattr(whole, name).grad)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(half, name), getattr(whole, name), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_stays_none(dtype: torch.dtype, relu: bool) -> None:
+    x = torch.ones(1, 2, 2, 2, dtype=dtype)
+    x[0, 1, 0, 0] = torch.nan
+    y = norm_relu(nn.BatchNorm2d(2), x, relu=relu)
+    assert torch.isfinite(y[0, 0]).all() and y[0, 1].isnan().all()
+
+
+def test_it_is_used_in_training_only() -> None:
     unit = ConvUnit(3, 8, 3)
     x = torch.randn(2, 3, 8, 8)
     assert "NormRelu" in str(unit.train()(x).grad_fn)
     assert "NormRelu" not in str(unit.eval()(x).grad_fn)
-    assert not fits(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "NormRelu" in str(unit.train()(x).grad_fn)
+    assert fits(x.bfloat16()) and not fits(x.half())
