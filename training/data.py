@@ -79,6 +79,11 @@ def to_float(images: Tensor) -> Tensor:
     return (images.float() - PIXEL_ZERO) * PIXEL_SCALE
 
 
+def to_pixels(images: Tensor) -> Tensor:
+    """`to_float` undone, float32 [N, 3, H, W] to uint8; what lies between two values is rounded."""
+    return (images / PIXEL_SCALE + PIXEL_ZERO).round().clamp(0, 255).to(torch.uint8)
+
+
 def augment(images: Tensor, *, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Move each image by up to ``shift`` pixels each way, its edges repeated, and mirror half of them if
     ``flip``.

@@ -179,6 +179,14 @@ def _choose_range(low: float, high: float, sample: NDArray[np.float32]) -> Affin
     return best
 
 
+def calibration_part(count: int, *, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of ``count`` validation images calibrate, a seeded ``share`` of them, and which do not."""
+    order = np.random.default_rng(seed).permutation(count)
+    # At least one image, however small the share.
+    first = int(np.ceil(count * share))
+    return order[:first], order[first:]
+
+
 def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> QuantModel:
     """Quantize a trained model.
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from offramp.common.errors import ConfigError
 from offramp.training.models import BACKBONES
 
-Stage = Literal["base", "exit", "code", "regularised"]
+Stage = Literal["base", "exit", "code", "regularised", "tail"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -203,9 +203,19 @@ class RegularisedRecipe(StageRecipe):
     webp: list[Annotated[int, Field(ge=0, le=100)]] = []
 
 
+class TailRecipe(StageRecipe):
+    """The stage after the last: the server's half alone learns from the symbols that the INT8 head sends.
+
+    ``distill`` and ``temperature`` as in `RegularisedRecipe`.
+    """
+
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
 class TrainRecipe(_Strict):
-    """The schedule of Sec. V: base, then with the early exit, then with the regulariser; before this, where
-    there is a bottleneck, the code alone."""
+    """The schedule of Sec. V: base, then with the early exit, then with the regulariser. Where there is a
+    bottleneck, the code alone before the last, and the tail alone after it."""
 
     batch_size: Annotated[int, Field(ge=2)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -215,6 +225,7 @@ class TrainRecipe(_Strict):
     exit: StageRecipe
     code: CodeRecipe = CodeRecipe(epochs=0, learning_rate=2e-3)
     regularised: RegularisedRecipe
+    tail: TailRecipe = TailRecipe(epochs=0, learning_rate=5e-4)
 
 
 class QuantizeRecipe(_Strict):
@@ -254,6 +265,9 @@ class Recipe(_Strict):
             raise ValueError("model.bottleneck takes train.regularised.rate, not entropy or sparsity")
         if self.model.bottleneck is not None and last.epochs == 0:
             raise ValueError("model.bottleneck is trained in the last stage: train.regularised.epochs is 0")
+        if self.model.bottleneck is None and self.train.tail.epochs > 0:
+            # Without, the step of what travels is chosen by the answers of the tail that it would train.
+            raise ValueError("train.tail learns from a code's symbols: needs model.bottleneck")
         return self
 
     @classmethod
@@ -297,8 +311,10 @@ class Recipe(_Strict):
             decides += [self.model.exit, train.rho, _decides(train.exit)]
         if self.model.bottleneck is not None and stage in ("code", "regularised"):
             decides += [_decides(train.code), _decides(self.model)]
-        if stage == "regularised":
+        if stage in ("regularised", "tail"):
             decides += [_decides(train.regularised), _decides(self.model)]
+        if stage == "tail":
+            decides += [_decides(train.tail), _decides(self.quantize)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -61,7 +61,7 @@ class Curve(_Strict):
 class StageEpoch(_Strict):
     """One epoch: figures are of the validation split."""
 
-    stage: Literal["base", "exit", "code", "regularised"]
+    stage: Literal["base", "exit", "code", "regularised", "tail"]
     number: int
     epochs: int
     loss: float

@@ -47,7 +47,7 @@ from offramp.training.codebook import (
 from offramp.training.data import Dataset, to_float
 from offramp.training.export import export
 from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
-from offramp.training.quantize import QuantModel, quantize
+from offramp.training.quantize import QuantModel, calibration_part, quantize
 from offramp.training.recipe import Recipe
 from offramp.training.record import Record
 from offramp.training.train import Clock, Hardware, Progress, Trained, train
@@ -107,10 +107,9 @@ def make_bundle(
         hardware: what measures the float32 model.
     """
     model = trained.model
-    order = np.random.default_rng(recipe.seed).permutation(len(data.validation))
-    # At least one image, however small the share.
-    count = int(np.ceil(len(order) * recipe.quantize.calibration))
-    calibration, others = order[:count], order[count:]
+    calibration, others = calibration_part(
+        len(data.validation), share=recipe.quantize.calibration, seed=recipe.seed
+    )
     quantized = quantize(
         model, to_float(torch.from_numpy(data.validation.images[calibration])), recipe.quantize.divergence
     )
@@ -289,6 +288,7 @@ def _record(
             "exit": settings.exit.epochs,
             "code": 0 if narrow is None else settings.code.epochs,
             "regularised": settings.regularised.epochs,
+            **({"tail": settings.tail.epochs} if settings.tail.epochs else {}),
         },
         images={
             name: images
@@ -297,6 +297,7 @@ def _record(
                 ("exit", settings.exit.images),
                 ("code", settings.code.images),
                 ("regularised", settings.regularised.images),
+                ("tail", settings.tail.images),
             )
             if images is not None
         },

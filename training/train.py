@@ -5,6 +5,8 @@
     code         only with a bottleneck: this alone    kept: smallest error and rate
     regularised  Eq. (2): Eq. (1) plus (3) and/or (6)  kept: best mean of early and final accuracy
                  with a bottleneck: answers and rate   kept: smallest loss
+    tail         only with a bottleneck: the server's  kept: smallest loss
+                 half, on the INT8 head's own symbols
 
 Accuracy is top-1 on the validation images. Of equally good epochs the last is kept: in the last stage it is
 the one whose activations have had longest to shrink.
@@ -33,19 +35,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from offramp.common.engine import session_options
 from offramp.common.errors import ConfigError, DataError
-from offramp.training.bottleneck import Bottleneck, BottleneckShape
-from offramp.training.data import Dataset, Labelled, augment, cropped, recompressed, to_float
+from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape
+from offramp.training.data import Dataset, Labelled, augment, cropped, recompressed, to_float, to_pixels
+from offramp.training.export import export
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, ExitBranch, Flow, Outputs, SplitModel, folded
-from offramp.training.recipe import BaseRecipe, Recipe, RegularisedRecipe, Stage, StageRecipe, TrainRecipe
+from offramp.training.quantize import calibration_part, quantize
+from offramp.training.recipe import (
+    BaseRecipe,
+    Recipe,
+    RegularisedRecipe,
+    Stage,
+    StageRecipe,
+    TailRecipe,
+    TrainRecipe,
+)
 
 _EVALUATION_BATCH = 256
 # Each stage's own, those of one seed apart from the next one's.
-_STREAMS: dict[Stage, int] = {"base": 0, "exit": 1, "regularised": 2, "code": 1 << 32}
+_STREAMS: dict[Stage, int] = {"base": 0, "exit": 1, "regularised": 2, "code": 1 << 32, "tail": 1 << 33}
 # Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
 _SAMPLES = 20
 _GPU_SECONDS_BETWEEN_CHECKPOINTS = 15.0
@@ -78,8 +92,9 @@ class Progress:
 class Trained:
     """What a run leaves.
 
-    ``model`` is the best of the last stage, in eval mode, on the CPU. ``epochs`` are those of all stages.
-    ``entropy``: (step of the last stage, bits per activation sample in its batch), see `EntropyLoss`.
+    ``model`` is the best of the last stage that has epochs, in eval mode, on the CPU. ``epochs`` are those of
+    all stages. ``entropy``: (step of the regularised stage, bits per activation sample in its batch), see
+    `EntropyLoss`.
     ``machine``: what trained the last stage that has epochs, see `Hardware.describe`.
     """
 
@@ -406,18 +421,9 @@ class _RateSplit(_WithCode):
         return self._objective(out, labels, taught) + self.cost(out.activation, measure=measure)
 
     def _objective(self, out: Outputs, labels: Tensor, taught: Tensor) -> Tensor:
-        warm, share = self.settings.temperature, self.settings.distill
         early, final = self.rho
-        cross_entropy = nn.functional.cross_entropy
-        softened = nn.functional.kl_div(
-            torch.log_softmax(out.final.float() / warm, dim=1),
-            torch.log_softmax(taught.float() / warm, dim=1),
-            log_target=True,
-            reduction="batchmean",
-        )
-        taught_loss = share * warm**2 * softened
-        return early * cross_entropy(out.early, labels) + final * (
-            (1 - share) * cross_entropy(out.final, labels) + taught_loss
+        return early * nn.functional.cross_entropy(out.early, labels) + final * _answers_loss(
+            out.final, labels, taught, self.settings
         )
 
     def measured(self, images: Tensor, labels: Tensor) -> tuple[Outputs, Tensor]:
@@ -428,6 +434,97 @@ class _RateSplit(_WithCode):
         found = super().figures(data, device)
         del found["loss"]
         return found
+
+
+def _answers_loss(
+    final: Tensor, labels: Tensor, taught: Tensor, settings: RegularisedRecipe | TailRecipe
+) -> Tensor:
+    """Loss of the final exit's logits [N, K], from labels [N] and from a teacher's logits [N, K]."""
+    warm, share = settings.temperature, settings.distill
+    softened = nn.functional.kl_div(
+        torch.log_softmax(final.float() / warm, dim=1),
+        torch.log_softmax(taught.float() / warm, dim=1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return (1 - share) * nn.functional.cross_entropy(final, labels) + share * warm**2 * softened
+
+
+class _Tail(nn.Module):
+    """Tail stage: the server's half, decoder included, on the symbols that the quantized head sends.
+
+    The stages before know rounding, but not the INT8 head, some of whose symbols are its neighbours'. It
+    runs here as it will on the device; quantized again, a head that has not changed is the same graph.
+
+    Args:
+        model: with its bottleneck.
+        recipe: all of it.
+        teacher: the unsplit model; stays as it is.
+        validation: of which some calibrate, as they do for the bundle.
+    """
+
+    bits: Tensor | None = None
+    capturable = False
+
+    def __init__(self, model: SplitModel, recipe: Recipe, teacher: Backbone, validation: Labelled) -> None:
+        super().__init__()
+        assert model.bottleneck is not None
+        self.model, self.settings = model, recipe.train.tail
+        self.decay = recipe.train.weight_decay
+        # In lists: no parts of this module, so that they are neither trained nor kept in checkpoints.
+        self._learns = [*model.bottleneck.blocks()[1], *model.server_parts()]
+        self._teacher = [folded(teacher)]
+        model.requires_grad_(False)
+        for part in self._learns:
+            part.requires_grad_(True)
+        calibration, _ = calibration_part(
+            len(validation), share=recipe.quantize.calibration, seed=recipe.seed
+        )
+        images = to_float(torch.from_numpy(validation.images[calibration]))
+        float_model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        graphs = export(quantize(float_model, images, recipe.quantize.divergence))
+        self._head = onnxruntime.InferenceSession(
+            graphs.head, session_options(torch.get_num_threads()), providers=["CPUExecutionProvider"]
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.model.eval()
+        for part in self._learns:
+            part.train(mode)
+        return self
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """As in the stage before."""
+        parameters = [p for part in self._learns for p in part.parameters()]
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=self.decay)
+
+    def _sent(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the device sends, and its early logits: float32 [N, *split_shape], [N, K]."""
+        pixels = to_pixels(images).cpu().contiguous().numpy()
+        symbols, early = (
+            torch.from_numpy(one).to(images.device)
+            for one in self._head.run(["symbols", "logits"], {"image": pixels})
+        )
+        code = (symbols.float() - ZERO_POINT).contiguous(memory_format=torch.channels_last)
+        return code, early
+
+    def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
+        code, _ = self._sent(images)
+        with torch.no_grad():
+            taught = self._teacher[0](images)
+        return _answers_loss(self.model.tail(code), labels, taught, self.settings)
+
+    def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
+        early = final = loss = 0.0
+        for images, labels in _batches(data, device):
+            code, own = self._sent(images)
+            answers = self.model.tail(code)
+            early += float((own.argmax(1) == labels).sum())
+            final += float((answers.argmax(1) == labels).sum())
+            part = _answers_loss(answers, labels, self._teacher[0](images), self.settings)
+            loss += float(part) * len(labels)
+        return {"score": -loss / len(data), "early": early / len(data), "final": final / len(data)}
 
 
 def train(
@@ -478,6 +575,7 @@ def train(
         ("exit", settings.exit, lambda: _Split(model, settings, None, hardware)),
         ("code", settings.code, lambda: _Code(model, settings)),
         ("regularised", settings.regularised, lambda: _last_task(model, recipe, teacher, hardware)),
+        ("tail", settings.tail, lambda: _Tail(model, recipe, teacher, data.validation)),
     ]
     device = hardware.device
     images, labels = (
@@ -493,6 +591,8 @@ def train(
             torch.manual_seed(recipe.seed)
             assert recipe.model.bottleneck is not None
             model.insert(narrow, exit_behind=recipe.model.bottleneck.exit_behind)
+        elif name == "tail" and not stage.epochs:
+            continue
         task = make_task()
         # A third faster than the default layout on a CPU, and what tensor cores want.
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -506,11 +606,13 @@ def train(
             machine = run.machine
         if name == "base":
             teacher = copy.deepcopy(backbone)
+        elif name == "regularised":
+            entropy = tuple(run.entropy)
     model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return Trained(model, tuple(epochs), tuple(run.entropy), machine)
+    return Trained(model, tuple(epochs), entropy, machine)
 
 
-_Task = _Base | _Split | _Code | _RateSplit
+_Task = _Base | _Split | _Code | _RateSplit | _Tail
 
 
 def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
@@ -620,7 +722,7 @@ class _Run:
         self.images, self.labels, self.validation = images, labels, validation
         self.generator, self.hardware, self.progress = generator, hardware, progress
         self.steps = max(1, min(len(labels), stage.images or len(labels)) // recipe.train.batch_size)
-        if isinstance(task, _WithCode):
+        if isinstance(task, _WithCode | _Tail):
             self.optimizer = task.optimizer(stage.learning_rate)
         else:
             self.optimizer = torch.optim.SGD(

@@ -1,0 +1,128 @@
+"""The last stage of a rate-trained split: the tail alone, on what the INT8 head sends."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.common.errors import ConfigError
+from offramp.training.data import Dataset, to_float, to_pixels
+from offramp.training.export import Graphs, export
+from offramp.training.measure import Answers, run_graphs
+from offramp.training.models import SplitModel
+from offramp.training.quantize import calibration_part, quantize
+from offramp.training.recipe import Recipe
+from offramp.training.train import Epoch, Progress, Trained, train
+
+CODE = """
+[model.bottleneck]
+channels = 4
+stride = 2
+width = 16
+"""
+TAIL = """
+[train.tail]
+epochs = 2
+learning_rate = 0.01
+"""
+
+
+def with_code(text: str, *more: str) -> Recipe:
+    text = text.replace("entropy = 1.0", "rate = 1.0\ndistill = 0.5").replace("exit = 3", "exit = 5")
+    return Recipe.parse("".join([text, CODE, *more]))
+
+
+@pytest.fixture(scope="module")
+def small(digits: Dataset) -> Dataset:
+    return replace(digits, train=digits.train.take(np.arange(0, 1024, 2)))
+
+
+def exported(model: SplitModel, recipe: Recipe, data: Dataset) -> Graphs:
+    part, _ = calibration_part(len(data.validation), share=recipe.quantize.calibration, seed=recipe.seed)
+    return export(quantize(model, to_float(torch.from_numpy(data.validation.images[part]))))
+
+
+def answered(trained: Trained, recipe: Recipe, data: Dataset) -> tuple[Graphs, Answers]:
+    graphs = exported(trained.model, recipe, data)
+    return graphs, run_graphs(graphs, data.validation)
+
+
+def test_the_head_stays_and_the_tail_learns_what_it_sends(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    before, after = with_code(recipe_text), with_code(recipe_text, TAIL)
+    first = train(before, small, tmp_path)
+    last = train(after, small, tmp_path, resume=True)
+    assert [epoch.stage for epoch in last.epochs[-2:]] == ["tail", "tail"]
+    assert last.epochs[:-2] == first.epochs
+    assert last.entropy == first.entropy
+
+    old, told = answered(first, before, small)
+    new, improved = answered(last, after, small)
+    assert new.head == old.head
+    assert new.tail != old.tail
+    assert np.array_equal(improved.symbols, told.symbols)
+    assert improved.final_right.mean() >= told.final_right.mean()
+    for name, value in first.model.state_dict().items():
+        if name.startswith(("branch.", "bottleneck.encoder.", "bottleneck.density.")):
+            assert torch.equal(value, last.model.state_dict()[name])
+
+
+def test_its_figures_are_of_the_int8_head(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    recipe = with_code(recipe_text, TAIL)
+    trained = train(recipe, small, tmp_path)
+    _, answers = answered(trained, recipe, small)
+    kept = next(epoch for epoch in reversed(trained.epochs) if epoch.best).figures
+    # The early exit's are those of the graph itself; the tail is still in float.
+    assert kept["early"] == pytest.approx(answers.early_right.mean(), abs=1e-12)
+    with torch.no_grad():
+        code = torch.from_numpy(answers.symbols).float() - 128
+        final = trained.model.tail(code).argmax(1).numpy()
+    assert kept["final"] == pytest.approx((final == small.validation.labels).mean(), abs=1e-12)
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(stage: str, epoch: int, _step: int, _steps: int) -> None:
+        if (stage, epoch) == ("tail", 2):
+            raise Killed
+
+    recipe = with_code(recipe_text, TAIL)
+    whole = train(recipe, small, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(recipe, small, tmp_path / "broken", progress=Progress(batch=kill))
+    again: list[Epoch] = []
+    resumed = train(recipe, small, tmp_path / "broken", resume=True, progress=Progress(epoch=again.append))
+    assert [(epoch.stage, epoch.number) for epoch in again] == [("tail", 2)]
+    assert resumed.epochs == whole.epochs
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_it_needs_a_code(recipe_text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.tail learns from a code's symbols: needs model\.bottleneck"
+    ):
+        Recipe.parse(recipe_text + TAIL)
+
+
+def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
+    without, with_it = with_code(recipe_text), with_code(recipe_text, TAIL)
+    assert without.stage_sha256("regularised") == with_it.stage_sha256("regularised")
+    assert without.stage_sha256("tail") != with_it.stage_sha256("tail")
+    # Of other calibration images the head is another one.
+    calibrated = with_code(recipe_text, TAIL, "[quantize]\ncalibration = 0.5\n")
+    assert calibrated.stage_sha256("regularised") == with_it.stage_sha256("regularised")
+    assert calibrated.stage_sha256("tail") != with_it.stage_sha256("tail")
+
+
+def test_pixels_survive_being_numbers() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_pixels(to_float(pixels)), pixels)
+    assert to_pixels(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
