@@ -7,8 +7,9 @@
 # runs/cifar10.sh has run before, with --short if this one has it), and runs each rate-trained bundle
 # through a real server and a real device on the test images. --short is for two CPU cores: 12 epochs of the base,
 # most of them on smaller images, 1 of the code and 5 of the last stage, batches of 64; some two hours with
-# --precision bfloat16 where the CPU has it. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and DIR/test.parquet
-# instead of the Hugging Face hub. Everything goes to build/cifar10-rate (build/cifar10-rate-short).
+# --precision bfloat16 where the CPU has it. Run it again after a break and it goes on. --data DIR reads
+# DIR/train.parquet and DIR/test.parquet instead of the Hugging Face hub. Everything goes to build/cifar10-rate
+# (build/cifar10-rate-short).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"

@@ -182,7 +182,7 @@ class CodeRecipe(StageRecipe):
 
 
 class RegularisedRecipe(StageRecipe):
-    """The last stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6), and a bottleneck's losses.
+    """The joint stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6), and a bottleneck's losses.
 
     With a bottleneck ``learning_rate`` is its own; ``tail`` and ``head`` are the shares of it that the rest
     of the network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is
@@ -204,7 +204,8 @@ class RegularisedRecipe(StageRecipe):
 
 
 class TailRecipe(StageRecipe):
-    """The stage after the last: the server's half alone learns from the symbols that the INT8 head sends.
+    """The stage after that: the server's half alone learns from the symbols that the INT8 head sends, where
+    there is a bottleneck. Without one, the step of what travels is chosen by the tail's own answers.
 
     ``distill`` and ``temperature`` as in `RegularisedRecipe`.
     """
@@ -265,9 +266,6 @@ class Recipe(_Strict):
             raise ValueError("model.bottleneck takes train.regularised.rate, not entropy or sparsity")
         if self.model.bottleneck is not None and last.epochs == 0:
             raise ValueError("model.bottleneck is trained in the last stage: train.regularised.epochs is 0")
-        if self.model.bottleneck is None and self.train.tail.epochs > 0:
-            # Without, the step of what travels is chosen by the answers of the tail that it would train.
-            raise ValueError("train.tail learns from a code's symbols: needs model.bottleneck")
         return self
 
     @classmethod

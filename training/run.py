@@ -288,7 +288,7 @@ def _record(
             "exit": settings.exit.epochs,
             "code": 0 if narrow is None else settings.code.epochs,
             "regularised": settings.regularised.epochs,
-            **({"tail": settings.tail.epochs} if settings.tail.epochs else {}),
+            "tail": 0 if narrow is None else settings.tail.epochs,
         },
         images={
             name: images

@@ -591,7 +591,7 @@ def train(
             torch.manual_seed(recipe.seed)
             assert recipe.model.bottleneck is not None
             model.insert(narrow, exit_behind=recipe.model.bottleneck.exit_behind)
-        elif name == "tail" and not stage.epochs:
+        elif name == "tail" and (narrow is None or not stage.epochs):
             continue
         task = make_task()
         # A third faster than the default layout on a CPU, and what tensor cores want.

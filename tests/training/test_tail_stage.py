@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.common.errors import ConfigError
 from offramp.training.data import Dataset, to_float, to_pixels
 from offramp.training.export import Graphs, export
 from offramp.training.measure import Answers, run_graphs
@@ -105,11 +104,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-def test_it_needs_a_code(recipe_text: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"train\.tail learns from a code's symbols: needs model\.bottleneck"
-    ):
-        Recipe.parse(recipe_text + TAIL)
+def test_without_a_code_there_is_no_such_stage(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    trained = train(Recipe.parse(recipe_text + TAIL), small, tmp_path)
+    assert trained.epochs[-1].stage == "regularised"
 
 
 def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
