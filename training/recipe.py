@@ -307,7 +307,7 @@ class Recipe(_Strict):
         decides += [train.momentum, train.weight_decay, _decides(train.base)]
         if stage != "base":
             decides += [self.model.exit, train.rho, _decides(train.exit)]
-        if self.model.bottleneck is not None and stage in ("code", "regularised"):
+        if self.model.bottleneck is not None and stage in ("code", "regularised", "tail"):
             decides += [_decides(train.code), _decides(self.model)]
         if stage in ("regularised", "tail"):
             decides += [_decides(train.regularised), _decides(self.model)]

@@ -69,17 +69,17 @@ def test_stages_depend_on_what_decides_them(
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ("rate = 1", "rate = 2", {"regularised"}),
-        ("channels = 4", "channels = 8", {"code", "regularised"}),
-        ("epochs = 3", "epochs = 4", {"code", "regularised"}),
+        ("rate = 1", "rate = 2", {"regularised", "tail"}),
+        ("channels = 4", "channels = 8", {"code", "regularised", "tail"}),
+        ("epochs = 3", "epochs = 4", {"code", "regularised", "tail"}),
     ],
 )
-def test_a_code_decides_its_own_stage_and_the_last(
+def test_a_code_decides_its_own_stage_and_those_after_it(
     recipe_text: str, old: str, new: str, changed: set[Stage]
 ) -> None:
     code = "[model.bottleneck]\nchannels = 4\n[train.code]\nepochs = 3\nlearning_rate = 0.002\n"
     before = recipe_text.replace("entropy = 1.0", "rate = 1\n" + code)
-    stages: tuple[Stage, ...] = ("base", "exit", "code", "regularised")
+    stages: tuple[Stage, ...] = ("base", "exit", "code", "regularised", "tail")
     first, second = (Recipe.parse(text) for text in (before, before.replace(old, new)))
     assert {stage for stage in stages if first.stage_sha256(stage) != second.stage_sha256(stage)} == changed
 
