@@ -6,7 +6,8 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from offramp.common.bundle import ANSWERED_BY, Bundle, Context, Raw, load_bundle
+from offramp.common.both_exits import ANSWERED_BY
+from offramp.common.bundle import Bundle, Context, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.signature import TrustedKeys

@@ -10,8 +10,17 @@ A bundle's manifest says whether its images are answered so (``sent_answer``).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, Self
+
 import numpy as np
 from numpy.typing import NDArray
+
+SentAnswer = Literal["server", "both"]
+"""Who answers an image that was sent: the server alone, or both exits together."""
+
+ANSWERED_BY: dict[SentAnswer, str] = {"server": "the server", "both": "both exits"}
+"""The same in words."""
 
 _LEAST = 1e-9
 
@@ -36,3 +45,25 @@ def both_exits(
     # The square root, a geometric mean: the product alone would count both as independent.
     joint = np.sqrt(own * server)
     return np.asarray(joint / joint.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What replies tell of N images: class, int64 [N], and its probability, float32 [N]."""
+
+    best: NDArray[np.int64]
+    probability: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, probabilities: NDArray[np.float32]) -> Self:
+        """What a server tells that has given all classes these, float32 [N, K]."""
+        return cls(probabilities.argmax(axis=1), probabilities.max(axis=1))
+
+    def told(self, early: NDArray[np.float32], sent_answer: SentAnswer) -> NDArray[np.int64]:
+        """The class that a device tells of each image, int64 [N].
+
+        early: its early exit's probabilities, float32 [N, K]. sent_answer: as in a bundle's manifest.
+        """
+        if sent_answer == "server":
+            return self.best
+        return np.asarray(both_exits(early, self.best, self.probability).argmax(axis=1))

@@ -27,6 +27,7 @@ from typing import Annotated, Literal, Self
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from offramp.common.both_exits import SentAnswer
 from offramp.common.codebook import Codebook
 from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.context import ContextModel
@@ -104,10 +105,6 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-ANSWERED_BY = {"server": "the server", "both": "both exits"}
-"""Who answers an image that was sent, in words."""
 
 
 class FileEntry(_Strict):
@@ -261,8 +258,7 @@ class Manifest(_Strict):
     """Default confidence threshold T_c."""
     temperature: Annotated[float, Field(ge=0.001, le=1000)]
     """The early exit's logits are divided by it before the softmax; 1 leaves them as they are."""
-    sent_answer: Literal["server", "both"] = "server"
-    """Who answers an image that was sent: the server alone, or both exits together (``both_exits.py``)."""
+    sent_answer: SentAnswer = "server"
     provenance: Provenance
     figures: Figures
 

@@ -78,6 +78,13 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
+def session(graph: bytes | str, *, threads: int) -> onnxruntime.InferenceSession:
+    """A graph of our own making, its bytes or its file, run as the product runs one from outside."""
+    import onnxruntime as ort
+
+    return ort.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
+
+
 class _Graph:
     """One ONNX graph, checked against what the manifest promises, on a fixed number of threads."""
 

@@ -15,14 +15,14 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from offramp.common.both_exits import both_exits
+from offramp.common.both_exits import Told
 from offramp.common.bundle import Bundle
 from offramp.common.engine import Engine
 from offramp.common.errors import DataError, printable
@@ -182,27 +182,9 @@ def head_answers(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.
     return np.concatenate(symbols), np.concatenate(probabilities)
 
 
-@dataclass(frozen=True)
-class Told:
-    """What replies tell of N images: class, int64 [N], and its probability, float32 [N]."""
-
-    best: NDArray[np.int64]
-    probability: NDArray[np.float32]
-
-    def told(self, early: NDArray[np.float32], sent_answer: Literal["server", "both"]) -> NDArray[np.int64]:
-        """The class that a device tells of each image, int64 [N].
-
-        early: its early exit's probabilities, float32 [N, K]. sent_answer: as in a bundle's manifest.
-        """
-        if sent_answer == "server":
-            return self.best
-        return np.asarray(both_exits(early, self.best, self.probability).argmax(axis=1))
-
-
 def tail_answers(engine: Engine, symbols: NDArray[np.uint8]) -> Told:
     """What the tail makes of symbols, uint8 [N, C, h, w]."""
-    parts = [engine.tail(batch) for batch in batches(symbols)]
-    return Told(*(np.concatenate([getattr(part, of)(axis=1) for part in parts]) for of in ("argmax", "max")))
+    return Told.of(np.concatenate([engine.tail(batch) for batch in batches(symbols)]))
 
 
 def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> Told:

@@ -25,7 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import trange
 
 from offramp.common.config import Parser
-from offramp.common.engine import session_options
+from offramp.common.engine import session
 from offramp.evaluation.timing import environment, one_core
 from offramp.training.export import export
 from offramp.training.models import SplitModel, mobilenet_v2
@@ -71,11 +71,6 @@ class _Head(torch.nn.Module):
         return activation, self._model.branch(activation)
 
 
-def session(graph: bytes | str) -> onnxruntime.InferenceSession:
-    """As the product runs a graph, on one thread."""
-    return onnxruntime.InferenceSession(graph, session_options(1), providers=["CPUExecutionProvider"])
-
-
 def contestants(exit_number: int) -> dict[str, tuple[onnxruntime.InferenceSession, Any]]:
     """Sessions of one head and the image that each takes."""
     torch.manual_seed(0)
@@ -111,9 +106,12 @@ def contestants(exit_number: int) -> dict[str, tuple[onnxruntime.InferenceSessio
             per_channel=True,
         )
         return {
-            "ours, INT8": (session(export(quantize(model, torch.from_numpy(floats))).head), pixels[:1]),
-            "float": (session(float_path), floats[:1]),
-            "quantize_static, INT8": (session(static), floats[:1]),
+            "ours, INT8": (
+                session(export(quantize(model, torch.from_numpy(floats))).head, threads=1),
+                pixels[:1],
+            ),
+            "float": (session(float_path, threads=1), floats[:1]),
+            "quantize_static, INT8": (session(static, threads=1), floats[:1]),
         }
 
 

@@ -26,12 +26,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from offramp.common.both_exits import ANSWERED_BY, Told
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
@@ -40,7 +41,6 @@ from offramp.common.frame import Frame, FrameWriter
 from offramp.evaluation.baselines import (
     FORMATS,
     Format,
-    Told,
     head_answers,
     sent,
     tail_answers,
@@ -256,14 +256,13 @@ def picture_points(found: Mapping[str, Sent], labels: NDArray[np.int64]) -> Poin
 
 def hybrid_points(device: Split, found: Mapping[str, Sent]) -> Points:
     """Unsure images sent as WebP of every quality; the server answers, or both exits do."""
-    rules: tuple[Literal["server", "both"], ...] = ("server", "both")
     return Points.joined(
         [
             split_points(name, device, told.told(device.early, rule) == device.labels, one.sizes)
             for name, one in found.items()
             if name.startswith("WebP")
             for told in one.answers
-            for rule in rules
+            for rule in ANSWERED_BY
         ]
     )
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from offramp.common.both_exits import Told
 from offramp.common.bundle import load_bundle
 from offramp.common.codec import CodecId
 from offramp.common.config import Parser
@@ -57,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     from offramp.device.link import Answer, Link, Outcome
     from offramp.device.metrics import DeviceMetrics
-    from offramp.evaluation.baselines import Told
 
     bundle = load_bundle(arguments.bundle)
     engine = Engine(bundle)

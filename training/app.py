@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from offramp.common.bundle import ANSWERED_BY, Bundle, Context, Raw, load_bundle
+from offramp.common.both_exits import ANSWERED_BY
+from offramp.common.bundle import Bundle, Context, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
 

@@ -8,15 +8,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from offramp.common.both_exits import both_exits
-from offramp.common.engine import session_options, softmax
+from offramp.common.both_exits import SentAnswer, Told
+from offramp.common.engine import session, softmax
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import Graphs
 from offramp.training.models import SplitModel
@@ -39,7 +37,7 @@ class Answers:
     final: NDArray[np.float32]
     labels: NDArray[np.int64]
     temperature: float = 1.0
-    sent_answer: Literal["server", "both"] = "server"
+    sent_answer: SentAnswer = "server"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,8 +62,8 @@ class Answers:
         """Where the answer to the image, were it sent, is the label, bool [N]."""
         if self.sent_answer == "server":
             return self.final_right
-        early, final = softmax(self.early, self.temperature), softmax(self.final)
-        told = both_exits(early, final.argmax(axis=1), final.max(axis=1)).argmax(axis=1)
+        early = softmax(self.early, self.temperature)
+        told = Told.of(softmax(self.final)).told(early, self.sent_answer)
         return np.asarray(told == self.labels)
 
     def exits(self, threshold: float) -> NDArray[np.bool_]:
@@ -101,11 +99,7 @@ def run_graphs(graphs: Graphs, data: Labelled, threads: int | None = None) -> An
 
     threads: how many batches run at a time, each on one thread; None: one for each core.
     """
-    options = session_options(1)
-    head, tail = (
-        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        for graph in (graphs.head, graphs.tail)
-    )
+    head, tail = session(graphs.head, threads=1), session(graphs.tail, threads=1)
     # Filled in place: the symbols of a data set are what takes the memory here.
     symbols = np.empty((len(data), *(int(side) for side in head.get_outputs()[0].shape[1:])), np.uint8)
     early, final = (np.empty((len(data), head.get_outputs()[1].shape[1]), np.float32) for _ in range(2))

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from offramp.common.errors import DataError
 from offramp.training.bottleneck import ZERO_POINT
-from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO
+from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO, Labelled, to_float
 from offramp.training.models import Add, ConvUnit, ExitBranch, Flow, MaxPool, Shortcut, Shuffle, SplitModel
+from offramp.training.recipe import Recipe
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
@@ -185,6 +186,13 @@ def calibration_part(count: int, *, share: float, seed: int) -> tuple[NDArray[np
     # At least one image, however small the share.
     first = int(np.ceil(count * share))
     return order[:first], order[first:]
+
+
+def quantize_calibrated(model: SplitModel, validation: Labelled, recipe: Recipe) -> QuantModel:
+    """`quantize` as a recipe has it, calibrated by its part of the validation images."""
+    part, _ = calibration_part(len(validation), share=recipe.quantize.calibration, seed=recipe.seed)
+    images = to_float(torch.from_numpy(validation.images[part]))
+    return quantize(model, images, recipe.quantize.divergence)
 
 
 def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> QuantModel:

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from offramp.common.errors import ConfigError
 from offramp.training.models import BACKBONES
+from offramp.training.record import Stage
 
-Stage = Literal["base", "exit", "code", "regularised", "tail"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 

@@ -33,6 +33,9 @@ SHIPPED = "shipped"
 CODECS = (RAW, CSR, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, LZ4, ZSTD, SHIPPED)
 
 
+Stage = Literal["base", "exit", "code", "regularised", "tail"]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -61,7 +64,7 @@ class Curve(_Strict):
 class StageEpoch(_Strict):
     """One epoch: figures are of the validation split."""
 
-    stage: Literal["base", "exit", "code", "regularised", "tail"]
+    stage: Stage
     number: int
     epochs: int
     loss: float

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import lz4.block
 import numpy as np
-import torch
 import zstandard
 from numpy.typing import NDArray
 
@@ -44,10 +43,10 @@ from offramp.training.codebook import (
     share_symbols,
     symbol_counts,
 )
-from offramp.training.data import Dataset, to_float
+from offramp.training.data import Dataset
 from offramp.training.export import export
 from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
-from offramp.training.quantize import QuantModel, calibration_part, quantize
+from offramp.training.quantize import QuantModel, calibration_part, quantize_calibrated
 from offramp.training.recipe import Recipe
 from offramp.training.record import Record
 from offramp.training.train import Clock, Hardware, Progress, Trained, train
@@ -110,9 +109,7 @@ def make_bundle(
     calibration, others = calibration_part(
         len(data.validation), share=recipe.quantize.calibration, seed=recipe.seed
     )
-    quantized = quantize(
-        model, to_float(torch.from_numpy(data.validation.images[calibration])), recipe.quantize.divergence
-    )
+    quantized = quantize_calibrated(model, data.validation, recipe)
     graphs = export(quantized)
 
     seen = run_graphs(graphs, data.validation)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from offramp.common.bundle import ANSWERED_BY
+from offramp.common.both_exits import ANSWERED_BY, SentAnswer
 from offramp.common.config import Parser
 from offramp.common.errors import DataError, ExitCode, OfframpError
 
@@ -115,7 +115,7 @@ class Choice:
     bytes_interval: tuple[float, float]
     accuracy_sent: float
     """With no image answered early."""
-    sent_answer: Literal["server", "both"]
+    sent_answer: SentAnswer
     """Who answers what was sent."""
     temperature: float
     ece: float

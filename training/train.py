@@ -35,27 +35,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from offramp.common.engine import session_options
+from offramp.common.engine import session
 from offramp.common.errors import ConfigError, DataError
 from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape
 from offramp.training.data import Dataset, Labelled, augment, cropped, recompressed, to_float, to_pixels
 from offramp.training.export import export
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, ExitBranch, Flow, Outputs, SplitModel, folded
-from offramp.training.quantize import calibration_part, quantize
+from offramp.training.quantize import quantize_calibrated
 from offramp.training.recipe import (
     BaseRecipe,
     Recipe,
     RegularisedRecipe,
-    Stage,
     StageRecipe,
     TailRecipe,
     TrainRecipe,
 )
+from offramp.training.record import Stage
 
 _EVALUATION_BATCH = 256
 # Each stage's own, those of one seed apart from the next one's.
@@ -477,15 +476,9 @@ class _Tail(nn.Module):
         model.requires_grad_(False)
         for part in self._learns:
             part.requires_grad_(True)
-        calibration, _ = calibration_part(
-            len(validation), share=recipe.quantize.calibration, seed=recipe.seed
-        )
-        images = to_float(torch.from_numpy(validation.images[calibration]))
         float_model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        graphs = export(quantize(float_model, images, recipe.quantize.divergence))
-        self._head = onnxruntime.InferenceSession(
-            graphs.head, session_options(torch.get_num_threads()), providers=["CPUExecutionProvider"]
-        )
+        graphs = export(quantize_calibrated(float_model, validation, recipe))
+        self._head = session(graphs.head, threads=torch.get_num_threads())
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

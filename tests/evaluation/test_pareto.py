@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from offramp.common.both_exits import Told
 from offramp.common.bundle import load_bundle
 from offramp.common.errors import DataError
 from offramp.evaluation import pareto
-from offramp.evaluation.baselines import FORMATS, Told
+from offramp.evaluation.baselines import FORMATS
 from offramp.evaluation.report import main
 from offramp.training import sources
 from offramp.training.recipe import DigitsRecipe

@@ -1,8 +1,10 @@
 """A backbone and a recipe that are small enough to train in seconds, registered under the name "tiny"."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,3 +103,9 @@ def recipe_file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load(DigitsRecipe(source="sklearn-digits", validation=0.2, test=0.2), seed=3)
+
+
+@pytest.fixture(scope="session")
+def small(digits: Dataset) -> Dataset:
+    """Half of the training images."""
+    return replace(digits, train=digits.train.take(np.arange(0, 1024, 2)))

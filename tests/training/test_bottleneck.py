@@ -1,6 +1,5 @@
 """The rate-trained split: its density, its place in a model, its training, and its graphs."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +28,6 @@ def narrowed(text: str, rate: float, density: str = "channel") -> Recipe:
     last = f"rate = {rate}\ndistill = 0.5"
     text = text.replace("entropy = 1.0", last).replace("exit = 3", "exit = 5")
     return Recipe.parse(f'{text}{NARROW}density = "{density}"\n')
-
-
-@pytest.fixture(scope="module")
-def small(digits: Dataset) -> Dataset:
-    return replace(digits, train=digits.train.take(np.arange(0, 1024, 2)))
 
 
 def test_the_density_of_a_channel_sums_to_one_over_all_symbols() -> None:

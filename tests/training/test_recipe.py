@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from offramp.common.errors import ConfigError
-from offramp.training.recipe import ParquetRecipe, Recipe, Stage, read
+from offramp.training.recipe import ParquetRecipe, Recipe, read
+from offramp.training.record import Stage
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
 

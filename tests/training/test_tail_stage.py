@@ -1,6 +1,5 @@
 """The last stage of a rate-trained split: the tail alone, on what the INT8 head sends."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,6 @@ learning_rate = 0.01
 def with_code(text: str, *more: str) -> Recipe:
     text = text.replace("entropy = 1.0", "rate = 1.0\ndistill = 0.5").replace("exit = 3", "exit = 5")
     return Recipe.parse("".join([text, CODE, *more]))
-
-
-@pytest.fixture(scope="module")
-def small(digits: Dataset) -> Dataset:
-    return replace(digits, train=digits.train.take(np.arange(0, 1024, 2)))
 
 
 def exported(model: SplitModel, recipe: Recipe, data: Dataset) -> Graphs:
