@@ -4,6 +4,7 @@ threshold.
 
 from __future__ import annotations
 
+import copy
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -116,9 +117,12 @@ def run_graphs(graphs: Graphs, data: Labelled, threads: int | None = None) -> An
 
 @torch.no_grad()
 def run_float(model: SplitModel, data: Labelled, device: torch.device | None = None) -> Answers:
-    """Answers of the float32 model, without symbols; ``model`` ends up on ``device`` (None: the CPU)."""
+    """Answers of the float32 model, without symbols, computed on ``device`` (None: the CPU).
+
+    ``model`` itself stays where and as it is.
+    """
     device = device or torch.device("cpu")
-    model.to(device).eval()
+    model = copy.deepcopy(model).to(device).eval()
     batches = torch.split(torch.from_numpy(data.images), _BATCH)
     # The default layout takes three times as long on a CPU.
     parts = [

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import export
-from offramp.training.measure import Answers, choose_threshold, run_graphs, with_better_answer
+from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
 from offramp.training.models import BACKBONES, SplitModel
 from offramp.training.quantize import quantize
 
@@ -105,3 +105,15 @@ def test_batches_on_several_threads_come_back_in_order() -> None:
     assert np.array_equal(one.final, three.final)
     assert len(one) == 150
     assert np.array_equal(one.take(np.array([149])).early[0], one.early[149])
+
+
+def test_measuring_leaves_the_model_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = SplitModel(BACKBONES["tiny"](10, 32), 3).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = Labelled(np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int64))
+    # A device that computes nothing: a model moved there has lost its weights.
+    with pytest.raises(RuntimeError):
+        run_float(model, data, torch.device("meta"))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
