@@ -153,6 +153,8 @@ class StageRecipe(_Strict):
     """How many of the training images an epoch draws, others each time; None: all."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The smallest share of an image that the stage sees, blown up to the whole frame; 1: all of it."""
+    weight_decay: Weight | None = None
+    """The stage's own; None: that of ``[train]``."""
 
 
 class BaseRecipe(StageRecipe):
@@ -187,7 +189,8 @@ class RegularisedRecipe(StageRecipe):
     With a bottleneck ``learning_rate`` is its own; ``tail`` and ``head`` are the shares of it that the rest
     of the network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is
     the loss of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss
-    that asks for the unsplit model's answers, at ``temperature``, in place of the labels.
+    that asks for the unsplit model's answers, at ``temperature``, in place of the labels, ``distill_early``
+    that of the early exit's.
     ``webp`` are qualities: the stage then sees each image as it is or as WebP of one of them leaves it, for a
     server that is sent pictures.
     """
@@ -197,6 +200,7 @@ class RegularisedRecipe(StageRecipe):
     bins: Annotated[int, Field(ge=2)] = 256
     rate: Weight = 0.0
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+    distill_early: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
     tail: Weight = 0.2
     head: Weight = 0.0
@@ -317,7 +321,12 @@ class Recipe(_Strict):
 
 
 # Where they do nothing they are left out: checkpoints older than these fields still fit.
-_LATER_FIELDS: dict[str, object] = {"crop": 1, "density": "channel"}
+_LATER_FIELDS: dict[str, object] = {
+    "crop": 1,
+    "density": "channel",
+    "distill_early": 0,
+    "weight_decay": None,
+}
 
 
 def _decides(part: BaseModel) -> dict[str, Any]:

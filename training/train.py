@@ -51,7 +51,6 @@ from offramp.training.recipe import (
     Recipe,
     RegularisedRecipe,
     StageRecipe,
-    TailRecipe,
     TrainRecipe,
 )
 from offramp.training.record import Stage
@@ -277,7 +276,7 @@ class _WithCode(nn.Module):
         super().__init__()
         assert model.bottleneck is not None
         self.model, self.bottleneck, self.rate = model, model.bottleneck, rate
-        self.decay, self.rho = train.weight_decay, train.rho or [0.5, 0.5]
+        self.rho = train.rho or [0.5, 0.5]
         # In a tuple: these are parts of the model already.
         self._parts: tuple[tuple[list[nn.Module], float], ...] = (
             (model.device_parts(), head),
@@ -299,14 +298,14 @@ class _WithCode(nn.Module):
                     part.eval()
         return self
 
-    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
         """AdamW: encoder, density and decoder differ too much in scale for one rate of SGD."""
         groups = [
             {"params": [p for part in parts for p in part.parameters()], "lr": share * learning_rate}
             for parts, share in self._parts
             if share > 0
         ]
-        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=self.decay)
+        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=decay)
 
     def activation(self, images: Tensor) -> Tensor:
         """`SplitModel.activation`, without a gradient where the head has nothing to learn."""
@@ -421,9 +420,10 @@ class _RateSplit(_WithCode):
 
     def _objective(self, out: Outputs, labels: Tensor, taught: Tensor) -> Tensor:
         early, final = self.rho
-        return early * nn.functional.cross_entropy(out.early, labels) + final * _answers_loss(
-            out.final, labels, taught, self.settings
-        )
+        settings = self.settings
+        return early * _answers_loss(
+            out.early, labels, taught, settings.distill_early, settings.temperature
+        ) + final * _answers_loss(out.final, labels, taught, settings.distill, settings.temperature)
 
     def measured(self, images: Tensor, labels: Tensor) -> tuple[Outputs, Tensor]:
         out = self._outputs(images)
@@ -435,18 +435,16 @@ class _RateSplit(_WithCode):
         return found
 
 
-def _answers_loss(
-    final: Tensor, labels: Tensor, taught: Tensor, settings: RegularisedRecipe | TailRecipe
-) -> Tensor:
-    """Loss of the final exit's logits [N, K], from labels [N] and from a teacher's logits [N, K]."""
-    warm, share = settings.temperature, settings.distill
+def _answers_loss(logits: Tensor, labels: Tensor, taught: Tensor, share: float, warm: float) -> Tensor:
+    """Loss of an exit's logits [N, K], from labels [N] and, by a share, from a teacher's logits [N, K] at a
+    temperature."""
     softened = nn.functional.kl_div(
-        torch.log_softmax(final.float() / warm, dim=1),
+        torch.log_softmax(logits.float() / warm, dim=1),
         torch.log_softmax(taught.float() / warm, dim=1),
         log_target=True,
         reduction="batchmean",
     )
-    return (1 - share) * nn.functional.cross_entropy(final, labels) + share * warm**2 * softened
+    return (1 - share) * nn.functional.cross_entropy(logits, labels) + share * warm**2 * softened
 
 
 class _Tail(nn.Module):
@@ -469,7 +467,6 @@ class _Tail(nn.Module):
         super().__init__()
         assert model.bottleneck is not None
         self.model, self.settings = model, recipe.train.tail
-        self.decay = recipe.train.weight_decay
         # In lists: no parts of this module, so that they are neither trained nor kept in checkpoints.
         self._learns = [*model.bottleneck.blocks()[1], *model.server_parts()]
         self._teacher = [folded(teacher)]
@@ -487,10 +484,10 @@ class _Tail(nn.Module):
             part.train(mode)
         return self
 
-    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
         """As in the stage before."""
         parameters = [p for part in self._learns for p in part.parameters()]
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=self.decay)
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=decay)
 
     def _sent(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the device sends, and its early logits: float32 [N, *split_shape], [N, K]."""
@@ -502,11 +499,14 @@ class _Tail(nn.Module):
         code = (symbols.float() - ZERO_POINT).contiguous(memory_format=torch.channels_last)
         return code, early
 
+    def _answers_loss(self, answers: Tensor, labels: Tensor, taught: Tensor) -> Tensor:
+        return _answers_loss(answers, labels, taught, self.settings.distill, self.settings.temperature)
+
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         code, _ = self._sent(images)
         with torch.no_grad():
             taught = self._teacher[0](images)
-        return _answers_loss(self.model.tail(code), labels, taught, self.settings)
+        return self._answers_loss(self.model.tail(code), labels, taught)
 
     def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
         early = final = loss = 0.0
@@ -515,7 +515,7 @@ class _Tail(nn.Module):
             answers = self.model.tail(code)
             early += float((own.argmax(1) == labels).sum())
             final += float((answers.argmax(1) == labels).sum())
-            part = _answers_loss(answers, labels, self._teacher[0](images), self.settings)
+            part = self._answers_loss(answers, labels, self._teacher[0](images))
             loss += float(part) * len(labels)
         return {"score": -loss / len(data), "early": early / len(data), "final": final / len(data)}
 
@@ -715,14 +715,15 @@ class _Run:
         self.images, self.labels, self.validation = images, labels, validation
         self.generator, self.hardware, self.progress = generator, hardware, progress
         self.steps = max(1, min(len(labels), stage.images or len(labels)) // recipe.train.batch_size)
+        decay = recipe.train.weight_decay if stage.weight_decay is None else stage.weight_decay
         if isinstance(task, _WithCode | _Tail):
-            self.optimizer = task.optimizer(stage.learning_rate)
+            self.optimizer = task.optimizer(stage.learning_rate, decay)
         else:
             self.optimizer = torch.optim.SGD(
                 task.parameters(),
                 lr=stage.learning_rate,
                 momentum=recipe.train.momentum,
-                weight_decay=recipe.train.weight_decay,
+                weight_decay=decay,
                 nesterov=recipe.train.momentum > 0,
             )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(

@@ -11,10 +11,10 @@ from offramp.common.errors import ConfigError
 from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape, Context, Density, Rounding
 from offramp.training.data import Dataset, to_float
 from offramp.training.export import export
-from offramp.training.models import BACKBONES, SplitModel, mobilenet_v2, partition
+from offramp.training.models import BACKBONES, Outputs, SplitModel, mobilenet_v2, partition
 from offramp.training.quantize import WHOLE, quantize
 from offramp.training.recipe import Recipe
-from offramp.training.train import Epoch, Progress, train
+from offramp.training.train import Epoch, Hardware, Progress, _RateSplit, train
 
 NARROW = """
 [model.bottleneck]
@@ -379,3 +379,25 @@ def test_the_graphs_send_the_models_own_symbols(
 def test_recipes_that_make_no_sense(recipe_text: str, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe.parse(recipe_text.replace(old, new))
+
+
+@pytest.mark.parametrize("exit", ["early", "final"])
+def test_each_exit_learns_from_the_unsplit_model_by_its_own_share(
+    exit: str, recipe_text: str, small: Dataset
+) -> None:
+    """An exit that has all of its loss from a teacher with the same answers has none."""
+    own = "distill_early" if exit == "early" else "distill"
+    text = recipe_text.replace("entropy = 1.0", f"rate = 1.0\n{own} = 1.0").replace("exit = 3", "exit = 5")
+    recipe = Recipe.parse(text + NARROW)
+    torch.manual_seed(0)
+    teacher = BACKBONES["tiny"](10, 32)
+    model = SplitModel(teacher, 5)
+    model.insert(Bottleneck(model.exit_shape, BottleneckShape(4, 2, 16)), exit_behind=True)
+    task = _RateSplit(model, recipe.train, teacher, Hardware())
+    labels = torch.arange(4)
+    taught, other = torch.randn(2, 4, 10)
+    cross = torch.nn.functional.cross_entropy(other, labels)
+    answers = (taught, other) if exit == "early" else (other, taught)
+    early, final = recipe.train.rho or [0.5, 0.5]
+    wanted = cross * (final if exit == "early" else early)
+    torch.testing.assert_close(task._objective(Outputs(*answers, other), labels, taught), wanted)

@@ -256,8 +256,8 @@ def test_fewer_images_than_a_batch(recipe: Recipe, small: Dataset, tmp_path: Pat
         train(recipe, few, tmp_path)
 
 
-@pytest.mark.parametrize("setting", ["webp = [10, 50]", "crop = 0.5"])
-def test_a_last_stage_that_sees_other_pictures(
+@pytest.mark.parametrize("setting", ["webp = [10, 50]", "crop = 0.5", "weight_decay = 0.1"])
+def test_a_last_stage_of_its_own_pictures_or_weight_decay(
     setting: str, recipe_text: str, small: Dataset, tmp_path: Path
 ) -> None:
     plain, other = (Recipe.parse(recipe_text.replace("entropy = 1.0", text)) for text in ("", setting))
