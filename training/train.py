@@ -177,12 +177,16 @@ class _Base(nn.Module):
     bits: Tensor | None = None
     capturable = True
 
-    def __init__(self, backbone: Backbone, hardware: Hardware) -> None:
+    def __init__(self, backbone: Backbone, train: TrainRecipe, hardware: Hardware) -> None:
         super().__init__()
-        self.model = backbone
+        self.model, self.momentum = backbone, train.momentum
         self._call: Callable[[Tensor], Tensor] = backbone.forward
         if hardware.compiled:
             self._call = torch.compile(backbone.forward)
+
+    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
+        """The paper's SGD."""
+        return _sgd(self, learning_rate, self.momentum, decay)
 
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         return nn.functional.cross_entropy(self._call(images), labels)
@@ -213,7 +217,7 @@ class _Split(nn.Module):
         self._call: Callable[[Tensor], Outputs] = model.forward
         if hardware.compiled:
             self._call = torch.compile(model.forward)
-        self.rho = train.rho
+        self.rho, self.momentum = train.rho, train.momentum
         # With weight 0 it only measures: every split stage reports the entropy of its activations.
         self.entropy = EntropyLoss(
             0.0 if regularised is None else regularised.entropy,
@@ -225,6 +229,10 @@ class _Split(nn.Module):
     def capturable(self) -> bool:
         """Whether a step can be a CUDA graph; the histogram's counts are waited for on the CPU."""
         return self.entropy.weight == 0
+
+    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
+        """As in the base stage."""
+        return _sgd(self, learning_rate, self.momentum, decay)
 
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         out = self._call(images)
@@ -253,6 +261,12 @@ class _Split(nn.Module):
             bits += float(meter.bits(out.activation)) * len(labels)
         early, final, bits = early / len(data), final / len(data), bits / len(data)
         return {"score": (early + final) / 2, "early": early, "final": final, "entropy_bits": bits}
+
+
+def _sgd(task: nn.Module, learning_rate: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        task.parameters(), lr=learning_rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
+    )
 
 
 class _WithCode(nn.Module):
@@ -564,7 +578,7 @@ def train(
     settings = recipe.train
     # Each is made when the one before is done: the last takes the base stage's model for its teacher.
     stages: list[tuple[Stage, StageRecipe, Callable[[], _Task]]] = [
-        ("base", settings.base, lambda: _Base(backbone, hardware)),
+        ("base", settings.base, lambda: _Base(backbone, settings, hardware)),
         ("exit", settings.exit, lambda: _Split(model, settings, None, hardware)),
         ("code", settings.code, lambda: _Code(model, settings)),
         ("regularised", settings.regularised, lambda: _last_task(model, recipe, teacher, hardware)),
@@ -716,16 +730,7 @@ class _Run:
         self.generator, self.hardware, self.progress = generator, hardware, progress
         self.steps = max(1, min(len(labels), stage.images or len(labels)) // recipe.train.batch_size)
         decay = recipe.train.weight_decay if stage.weight_decay is None else stage.weight_decay
-        if isinstance(task, _WithCode | _Tail):
-            self.optimizer = task.optimizer(stage.learning_rate, decay)
-        else:
-            self.optimizer = torch.optim.SGD(
-                task.parameters(),
-                lr=stage.learning_rate,
-                momentum=recipe.train.momentum,
-                weight_decay=decay,
-                nesterov=recipe.train.momentum > 0,
-            )
+        self.optimizer = task.optimizer(stage.learning_rate, decay)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=max(1, stage.epochs * self.steps)
         )

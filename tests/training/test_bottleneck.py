@@ -14,7 +14,8 @@ from offramp.training.export import export
 from offramp.training.models import BACKBONES, Outputs, SplitModel, mobilenet_v2, partition
 from offramp.training.quantize import WHOLE, quantize
 from offramp.training.recipe import Recipe
-from offramp.training.train import Epoch, Hardware, Progress, _RateSplit, train
+from offramp.training.train import Hardware, _RateSplit, train
+from tests.kill import Killed, before_the_checkpoint
 
 NARROW = """
 [model.bottleneck]
@@ -303,15 +304,8 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     recipe = narrowed(text, 1.0)
     whole = train(recipe, small, tmp_path / "whole")
 
-    class Killed(Exception):
-        pass
-
-    def kill(epoch: Epoch) -> None:
-        if epoch.stage == killed:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(recipe, small, tmp_path / "broken", progress=Progress(epoch=kill))
+        train(recipe, small, tmp_path / "broken", progress=before_the_checkpoint(killed))
     torch.manual_seed(99)
     resumed = train(recipe, small, tmp_path / "broken", resume=True)
     again = train(recipe, small, tmp_path / "broken", resume=True)

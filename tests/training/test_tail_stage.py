@@ -13,6 +13,7 @@ from offramp.training.models import SplitModel
 from offramp.training.quantize import calibration_part, quantize
 from offramp.training.recipe import Recipe
 from offramp.training.train import Epoch, Progress, Trained, train
+from tests.kill import Killed, in_the_middle
 
 CODE = """
 [model.bottleneck]
@@ -79,17 +80,10 @@ def test_its_figures_are_of_the_int8_head(recipe_text: str, small: Dataset, tmp_
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     recipe_text: str, small: Dataset, tmp_path: Path
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    def kill(stage: str, epoch: int, _step: int, _steps: int) -> None:
-        if (stage, epoch) == ("tail", 2):
-            raise Killed
-
     recipe = with_code(recipe_text, TAIL)
     whole = train(recipe, small, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(recipe, small, tmp_path / "broken", progress=Progress(batch=kill))
+        train(recipe, small, tmp_path / "broken", progress=in_the_middle("tail", 2))
     again: list[Epoch] = []
     resumed = train(recipe, small, tmp_path / "broken", resume=True, progress=Progress(epoch=again.append))
     assert [(epoch.stage, epoch.number) for epoch in again] == [("tail", 2)]

@@ -11,12 +11,9 @@ from offramp.training.data import Dataset, recompressed
 from offramp.training.models import BACKBONES, Backbone, Flow, SplitModel
 from offramp.training.recipe import Recipe
 from offramp.training.train import Clock, Epoch, Hardware, OutOfTime, Progress, Trained, train
+from tests.kill import Killed, before_the_checkpoint, in_the_middle
 
 SCHEDULE = [("base", 1), ("base", 2), ("exit", 1), ("regularised", 1)]
-
-
-class Killed(Exception):
-    """Stands for a kill at a chosen moment."""
 
 
 def digest(trained: Trained) -> dict[str, bytes]:
@@ -84,17 +81,9 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
 ) -> None:
     whole = train(recipe, small, tmp_path / "whole")
 
-    def after_epoch(epoch: Epoch) -> None:
-        # Before this epoch's checkpoint is written.
-        if (epoch.stage, epoch.number) == moment:
-            raise Killed
-
-    def after_batch(stage: str, epoch: int, step: int, steps: int) -> None:
-        if moment == "mid-epoch" and (stage, epoch, step) == ("base", 2, 2):
-            raise Killed
-
+    fatal = in_the_middle("base", 2) if isinstance(moment, str) else before_the_checkpoint(*moment)
     with pytest.raises(Killed):
-        train(recipe, small, tmp_path / "broken", progress=Progress(after_batch, after_epoch))
+        train(recipe, small, tmp_path / "broken", progress=fatal)
     torch.manual_seed(99)
     torch.rand(7)
     again: list[Epoch] = []
@@ -129,15 +118,8 @@ def test_what_trained_a_stage_is_kept_with_it(recipe: Recipe, small: Dataset, tm
 
 
 def test_a_stage_begun_on_a_gpu_goes_on_without_one(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
-    def kill(stage: str, epoch: int, _step: int, _steps: int) -> None:
-        if (stage, epoch) == ("base", 2):
-            raise Killed
-
     with pytest.raises(Killed):
-        train(recipe, small, tmp_path, progress=Progress(batch=kill))
+        train(recipe, small, tmp_path, progress=in_the_middle("base", 2))
     (path,) = tmp_path.glob("base-*.pt")
     state = torch.load(path, weights_only=True)
     state["machine"] = {"device": "a GPU", "precision": "bfloat16", "torch": "2"}
