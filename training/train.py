@@ -171,22 +171,27 @@ class Clock:
             raise OutOfTime
 
 
-class _Base(nn.Module):
+class _BySgd(nn.Module):
+    """The stages that are the paper's own: all of their weights learn, by SGD."""
+
+    def optimizer(self, learning_rate: float, decay: float, momentum: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.parameters(), lr=learning_rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
+        )
+
+
+class _Base(_BySgd):
     """Base stage: the backbone with its final exit only."""
 
     bits: Tensor | None = None
     capturable = True
 
-    def __init__(self, backbone: Backbone, train: TrainRecipe, hardware: Hardware) -> None:
+    def __init__(self, backbone: Backbone, hardware: Hardware) -> None:
         super().__init__()
-        self.model, self.momentum = backbone, train.momentum
+        self.model = backbone
         self._call: Callable[[Tensor], Tensor] = backbone.forward
         if hardware.compiled:
             self._call = torch.compile(backbone.forward)
-
-    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
-        """The paper's SGD."""
-        return _sgd(self, learning_rate, self.momentum, decay)
 
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         return nn.functional.cross_entropy(self._call(images), labels)
@@ -197,7 +202,7 @@ class _Base(nn.Module):
         return {"score": final, "final": final}
 
 
-class _Split(nn.Module):
+class _Split(_BySgd):
     """Exit and regularised stages: both exits, and what keeps the activation cheap.
 
     ``bits`` is the entropy of the last batch's activation where it was computed.
@@ -217,7 +222,7 @@ class _Split(nn.Module):
         self._call: Callable[[Tensor], Outputs] = model.forward
         if hardware.compiled:
             self._call = torch.compile(model.forward)
-        self.rho, self.momentum = train.rho, train.momentum
+        self.rho = train.rho
         # With weight 0 it only measures: every split stage reports the entropy of its activations.
         self.entropy = EntropyLoss(
             0.0 if regularised is None else regularised.entropy,
@@ -229,10 +234,6 @@ class _Split(nn.Module):
     def capturable(self) -> bool:
         """Whether a step can be a CUDA graph; the histogram's counts are waited for on the CPU."""
         return self.entropy.weight == 0
-
-    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
-        """As in the base stage."""
-        return _sgd(self, learning_rate, self.momentum, decay)
 
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         out = self._call(images)
@@ -261,12 +262,6 @@ class _Split(nn.Module):
             bits += float(meter.bits(out.activation)) * len(labels)
         early, final, bits = early / len(data), final / len(data), bits / len(data)
         return {"score": (early + final) / 2, "early": early, "final": final, "entropy_bits": bits}
-
-
-def _sgd(task: nn.Module, learning_rate: float, momentum: float, decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        task.parameters(), lr=learning_rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
-    )
 
 
 class _WithCode(nn.Module):
@@ -312,7 +307,7 @@ class _WithCode(nn.Module):
                     part.eval()
         return self
 
-    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
+    def optimizer(self, learning_rate: float, decay: float, _momentum: float) -> torch.optim.Optimizer:
         """AdamW: encoder, density and decoder differ too much in scale for one rate of SGD."""
         groups = [
             {"params": [p for part in parts for p in part.parameters()], "lr": share * learning_rate}
@@ -498,7 +493,7 @@ class _Tail(nn.Module):
             part.train(mode)
         return self
 
-    def optimizer(self, learning_rate: float, decay: float) -> torch.optim.Optimizer:
+    def optimizer(self, learning_rate: float, decay: float, _momentum: float) -> torch.optim.Optimizer:
         """As in the stage before."""
         parameters = [p for part in self._learns for p in part.parameters()]
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=decay)
@@ -578,7 +573,7 @@ def train(
     settings = recipe.train
     # Each is made when the one before is done: the last takes the base stage's model for its teacher.
     stages: list[tuple[Stage, StageRecipe, Callable[[], _Task]]] = [
-        ("base", settings.base, lambda: _Base(backbone, settings, hardware)),
+        ("base", settings.base, lambda: _Base(backbone, hardware)),
         ("exit", settings.exit, lambda: _Split(model, settings, None, hardware)),
         ("code", settings.code, lambda: _Code(model, settings)),
         ("regularised", settings.regularised, lambda: _last_task(model, recipe, teacher, hardware)),
@@ -730,7 +725,7 @@ class _Run:
         self.generator, self.hardware, self.progress = generator, hardware, progress
         self.steps = max(1, min(len(labels), stage.images or len(labels)) // recipe.train.batch_size)
         decay = recipe.train.weight_decay if stage.weight_decay is None else stage.weight_decay
-        self.optimizer = task.optimizer(stage.learning_rate, decay)
+        self.optimizer = task.optimizer(stage.learning_rate, decay, recipe.train.momentum)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=max(1, stage.epochs * self.steps)
         )

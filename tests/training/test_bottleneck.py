@@ -376,9 +376,7 @@ def test_recipes_that_make_no_sense(recipe_text: str, old: str, new: str, messag
 
 
 @pytest.mark.parametrize("exit", ["early", "final"])
-def test_each_exit_learns_from_the_unsplit_model_by_its_own_share(
-    exit: str, recipe_text: str, small: Dataset
-) -> None:
+def test_each_exit_learns_from_the_unsplit_model_by_its_own_share(exit: str, recipe_text: str) -> None:
     """An exit that has all of its loss from a teacher with the same answers has none."""
     own = "distill_early" if exit == "early" else "distill"
     text = recipe_text.replace("entropy = 1.0", f"rate = 1.0\n{own} = 1.0").replace("exit = 3", "exit = 5")
