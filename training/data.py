@@ -122,6 +122,22 @@ def cropped(images: Tensor, *, area: float, generator: torch.Generator) -> Tenso
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def pasted(images: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Over each image a part of the one before it, in its place: of random middle and, before what lies outside
+    is cut off, of random share, 0 … 1, of the area and of the image's shape (CutMix, Yun et al. 2019).
+
+    float [N, C, H, W] to the same shape, on the same device; draws from ``generator`` only, on its device.
+    """
+    count, _, height, width = images.shape
+    share, *middle = torch.rand(3, count, generator=generator, device=generator.device).to(images.device)
+    rows, columns = (
+        (((torch.arange(length, device=images.device) + 0.5) / length) - at[:, None]).abs()
+        < share.sqrt()[:, None] / 2
+        for length, at in zip((height, width), middle, strict=True)
+    )
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], images.roll(1, 0), images)
+
+
 def recompressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     """What WebP of a quality, 0 … 100, leaves of each image, uint8 [N, 3, H, W]."""
     found = np.empty_like(images)

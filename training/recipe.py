@@ -183,14 +183,30 @@ class CodeRecipe(StageRecipe):
     at: Annotated[int, Field(ge=1)] | None = None
 
 
-class RegularisedRecipe(StageRecipe):
-    """The joint stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6), and a bottleneck's losses.
+class RateRecipe(StageRecipe):
+    """A stage in which a bottleneck and both exits learn together.
 
-    With a bottleneck ``learning_rate`` is its own; ``tail`` and ``head`` are the shares of it that the rest
-    of the network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is
-    the loss of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss
-    that asks for the unsplit model's answers, at ``temperature``, in place of the labels, ``distill_early``
-    that of the early exit's.
+    ``learning_rate`` is the bottleneck's; ``tail`` and ``head`` are the shares of it that the rest of the
+    network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is the loss
+    of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss that
+    asks for the unsplit model's answers, at ``temperature``, in place of the labels, ``distill_early`` that
+    of the early exit's.
+    ``cutmix`` is the share of a batch's images that get a part of another one pasted over them. They have no
+    label and cost no bytes: the unsplit model says what the answers are.
+    """
+
+    rate: Weight = 0.0
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+    distill_early: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    tail: Weight = 0.2
+    head: Weight = 0.0
+    cutmix: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class RegularisedRecipe(RateRecipe):
+    """The joint stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6); with a bottleneck its losses instead.
+
     ``webp`` are qualities: the stage then sees each image as it is or as WebP of one of them leaves it, for a
     server that is sent pictures.
     """
@@ -198,17 +214,11 @@ class RegularisedRecipe(StageRecipe):
     entropy: Weight = 0.0
     sparsity: Weight = 0.0
     bins: Annotated[int, Field(ge=2)] = 256
-    rate: Weight = 0.0
-    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
-    distill_early: Annotated[float, Field(ge=0, le=1)] = 0.0
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    tail: Weight = 0.2
-    head: Weight = 0.0
     webp: list[Annotated[int, Field(ge=0, le=100)]] = []
 
 
 class TailRecipe(StageRecipe):
-    """The stage after that: the server's half alone learns from the symbols that the INT8 head sends, where
+    """The last stage: the server's half alone learns from the symbols that the INT8 head sends, where
     there is a bottleneck. Without one, the step of what travels is chosen by the tail's own answers.
 
     ``distill`` and ``temperature`` as in `RegularisedRecipe`.
@@ -220,7 +230,8 @@ class TailRecipe(StageRecipe):
 
 class TrainRecipe(_Strict):
     """The schedule of Sec. V: base, then with the early exit, then with the regulariser. Where there is a
-    bottleneck, the code alone before the last, and the tail alone after it."""
+    bottleneck, the code alone before the last; after it the same once more, from its best epoch and with
+    other settings, and the tail alone."""
 
     batch_size: Annotated[int, Field(ge=2)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -230,6 +241,7 @@ class TrainRecipe(_Strict):
     exit: StageRecipe
     code: CodeRecipe = CodeRecipe(epochs=0, learning_rate=2e-3)
     regularised: RegularisedRecipe
+    restart: RateRecipe = RateRecipe(epochs=0, learning_rate=5e-4)
     tail: TailRecipe = TailRecipe(epochs=0, learning_rate=5e-4)
 
 
@@ -266,6 +278,8 @@ class Recipe(_Strict):
         last = self.train.regularised
         if self.model.bottleneck is None and last.rate > 0:
             raise ValueError("train.regularised.rate is the price of a code: needs model.bottleneck")
+        if self.model.bottleneck is None and last.cutmix > 0:
+            raise ValueError("train.regularised.cutmix has the unsplit model teach: needs model.bottleneck")
         if self.model.bottleneck is not None and (last.entropy > 0 or last.sparsity > 0):
             raise ValueError("model.bottleneck takes train.regularised.rate, not entropy or sparsity")
         if self.model.bottleneck is not None and last.epochs == 0:
@@ -311,10 +325,12 @@ class Recipe(_Strict):
         decides += [train.momentum, train.weight_decay, _decides(train.base)]
         if stage != "base":
             decides += [self.model.exit, train.rho, _decides(train.exit)]
-        if self.model.bottleneck is not None and stage in ("code", "regularised", "tail"):
+        if self.model.bottleneck is not None and stage not in ("base", "exit"):
             decides += [_decides(train.code), _decides(self.model)]
-        if stage in ("regularised", "tail"):
+        if stage in ("regularised", "restart", "tail"):
             decides += [_decides(train.regularised), _decides(self.model)]
+        if stage == "restart" or (stage == "tail" and train.restart.epochs > 0):
+            decides += [_decides(train.restart)]
         if stage == "tail":
             decides += [_decides(train.tail), _decides(self.quantize)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -323,6 +339,7 @@ class Recipe(_Strict):
 # Where they do nothing they are left out: checkpoints older than these fields still fit.
 _LATER_FIELDS: dict[str, object] = {
     "crop": 1,
+    "cutmix": 0,
     "density": "channel",
     "distill_early": 0,
     "weight_decay": None,

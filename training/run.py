@@ -285,6 +285,7 @@ def _record(
             "exit": settings.exit.epochs,
             "code": 0 if narrow is None else settings.code.epochs,
             "regularised": settings.regularised.epochs,
+            "restart": 0 if narrow is None else settings.restart.epochs,
             "tail": 0 if narrow is None else settings.tail.epochs,
         },
         images={
@@ -294,6 +295,7 @@ def _record(
                 ("exit", settings.exit.images),
                 ("code", settings.code.images),
                 ("regularised", settings.regularised.images),
+                ("restart", settings.restart.images),
                 ("tail", settings.tail.images),
             )
             if images is not None

@@ -5,6 +5,7 @@
     code         only with a bottleneck: this alone    kept: smallest error and rate
     regularised  Eq. (2): Eq. (1) plus (3) and/or (6)  kept: best mean of early and final accuracy
                  with a bottleneck: answers and rate   kept: smallest loss
+    restart      only with a bottleneck: once more     kept: smallest loss
     tail         only with a bottleneck: the server's  kept: smallest loss
                  half, on the INT8 head's own symbols
 
@@ -41,13 +42,23 @@ from torch import Tensor, nn
 from offramp.common.engine import session
 from offramp.common.errors import ConfigError, DataError
 from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape
-from offramp.training.data import Dataset, Labelled, augment, cropped, recompressed, to_float, to_pixels
+from offramp.training.data import (
+    Dataset,
+    Labelled,
+    augment,
+    cropped,
+    pasted,
+    recompressed,
+    to_float,
+    to_pixels,
+)
 from offramp.training.export import export
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, ExitBranch, Flow, Outputs, SplitModel, folded
 from offramp.training.quantize import quantize_calibrated
 from offramp.training.recipe import (
     BaseRecipe,
+    RateRecipe,
     Recipe,
     RegularisedRecipe,
     StageRecipe,
@@ -57,7 +68,14 @@ from offramp.training.record import Stage
 
 _EVALUATION_BATCH = 256
 # Each stage's own, those of one seed apart from the next one's.
-_STREAMS: dict[Stage, int] = {"base": 0, "exit": 1, "regularised": 2, "code": 1 << 32, "tail": 1 << 33}
+_STREAMS: dict[Stage, int] = {
+    "base": 0,
+    "exit": 1,
+    "regularised": 2,
+    "code": 1 << 32,
+    "restart": 3 << 32,
+    "tail": 1 << 33,
+}
 # Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
 _SAMPLES = 20
 _GPU_SECONDS_BETWEEN_CHECKPOINTS = 15.0
@@ -400,16 +418,24 @@ class _Code(_WithCode):
 
 
 class _RateSplit(_WithCode):
-    """The last stage with a bottleneck: both exits, what the unsplit model answers, and estimated bytes.
+    """Regularised and restart stages with a bottleneck: both exits, what the unsplit model answers, and
+    estimated bytes.
 
     Args:
         model: with its bottleneck.
         train: all weights.
+        settings: the stage's own.
         teacher: the unsplit model; stays as it is.
     """
 
-    def __init__(self, model: SplitModel, train: TrainRecipe, teacher: Backbone, hardware: Hardware) -> None:
-        settings = train.regularised
+    def __init__(
+        self,
+        model: SplitModel,
+        train: TrainRecipe,
+        settings: RateRecipe,
+        teacher: Backbone,
+        hardware: Hardware,
+    ) -> None:
         super().__init__(model, train, head=settings.head, tail=settings.tail, rate=settings.rate)
         self._call: Callable[[Tensor], Outputs] = self._outputs
         if hardware.compiled:
@@ -425,14 +451,18 @@ class _RateSplit(_WithCode):
         out = self._call(images)
         with torch.no_grad():
             taught = self._teacher[0](images)
-        return self._objective(out, labels, taught) + self.cost(out.activation, measure=measure)
+        unlabelled = _unlabelled(self.settings, len(images))
+        sent = out.activation[unlabelled:]
+        return self._objective(out, labels, taught, unlabelled) + self.cost(sent, measure=measure)
 
-    def _objective(self, out: Outputs, labels: Tensor, taught: Tensor) -> Tensor:
+    def _objective(self, out: Outputs, labels: Tensor, taught: Tensor, unlabelled: int = 0) -> Tensor:
         early, final = self.rho
         settings = self.settings
         return early * _answers_loss(
-            out.early, labels, taught, settings.distill_early, settings.temperature
-        ) + final * _answers_loss(out.final, labels, taught, settings.distill, settings.temperature)
+            out.early, labels, taught, settings.distill_early, settings.temperature, unlabelled
+        ) + final * _answers_loss(
+            out.final, labels, taught, settings.distill, settings.temperature, unlabelled
+        )
 
     def measured(self, images: Tensor, labels: Tensor) -> tuple[Outputs, Tensor]:
         out = self._outputs(images)
@@ -444,16 +474,26 @@ class _RateSplit(_WithCode):
         return found
 
 
-def _answers_loss(logits: Tensor, labels: Tensor, taught: Tensor, share: float, warm: float) -> Tensor:
+def _unlabelled(stage: StageRecipe, count: int) -> int:
+    """How many images of a batch, its first, have parts of others in them and so no label."""
+    return int(stage.cutmix * count) if isinstance(stage, RateRecipe) else 0
+
+
+def _answers_loss(
+    logits: Tensor, labels: Tensor, taught: Tensor, share: float, warm: float, unlabelled: int = 0
+) -> Tensor:
     """Loss of an exit's logits [N, K], from labels [N] and, by a share, from a teacher's logits [N, K] at a
-    temperature."""
+    temperature; of the first ``unlabelled`` from the teacher alone."""
     softened = nn.functional.kl_div(
         torch.log_softmax(logits.float() / warm, dim=1),
         torch.log_softmax(taught.float() / warm, dim=1),
         log_target=True,
-        reduction="batchmean",
-    )
-    return (1 - share) * nn.functional.cross_entropy(logits, labels) + share * warm**2 * softened
+        reduction="none",
+    ).sum(1)
+    told, labelled = warm**2 * softened, slice(unlabelled, None)
+    named = nn.functional.cross_entropy(logits[labelled], labels[labelled], reduction="sum")
+    total = (1 - share) * named + share * told[labelled].sum() + told[:unlabelled].sum()
+    return total / len(logits)
 
 
 class _Tail(nn.Module):
@@ -571,12 +611,17 @@ def train(
     model = SplitModel(backbone, recipe.model.exit)
     narrow = _bottleneck(model, recipe)
     settings = recipe.train
-    # Each is made when the one before is done: the last takes the base stage's model for its teacher.
+    # Each is made when the one before is done: the last ones take the base stage's model for their teacher.
     stages: list[tuple[Stage, StageRecipe, Callable[[], _Task]]] = [
         ("base", settings.base, lambda: _Base(backbone, hardware)),
         ("exit", settings.exit, lambda: _Split(model, settings, None, hardware)),
         ("code", settings.code, lambda: _Code(model, settings)),
-        ("regularised", settings.regularised, lambda: _last_task(model, recipe, teacher, hardware)),
+        ("regularised", settings.regularised, lambda: _joint_task(model, recipe, teacher, hardware)),
+        (
+            "restart",
+            settings.restart,
+            lambda: _RateSplit(model, settings, settings.restart, teacher, hardware),
+        ),
         ("tail", settings.tail, lambda: _Tail(model, recipe, teacher, data.validation)),
     ]
     device = hardware.device
@@ -593,7 +638,7 @@ def train(
             torch.manual_seed(recipe.seed)
             assert recipe.model.bottleneck is not None
             model.insert(narrow, exit_behind=recipe.model.bottleneck.exit_behind)
-        elif name == "tail" and (narrow is None or not stage.epochs):
+        elif name in ("restart", "tail") and (narrow is None or not stage.epochs):
             continue
         task = make_task()
         # A third faster than the default layout on a CPU, and what tensor cores want.
@@ -635,10 +680,10 @@ def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:
     return narrow
 
 
-def _last_task(model: SplitModel, recipe: Recipe, teacher: Backbone, hardware: Hardware) -> _Task:
+def _joint_task(model: SplitModel, recipe: Recipe, teacher: Backbone, hardware: Hardware) -> _Task:
     if model.bottleneck is None:
         return _Split(model, recipe.train, recipe.train.regularised, hardware)
-    return _RateSplit(model, recipe.train, teacher, hardware)
+    return _RateSplit(model, recipe.train, recipe.train.regularised, teacher, hardware)
 
 
 def _gradients(task: _Task, hardware: Hardware, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
@@ -830,6 +875,9 @@ class _Run:
         stage = self.stage
         if stage.crop < 1:
             images = cropped(images, area=stage.crop, generator=self.generator)
+        if unlabelled := _unlabelled(stage, len(images)):
+            over = pasted(images[:unlabelled], generator=self.generator)
+            images = torch.cat([over, images[unlabelled:]])
         if isinstance(stage, BaseRecipe) and self.done < len(stage.sides):
             images = nn.functional.interpolate(images, size=stage.sides[self.done], mode="area")
         return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,132 @@
+"""The joint stage once more, and images with parts of others in them, which only the unsplit model answers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.common.errors import ConfigError
+from offramp.training.data import Dataset, pasted
+from offramp.training.recipe import Recipe
+from offramp.training.train import Epoch, Progress, _answers_loss, train
+from tests.kill import Killed, in_the_middle
+
+CODE = """
+[model.bottleneck]
+channels = 4
+stride = 2
+width = 16
+"""
+RESTART = """
+[train.restart]
+epochs = 2
+learning_rate = 0.01
+rate = 1.0
+distill = 0.5
+cutmix = 0.5
+"""
+TAIL = "[train.tail]\nepochs = 1\nlearning_rate = 0.01\n"
+
+
+def with_code(text: str, *more: str) -> Recipe:
+    text = text.replace("entropy = 1.0", "rate = 1.0\ndistill = 0.5").replace("exit = 3", "exit = 5")
+    return Recipe.parse("".join([text, CODE, *more]))
+
+
+def kept(checkpoints: Path, stage: str) -> dict[str, torch.Tensor]:
+    (path,) = checkpoints.glob(f"{stage}-*.pt")
+    best: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["best"]
+    return best
+
+
+def test_it_goes_on_from_the_best_epoch_of_the_joint_stage(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    first = train(with_code(recipe_text), small, tmp_path)
+    # At no learning rate to speak of, all that moves are batch norm's running statistics.
+    still = RESTART.replace("epochs = 2", "epochs = 1").replace("0.01", "1e-9")
+    last = train(with_code(recipe_text, still), small, tmp_path, resume=True)
+    assert [epoch.stage for epoch in last.epochs] == [*(e.stage for e in first.epochs), "restart"]
+    assert last.epochs[:-1] == first.epochs
+    for name, weight in first.model.named_parameters():
+        assert torch.allclose(weight, last.model.get_parameter(name), atol=1e-6), name
+
+
+def test_its_settings_are_its_own(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    text = recipe_text.replace("[train.regularised]", "[train.regularised]\nhead = 0.5")
+    train(with_code(text, RESTART), small, tmp_path)
+    before, after = kept(tmp_path, "regularised"), kept(tmp_path, "restart")
+    # Of the tiny backbone, exit 5: blocks 0 … 5 are on the device, and here head is 0.
+    device = [name for name in before if name.startswith("model.backbone.blocks.0.")]
+    others = [name for name in before if name.startswith(("model.backbone.top.", "model.bottleneck.encoder."))]
+    assert device and all(torch.equal(before[name], after[name]) for name in device)
+    assert others and not all(torch.equal(before[name], after[name]) for name in others)
+
+
+def test_a_higher_rate_sends_fewer_bits(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    bits = []
+    for rate in ("0.0", "300.0"):
+        recipe = with_code(recipe_text, RESTART.replace("rate = 1.0", f"rate = {rate}"))
+        bits.append(train(recipe, small, tmp_path, resume=True).epochs[-1].figures["entropy_bits"])
+    assert 0 < bits[1] < 0.9 * bits[0]
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    recipe = with_code(recipe_text, RESTART, TAIL)
+    whole = train(recipe, small, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(recipe, small, tmp_path / "broken", progress=in_the_middle("restart", 2))
+    again: list[Epoch] = []
+    resumed = train(recipe, small, tmp_path / "broken", resume=True, progress=Progress(epoch=again.append))
+    assert [(epoch.stage, epoch.number) for epoch in again] == [("restart", 2), ("tail", 1)]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_without_a_code_there_is_no_such_stage(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    trained = train(Recipe.parse(recipe_text + RESTART), small, tmp_path)
+    assert trained.epochs[-1].stage == "regularised"
+
+
+def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
+    without, with_it = with_code(recipe_text, TAIL), with_code(recipe_text, TAIL, RESTART)
+    assert without.stage_sha256("regularised") == with_it.stage_sha256("regularised")
+    assert without.stage_sha256("tail") != with_it.stage_sha256("tail")
+    # What it would do in no epochs decides nothing.
+    none = with_code(recipe_text, TAIL, RESTART.replace("epochs = 2", "epochs = 0"))
+    assert without.stage_sha256("tail") == none.stage_sha256("tail")
+
+
+def test_a_plain_split_has_nobody_who_answers_for_pasted_images(recipe_text: str) -> None:
+    text = recipe_text.replace("entropy = 1.0", "cutmix = 0.5")
+    with pytest.raises(ConfigError, match=r"train\.regularised\.cutmix .* needs model\.bottleneck"):
+        Recipe.parse(text)
+
+
+def test_each_image_has_a_rectangle_of_the_one_before() -> None:
+    images = torch.arange(64.0)[:, None, None, None].expand(64, 3, 12, 16)
+    seen = pasted(images, generator=torch.Generator().manual_seed(0))
+    again = pasted(images, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(seen, again)
+    own = seen == images
+    assert bool((own | (seen == images.roll(1, 0))).all())
+    assert torch.equal(own[:, 0], own[:, 1]) and torch.equal(own[:, 0], own[:, 2])
+    theirs = ~own[:, 0]
+    # A rectangle: the rows and the columns that it touches, all of them.
+    assert torch.equal(theirs, theirs.any(2)[:, :, None] & theirs.any(1)[:, None, :])
+    covered = theirs.float().mean((1, 2))
+    assert covered.min() < 0.05 and covered.max() > 0.6 and 0.2 < covered.mean() < 0.5
+
+
+def test_what_a_pasted_image_was_does_not_count() -> None:
+    torch.manual_seed(0)
+    logits, taught = torch.randn(6, 4), torch.randn(6, 4)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    others = torch.tensor([3, 3, 2, 3, 0, 1])
+    found, same = (_answers_loss(logits, names, taught, 0.25, 2.0, 2) for names in (labels, others))
+    assert torch.equal(found, same)
+    alone = _answers_loss(logits[:2], labels[:2], taught[:2], 1.0, 2.0)
+    rest = _answers_loss(logits[2:], labels[2:], taught[2:], 0.25, 2.0)
+    assert float(found) == pytest.approx(float(2 * alone + 4 * rest) / 6, abs=1e-6)
