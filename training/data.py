@@ -123,8 +123,10 @@ def cropped(images: Tensor, *, area: float, generator: torch.Generator) -> Tenso
 
 
 def pasted(images: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Over each image a part of the one before it, in its place: of random middle and, before what lies outside
-    is cut off, of random share, 0 … 1, of the area and of the image's shape (CutMix, Yun et al. 2019).
+    """Over each image a part of the one before it, in its place (CutMix, Yun et al. 2019).
+
+    The part has the image's shape, a random middle and a random share, 0 … 1, of its area; what of it lies
+    outside is cut off.
 
     float [N, C, H, W] to the same shape, on the same device; draws from ``generator`` only, on its device.
     """

@@ -205,7 +205,7 @@ class RateRecipe(StageRecipe):
 
 
 class RegularisedRecipe(RateRecipe):
-    """The joint stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6); with a bottleneck its losses instead.
+    """The joint stage: lambda_e and N_b of Eq. (3), lambda_s of Eq. (6), or a bottleneck's losses.
 
     ``webp`` are qualities: the stage then sees each image as it is or as WebP of one of them leaves it, for a
     server that is sent pictures.

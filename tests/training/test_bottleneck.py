@@ -385,7 +385,7 @@ def test_each_exit_learns_from_the_unsplit_model_by_its_own_share(exit: str, rec
     teacher = BACKBONES["tiny"](10, 32)
     model = SplitModel(teacher, 5)
     model.insert(Bottleneck(model.exit_shape, BottleneckShape(4, 2, 16)), exit_behind=True)
-    task = _RateSplit(model, recipe.train, teacher, Hardware())
+    task = _RateSplit(model, recipe.train, recipe.train.regularised, teacher, Hardware())
     labels = torch.arange(4)
     taught, other = torch.randn(2, 4, 10)
     cross = torch.nn.functional.cross_entropy(other, labels)

@@ -14,23 +14,13 @@ from offramp.training.quantize import calibration_part, quantize
 from offramp.training.recipe import Recipe
 from offramp.training.train import Epoch, Progress, Trained, train
 from tests.kill import Killed, in_the_middle
+from tests.training.coded import with_code
 
-CODE = """
-[model.bottleneck]
-channels = 4
-stride = 2
-width = 16
-"""
 TAIL = """
 [train.tail]
 epochs = 2
 learning_rate = 0.01
 """
-
-
-def with_code(text: str, *more: str) -> Recipe:
-    text = text.replace("entropy = 1.0", "rate = 1.0\ndistill = 0.5").replace("exit = 3", "exit = 5")
-    return Recipe.parse("".join([text, CODE, *more]))
 
 
 def exported(model: SplitModel, recipe: Recipe, data: Dataset) -> Graphs:

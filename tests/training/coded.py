@@ -1,0 +1,16 @@
+"""A recipe for the tiny backbone with a code at exit 5."""
+
+from offramp.training.recipe import Recipe
+
+CODE = """
+[model.bottleneck]
+channels = 4
+stride = 2
+width = 16
+"""
+
+
+def with_code(text: str, *more: str) -> Recipe:
+    """``recipe_text`` with it, and with further tables."""
+    text = text.replace("entropy = 1.0", "rate = 1.0\ndistill = 0.5").replace("exit = 3", "exit = 5")
+    return Recipe.parse("".join([text, CODE, *more]))
