@@ -183,31 +183,25 @@ class CodeRecipe(StageRecipe):
     at: Annotated[int, Field(ge=1)] | None = None
 
 
-class TaughtRecipe(StageRecipe):
-    """A stage in which the unsplit model teaches.
-
-    ``distill`` is the share of the final exit's loss that asks for its answers, at ``temperature``, in place
-    of the labels. ``cutmix`` is the share of a batch's images that get a part of another one pasted over
-    them. These have no label and cost no bytes: the unsplit model alone says what the answers are.
-    """
-
-    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    cutmix: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class RateRecipe(TaughtRecipe):
+class RateRecipe(StageRecipe):
     """A stage in which a bottleneck and both exits learn together.
 
     ``learning_rate`` is the bottleneck's; ``tail`` and ``head`` are the shares of it that the rest of the
     network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is the loss
-    of one KB of estimated payload for each image. ``distill_early`` is the early exit's ``distill``.
+    of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss that
+    asks for the unsplit model's answers, at ``temperature``, in place of the labels, ``distill_early`` that
+    of the early exit's.
+    ``cutmix`` is the share of a batch's images that get a part of another one pasted over them. They have no
+    label and cost no bytes: the unsplit model says what the answers are.
     """
 
     rate: Weight = 0.0
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     distill_early: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 2.0
     tail: Weight = 0.2
     head: Weight = 0.0
+    cutmix: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class RegularisedRecipe(RateRecipe):
@@ -223,12 +217,15 @@ class RegularisedRecipe(RateRecipe):
     webp: list[Annotated[int, Field(ge=0, le=100)]] = []
 
 
-class TailRecipe(TaughtRecipe):
+class TailRecipe(StageRecipe):
     """The last stage: the server's half alone learns from the symbols that the INT8 head sends, where
     there is a bottleneck. Without one, the step of what travels is chosen by the tail's own answers.
+
+    ``distill`` and ``temperature`` as in `RateRecipe`.
     """
 
     distill: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
 
 
 class TrainRecipe(_Strict):

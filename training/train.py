@@ -62,7 +62,6 @@ from offramp.training.recipe import (
     Recipe,
     RegularisedRecipe,
     StageRecipe,
-    TaughtRecipe,
     TrainRecipe,
 )
 from offramp.training.record import Stage
@@ -477,7 +476,7 @@ class _RateSplit(_WithCode):
 
 def _unlabelled(stage: StageRecipe, count: int) -> int:
     """How many images of a batch, its first, have parts of others in them and so no label."""
-    return int(stage.cutmix * count) if isinstance(stage, TaughtRecipe) else 0
+    return int(stage.cutmix * count) if isinstance(stage, RateRecipe) else 0
 
 
 def _answers_loss(
@@ -549,16 +548,14 @@ class _Tail(nn.Module):
         code = (symbols.float() - ZERO_POINT).contiguous(memory_format=torch.channels_last)
         return code, early
 
-    def _answers_loss(self, answers: Tensor, labels: Tensor, taught: Tensor, unlabelled: int = 0) -> Tensor:
-        settings = self.settings
-        return _answers_loss(answers, labels, taught, settings.distill, settings.temperature, unlabelled)
+    def _answers_loss(self, answers: Tensor, labels: Tensor, taught: Tensor) -> Tensor:
+        return _answers_loss(answers, labels, taught, self.settings.distill, self.settings.temperature)
 
     def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
         code, _ = self._sent(images)
         with torch.no_grad():
             taught = self._teacher[0](images)
-        unlabelled = _unlabelled(self.settings, len(images))
-        return self._answers_loss(self.model.tail(code), labels, taught, unlabelled)
+        return self._answers_loss(self.model.tail(code), labels, taught)
 
     def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
         early = final = loss = 0.0

@@ -20,7 +20,7 @@ rate = 1.0
 distill = 0.5
 cutmix = 0.5
 """
-TAIL = "[train.tail]\nepochs = 1\nlearning_rate = 0.01\ncutmix = 0.5\n"
+TAIL = "[train.tail]\nepochs = 1\nlearning_rate = 0.01\n"
 
 
 def kept(checkpoints: Path, stage: str) -> dict[str, torch.Tensor]:
