@@ -244,6 +244,11 @@ class TrainRecipe(_Strict):
     restart: RateRecipe = RateRecipe(epochs=0, learning_rate=5e-4)
     tail: TailRecipe = TailRecipe(epochs=0, learning_rate=5e-4)
 
+    @property
+    def last_joint(self) -> RateRecipe:
+        """The last stage in which both halves of a rate-trained split learn: its price is the code's."""
+        return self.restart if self.restart.epochs > 0 else self.regularised
+
 
 class QuantizeRecipe(_Strict):
     """Post-training quantization: share of the validation images that calibrates it.

@@ -278,7 +278,7 @@ def _record(
         sparsity_weight=settings.regularised.sparsity,
         divergence=recipe.quantize.divergence,
         step=step,
-        rate_weight=settings.regularised.rate,
+        rate_weight=0.0 if narrow is None else settings.last_joint.rate,
         bottleneck="" if narrow is None else f"{narrow.channels}x{narrow.stride}",
         epochs={
             "base": settings.base.epochs,

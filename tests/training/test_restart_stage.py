@@ -90,6 +90,11 @@ def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
     assert without.stage_sha256("tail") == none.stage_sha256("tail")
 
 
+def test_the_price_of_the_code_is_that_of_the_last_joint_stage(recipe_text: str) -> None:
+    plain, again = with_code(recipe_text), with_code(recipe_text, RESTART.replace("rate = 1.0", "rate = 7.0"))
+    assert (plain.train.last_joint.rate, again.train.last_joint.rate) == (1.0, 7.0)
+
+
 def test_a_plain_split_has_nobody_who_answers_for_pasted_images(recipe_text: str) -> None:
     text = recipe_text.replace("entropy = 1.0", "cutmix = 0.5")
     with pytest.raises(ConfigError, match=r"train\.regularised\.cutmix .* needs model\.bottleneck"):
