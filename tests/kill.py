@@ -1,6 +1,14 @@
 """A training run that dies in the middle."""
 
-from offramp.training.train import Epoch, Progress
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.training.data import Dataset
+from offramp.training.recipe import Recipe
+from offramp.training.record import Stage
+from offramp.training.train import Epoch, Progress, Trained, train
 
 
 class Killed(Exception):
@@ -25,3 +33,17 @@ def in_the_middle(stage: str, number: int) -> Progress:
             raise Killed
 
     return Progress(batch=after_batch)
+
+
+def killed_and_resumed(
+    recipe: Recipe, data: Dataset, checkpoints: Path, killed: Progress
+) -> tuple[Trained, list[tuple[Stage, int]]]:
+    """What a run ends with that went on from where ``killed`` ended another, and the epochs that it ran."""
+    with pytest.raises(Killed):
+        train(recipe, data, checkpoints, progress=killed)
+    # Nothing depends on what was drawn before.
+    torch.manual_seed(99)
+    torch.rand(7)
+    again: list[Epoch] = []
+    resumed = train(recipe, data, checkpoints, resume=True, progress=Progress(epoch=again.append))
+    return resumed, [(epoch.stage, epoch.number) for epoch in again]

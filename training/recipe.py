@@ -228,6 +228,10 @@ class TailRecipe(StageRecipe):
     temperature: Annotated[float, Field(gt=0)] = 2.0
 
 
+STAGES_OF_A_CODE: frozenset[Stage] = frozenset({"code", "restart", "tail"})
+"""Those that there are only where there is a bottleneck."""
+
+
 class TrainRecipe(_Strict):
     """The schedule of Sec. V: base, then with the early exit, then with the regulariser. Where there is a
     bottleneck, the code alone before the last; after it the same once more, from its best epoch and with
@@ -243,6 +247,18 @@ class TrainRecipe(_Strict):
     regularised: RegularisedRecipe
     restart: RateRecipe = RateRecipe(epochs=0, learning_rate=5e-4)
     tail: TailRecipe = TailRecipe(epochs=0, learning_rate=5e-4)
+
+    @property
+    def stages(self) -> dict[Stage, StageRecipe]:
+        """All of them, in the order in which they run."""
+        return {
+            "base": self.base,
+            "exit": self.exit,
+            "code": self.code,
+            "regularised": self.regularised,
+            "restart": self.restart,
+            "tail": self.tail,
+        }
 
     @property
     def last_joint(self) -> RateRecipe:

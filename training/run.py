@@ -47,7 +47,7 @@ from offramp.training.data import Dataset
 from offramp.training.export import export
 from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
 from offramp.training.quantize import QuantModel, calibration_part, quantize_calibrated
-from offramp.training.recipe import Recipe
+from offramp.training.recipe import STAGES_OF_A_CODE, Recipe
 from offramp.training.record import Record
 from offramp.training.train import Clock, Hardware, Progress, Trained, train
 
@@ -281,25 +281,10 @@ def _record(
         rate_weight=0.0 if narrow is None else settings.last_joint.rate,
         bottleneck="" if narrow is None else f"{narrow.channels}x{narrow.stride}",
         epochs={
-            "base": settings.base.epochs,
-            "exit": settings.exit.epochs,
-            "code": 0 if narrow is None else settings.code.epochs,
-            "regularised": settings.regularised.epochs,
-            "restart": 0 if narrow is None else settings.restart.epochs,
-            "tail": 0 if narrow is None else settings.tail.epochs,
+            name: 0 if narrow is None and name in STAGES_OF_A_CODE else stage.epochs
+            for name, stage in settings.stages.items()
         },
-        images={
-            name: images
-            for name, images in (
-                ("base", settings.base.images),
-                ("exit", settings.exit.images),
-                ("code", settings.code.images),
-                ("regularised", settings.regularised.images),
-                ("restart", settings.restart.images),
-                ("tail", settings.tail.images),
-            )
-            if images is not None
-        },
+        images={name: stage.images for name, stage in settings.stages.items() if stage.images is not None},
         sides=settings.base.sides,
         batch_size=settings.batch_size,
         seed=recipe.seed,

@@ -57,6 +57,7 @@ from offramp.training.losses import EntropyLoss, objective, sparsity_loss
 from offramp.training.models import BACKBONES, Backbone, ExitBranch, Flow, Outputs, SplitModel, folded
 from offramp.training.quantize import quantize_calibrated
 from offramp.training.recipe import (
+    STAGES_OF_A_CODE,
     BaseRecipe,
     RateRecipe,
     Recipe,
@@ -612,35 +613,31 @@ def train(
     narrow = _bottleneck(model, recipe)
     settings = recipe.train
     # Each is made when the one before is done: the last ones take the base stage's model for their teacher.
-    stages: list[tuple[Stage, StageRecipe, Callable[[], _Task]]] = [
-        ("base", settings.base, lambda: _Base(backbone, hardware)),
-        ("exit", settings.exit, lambda: _Split(model, settings, None, hardware)),
-        ("code", settings.code, lambda: _Code(model, settings)),
-        ("regularised", settings.regularised, lambda: _joint_task(model, recipe, teacher, hardware)),
-        (
-            "restart",
-            settings.restart,
-            lambda: _RateSplit(model, settings, settings.restart, teacher, hardware),
-        ),
-        ("tail", settings.tail, lambda: _Tail(model, recipe, teacher, data.validation)),
-    ]
+    tasks: dict[Stage, Callable[[], _Task]] = {
+        "base": lambda: _Base(backbone, hardware),
+        "exit": lambda: _Split(model, settings, None, hardware),
+        "code": lambda: _Code(model, settings),
+        "regularised": lambda: _joint_task(model, recipe, teacher, hardware),
+        "restart": lambda: _RateSplit(model, settings, settings.restart, teacher, hardware),
+        "tail": lambda: _Tail(model, recipe, teacher, data.validation),
+    }
     device = hardware.device
     images, labels = (
         torch.from_numpy(values).to(device) for values in (data.train.images, data.train.labels)
     )
     epochs: list[Epoch] = []
     machine = hardware.describe()
-    for name, stage, make_task in stages:
+    for name, stage in settings.stages.items():
+        if narrow is None and name in STAGES_OF_A_CODE:
+            continue
         if name == "code":
-            if narrow is None:
-                continue
             # The noise is the same whether or not the stages before were trained in this call.
             torch.manual_seed(recipe.seed)
-            assert recipe.model.bottleneck is not None
+            assert narrow is not None and recipe.model.bottleneck is not None
             model.insert(narrow, exit_behind=recipe.model.bottleneck.exit_behind)
-        elif name in ("restart", "tail") and (narrow is None or not stage.epochs):
+        elif name in ("restart", "tail") and not stage.epochs:
             continue
-        task = make_task()
+        task = tasks[name]()
         # A third faster than the default layout on a CPU, and what tensor cores want.
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Stages draw from separate streams, so that a finished stage can be skipped on resume.

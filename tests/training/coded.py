@@ -10,7 +10,7 @@ width = 16
 """
 
 
-def with_code(text: str, *more: str) -> Recipe:
-    """``recipe_text`` with it, and with further tables."""
-    text = text.replace("entropy = 1.0", "rate = 1.0\ndistill = 0.5").replace("exit = 3", "exit = 5")
+def with_code(text: str, *more: str, rate: float = 1.0) -> Recipe:
+    """``recipe_text`` with it at this price, and with further lines or tables."""
+    text = text.replace("entropy = 1.0", f"rate = {rate}\ndistill = 0.5").replace("exit = 3", "exit = 5")
     return Recipe.parse("".join([text, CODE, *more]))

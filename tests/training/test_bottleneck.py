@@ -15,20 +15,12 @@ from offramp.training.models import BACKBONES, Outputs, SplitModel, mobilenet_v2
 from offramp.training.quantize import WHOLE, quantize
 from offramp.training.recipe import Recipe
 from offramp.training.train import Hardware, _RateSplit, train
-from tests.kill import Killed, before_the_checkpoint
-
-NARROW = """
-[model.bottleneck]
-channels = 4
-stride = 2
-width = 16
-"""
+from tests.kill import before_the_checkpoint, killed_and_resumed
+from tests.training.coded import CODE, with_code
 
 
 def narrowed(text: str, rate: float, density: str = "channel") -> Recipe:
-    last = f"rate = {rate}\ndistill = 0.5"
-    text = text.replace("entropy = 1.0", last).replace("exit = 3", "exit = 5")
-    return Recipe.parse(f'{text}{NARROW}density = "{density}"\n')
+    return with_code(text, f'density = "{density}"\n', rate=rate)
 
 
 def test_the_density_of_a_channel_sums_to_one_over_all_symbols() -> None:
@@ -160,7 +152,7 @@ def test_a_stride_that_does_not_fit() -> None:
 
 
 def test_what_does_not_fit_is_known_before_training(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
-    recipe = Recipe.parse(recipe_text.replace("entropy = 1.0", "rate = 1.0") + NARROW)
+    recipe = Recipe.parse(recipe_text.replace("entropy = 1.0", "rate = 1.0") + CODE)
     with pytest.raises(ConfigError, match="exit 3 is inside a residual block"):
         train(recipe, small, tmp_path)
     assert not list(tmp_path.glob("*.pt"))
@@ -239,7 +231,7 @@ def test_an_early_exit_before_the_encoder_learns_with_the_head(
 ) -> None:
     recipe = Recipe.parse(
         recipe_text.replace("entropy = 1.0", "head = 0.0").replace("exit = 3", "exit = 5")
-        + NARROW
+        + CODE
         + "exit_behind = false\n"
     )
     found = stages(recipe, small, tmp_path)
@@ -263,7 +255,7 @@ def test_an_early_exit_behind_the_encoder_sees_its_last_layer_but_one() -> None:
 def test_an_early_exit_that_does_not_fit_behind_the_encoder(
     recipe_text: str, small: Dataset, tmp_path: Path
 ) -> None:
-    text = NARROW.replace("stride = 2", "stride = 8")
+    text = CODE.replace("stride = 2", "stride = 8")
     recipe = Recipe.parse(
         recipe_text.replace("entropy = 1.0", "rate = 1.0").replace("exit = 3", "exit = 7") + text
     )
@@ -304,10 +296,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     recipe = narrowed(text, 1.0)
     whole = train(recipe, small, tmp_path / "whole")
 
-    with pytest.raises(Killed):
-        train(recipe, small, tmp_path / "broken", progress=before_the_checkpoint(killed))
-    torch.manual_seed(99)
-    resumed = train(recipe, small, tmp_path / "broken", resume=True)
+    resumed, _ = killed_and_resumed(recipe, small, tmp_path / "broken", before_the_checkpoint(killed))
     again = train(recipe, small, tmp_path / "broken", resume=True)
     for other in (resumed, again):
         for name, value in whole.model.state_dict().items():
@@ -361,13 +350,13 @@ def test_the_graphs_send_the_models_own_symbols(
             "rate = 1.0",
             "train.regularised.rate is the price of a code: needs model.bottleneck",
         ),
-        ("entropy = 1.0", "entropy = 1.0\n" + NARROW, "model.bottleneck takes train.regularised.rate"),
+        ("entropy = 1.0", "entropy = 1.0\n" + CODE, "model.bottleneck takes train.regularised.rate"),
         (
             "epochs = 1\nlearning_rate = 0.05\nentropy = 1.0",
-            f"epochs = 0\nlearning_rate = 1\n{NARROW}",
+            f"epochs = 0\nlearning_rate = 1\n{CODE}",
             "epochs is 0",
         ),
-        ("entropy = 1.0", NARROW.replace("stride = 2", "stride = 3"), "model.bottleneck.stride"),
+        ("entropy = 1.0", CODE.replace("stride = 2", "stride = 3"), "model.bottleneck.stride"),
     ],
 )
 def test_recipes_that_make_no_sense(recipe_text: str, old: str, new: str, message: str) -> None:
@@ -380,7 +369,7 @@ def test_each_exit_learns_from_the_unsplit_model_by_its_own_share(exit: str, rec
     """An exit that has all of its loss from a teacher with the same answers has none."""
     own = "distill_early" if exit == "early" else "distill"
     text = recipe_text.replace("entropy = 1.0", f"rate = 1.0\n{own} = 1.0").replace("exit = 3", "exit = 5")
-    recipe = Recipe.parse(text + NARROW)
+    recipe = Recipe.parse(text + CODE)
     torch.manual_seed(0)
     teacher = BACKBONES["tiny"](10, 32)
     model = SplitModel(teacher, 5)

@@ -12,8 +12,8 @@ from offramp.training.measure import Answers, run_graphs
 from offramp.training.models import SplitModel
 from offramp.training.quantize import calibration_part, quantize
 from offramp.training.recipe import Recipe
-from offramp.training.train import Epoch, Progress, Trained, train
-from tests.kill import Killed, in_the_middle
+from offramp.training.train import Trained, train
+from tests.kill import in_the_middle, killed_and_resumed
 from tests.training.coded import with_code
 
 TAIL = """
@@ -72,11 +72,8 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
 ) -> None:
     recipe = with_code(recipe_text, TAIL)
     whole = train(recipe, small, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(recipe, small, tmp_path / "broken", progress=in_the_middle("tail", 2))
-    again: list[Epoch] = []
-    resumed = train(recipe, small, tmp_path / "broken", resume=True, progress=Progress(epoch=again.append))
-    assert [(epoch.stage, epoch.number) for epoch in again] == [("tail", 2)]
+    resumed, again = killed_and_resumed(recipe, small, tmp_path / "broken", in_the_middle("tail", 2))
+    assert again == [("tail", 2)]
     assert resumed.epochs == whole.epochs
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name

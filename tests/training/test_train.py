@@ -11,7 +11,7 @@ from offramp.training.data import Dataset, recompressed
 from offramp.training.models import BACKBONES, Backbone, Flow, SplitModel
 from offramp.training.recipe import Recipe
 from offramp.training.train import Clock, Epoch, Hardware, OutOfTime, Progress, Trained, train
-from tests.kill import Killed, before_the_checkpoint, in_the_middle
+from tests.kill import Killed, before_the_checkpoint, in_the_middle, killed_and_resumed
 
 SCHEDULE = [("base", 1), ("base", 2), ("exit", 1), ("regularised", 1)]
 
@@ -82,16 +82,11 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     whole = train(recipe, small, tmp_path / "whole")
 
     fatal = in_the_middle("base", 2) if isinstance(moment, str) else before_the_checkpoint(*moment)
-    with pytest.raises(Killed):
-        train(recipe, small, tmp_path / "broken", progress=fatal)
-    torch.manual_seed(99)
-    torch.rand(7)
-    again: list[Epoch] = []
-    resumed = train(recipe, small, tmp_path / "broken", resume=True, progress=Progress(epoch=again.append))
+    resumed, again = killed_and_resumed(recipe, small, tmp_path / "broken", fatal)
     assert digest(resumed) == digest(whole)
     assert (resumed.epochs, resumed.entropy) == (whole.epochs, whole.entropy)
     first = ("base", 2) if moment == "mid-epoch" else moment
-    assert [(epoch.stage, epoch.number) for epoch in again] == SCHEDULE[SCHEDULE.index(first) :]  # type: ignore[arg-type]
+    assert again == SCHEDULE[SCHEDULE.index(first) :]  # type: ignore[arg-type]
 
 
 def test_recipes_share_the_stages_in_which_they_agree(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
