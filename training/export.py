@@ -188,6 +188,8 @@ def _head(model: QuantModel) -> bytes:
     elif not plain:
         assert flow.skip is not None
         graph.node("Concat", flow.x, flow.skip, axis=1, output="symbols")
+    for number, layer in enumerate(model.exit_convolutions):
+        seen = graph.conv(f"exit.convolution{number}", seen, layer)
     # An average pool between Dequantize- and QuantizeLinear stays float in ONNX Runtime, and slow; this one
     # fuses.
     pooled = graph.conv("exit.pool", seen, model.exit_pool)

@@ -12,8 +12,9 @@ added.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -157,14 +158,27 @@ class ExitBranch(nn.Module):
     """The early exit of Sec. III-B: average pool (kernel 3, stride 2), then fully connected.
 
     Args:
-        shape: the activation at the exit, (C, H, W), H and W at least the kernel's side.
+        shape: what it sees, (C, H, W); H and W, where it is pooled, at least the kernel's side.
         classes: number of classes K.
         kernel: side of the pool's kernel.
+        widths: channels of 3x3 convolutions of its own before the pool, each with a stride of 2; none: the
+            paper's.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, kernel: int = 3) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        kernel: int = 3,
+        widths: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         channels, height, width = shape
+        self.convolutions = nn.ModuleList(
+            ConvUnit(c_in, c_out, 3, stride=2) for c_in, c_out in pairwise([channels, *widths])
+        )
+        channels = [channels, *widths][-1]
+        height, width = (-(-side // 2 ** len(widths)) for side in (height, width))
         if min(height, width) < kernel:
             raise ConfigError(
                 f"no early exit fits a {height}x{width} activation: its pool needs {kernel}x{kernel}"
@@ -179,7 +193,18 @@ class ExitBranch(nn.Module):
         """The one behind an encoder, whose few rows and columns all count: kernel 2 where they are even."""
         return cls(shape, classes, 2 if shape[1] % 2 == shape[2] % 2 == 0 else 3)
 
+    @classmethod
+    def widened(cls, shape: tuple[int, int, int], classes: int, widths: Sequence[int]) -> ExitBranch:
+        """One with convolutions of its own, whose pool is over all that they leave; sides are equal."""
+        return cls(shape, classes, -(-shape[1] // 2 ** len(widths)), widths)
+
+    def units(self) -> list[ConvUnit]:
+        """Its convolutions."""
+        return [unit for unit in self.convolutions if isinstance(unit, ConvUnit)]
+
     def forward(self, x: Tensor) -> Tensor:
+        for unit in self.convolutions:
+            x = unit(x)
         logits: Tensor = self.linear(self.pool(x).flatten(1))
         return logits
 
@@ -295,6 +320,12 @@ class SplitModel(nn.Module):
             self.branch = ExitBranch.of_code(bottleneck.hidden_shape, self.backbone.classes)
         self.bottleneck, self.exit_behind = bottleneck, exit_behind
         self.split_shape = bottleneck.shape
+
+    def widen_exit(self, widths: Sequence[int]) -> None:
+        """Put a new early exit in the old one's place: `ExitBranch.widened`."""
+        behind = self.bottleneck if self.exit_behind else None
+        shape = self.exit_shape if behind is None else behind.hidden_shape
+        self.branch = ExitBranch.widened(shape, self.backbone.classes, widths)
 
     @property
     def seen(self) -> int:

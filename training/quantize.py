@@ -124,15 +124,15 @@ class QuantModel:
     """A split model in integers, ready for export.
 
     ``symbols`` is the code of all that travels, ``step`` its step as a multiple of the finest one that holds
-    the range, ``cut`` the number of blocks on the device, ``seen``
-    the one whose output the early exit sees. ``exit_pool`` is the early exit's average pool as
-    the depthwise convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
+    the range, ``cut`` the number of blocks on the device, ``seen`` the one whose output the early exit sees.
+    ``exit_convolutions`` are the early exit's own, ``exit_pool`` is its average pool as the depthwise convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
     """
 
     blocks: tuple[QuantBlock, ...]
     top: tuple[QuantLayer, ...]
     pooled: Affine
     classifier: QuantLayer
+    exit_convolutions: tuple[QuantLayer, ...]
     exit_pool: QuantLayer
     exit_linear: QuantLayer
     exit_number: int
@@ -252,6 +252,12 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
         output = tensor.affine()
         top.append(_conv(unit, incoming, output))
         incoming = output
+    own: list[QuantLayer] = []
+    exit_code = codes[model.seen]
+    for unit, tensor in zip(model.branch.units(), seen.exit_convolutions, strict=True):
+        output = tensor.affine()
+        own.append(_conv(unit, exit_code, output))
+        exit_code = output
     pooled, exit_pooled = seen.pooled.affine(), seen.exit_pooled.affine()
     final, early = backbone.classifier.linear, model.branch.linear
     return QuantModel(
@@ -259,7 +265,8 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
         top=tuple(top),
         pooled=pooled,
         classifier=_integers(_numpy(final.weight), _numpy(final.bias), pooled, None),
-        exit_pool=_average(model.branch, codes[model.seen], exit_pooled),
+        exit_convolutions=tuple(own),
+        exit_pool=_average(model.branch, exit_code, exit_pooled),
         exit_linear=_integers(_numpy(early.weight), _numpy(early.bias), exit_pooled, None),
         exit_number=model.exit_number,
         seen=model.seen,
@@ -278,6 +285,7 @@ class _Ranges:
     positions: list[_Observed]
     top: list[_Observed]
     pooled: _Observed
+    exit_convolutions: list[_Observed]
     exit_pooled: _Observed
 
 
@@ -285,7 +293,11 @@ class _Ranges:
 def _observe(model: SplitModel, images: Tensor) -> _Ranges:
     backbone, blocks = model.backbone, model.blocks()
     seen = _Ranges(
-        [_Observed() for _ in blocks], [_Observed() for _ in backbone.top], _Observed(), _Observed()
+        [_Observed() for _ in blocks],
+        [_Observed() for _ in backbone.top],
+        _Observed(),
+        [_Observed() for _ in model.branch.units()],
+        _Observed(),
     )
     for batch in torch.split(images, _BATCH):
         # The default layout takes three times as long.
@@ -296,7 +308,11 @@ def _observe(model: SplitModel, images: Tensor) -> _Ranges:
             if model.bottleneck is not None and position == model.cut - 1:
                 flow = Flow(model.bottleneck.rounding(flow.x))
             if position == model.seen:
-                seen.exit_pooled.add(model.branch.pool(flow.x))
+                x = flow.x
+                for own, tensor in zip(model.branch.units(), seen.exit_convolutions, strict=True):
+                    x = own(x)
+                    tensor.add(x)
+                seen.exit_pooled.add(model.branch.pool(x))
         x = flow.x
         for unit, tensor in zip(backbone.top, seen.top, strict=True):
             x = unit(x)

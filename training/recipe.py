@@ -183,25 +183,33 @@ class CodeRecipe(StageRecipe):
     at: Annotated[int, Field(ge=1)] | None = None
 
 
-class RateRecipe(StageRecipe):
-    """A stage in which a bottleneck and both exits learn together.
+class TaughtRecipe(StageRecipe):
+    """A stage in which the unsplit model teaches.
 
-    ``learning_rate`` is the bottleneck's; ``tail`` and ``head`` are the shares of it that the rest of the
-    network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is the loss
-    of one KB of estimated payload for each image. ``distill`` is the share of the final exit's loss that
-    asks for the unsplit model's answers, at ``temperature``, in place of the labels, ``distill_early`` that
-    of the early exit's.
+    ``distill`` is the share of an exit's loss that asks for the unsplit model's answers, at ``temperature``,
+    in place of the labels.
     ``cutmix`` is the share of a batch's images that get a part of another one pasted over them. They have no
     label and cost no bytes: the unsplit model says what the answers are.
     """
 
-    rate: Weight = 0.0
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0
-    distill_early: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    cutmix: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class RateRecipe(TaughtRecipe):
+    """A stage in which a bottleneck and both exits learn together.
+
+    ``learning_rate`` is the bottleneck's; ``tail`` and ``head`` are the shares of it that the rest of the
+    network on the server and on the device get, with the early exit; 0: stays as it is. ``rate`` is the loss
+    of one KB of estimated payload for each image. ``distill`` is the final exit's, ``distill_early`` the
+    early exit's.
+    """
+
+    rate: Weight = 0.0
+    distill_early: Annotated[float, Field(ge=0, le=1)] = 0.0
     tail: Weight = 0.2
     head: Weight = 0.0
-    cutmix: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class RegularisedRecipe(RateRecipe):
@@ -218,14 +226,30 @@ class RegularisedRecipe(RateRecipe):
 
 
 class TailRecipe(StageRecipe):
-    """The last stage: the server's half alone learns from the symbols that the INT8 head sends, where
-    there is a bottleneck. Without one, the step of what travels is chosen by the tail's own answers.
+    """The server's half alone learns from the symbols that the INT8 head sends, where there is a bottleneck.
+    Without one, the step of what travels is chosen by the tail's own answers.
 
-    ``distill`` and ``temperature`` as in `RateRecipe`.
+    ``distill`` and ``temperature`` as in `TaughtRecipe`.
     """
 
     distill: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
+class BranchRecipe(TaughtRecipe):
+    """The early exit alone learns; all else stays, and what travels with it.
+
+    ``widths``: a new early exit takes the old one's place, with as many 3x3 convolutions of stride 2 of its
+    own before its pool, of so many channels; none: the old one learns on.
+    """
+
+    widths: Annotated[list[Annotated[int, Field(ge=1, le=2048)]], Field(max_length=4)] = []
+
+    @model_validator(mode="after")
+    def _learnt(self) -> Self:
+        if self.widths and not self.epochs:
+            raise ValueError("widths: expected none where the new early exit has no epochs to learn in")
+        return self
 
 
 STAGES_OF_A_CODE: frozenset[Stage] = frozenset({"code", "restart", "tail"})
@@ -235,7 +259,7 @@ STAGES_OF_A_CODE: frozenset[Stage] = frozenset({"code", "restart", "tail"})
 class TrainRecipe(_Strict):
     """The schedule of Sec. V: base, then with the early exit, then with the regulariser. Where there is a
     bottleneck, the code alone before the last; after it the same once more, from its best epoch and with
-    other settings, and the tail alone."""
+    other settings, and the tail alone. At last, with or without one, the early exit alone."""
 
     batch_size: Annotated[int, Field(ge=2)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -247,6 +271,7 @@ class TrainRecipe(_Strict):
     regularised: RegularisedRecipe
     restart: RateRecipe = RateRecipe(epochs=0, learning_rate=5e-4)
     tail: TailRecipe = TailRecipe(epochs=0, learning_rate=5e-4)
+    branch: BranchRecipe = BranchRecipe(epochs=0, learning_rate=2e-3)
 
     @property
     def stages(self) -> dict[Stage, StageRecipe]:
@@ -258,6 +283,7 @@ class TrainRecipe(_Strict):
             "regularised": self.regularised,
             "restart": self.restart,
             "tail": self.tail,
+            "branch": self.branch,
         }
 
     @property
@@ -348,12 +374,15 @@ class Recipe(_Strict):
             decides += [self.model.exit, train.rho, _decides(train.exit)]
         if self.model.bottleneck is not None and stage not in ("base", "exit"):
             decides += [_decides(train.code), _decides(self.model)]
-        if stage in ("regularised", "restart", "tail"):
+        if stage in ("regularised", "restart", "tail", "branch"):
             decides += [_decides(train.regularised), _decides(self.model)]
-        if stage == "restart" or (stage == "tail" and train.restart.epochs > 0):
+        if stage == "restart" or (stage in ("tail", "branch") and train.restart.epochs > 0):
             decides += [_decides(train.restart)]
         if stage == "tail":
             decides += [_decides(train.tail), _decides(self.quantize)]
+        if stage == "branch":
+            # The tail has no part in it.
+            decides += [_decides(train.branch)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@
     restart      only with a bottleneck: once more     kept: smallest loss
     tail         only with a bottleneck: the server's  kept: smallest loss
                  half, on the INT8 head's own symbols
+    branch       the early exit alone, or a wider one  kept: smallest loss
 
 Accuracy is top-1 on the validation images. Of equally good epochs the last is kept: in the last stage it is
 the one whose activations have had longest to shrink.
@@ -59,10 +60,12 @@ from offramp.training.quantize import quantize_calibrated
 from offramp.training.recipe import (
     STAGES_OF_A_CODE,
     BaseRecipe,
+    BranchRecipe,
     RateRecipe,
     Recipe,
     RegularisedRecipe,
     StageRecipe,
+    TaughtRecipe,
     TrainRecipe,
 )
 from offramp.training.record import Stage
@@ -76,6 +79,7 @@ _STREAMS: dict[Stage, int] = {
     "code": 1 << 32,
     "restart": 3 << 32,
     "tail": 1 << 33,
+    "branch": 5 << 32,
 }
 # Samples of the entropy that an epoch of the last stage leaves (Fig. 8).
 _SAMPLES = 20
@@ -477,7 +481,7 @@ class _RateSplit(_WithCode):
 
 def _unlabelled(stage: StageRecipe, count: int) -> int:
     """How many images of a batch, its first, have parts of others in them and so no label."""
-    return int(stage.cutmix * count) if isinstance(stage, RateRecipe) else 0
+    return int(stage.cutmix * count) if isinstance(stage, TaughtRecipe) else 0
 
 
 def _answers_loss(
@@ -570,6 +574,55 @@ class _Tail(nn.Module):
         return {"score": -loss / len(data), "early": early / len(data), "final": final / len(data)}
 
 
+class _Branch(nn.Module):
+    """Branch stage: the early exit alone. What it sees and what travels stay as they are.
+
+    A part of this module, and so of its checkpoint, is the early exit only.
+
+    Args:
+        model: whose early exit learns.
+        settings: the stage's own.
+        teacher: the unsplit model; stays as it is.
+    """
+
+    bits: Tensor | None = None
+    capturable = True
+
+    def __init__(self, model: SplitModel, settings: BranchRecipe, teacher: Backbone) -> None:
+        super().__init__()
+        self.branch, self.settings = model.branch.requires_grad_(True), settings
+        frozen = folded(model)
+        frozen.branch = self.branch
+        # In lists: no parts of this module.
+        self._model, self._teacher = [frozen], [folded(teacher)]
+
+    def optimizer(self, learning_rate: float, decay: float, _momentum: float) -> torch.optim.Optimizer:
+        """As in the other stages that are not the paper's."""
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=decay)
+
+    def _loss(self, early: Tensor, images: Tensor, labels: Tensor, unlabelled: int = 0) -> Tensor:
+        settings = self.settings
+        # Two thirds of a step's arithmetic are the teacher's: it answers only what it is asked.
+        asked = images if settings.distill > 0 else images[:unlabelled]
+        with torch.no_grad():
+            taught = self._teacher[0](asked) if len(asked) else early[:0]
+        if len(asked) < len(images):
+            taught = torch.cat([taught, torch.zeros_like(early[len(asked) :])])
+        return _answers_loss(early, labels, taught, settings.distill, settings.temperature, unlabelled)
+
+    def loss(self, images: Tensor, labels: Tensor, *, measure: bool) -> Tensor:
+        _, early = self._model[0].head(images)
+        return self._loss(early, images, labels, _unlabelled(self.settings, len(images)))
+
+    def figures(self, data: Labelled, device: torch.device) -> dict[str, float]:
+        right = loss = 0.0
+        for images, labels in _batches(data, device):
+            _, early = self._model[0].head(images)
+            right += float((early.argmax(1) == labels).sum())
+            loss += float(self._loss(early, images, labels)) * len(labels)
+        return {"score": -loss / len(data), "early": right / len(data)}
+
+
 def train(
     recipe: Recipe,
     data: Dataset,
@@ -620,6 +673,7 @@ def train(
         "regularised": lambda: _joint_task(model, recipe, teacher, hardware),
         "restart": lambda: _RateSplit(model, settings, settings.restart, teacher, hardware),
         "tail": lambda: _Tail(model, recipe, teacher, data.validation),
+        "branch": lambda: _Branch(model, settings.branch, teacher),
     }
     device = hardware.device
     images, labels = (
@@ -635,8 +689,11 @@ def train(
             torch.manual_seed(recipe.seed)
             assert narrow is not None and recipe.model.bottleneck is not None
             model.insert(narrow, exit_behind=recipe.model.bottleneck.exit_behind)
-        elif name in ("restart", "tail") and not stage.epochs:
+        elif name in ("restart", "tail", "branch") and not stage.epochs:
             continue
+        if name == "branch" and settings.branch.widths:
+            torch.manual_seed(recipe.seed)
+            model.widen_exit(settings.branch.widths)
         task = tasks[name]()
         # A third faster than the default layout on a CPU, and what tensor cores want.
         task.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -656,7 +713,7 @@ def train(
     return Trained(model, tuple(epochs), entropy, machine)
 
 
-_Task = _Base | _Split | _Code | _RateSplit | _Tail
+_Task = _Base | _Split | _Code | _RateSplit | _Tail | _Branch
 
 
 def _bottleneck(model: SplitModel, recipe: Recipe) -> Bottleneck | None:

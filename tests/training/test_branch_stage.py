@@ -1,0 +1,157 @@
+"""The last stage: the early exit alone, or a wider one in its place; what travels stays as it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.common.errors import ConfigError
+from offramp.training.data import Dataset
+from offramp.training.export import export
+from offramp.training.measure import run_float, run_graphs
+from offramp.training.models import BACKBONES, ExitBranch, SplitModel, mobilenet_v2, partition
+from offramp.training.quantize import quantize_calibrated
+from offramp.training.recipe import BranchRecipe, Recipe
+from offramp.training.train import _answers_loss, _Branch, train
+from tests.kill import in_the_middle, killed_and_resumed
+from tests.training.coded import with_code
+
+BRANCH = """
+[train.branch]
+epochs = 6
+learning_rate = 0.02
+distill = 0.5
+cutmix = 0.25
+"""
+WIDE = BRANCH + "widths = [24, 32]\n"
+TAIL = "[train.tail]\nepochs = 1\nlearning_rate = 0.01\n"
+
+
+def plain(text: str, *more: str) -> Recipe:
+    return Recipe.parse("".join([text, *more]))
+
+
+@pytest.mark.parametrize("recipe_with", [plain, with_code])
+@pytest.mark.parametrize("stage", [BRANCH, WIDE])
+def test_only_the_early_exit_learns(
+    recipe_text: str, small: Dataset, tmp_path: Path, recipe_with: Callable[..., Recipe], stage: str
+) -> None:
+    before, after = recipe_with(recipe_text), recipe_with(recipe_text, stage)
+    first = train(before, small, tmp_path)
+    last = train(after, small, tmp_path, resume=True)
+    assert last.epochs[:-6] == first.epochs
+    assert [epoch.stage for epoch in last.epochs[-6:]] == ["branch"] * 6
+    old, new = first.model.state_dict(), last.model.state_dict()
+    others = {name for name in old if not name.startswith("branch.")}
+    assert others == {name for name in new if not name.startswith("branch.")}
+    assert all(torch.equal(old[name], new[name]) for name in others)
+    linear = "branch.linear.weight"
+    assert old[linear].shape != new[linear].shape or not torch.equal(old[linear], new[linear])
+
+    assert last.epochs[-1].figures["early"] > 0.8
+
+
+@pytest.mark.parametrize("stage", [BRANCH, WIDE])
+def test_with_a_code_it_answers_better_and_sends_the_same(
+    recipe_text: str, small: Dataset, tmp_path: Path, stage: str
+) -> None:
+    told = []
+    for recipe in (with_code(recipe_text), with_code(recipe_text, stage)):
+        model = train(recipe, small, tmp_path, resume=True).model
+        graphs = export(quantize_calibrated(model, small.validation, recipe))
+        told.append((graphs, run_graphs(graphs, small.validation)))
+    (old_graphs, old), (graphs, new) = told
+    assert graphs.tail == old_graphs.tail
+    assert np.array_equal(new.symbols, old.symbols)
+    assert new.early_right.mean() > old.early_right.mean() + 0.02
+
+
+def test_a_wide_early_exit_in_integers_answers_as_in_float(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    recipe = with_code(recipe_text, WIDE)
+    model = train(recipe, small, tmp_path).model
+    assert [unit.conv.out_channels for unit in model.branch.units()] == [24, 32]
+    graphs = export(quantize_calibrated(model, small.validation, recipe))
+    integers, floats = run_graphs(graphs, small.test), run_float(model, small.test, torch.device("cpu"))
+    assert float(np.abs(integers.confidence - floats.confidence).mean()) < 0.02
+    assert abs(integers.early_right.mean() - floats.early_right.mean()) < 0.02
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    recipe = with_code(recipe_text, TAIL, WIDE.replace("epochs = 6", "epochs = 2"))
+    whole = train(recipe, small, tmp_path / "whole")
+    resumed, again = killed_and_resumed(recipe, small, tmp_path / "broken", in_the_middle("branch", 2))
+    assert again == [("branch", 2)]
+    assert resumed.epochs == whole.epochs
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_its_checkpoint_is_the_early_exit_alone(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+    train(with_code(recipe_text, WIDE.replace("epochs = 6", "epochs = 1")), small, tmp_path)
+    (path,) = tmp_path.glob("branch-*.pt")
+    best = torch.load(path, weights_only=True)["best"]
+    assert best and all(name.startswith("branch.") for name in best)
+
+
+def test_which_checkpoints_it_shares(recipe_text: str) -> None:
+    without, with_it = with_code(recipe_text, TAIL), with_code(recipe_text, TAIL, WIDE)
+    assert without.stage_sha256("tail") == with_it.stage_sha256("tail")
+    # The tail has no part in it; the code and its own settings have.
+    no_tail = with_code(recipe_text, WIDE)
+    assert no_tail.stage_sha256("branch") == with_it.stage_sha256("branch")
+    others = (
+        with_code(recipe_text, WIDE, rate=2.0),
+        with_code(recipe_text, WIDE.replace("32]", "48]")),
+        with_code(recipe_text, WIDE, "[train.restart]\nepochs = 1\nlearning_rate = 0.01\n"),
+    )
+    assert len({recipe.stage_sha256("branch") for recipe in (no_tail, *others)}) == 4
+
+
+def test_a_new_early_exit_needs_epochs(recipe_text: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.branch: .*widths: expected none where"):
+        with_code(recipe_text, WIDE.replace("epochs = 6", "epochs = 0"))
+    with pytest.raises(ConfigError, match=r"train\.branch\.widths\.1: .*greater than or equal to 1"):
+        with_code(recipe_text, WIDE.replace("32]", "0]"))
+
+
+@pytest.mark.parametrize(("side", "widths", "left"), [(8, [96, 192], 2), (5, [8], 3), (3, [8, 8, 8], 1)])
+def test_it_pools_all_that_its_convolutions_leave(side: int, widths: list[int], left: int) -> None:
+    branch = ExitBranch.widened((64, side, side), 10, widths)
+    assert branch.kernel == left and branch.linear.in_features == widths[-1]
+    assert branch(torch.randn(2, 64, side, side)).shape == (2, 10)
+
+
+def test_what_it_costs_is_counted_as_the_early_exits() -> None:
+    model = SplitModel(mobilenet_v2(10), 12)
+    before = partition(model)
+    model.widen_exit([48, 64])
+    after = partition(model)
+    # From 32x16x16: 3x3 convolutions to 48x8x8 and 64x4x4, and ten classes.
+    assert after.branch.macs == 32 * 48 * 9 * 64 + 48 * 64 * 9 * 16 + 640
+    assert after.device.macs - after.branch.macs == before.device.macs - before.branch.macs
+    assert after.server == before.server
+
+
+@pytest.mark.parametrize("distill", [0.0, 0.5])
+@pytest.mark.parametrize("unlabelled", [0, 2, 6])
+def test_the_teacher_answers_only_what_it_is_asked(
+    tiny_backbone: None, distill: float, unlabelled: int
+) -> None:
+    torch.manual_seed(0)
+    teacher = BACKBONES["tiny"](10, 32).eval()
+    model = SplitModel(BACKBONES["tiny"](10, 32), 7)
+    task = _Branch(model, BranchRecipe(epochs=1, learning_rate=0.1, distill=distill), teacher)
+    asked: list[int] = []
+    task._teacher[0].register_forward_pre_hook(lambda _module, images: asked.append(len(images[0])))
+    images, labels, early = torch.randn(6, 3, 32, 32), torch.arange(6), torch.randn(6, 10)
+    with torch.no_grad():
+        found = task._loss(early, images, labels, unlabelled)
+        wanted = _answers_loss(early, labels, teacher(images), distill, 2.0, unlabelled)
+    assert float(found) == pytest.approx(float(wanted), abs=1e-5)
+    assert asked == ([6] if distill else [unlabelled] * (unlabelled > 0))
