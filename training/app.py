@@ -30,7 +30,8 @@ A recipe names the data, the model, the exit at which it is split, the schedule 
 regulariser, or a bottleneck and the price of its code. Training runs in stages (base, exit, regularised; with
 a bottleneck code before the last, restart and tail after it; with or without one, branch at the end) and
 keeps the best epoch of each. After every epoch it writes a checkpoint; --resume goes on from there and ends
-with the same bundle as a run without a break. A recipe with variants makes a bundle of each; stages that they have in common are trained once.
+with the same bundle as a run without a break. A recipe with variants makes a bundle of each; stages that they
+have in common are trained once.
 
 your own pictures:
   1. Put them in one folder a class, train/cat/1.jpg … and test/cat/9.jpg …; or in Parquet files with a
