@@ -47,3 +47,16 @@ def killed_and_resumed(
     again: list[Epoch] = []
     resumed = train(recipe, data, checkpoints, resume=True, progress=Progress(epoch=again.append))
     return resumed, [(epoch.stage, epoch.number) for epoch in again]
+
+
+def ends_as_unbroken(
+    recipe: Recipe, data: Dataset, folder: Path, killed: Progress
+) -> list[tuple[Stage, int]]:
+    """The epochs of a run that went on from where ``killed`` ended another, once it has ended with the same
+    bits as one that nothing broke."""
+    whole = train(recipe, data, folder / "whole")
+    resumed, again = killed_and_resumed(recipe, data, folder / "broken", killed)
+    assert resumed.epochs == whole.epochs
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    return again

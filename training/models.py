@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -160,7 +159,7 @@ class ExitBranch(nn.Module):
     Args:
         shape: what it sees, (C, H, W); H and W, where it is pooled, at least the kernel's side.
         classes: number of classes K.
-        kernel: side of the pool's kernel.
+        kernel: side of the pool's kernel; None: all that there is to pool, whose sides are equal.
         widths: channels of 3x3 convolutions of its own before the pool, each with a stride of 2; none: the
             paper's.
     """
@@ -169,16 +168,16 @@ class ExitBranch(nn.Module):
         self,
         shape: tuple[int, int, int],
         classes: int,
-        kernel: int = 3,
+        kernel: int | None = 3,
         widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         channels, height, width = shape
-        self.convolutions = nn.ModuleList(
-            ConvUnit(c_in, c_out, 3, stride=2) for c_in, c_out in pairwise([channels, *widths])
-        )
-        channels = [channels, *widths][-1]
-        height, width = (-(-side // 2 ** len(widths)) for side in (height, width))
+        self.convolutions = nn.ModuleList()
+        for wide in widths:
+            self.convolutions.append(ConvUnit(channels, wide, 3, stride=2))
+            channels, height, width = wide, -(-height // 2), -(-width // 2)
+        kernel = height if kernel is None else kernel
         if min(height, width) < kernel:
             raise ConfigError(
                 f"no early exit fits a {height}x{width} activation: its pool needs {kernel}x{kernel}"
@@ -196,7 +195,7 @@ class ExitBranch(nn.Module):
     @classmethod
     def widened(cls, shape: tuple[int, int, int], classes: int, widths: Sequence[int]) -> ExitBranch:
         """One with convolutions of its own, whose pool is over all that they leave; sides are equal."""
-        return cls(shape, classes, -(-shape[1] // 2 ** len(widths)), widths)
+        return cls(shape, classes, None, widths)
 
     def units(self) -> list[ConvUnit]:
         """Its convolutions."""

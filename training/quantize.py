@@ -10,12 +10,13 @@ vain: its step may be coarser than that of 256 codes over its range (`_code_of_w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.common.errors import DataError
 from offramp.training.bottleneck import ZERO_POINT
@@ -247,26 +248,16 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
             layer = _add(block.unit, skip, output)
         blocks.append(QuantBlock(block.name, layer, block.opens, output))
         incoming = output
-    top: list[QuantLayer] = []
-    for unit, tensor in zip(backbone.top, seen.top, strict=True):
-        assert isinstance(unit, ConvUnit)
-        output = tensor.affine()
-        top.append(_conv(unit, incoming, output))
-        incoming = output
-    own: list[QuantLayer] = []
-    exit_code = codes[model.seen]
-    for unit, tensor in zip(model.branch.units(), seen.exit_convolutions, strict=True):
-        output = tensor.affine()
-        own.append(_conv(unit, exit_code, output))
-        exit_code = output
+    top, _ = _chain(backbone.top, seen.top, incoming)
+    own, exit_code = _chain(model.branch.units(), seen.exit_convolutions, codes[model.seen])
     pooled, exit_pooled = seen.pooled.affine(), seen.exit_pooled.affine()
     final, early = backbone.classifier.linear, model.branch.linear
     return QuantModel(
         blocks=tuple(blocks),
-        top=tuple(top),
+        top=top,
         pooled=pooled,
         classifier=_integers(_numpy(final.weight), _numpy(final.bias), pooled, None),
-        exit_convolutions=tuple(own),
+        exit_convolutions=own,
         exit_pool=_average(model.branch, exit_code, exit_pooled),
         exit_linear=_integers(_numpy(early.weight), _numpy(early.bias), exit_pooled, None),
         exit_number=model.exit_number,
@@ -309,17 +300,32 @@ def _observe(model: SplitModel, images: Tensor) -> _Ranges:
             if model.bottleneck is not None and position == model.cut - 1:
                 flow = Flow(model.bottleneck.rounding(flow.x))
             if position == model.seen:
-                x = flow.x
-                for own, tensor in zip(model.branch.units(), seen.exit_convolutions, strict=True):
-                    x = own(x)
-                    tensor.add(x)
+                x = _observe_chain(model.branch.units(), seen.exit_convolutions, flow.x)
                 seen.exit_pooled.add(model.branch.pool(x))
-        x = flow.x
-        for unit, tensor in zip(backbone.top, seen.top, strict=True):
-            x = unit(x)
-            tensor.add(x)
+        x = _observe_chain(backbone.top, seen.top, flow.x)
         seen.pooled.add(x.mean(dim=(2, 3)))
     return seen
+
+
+def _observe_chain(units: Iterable[nn.Module], seen: list[_Observed], x: Tensor) -> Tensor:
+    """Convolutions one after the other: what the last one makes of ``x``."""
+    for unit, tensor in zip(units, seen, strict=True):
+        x = unit(x)
+        tensor.add(x)
+    return x
+
+
+def _chain(
+    units: Iterable[nn.Module], seen: list[_Observed], incoming: Affine
+) -> tuple[tuple[QuantLayer, ...], Affine]:
+    """Convolutions one after the other, and the code of what the last one leaves."""
+    layers = []
+    for unit, tensor in zip(units, seen, strict=True):
+        assert isinstance(unit, ConvUnit)
+        output = tensor.affine()
+        layers.append(_conv(unit, incoming, output))
+        incoming = output
+    return tuple(layers), incoming
 
 
 def _share_code(model: SplitModel, seen: list[_Observed], codes: list[Affine]) -> None:

@@ -8,6 +8,8 @@ channels = 4
 stride = 2
 width = 16
 """
+TAIL = "[train.tail]\nepochs = 1\nlearning_rate = 0.01\n"
+"""One epoch of the stage for the server's half."""
 
 
 def with_code(text: str, *more: str, rate: float = 1.0) -> Recipe:
