@@ -55,6 +55,8 @@ class CodecId(IntEnum):
     BUNDLE = 0
     """The codec that the bundle's manifest names."""
     RAW = 1
+    PICTURE = 2
+    """No activation but a picture (``picture.py``), for a server that takes them."""
 
 
 class Coder(Protocol):
@@ -312,8 +314,12 @@ class ActivationCodec:
             if len(payload) != self.raw_bytes:
                 raise PayloadError(f"a raw payload has {len(payload)} bytes, expected {self.raw_bytes}")
             return np.frombuffer(payload, np.uint8).reshape(self.shape)
+        if codec == CodecId.PICTURE:
+            raise CodecError(f"codec id {codec} is a picture, expected an activation: none are answered here")
         if codec != CodecId.BUNDLE:
-            raise CodecError(f"codec id {codec} is unknown, expected one of {[int(c) for c in CodecId]}")
+            raise CodecError(
+                f"codec id {codec} is unknown, expected one of {[int(CodecId.BUNDLE), int(CodecId.RAW)]}"
+            )
         if self.coder is None:
             raise CodecError("the bundle names no coder, expected raw frames only")
         if len(payload) >= self.raw_bytes:

@@ -171,6 +171,16 @@ class DeviceSettings(Settings):
     corrections: bool = Field(
         False, description="print answers of the server that came too late, as records of their own"
     )
+    picture_threshold: Fraction | None = Field(
+        None,
+        description="an image whose answer from the server is no more confident than this is sent once more, "
+        "as a picture, to a server that takes such; 1 sends all of those (default: no picture leaves the "
+        "device)",
+        examples=["T"],
+    )
+    picture_quality: Annotated[int, Field(ge=0, le=100)] = Field(
+        20, description="WebP quality of these pictures", examples=["QUALITY"]
+    )
     spool: str | None = Field(
         None,
         description="keep activations that the server did not answer in this file, and send them when it is "
@@ -205,6 +215,12 @@ class ServerSettings(Settings):
 
     bundle: Several = Field(
         description="a bundle's directory, or one with several bundles in it; may be given again",
+        examples=["DIR"],
+    )
+    pictures: Several | None = Field(
+        None,
+        description="a bundle, or a directory of bundles, whose whole model answers pictures that devices "
+        "with --picture-threshold send; for bundles of the same classes and image size; may be given again",
         examples=["DIR"],
     )
     listen: str = Field(

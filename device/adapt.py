@@ -119,6 +119,10 @@ class Steering:
         levels = [bucket.level for bucket in (self._bytes, self._seconds) if bucket is not None]
         return self.bounds.at(min(levels, default=1.0))
 
+    def owes(self) -> bool:
+        """Whether more was spent than there was: the floor sends what it must, and nothing beside it."""
+        return any(bucket is not None and bucket.level < 0 for bucket in (self._bytes, self._seconds))
+
     def spend(self, count: float) -> None:
         """So many bytes were sent; a negative number gives back what was not."""
         if self._bytes is not None:

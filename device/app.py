@@ -38,6 +38,7 @@ examples:
   edge-device --bundle DIR --server a:50051 --server b:50051 --insecure --spool unsure.db photos/
   edge-device --bundle DIR --server gateway:50051 --insecure --repeat --rate 20 --quiet photos/
   edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --byte-budget 2kB/s --watch inbox/
+  edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --picture-threshold 0.5 photos/
 
 The answers come in the order in which they are ready; `index` is the image's place in the input.
 

@@ -13,6 +13,7 @@ Invariants:
   one stream at a time knows a frame, so that it has one outcome.
 - What the server sends is checked; a server that breaks the protocol is as good as one that is gone, and is
   sent nothing again.
+- A picture is sent only on a stream whose server takes it; else its outcome is that it was not.
 - Time is ``time.monotonic``: a clock that is set changes nothing here.
 
 Three threads: gRPC's own takes messages from ``_requests``; ``_keep_up`` makes the stream and reads its
@@ -152,6 +153,14 @@ class _Session:
         self.progress = False
         """Whether a frame was answered."""
 
+    def takes(self, item: _Offload) -> bool:
+        """Whether the server takes this frame, as far as it has said so; any but pictures."""
+        limits = self.limits
+        if item.codec is not CodecId.PICTURE or limits is None:
+            return True
+        whole_message = limits.message_bytes - MESSAGE_OVERHEAD - FRAME_OVERHEAD - len(item.trace)
+        return len(item.payload) <= min(limits.picture_bytes, whole_message)
+
     def room(self) -> int:
         """How many more frames the server takes. More may wait: they came before its limits did."""
         return 0 if self.limits is None else self.limits.frames_in_flight - len(self.sent)
@@ -252,6 +261,8 @@ class Link:
             if not self._is_open():
                 cause = Cause.CLOSED if self._state is _State.CLOSED else Cause.UNAVAILABLE
                 return Refusal(self._reason(), cause)
+            if not self._session.takes(item):
+                return _no_picture(self._session)
             now = time.monotonic()
             breaker = self._servers.current.breaker
             if not breaker.allows(now):
@@ -498,7 +509,9 @@ class Link:
                     session.sent[item.sequence] = item
             self._metrics.message_bytes_sent.inc(len(message))
             self._metrics.payload_bytes.inc(sum(len(item.payload) for item in items))
-            self._metrics.raw_activation_bytes.inc(self._raw_bytes * len(items))
+            pictures = [len(item.payload) for item in items if item.codec is CodecId.PICTURE]
+            self._metrics.picture_bytes.inc(sum(pictures))
+            self._metrics.raw_activation_bytes.inc(self._raw_bytes * (len(items) - len(pictures)))
             if items[0].sends > 1:
                 self._metrics.frames_resent.inc(sum(item.sends > 1 for item in items))
             yield message
@@ -510,7 +523,9 @@ class Link:
             return None
         first = self._outbox[0]
         enough = min(self._coalesce_frames, session.limits.frames_per_message, room)
-        if not self._coalesce or self._hurry or first.sends or waiting >= enough:
+        # A picture has waited for a reply already.
+        urgent = first.sends or first.codec is CodecId.PICTURE
+        if not self._coalesce or self._hurry or urgent or waiting >= enough:
             return 0.0
         if waiting + len(session.sent) >= self._most():
             return 0.0  # no other frame may come
@@ -579,8 +594,14 @@ class Link:
             session.server.told = None
             if self._state is not _State.CLOSED:
                 self._state = _State.READY
+            misfits = [item for item in self._outbox if not session.takes(item)]
+            self._outbox = deque(filter(session.takes, self._outbox))
+            self._release(session.server, misfits)
             self._notify()
         log.log(logging.INFO if came_back else logging.DEBUG, "%s accepted the stream", session.server.target)
+        for item in misfits:
+            refusal = _no_picture(session)
+            self._refuse(item, refusal.reason, refusal.cause)
 
     def _settle(self, session: _Session, reply: pb.Reply, message: float, envelope: float) -> None:
         target = session.server.target
@@ -726,6 +747,12 @@ class Link:
             self._watch_breaker()
             self._notify()
         return late
+
+
+def _no_picture(session: _Session) -> Refusal:
+    most = 0 if session.limits is None else session.limits.picture_bytes
+    told = f"takes pictures of at most {most} bytes" if most else "takes no pictures"
+    return Refusal(f"{session.server.target} {told}", Cause.PICTURE)
 
 
 def _pushback(failure: Any) -> float:

@@ -33,6 +33,8 @@ class Cause(StrEnum):
     """The window stayed full."""
     CLOSED = "closed"
     """The link was closed."""
+    PICTURE = "picture"
+    """A picture, to a server that takes none of this size."""
 
 
 class DeviceMetrics:
@@ -48,7 +50,19 @@ class DeviceMetrics:
             "offramp_device_image_errors", "Images that could not be read.", registry=registry
         )
         self.payload_bytes = Counter(
-            "offramp_device_payload_bytes", "Coded activations sent, bytes.", registry=registry
+            "offramp_device_payload_bytes", "Coded activations and pictures sent, bytes.", registry=registry
+        )
+        self.pictures = Counter(
+            "offramp_device_pictures",
+            "Pictures of images that were unsure of the server's answer too, by whether they were answered.",
+            ["result"],
+            registry=registry,
+        )
+        self.pictures_answered, self.pictures_unanswered = map(
+            self.pictures.labels, ("answered", "unanswered")
+        )
+        self.picture_bytes = Counter(
+            "offramp_device_picture_bytes", "Pictures sent, bytes; part of the payload.", registry=registry
         )
         self.raw_activation_bytes = Counter(
             "offramp_device_raw_activation_bytes",
@@ -167,6 +181,7 @@ class DeviceMetrics:
         self.read_seconds = self.stage_seconds.labels("read")
         self.head_seconds = self.stage_seconds.labels("head")
         self.encode_seconds = self.stage_seconds.labels("encode")
+        self.picture_seconds = self.stage_seconds.labels("picture")
         self.round_trip_seconds = Histogram(
             "offramp_device_round_trip_seconds",
             "From handing a frame to the link to its reply.",

@@ -1,4 +1,4 @@
-"""The device's whole flow: image → head → early exit → encode → link → result.
+"""The device's whole flow: image → head → early exit → encode → link (→ picture → link) → result.
 
 >>> from offramp.common.bundle import load_bundle
 >>> from offramp.device import Device
@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from offramp.common.both_exits import both_exits
 from offramp.common.bundle import Bundle
+from offramp.common.codec import CodecId
 from offramp.common.config import DeviceSettings, split_address
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
@@ -41,8 +42,9 @@ from offramp.common.frame import ENVELOPE_BYTES
 from offramp.common.tracing import Tracing
 from offramp.device.adapt import Steering, bounds_of
 from offramp.device.head import run_head
-from offramp.device.link import FRAME_OVERHEAD, Answer, Link, Outcome, Refusal
+from offramp.device.link import FRAME_OVERHEAD, Answer, Link, Outcome
 from offramp.device.metrics import DeviceMetrics
+from offramp.device.pictures import Pictures
 from offramp.device.security import Security
 from offramp.device.spool import Entry, Spool
 from offramp.device.wire_bytes import WireBytes
@@ -73,7 +75,7 @@ class Result:
     latency_seconds: float
     """From handing the image in to its answer."""
     payload_bytes: int
-    """The coded activation, each time that it was sent."""
+    """The coded activation and the picture, each time that they were sent."""
     message_bytes: float
     """Share of the serialized protobuf messages, both directions."""
     wire_bytes: float
@@ -82,6 +84,8 @@ class Result:
     """Why a ``fallback`` is one."""
     sends: int = 0
     """How often the activation was sent: more than once where a stream broke."""
+    picture_bytes: int = 0
+    """What of the payload was its picture; 0 where none was sent."""
     threshold: float | None = None
     """T_c that decided, where it is steered."""
 
@@ -100,6 +104,37 @@ class Correction:
     """Whether it comes out of the spool; it may then be of an earlier run."""
 
 
+@dataclass(slots=True)
+class _Cost:
+    """What one image has sent, and its share of what came back."""
+
+    payload: int = 0
+    picture: int = 0
+    message: float = 0.0
+    wire: float = 0.0
+    sends: int = 0
+
+    def add(self, answer: Answer) -> None:
+        self.message += answer.message_bytes
+        self.wire += answer.wire_bytes
+
+
+@dataclass(slots=True)
+class _Unsure:
+    """An image that did not take the early exit, until it has its result."""
+
+    future: Future[Result]
+    start: float
+    threshold: float
+    own: tuple[int, float]
+    """The early exit's class and confidence."""
+    entry: Entry
+    trace: bytes
+    image: Pixels | None
+    """For a picture of it; None where there will be none."""
+    cost: _Cost = field(default_factory=_Cost)
+
+
 class Device:
     """One bundle's head, its early exit and the link to a server.
 
@@ -110,7 +145,9 @@ class Device:
     frames are turned away. byte_budget (bytes a second) and target_latency (seconds) steer T_c between
     threshold_floor and threshold_ceiling (see ``adapt.py``). on_correction: called, from another thread,
     with what the server answers too late. spool: a file for unanswered activations, of at most spool_bytes.
-    tracing: starts a span for each image, below the caller's.
+    picture_threshold: an image whose answer from the server is no more confident than this is sent once
+    more, as WebP of picture_quality, and waits for that answer as long again; None: never. tracing: starts a
+    span for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads. Raises BundleError for a head that is not
     what the manifest says, ConfigError for a wrong address, certificate, token or range.
@@ -138,6 +175,8 @@ class Device:
         on_correction: Callable[[Correction], None] | None = None,
         spool: Path | str | None = None,
         spool_bytes: int = 64 << 20,
+        picture_threshold: float | None = None,
+        picture_quality: int = 20,
         tracing: Tracing | None = None,
     ) -> None:
         servers = [server] if isinstance(server, str) else list(server)
@@ -184,6 +223,14 @@ class Device:
         self._on_correction = on_correction
         self._tracing = tracing
         self._window = window
+        self._pictures: Pictures | None = None
+        if picture_threshold is not None:
+            self._pictures = Pictures(
+                picture_threshold, picture_quality, manifest.preprocessing, self.metrics
+            )
+        self._under_way = 0
+        self._changed = threading.Condition()
+        """An image that was sent has its result."""
         self._thread: ThreadPoolExecutor | None = None
         self._link = Link(
             servers,
@@ -238,6 +285,8 @@ class Device:
             on_correction=on_correction,
             spool=settings.spool,
             spool_bytes=settings.spool_bytes,
+            picture_threshold=settings.picture_threshold,
+            picture_quality=settings.picture_quality,
             tracing=tracing,
         )
 
@@ -246,9 +295,9 @@ class Device:
     def submit(self, image: Pixels, *, name: str = "", index: int | None = None) -> Future[Result]:
         """Start one image, uint8 [3, H, W]. The future is done at once if it takes the early exit.
 
-        It blocks while the window is full. The future never fails: without the server the early exit
-        answers, as ``fallback``. name, index: told again by a correction; index is by default the number of
-        images before this one.
+        It blocks while the window is full; then the image is the caller's again. The future never fails:
+        without the server the early exit answers, as ``fallback``. name, index: told again by a correction;
+        index is by default the number of images before this one.
         """
         start = time.perf_counter()
         future: Future[Result] = Future()
@@ -263,37 +312,29 @@ class Device:
         threshold = self.threshold if self._steering is None else self._steer()
         own = exit_.class_index, exit_.confidence
         if exit_.is_confident(threshold):
-            self._finish(future, start, own, "early_exit", threshold)
+            self._finish(future, start, own, "early_exit", threshold, _Cost())
             return future
         before = time.perf_counter()
         with self._lock:
             codec, payload = self._codec.encode(exit_.symbols)
         self.metrics.encode_seconds.observe(time.perf_counter() - before)
         entry = Entry(codec, payload, number, name, exit_.probabilities.tobytes() if self._both else b"")
-        expected = float(len(payload) + EXPECTED_BYTES)
-        if self._steering is not None:
-            self._charge(expected)
-
-        def done(outcome: Outcome) -> None:
-            if isinstance(outcome, Answer):
-                if self._steering is not None:
-                    self._charge(outcome.wire_bytes - expected)
-                told = self._told(entry.early, outcome)
-                self._finish(future, start, told, "server", threshold, len(payload), outcome)
-                return
-            if self._steering is not None and not outcome.sends:
-                self._charge(-expected)
-            if self._spool is not None and not outcome.final:
-                self._spool.put(entry)
-            sent = len(payload) * outcome.sends
-            self._finish(future, start, own, "fallback", threshold, sent, refusal=outcome)
-
+        kept = None if self._pictures is None else image.copy()
+        unsure = _Unsure(future, start, threshold, own, entry, trace, kept)
+        with self._changed:
+            # Images that wait for the picture's answer are in no window.
+            if self._pictures is not None:
+                self._changed.wait_for(lambda: self._under_way < 2 * self._window)
+            self._under_way += 1
         late = None if self._on_correction is None else partial(self._late, entry)
-        self._link.offload(codec, payload, done, late=late, trace=trace)
+        self._offload(codec, payload, partial(self._replied, unsure), trace, late)
         return future
 
     def infer(self, image: Pixels) -> Result:
-        """One image, uint8 [3, H, W], and its result; at most ``timeout`` after its head has run."""
+        """One image, uint8 [3, H, W], and its result; at most ``timeout`` after its head has run.
+
+        Twice that where its picture is sent as well.
+        """
         return self.submit(image).result()
 
     async def infer_async(self, image: Pixels) -> Result:
@@ -360,6 +401,10 @@ class Device:
         if self._spool is not None:
             self._spool.hold()
         self._link.wait_idle()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way)
+        if self._pictures is not None:
+            self._pictures.close()
         if self._spool is not None:
             self._spool.close()
         self._link.close()
@@ -376,7 +421,90 @@ class Device:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
+    # --- an image that is sent ---
+
+    def _offload(
+        self,
+        codec: CodecId,
+        payload: bytes,
+        done: Callable[[Outcome], None],
+        trace: bytes,
+        late: Callable[[Answer], None] | None = None,
+    ) -> None:
+        """Send one frame, and charge the budget for it: a guess at once, the rest when its outcome tells."""
+        steered = self._steering is not None
+        expected = float(len(payload) + EXPECTED_BYTES)
+        if steered:
+            self._charge(expected)
+
+        def settled(outcome: Outcome) -> None:
+            if steered and isinstance(outcome, Answer):
+                self._charge(outcome.wire_bytes - expected)
+            elif steered and not outcome.sends:
+                self._charge(-expected)
+            done(outcome)
+
+        self._link.offload(codec, payload, settled, late=late, trace=trace)
+
+    def _replied(self, unsure: _Unsure, outcome: Outcome) -> None:
+        """Finish an image, or ask again with its picture."""
+        unsure.cost.sends = outcome.sends
+        unsure.cost.payload = len(unsure.entry.payload) * outcome.sends
+        if not isinstance(outcome, Answer):
+            if self._spool is not None and not outcome.final:
+                self._spool.put(unsure.entry)
+            self._settle(unsure, unsure.own, "fallback", outcome.reason)
+            return
+        unsure.cost.add(outcome)
+        both = self._both_of(unsure.entry.early, outcome)
+        told = _best_of(both, outcome)
+        pictures = self._pictures
+        if pictures is not None and unsure.image is not None and pictures.wants(told[1]) and not self._owes():
+            send = partial(self._send_picture, unsure, both, told)
+            pictures.encode(unsure.image, send, partial(self._give_up_picture, unsure, told))
+            return
+        self._settle(unsure, told, "server")
+
+    def _send_picture(
+        self, unsure: _Unsure, both: NDArray[np.float32], told: tuple[int, float], payload: bytes
+    ) -> None:
+        """Ask the server again; what it told first stands where it does not answer."""
+
+        def done(outcome: Outcome) -> None:
+            sent = len(payload) * outcome.sends
+            unsure.cost.payload += sent
+            unsure.cost.picture += sent
+            if not isinstance(outcome, Answer):
+                log.debug("picture without an answer: %s", outcome.reason)
+                self._give_up_picture(unsure, told)
+                return
+            self.metrics.pictures_answered.inc()
+            unsure.cost.add(outcome)
+            again = self._both_of(both.tobytes(), outcome)
+            self._settle(unsure, _best_of(again, outcome), "server")
+
+        self._offload(CodecId.PICTURE, payload, done, unsure.trace)
+
+    def _give_up_picture(self, unsure: _Unsure, told: tuple[int, float]) -> None:
+        self.metrics.pictures_unanswered.inc()
+        self._settle(unsure, told, "server")
+
+    def _settle(
+        self, unsure: _Unsure, told: tuple[int, float], source: Source, reason: str | None = None
+    ) -> None:
+        self._finish(unsure.future, unsure.start, told, source, unsure.threshold, unsure.cost, reason)
+        with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
+
     # --- inside ---
+
+    def _owes(self) -> bool:
+        """Whether the budget is overdrawn: then nothing is sent that has an answer already."""
+        if self._steering is None:
+            return False
+        with self._lock:
+            return self._steering.owes()
 
     def _steer(self) -> float:
         assert self._steering is not None
@@ -411,7 +539,7 @@ class Device:
         self.metrics.corrections.inc()
         if self._on_correction is None:
             return
-        best, probability = self._told(entry.early, answer)
+        best, probability = _best_of(self._both_of(entry.early, answer), answer)
         correction = Correction(
             index=entry.index,
             name=entry.name,
@@ -425,19 +553,17 @@ class Device:
         except Exception:  # somebody else's code, on the link's thread
             log.exception("a correction's callback failed")
 
-    def _told(self, early: bytes, answer: Answer) -> tuple[int, float]:
-        """Class and probability of an image that was sent.
+    def _both_of(self, before: bytes, answer: Answer) -> NDArray[np.float32]:
+        """What all classes get once a reply is in, float32 [K]; empty where the reply alone counts.
 
-        early: its early exit's probabilities, float32 [K]; empty where the server answers alone, and in rows
-        that an older release spooled.
+        before: what they had, float32 [K], by the early exit or by an earlier reply too; empty where the
+        server answers alone, and in rows that an older release spooled.
         """
-        probabilities = np.frombuffer(early, np.float32)
+        probabilities = np.frombuffer(before, np.float32)
         if len(probabilities) != len(self.bundle.manifest.classes):
-            return answer.class_index, answer.probability
+            return np.empty(0, np.float32)
         best, probability = np.array([answer.class_index]), np.array([answer.probability], np.float32)
-        joint = both_exits(probabilities[None], best, probability)[0]
-        chosen = int(joint.argmax())
-        return chosen, float(joint[chosen])
+        return np.asarray(both_exits(probabilities[None], best, probability)[0], np.float32)
 
     def _finish(
         self,
@@ -446,18 +572,15 @@ class Device:
         told: tuple[int, float],
         source: Source,
         threshold: float,
-        payload_bytes: int = 0,
-        answer: Answer | None = None,
-        refusal: Refusal | None = None,
+        cost: _Cost,
+        reason: str | None = None,
     ) -> None:
         best, confidence = told
-        outcome = answer or refusal
         latency = time.perf_counter() - start
         self.metrics.answered_by[source].inc()
         if self._steering is not None:
             with self._lock:
                 self._steering.answered(latency)
-        sends = 0 if outcome is None else outcome.sends
         future.set_result(
             Result(
                 label=self.bundle.manifest.classes[best],
@@ -465,14 +588,23 @@ class Device:
                 confidence=confidence,
                 source=source,
                 latency_seconds=latency,
-                payload_bytes=payload_bytes if answer is None else payload_bytes * sends,
-                message_bytes=0.0 if answer is None else answer.message_bytes,
-                wire_bytes=0.0 if answer is None else answer.wire_bytes,
-                reason=None if refusal is None else refusal.reason,
-                sends=sends,
+                payload_bytes=cost.payload,
+                message_bytes=cost.message,
+                wire_bytes=cost.wire,
+                reason=reason,
+                sends=cost.sends,
+                picture_bytes=cost.picture,
                 threshold=None if self._steering is None else threshold,
             )
         )
+
+
+def _best_of(both: NDArray[np.float32], answer: Answer) -> tuple[int, float]:
+    """Class and probability that are told of an image."""
+    if not len(both):
+        return answer.class_index, answer.probability
+    best = int(both.argmax())
+    return best, float(both[best])
 
 
 def _end_span(tracing: Tracing, span: Span, future: Future[Result]) -> None:
@@ -484,6 +616,7 @@ def _end_span(tracing: Tracing, span: Span, future: Future[Result]) -> None:
         label=result.label,
         confidence=result.confidence,
         payload_bytes=result.payload_bytes,
+        picture_bytes=result.picture_bytes,
         sends=result.sends,
     )
 

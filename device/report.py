@@ -50,6 +50,8 @@ class Totals:
     unreadable: int = 0
     corrections: int = 0
     payload_bytes: int = 0
+    pictures: int = 0
+    picture_bytes: int = 0
     raw_activation_bytes: int = 0
     latencies: Sample = field(default_factory=Sample)
 
@@ -57,6 +59,8 @@ class Totals:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
         self.images[result.source] += 1
         self.payload_bytes += result.payload_bytes
+        self.pictures += result.picture_bytes > 0
+        self.picture_bytes += result.picture_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
         self.latencies.add(result.latency_seconds)
 
@@ -77,6 +81,8 @@ class Totals:
             "exit_rate": self.images["early_exit"] / answered if answered else None,
             "payload_bytes": self.payload_bytes,
             "payload_bytes_mean": self.payload_bytes / answered if answered else None,
+            "pictures": self.pictures,
+            "picture_bytes": self.picture_bytes,
             "raw_activation_bytes": self.raw_activation_bytes,
             "wire_bytes": wire_bytes,
             **segments,
@@ -120,6 +126,8 @@ class Report:
                 record["threshold"] = round(result.threshold, 6)
             if result.sends > 1:
                 record["sends"] = result.sends
+            if result.picture_bytes:
+                record["picture_bytes"] = result.picture_bytes
             if result.reason is not None:
                 record["reason"] = result.reason
             self._line(json.dumps(record))
@@ -197,6 +205,8 @@ class Report:
                 f"payload {summary['payload_bytes']:,} B, {summary['payload_bytes_mean']:.1f} B an image "
                 f"over all images (raw activations of those sent: {summary['raw_activation_bytes']:,} B)"
             )
+            if summary["pictures"]:
+                self._line(f"pictures {summary['pictures']}, {summary['picture_bytes']:,} B of the payload")
             wire = summary["wire_bytes"]
             told = "not known on this system" if wire is None else (
                 f"{wire['sent']:,} B sent, {wire['received']:,} B received"

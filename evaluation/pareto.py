@@ -4,13 +4,16 @@
     hybrid            the early exit keeps what it is sure of; the others go as WebP to the whole model
     activations       the paper's scheme: one Huffman table over the INT8 activation of a regularised split
     rate-trained      ours: a trained narrow code in the shipped codec; and with every image sent
+    … then pictures   ours, and those of which the server's answer is unsure too once more, as WebP, to the
+                      whole model (``edge-device --picture-threshold``)
 
 Bytes are those of the protobuf message with one frame (payload, checksum, tags), the same envelope for every
 contender; an image that exits early sends none. The whole model is the one that is given for it; where a
 second one is given that was trained on pictures so compressed, each picture contender has the better of both.
 The hybrids' early exit is that of the rate-trained bundle whose exit is right most often. A split answers
 what was sent as its manifest says, by the server or by both exits; the hybrids have the better of the two.
-With every image sent, the server alone answers.
+With every image sent, the server alone answers. A picture that comes after an activation travels without its
+file's header (``common/picture.py``), and its answer joins the ones before, or replaces them, likewise.
 
 A contender's points differ in bundle, quality and T_c. What it costs at an accuracy is the fewest bytes among
 its points that reach it. Intervals are the bootstrap's over test images, the same ones for all contenders.
@@ -32,12 +35,13 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from offramp.common.both_exits import ANSWERED_BY, Told
+from offramp.common.both_exits import ANSWERED_BY, SentAnswer, Told, both_exits
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
 from offramp.common.errors import DataError
 from offramp.common.frame import Frame, FrameWriter
+from offramp.common.picture import encode_picture
 from offramp.evaluation.baselines import (
     FORMATS,
     Format,
@@ -58,11 +62,21 @@ if TYPE_CHECKING:
 
 PICTURES, HYBRID, PAPER, OURS = "pictures", "early exit + WebP", "activations (paper)", "rate-trained (ours)"
 OURS_SENT = "ours, no early exit"
+OURS_PICTURES = "ours, then pictures"
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
 """Points below the whole model at which contenders are compared."""
 
+_RATIOS = {
+    (OURS, HYBRID): f"ratio to {HYBRID}",
+    (OURS, PICTURES): f"ratio to {PICTURES}",
+    (OURS_SENT, PICTURES): f"ratio to {PICTURES}, no early exit",
+    (OURS_PICTURES, HYBRID): f"ratio to {HYBRID}, then pictures",
+}
+"""Column of what is divided by what."""
 _RUNS = 200
 _SHARES = np.linspace(0.0, 1.0, 201)
+_AGAIN = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+"""Shares of what was sent that are sent once more, as pictures."""
 _RESAMPLED = 500
 _CALIBRATION = 1024
 
@@ -94,12 +108,16 @@ class Split:
 
     early: NDArray[np.float32]
     """The early exit's probabilities, float32 [N, K]."""
-    told: NDArray[np.int64]
-    """The class that is told of each image, were it sent, int64 [N]."""
-    final: NDArray[np.int64]
-    """The class that the server names, int64 [N]."""
+    replies: Told
+    """What the server tells of each image, were it sent."""
+    sent_answer: SentAnswer
     payload: Sizes
     labels: NDArray[np.int64]
+
+    @property
+    def told(self) -> NDArray[np.int64]:
+        """The class that is told of each image, were it sent, int64 [N]."""
+        return self.replies.told(self.early, self.sent_answer)
 
     @property
     def early_right(self) -> Rights:
@@ -114,7 +132,26 @@ class Split:
     @property
     def final_right(self) -> Rights:
         """Where the server alone is."""
-        return np.asarray(self.final == self.labels)
+        return np.asarray(self.replies.best == self.labels)
+
+    @property
+    def told_confidence(self) -> NDArray[np.float32]:
+        """Of what is told, [N]."""
+        if self.sent_answer == "server":
+            return self.replies.probability
+        return np.asarray(self.both.max(axis=1))
+
+    @property
+    def both(self) -> NDArray[np.float32]:
+        """What both exits give each class, [N, K], as the device keeps it."""
+        joint = both_exits(self.early, self.replies.best, self.replies.probability)
+        return joint.astype(np.float32)
+
+    def right_after(self, pictures: Told) -> Rights:
+        """Where the answer is, were a picture sent as well."""
+        if self.sent_answer == "server":
+            return np.asarray(pictures.best == self.labels)
+        return np.asarray(pictures.told(self.both, "both") == self.labels)
 
 
 @dataclass(frozen=True)
@@ -143,13 +180,12 @@ def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
     engine = Engine(bundle, len(os.sched_getaffinity(0)))
     symbols, probabilities = head_answers(engine, data.test.images)
     answers = tail_answers(engine, symbols)
-    told = answers.told(probabilities, bundle.manifest.sent_answer)
     if one_table:
         counted, _ = head_answers(engine, data.validation.images[:_CALIBRATION])
         payload = payload_bytes(huffman_tables(counted, [0] * counted.shape[1]), 1, symbols)
     else:
         payload = np.array([len(bundle.codec.encode(image)[1]) for image in symbols], np.int64)
-    return Split(probabilities, told, answers.best, payload, data.test.labels)
+    return Split(probabilities, answers, bundle.manifest.sent_answer, payload, data.test.labels)
 
 
 def run_pictures(
@@ -220,6 +256,22 @@ def _keep_answers(path: Path, sizes: Sizes, told: Told) -> None:
     partial.replace(path)
 
 
+def picture_payloads(
+    images: NDArray[np.uint8],
+    formats: Sequence[Format] = FORMATS,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, Sizes]:
+    """Of each lossy WebP format: what each image, uint8 [N, 3, H, W], takes as a device sends it, int64."""
+    found = {}
+    for form in formats:
+        settings = dict(form.settings)
+        if form.pillow == "WEBP" and not settings.get("lossless"):
+            sizes = [len(encode_picture(image, settings["quality"])) for image in images]
+            found[form.name] = np.array(sizes, np.int64)
+            tick()
+    return found
+
+
 def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Points:
     """An early exit in front of a server, at thresholds that send 0 … 100 % of the images.
 
@@ -267,6 +319,79 @@ def hybrid_points(device: Split, found: Mapping[str, Sent]) -> Points:
     )
 
 
+def points_then_pictures(
+    splits: Mapping[str, Split], found: Mapping[str, Sent], payloads: Mapping[str, Sizes]
+) -> Points:
+    """An early exit, then both exits, then a picture: two thresholds, every quality and every whole model.
+
+    Of so many only those are kept that no other beats in bytes and accuracy, which leaves a resampling fewer
+    to choose from: its costs are no lower than those of all would be.
+
+    Args:
+        splits: by name.
+        found: what the whole models make of the pictures.
+        payloads: what each picture takes as a device sends it.
+    """
+    every = [
+        again
+        for name, split in splits.items()
+        for form, payload in payloads.items()
+        for number, told in enumerate(found[form].answers)
+        for again in _again(
+            f"{name}, {form}" + (", model trained on WebP" if number else ""), split, told, payload
+        )
+    ]
+    kept = _unbeaten(every)
+    sent, right = zip(*(again.images() for again in kept), strict=True)
+    return Points([again.name for again in kept], np.stack(sent), np.stack(right))
+
+
+@dataclass(frozen=True)
+class _Again:
+    """One point with pictures: its means, and how to have it for each image."""
+
+    name: str
+    bytes_mean: float
+    right_mean: float
+    images: Callable[[], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def _unbeaten(points: list[_Again]) -> list[_Again]:
+    """Those that no other beats, by bytes."""
+    kept: list[_Again] = []
+    for point in sorted(points, key=lambda point: (point.bytes_mean, -point.right_mean)):
+        if not kept or point.right_mean > kept[-1].right_mean:
+            kept.append(point)
+    return kept
+
+
+def _again(name: str, split: Split, pictures: Told, payload: Sizes) -> list[_Again]:
+    """The unbeaten points of one split, quality and whole model."""
+    confidence, told_confidence = split.early.max(axis=1), split.told_confidence
+    message, picture = _messages(split.payload), _messages(payload)
+    rights = split.early_right, split.right, split.right_after(pictures)
+    order = np.sort(confidence)
+    at = np.unique(order[np.minimum((_SHARES[1:] * len(order)).astype(int), len(order) - 1)])
+    points: list[_Again] = []
+    for threshold in at:
+        sent = confidence <= threshold
+        unsure = np.sort(told_confidence[sent])
+        for second in np.unique([unsure[int(np.ceil(share * len(unsure))) - 1] for share in _AGAIN]):
+
+            def images(
+                sent: Rights = sent, again: Rights = sent & (told_confidence <= second)
+            ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+                bytes_ = np.where(sent, message, np.float32(0)) + np.where(again, picture, np.float32(0))
+                right = np.where(again, rights[2], np.where(sent, rights[1], rights[0]))
+                return bytes_, right.astype(np.float32)
+
+            bytes_, right = images()
+            text = f"{name}, T_c = {threshold:.4f}, then {second:.4f}"
+            points.append(_Again(text, float(bytes_.mean()), float(right.mean()), images))
+        points = _unbeaten(points)
+    return points
+
+
 def sent_points(splits: Mapping[str, Split]) -> Points:
     """Every image sent, and answered by the server alone: one point for each bundle."""
     messages = [_messages(split.payload) for split in splits.values()]
@@ -307,6 +432,7 @@ def compare(
     ours: Mapping[str, Split],
     papers: Mapping[str, Split],
     pictures: Mapping[str, Sent],
+    payloads: Mapping[str, Sizes],
     *,
     about: str,
 ) -> Report:
@@ -316,6 +442,7 @@ def compare(
         ours: rate-trained bundles by name; the hybrids take the early exit that is right most often.
         papers: bundles of the paper's scheme, by name; may be none.
         pictures: see ``run_pictures``; "raw pixels" tells what the better whole model reaches.
+        payloads: see ``picture_payloads``; may be none.
         about: where the figures come from.
     """
     best_exit = max(ours.values(), key=lambda split: float(split.early_right.mean()))
@@ -327,6 +454,9 @@ def compare(
                 [split_points(own, split, split.right, split.payload) for own, split in splits.items()]
             )
     contenders[OURS_SENT] = sent_points(ours)
+    if payloads:
+        then = points_then_pictures(ours, pictures, payloads)
+        contenders[OURS_PICTURES] = Points.joined([contenders[OURS], then])
     whole = max(float((told.best == labels).mean()) for told in pictures["raw pixels"].answers)
     return report(contenders, whole, about=about)
 
@@ -407,8 +537,8 @@ def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Rep
     """The table and the plot.
 
     Args:
-        contenders: by name; the ratios are of ``OURS`` to ``HYBRID`` and to ``PICTURES``, and of
-            ``OURS_SENT`` to ``PICTURES``.
+        contenders: by name; the ratios are of ``OURS`` to ``HYBRID`` and to ``PICTURES``, of
+            ``OURS_SENT`` to ``PICTURES``, and of ``OURS_PICTURES`` to ``HYBRID``.
         whole: accuracy of the whole model on the images as they are.
         about: where the figures come from.
     """
@@ -419,10 +549,9 @@ def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Rep
         row: dict[str, Value] = {"drop": 100 * drop, "accuracy": 100 * accuracy}
         for name, cost in priced.items():
             row[name] = _interval(cost.value[number], cost.resampled[:, number], 1)
-        for own, rival in ((OURS, HYBRID), (OURS, PICTURES), (OURS_SENT, PICTURES)):
+        for (own, rival), label in _RATIOS.items():
             if rival in priced and own in priced:
                 ours, other = priced[own], priced[rival]
-                label = f"ratio to {rival}" + (", no early exit" if own == OURS_SENT else "")
                 with np.errstate(invalid="ignore", divide="ignore"):
                     row[label] = _interval(
                         ours.value[number] / other.value[number],
@@ -430,11 +559,15 @@ def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Rep
                         3,
                     )
         row["point"] = priced[OURS].best[number] if OURS in priced else None
+        if OURS_PICTURES in priced:
+            row["point_pictures"] = priced[OURS_PICTURES].best[number]
         rows.append(row)
     columns = [Column("drop", "points below", 0), Column("accuracy", "accuracy %", 2)]
     columns += [Column(name, f"{name}, B") for name in priced]
     columns += [Column(key, key) for key in rows[0] if key.startswith("ratio")]
     columns.append(Column("point", "our point"))
+    if OURS_PICTURES in priced:
+        columns.append(Column("point_pictures", "… then pictures"))
     notes = [
         "Mean bytes of protobuf messages over all images; in brackets the 95 % interval of the bootstrap. "
         "A dash: no point of the contender reaches the accuracy. Every contender has its best point at each "

@@ -194,10 +194,11 @@ def _pareto(arguments: Namespace) -> list[Report]:
     for one in (*ours, *wholes, *papers):
         if one.manifest.provenance.dataset.sha256 != data.sha256:
             raise DataError(f"{one.path}: was made of other data than {wholes[0].path}")
-    steps = len(FORMATS) + len(ours) + len(papers)
+    steps = 2 * len(FORMATS) + len(ours) + len(papers)
     with tqdm(total=steps, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         kept = arguments.out and arguments.out / "pictures"
         pictures = pareto.run_pictures(wholes, data.test.images, FORMATS, bar.update, kept=kept)
+        payloads = pareto.picture_payloads(data.test.images, FORMATS, bar.update)
         splits: list[pareto.Split] = []
         for bundle in (*ours, *papers):
             splits.append(pareto.run_split(bundle, data, one_table=len(splits) >= len(ours)))
@@ -211,6 +212,7 @@ def _pareto(arguments: Namespace) -> list[Report]:
         {one.manifest.name: split for one, split in zip(ours, splits, strict=False)},
         {one.manifest.name: split for one, split in zip(papers, splits[len(ours) :], strict=True)},
         pictures,
+        payloads,
         about=about,
     )
     return [compared, pareto.devices(ours, wholes[0], about=about)]

@@ -27,9 +27,11 @@ examples:
   cloud-server --bundle DIR --listen 0.0.0.0:50051 --insecure --metrics-port 9101
   cloud-server --bundle models --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key \\
     --token-file tokens.txt
+  cloud-server --bundle CODE --pictures PLAIN
 
---bundle is a bundle, or a directory of bundles; it may be given more than once. What changes there is loaded
-while the server runs, within --reload-interval or at SIGHUP. Tokens and certificates are read again as well.
+--bundle is a bundle, or a directory of bundles; it may be given more than once. --pictures likewise: these
+are served too, and answer pictures. What changes there is loaded while the server runs, within
+--reload-interval or at SIGHUP. Tokens and certificates are read again as well.
 SIGTERM and SIGINT drain: frames already read are answered, then it exits.
 
 exit status: 0 drained, 1 a bug, 2 wrong flags, 4 unusable bundle, 7 an address cannot be bound
@@ -80,6 +82,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from grpc_reflection.v1alpha import reflection
 
     from offramp.common import transport
+    from offramp.common.picture import require_webp
     from offramp.common.signature import TrustedKeys
     from offramp.common.tracing import Tracing
     from offramp.server.batch import Batcher
@@ -99,6 +102,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     certificates = None
     if settings.tls_cert is not None and settings.tls_key is not None:
         certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca, metrics)
+    if settings.pictures is not None:
+        require_webp("--pictures")
     loader = Loader(
         settings.threads or len(os.sched_getaffinity(0)),
         workers=settings.workers,
@@ -107,7 +112,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         message_bytes=settings.message_bytes,
     )
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
-    reloader = Reloader(settings.bundle, loader, metrics, trusted)
+    reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
     first = reloader.load_all()
     assert loader.workers is not None and loader.message_bytes is not None
     tracing = Tracing("cloud-server") if settings.otel else None

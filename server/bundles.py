@@ -1,8 +1,8 @@
 """The bundles that a server has loaded, and how they come and go while it serves.
 
 Rules:
-- A stream keeps the bundle that it was opened with. A bundle that is retired answers what its streams still
-  send, until they have gone; nobody new is let in.
+- A stream keeps the bundle that it was opened with, and the one that answers its pictures. A bundle that is
+  retired answers what its streams still send, until they have gone; nobody new is let in.
 - A change on disk is loaded beside what serves. What cannot be loaded changes nothing; it is told once, and
   tried again when it changes once more, or at SIGHUP.
 - Where nothing loadable is left on disk, what serves goes on serving.
@@ -17,14 +17,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.common import transport
+from offramp.common import picture, transport
 from offramp.common.bundle import MANIFEST, Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
+from offramp.common.engine import Engine
 from offramp.common.errors import BundleError, OfframpError
 from offramp.common.signature import TrustedKeys
 from offramp.server.batch import Batcher, Lane, Shape, Tail
 from offramp.server.metrics import ServerMetrics
-from offramp.server.plan import Plan, decodes_inline, make_plan
+from offramp.server.plan import Plan, decodes_inline, make_plan, plan_pictures
+from offramp.server.whole import WholeModel
 
 log = logging.getLogger("offramp.cloud-server")
 
@@ -42,6 +44,26 @@ class Served:
     lane: Lane
     decode_inline: bool
     message_bytes: int
+    """Largest message with its activations."""
+    whole: Lane | None = None
+    """Of its head and tail together, which answer pictures; None where it is not asked to."""
+
+    def answers_pictures_of(self, other: Served) -> bool:
+        """Whether its whole model tells what a picture from a device with the other bundle shows."""
+        own, theirs = self.bundle.manifest, other.bundle.manifest
+        return (
+            self.whole is not None
+            and own.classes == theirs.classes
+            and own.preprocessing == theirs.preprocessing
+        )
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A bundle's head and tail together, ready to answer pictures, and how."""
+
+    model: Tail
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,7 @@ class Loaded:
     bundle: Bundle
     tail: Tail
     plan: Plan
+    whole: Whole | None = None
 
 
 class Catalog:
@@ -73,17 +96,19 @@ class Catalog:
         """The bundle with this digest. Raises KeyError."""
         return self._served[digest]
 
+    def pictures_of(self, served: Served) -> Served | None:
+        """Whose whole model answers the pictures of devices that run this bundle; None: nobody's."""
+        return next((each for each in (served, *self.all()) if each.answers_pictures_of(served)), None)
+
     def add(self, loaded: Loaded) -> Served:
         """Take a bundle into service."""
         bundle, plan = loaded.bundle, loaded.plan
-        rate = plan.best / plan.workers
-        shape = Shape(plan.max_batch, plan.max_wait, 1 / rate if rate else 0.0)
         served = Served(
             bundle,
             bundle.codec,
-            self._batcher.add(loaded.tail, shape),
+            self._batcher.add(loaded.tail, _shape(plan)),
             decodes_inline(bundle.codec),
-            transport.message_bytes(bundle.codec.raw_bytes),
+            message_bytes(bundle, pictures=False),
         )
         self._served[bundle.digest] = served
         self._metrics.add_bundle(bundle)
@@ -92,7 +117,14 @@ class Catalog:
         self._metrics.batch_wait_seconds.labels(name).set(plan.max_wait)
         self._metrics.tail_rate.labels(name).set(plan.best)
         log.info("serves %s (%s): %s", name, bundle.digest.hex(), plan)
+        if loaded.whole is not None:
+            self.take_pictures(served, loaded.whole)
         return served
+
+    def take_pictures(self, served: Served, whole: Whole) -> None:
+        """Have a bundle in service answer pictures too, on streams that are opened from now on."""
+        served.whole = self._batcher.add(whole.model, _shape(whole.plan))
+        log.info("answers pictures by %s: %s", served.bundle.manifest.name, whole.plan)
 
     def remove(self, digest: bytes) -> Served:
         """Take a bundle out of service; its lane stays until ``forget``."""
@@ -105,6 +137,13 @@ class Catalog:
     def forget(self, served: Served) -> None:
         """Drop a removed bundle that no stream uses any more."""
         self._batcher.remove(served.lane)
+        if served.whole is not None:
+            self._batcher.remove(served.whole)
+
+
+def _shape(plan: Plan) -> Shape:
+    rate = plan.best / plan.workers
+    return Shape(plan.max_batch, plan.max_wait, 1 / rate if rate else 0.0)
 
 
 def find_bundles(paths: Sequence[str]) -> list[Path]:
@@ -150,30 +189,60 @@ class Loader:
         self._max_batch = max_batch
         self._max_wait = max_wait
 
-    def __call__(self, bundle: Bundle) -> Loaded:
-        """Raises BundleError where it cannot be served here."""
-        needed = transport.message_bytes(bundle.codec.raw_bytes)
+    def __call__(self, bundle: Bundle, pictures: bool = False) -> Loaded:
+        """pictures: to answer pictures as well. Raises BundleError where it cannot be served here."""
+        self._check_messages(bundle, message_bytes(bundle, pictures))
+        plan, engine = make_plan(
+            bundle, self._threads, workers=self.workers, max_batch=self._max_batch, max_wait=self._max_wait
+        )
+        self.workers = plan.workers
+        return Loaded(bundle, engine, plan, self._whole(bundle, engine, plan) if pictures else None)
+
+    def load_whole(self, bundle: Bundle) -> Whole:
+        """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
+        self._check_messages(bundle, message_bytes(bundle, True))
+        assert self.workers is not None
+        threads = max(1, self._threads // self.workers)
+        layout = Plan(self.workers, threads, max_batch=1, max_wait=0.0, curve={})
+        return self._whole(bundle, Engine(bundle, threads), layout)
+
+    def load_all(self, bundles: Iterable[tuple[Bundle, bool]]) -> list[Loaded]:
+        """Those that the server starts with, and whether each is to answer pictures."""
+        loaded = [self(*each) for each in bundles]
+        if self.message_bytes is None:
+            self.message_bytes = max(message_bytes(one.bundle, one.whole is not None) for one in loaded)
+        return loaded
+
+    def _whole(self, bundle: Bundle, engine: Engine, layout: Plan) -> Whole:
+        engine.load_head()
+        model, image = WholeModel(engine), bundle.manifest.preprocessing
+        sides = image.height, image.width
+        return Whole(
+            model,
+            plan_pictures(model, sides, layout, max_batch=self._max_batch, max_wait=self._max_wait),
+        )
+
+    def _check_messages(self, bundle: Bundle, needed: int) -> None:
         if self.message_bytes is not None and needed > self.message_bytes:
             raise BundleError(
                 f"{bundle.path}: needs messages of {needed} bytes, this server was started for "
                 f"{self.message_bytes} (--message-bytes)"
             )
-        plan, engine = make_plan(
-            bundle, self._threads, workers=self.workers, max_batch=self._max_batch, max_wait=self._max_wait
-        )
-        self.workers = plan.workers
-        return Loaded(bundle, engine, plan)
 
-    def load_all(self, bundles: Iterable[Bundle]) -> list[Loaded]:
-        """Those that the server starts with."""
-        loaded = [self(bundle) for bundle in bundles]
-        if self.message_bytes is None:
-            self.message_bytes = max(transport.message_bytes(each.bundle.codec.raw_bytes) for each in loaded)
-        return loaded
+
+def message_bytes(bundle: Bundle, pictures: bool) -> int:
+    """Largest message of a device that runs this bundle, or that sends it pictures."""
+    image = bundle.manifest.preprocessing
+    largest = picture.most_bytes(image.height, image.width) if pictures else 0
+    return transport.message_bytes(max(bundle.codec.raw_bytes, largest))
 
 
 class Reloader:
-    """Follows what lies on disk. trusted: who must have signed a bundle, if anybody."""
+    """Follows what lies on disk.
+
+    paths: bundles, and directories of such; pictures: likewise, those that answer pictures as well.
+    trusted: who must have signed a bundle, if anybody.
+    """
 
     def __init__(
         self,
@@ -181,8 +250,11 @@ class Reloader:
         loader: Loader,
         metrics: ServerMetrics,
         trusted: TrustedKeys | None = None,
+        *,
+        pictures: Sequence[str] = (),
     ) -> None:
         self._paths = paths
+        self._pictures = pictures
         self._trusted = trusted
         self._loader = loader
         self._metrics = metrics
@@ -192,32 +264,37 @@ class Reloader:
 
     def load_all(self) -> list[Loaded]:
         """Everything on disk, before the first stream. Raises BundleError for the first that is unusable."""
-        bundles: dict[bytes, Bundle] = {}
-        for path in find_bundles(self._paths):
+        bundles: dict[bytes, tuple[Bundle, bool]] = {}
+        for paths in filter(None, (self._paths, self._pictures)):
+            if not find_bundles(paths):
+                raise BundleError(f"{', '.join(paths)}: has no bundle, expected a directory with {MANIFEST}")
+        for path, pictures in self._find().items():
             self._states[path] = state_of(path)
             bundle = load_bundle(path, self._trusted)
             self._digests[path] = bundle.digest
-            bundles.setdefault(bundle.digest, bundle)
-        if not bundles:
-            raise BundleError(
-                f"{', '.join(self._paths)}: has no bundle, expected a directory with {MANIFEST}"
-            )
+            _, before = bundles.get(bundle.digest, (bundle, False))
+            bundles[bundle.digest] = bundle, pictures or before
         return self._loader.load_all(bundles.values())
+
+    def _find(self) -> dict[Path, bool]:
+        """Every bundle's directory, and whether it is to answer pictures."""
+        pictures = dict.fromkeys(find_bundles(self._pictures), True)
+        return dict.fromkeys(find_bundles(self._paths), False) | pictures
 
     async def scan(self, catalog: Catalog, retire: Retire, *, again: bool = False) -> None:
         """Load what has changed; retire what has gone. ``again``: also try what is unchanged and failed.
 
         retire: asks a bundle's streams to end, and returns when none is left.
         """
-        found = await asyncio.to_thread(find_bundles, self._paths)
+        found = await asyncio.to_thread(self._find)
         present: set[Path] = set()
-        for path in found:
+        for path, pictures in found.items():
             state = await asyncio.to_thread(state_of, path)
             if state:
                 present.add(path)
                 if again or self._states.get(path) != state:
                     self._states[path] = state
-                    await self._read(path, catalog)
+                    await self._read(path, catalog, pictures)
         kept = {digest for path, digest in self._digests.items() if path in present}
         # All gone at once is a mishap, not an order.
         if not kept:
@@ -229,11 +306,15 @@ class Reloader:
             if digest not in kept:
                 self._start_retiring(catalog, digest, retire)
 
-    async def _read(self, path: Path, catalog: Catalog) -> None:
+    async def _read(self, path: Path, catalog: Catalog, pictures: bool) -> None:
         try:
             bundle = await asyncio.to_thread(load_bundle, path, self._trusted)
             if bundle.digest not in catalog.digests():
-                catalog.add(await asyncio.to_thread(self._loader, bundle))
+                catalog.add(await asyncio.to_thread(self._loader, bundle, pictures))
+                self._metrics.reloads.labels("bundle", "loaded").inc()
+            elif pictures and catalog.get(bundle.digest).whole is None:
+                whole = await asyncio.to_thread(self._loader.load_whole, bundle)
+                catalog.take_pictures(catalog.get(bundle.digest), whole)
                 self._metrics.reloads.labels("bundle", "loaded").inc()
             self._digests[path] = bundle.digest
         except Exception as error:

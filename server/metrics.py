@@ -52,6 +52,14 @@ class ServerMetrics:
         self.payload_bytes = Counter(
             "offramp_server_payload_bytes", "Payload of the frames read, bytes.", registry=registry
         )
+        self.pictures = Counter(
+            "offramp_server_pictures", "Frames read that were pictures, not activations.", registry=registry
+        )
+        self.picture_bytes = Counter(
+            "offramp_server_picture_bytes",
+            "Payload of the frames read that were pictures, bytes.",
+            registry=registry,
+        )
         self.message_bytes = Counter(
             "offramp_server_message_bytes",
             "Serialized protobuf messages on the streams, bytes.",

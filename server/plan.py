@@ -16,6 +16,7 @@ from offramp.common.bundle import Bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.engine import Engine
 from offramp.common.errors import BundleError
+from offramp.server.batch import Tail
 
 BATCH_MAX = 64
 """The largest batch that is tried."""
@@ -88,31 +89,54 @@ def make_plan(
     for count in layouts:
         engine = Engine(bundle, max(1, threads // count))
         engine.load_tail()
-        curve = batch_curve(bundle, engine, count, max_batch) if measure else {}
-        plan = Plan(
-            workers=count,
-            threads=max(1, threads // count),
-            max_batch=max_batch or saturation(curve, count),
-            max_wait=wait_for_company(curve, count) if max_wait is None else max_wait,
-            curve=curve,
-        )
+        shape = bundle.manifest.activation.shape
+        curve = batch_curve(engine, shape, count, max_batch) if measure else {}
+        plan = _plan(curve, count, max(1, threads // count), max_batch, max_wait)
         if best is None or plan.best > LAYOUT_GAIN * best[0].best:
             best = plan, engine
     assert best is not None
     return best
 
 
-def batch_curve(bundle: Bundle, engine: Engine, workers: int, max_batch: int | None = None) -> Curve:
+def plan_pictures(
+    whole: Tail,
+    sides: tuple[int, int],
+    layout: Plan,
+    *,
+    max_batch: int | None = None,
+    max_wait: float | None = None,
+) -> Plan:
+    """How a whole model batches pictures of this height and width, with the workers that there are.
+
+    Raises BundleError where it does not run.
+    """
+    measure = max_batch is None or max_wait is None
+    curve = batch_curve(whole, (3, *sides), layout.workers, max_batch) if measure else {}
+    return _plan(curve, layout.workers, layout.threads, max_batch, max_wait)
+
+
+def _plan(curve: Curve, workers: int, threads: int, max_batch: int | None, max_wait: float | None) -> Plan:
+    return Plan(
+        workers=workers,
+        threads=threads,
+        max_batch=max_batch or saturation(curve, workers),
+        max_wait=wait_for_company(curve, workers) if max_wait is None else max_wait,
+        curve=curve,
+    )
+
+
+def batch_curve(tail: Tail, shape: tuple[int, int, int], workers: int, max_batch: int | None = None) -> Curve:
     """Throughput of ``workers`` threads that run the tail at once, for batches of 1, 2, 4, …
 
-    With ``max_batch`` only for 1 and that. Raises BundleError where the tail does not run.
+    shape: of one input, uint8. With ``max_batch`` only for 1 and that. Raises BundleError where the tail
+    does not run.
     """
     sizes = [1 << i for i in range(BATCH_MAX.bit_length())] if max_batch is None else sorted({1, max_batch})
     curve: Curve = {}
     end = time.perf_counter() + BUDGET_SECONDS
     for size in sizes:
         try:
-            curve[size] = max(_throughput(bundle, engine, workers, size) for _ in range(POINT_ROUNDS))
+            curve[size] = max(_throughput(tail, shape, workers, size) for _ in range(POINT_ROUNDS))
         except Exception as error:  # ONNX Runtime has no common base class; mostly it is out of memory
             if size == 1:
                 raise BundleError(f"the tail does not run: {type(error).__name__}") from None
@@ -128,18 +152,18 @@ def _flat(curve: Curve) -> bool:
     return len(before) > 1 and max(one, two) < max(before) / SATURATED
 
 
-def _throughput(bundle: Bundle, engine: Engine, workers: int, size: int) -> float:
-    batch = np.zeros((size, *bundle.manifest.activation.shape), np.uint8)
+def _throughput(tail: Tail, shape: tuple[int, int, int], workers: int, size: int) -> float:
+    batch = np.zeros((size, *shape), np.uint8)
     runs, spans, failures = [0] * workers, list[tuple[float, float]](), list[Exception]()
     gate = threading.Barrier(workers)
 
     def work(index: int) -> None:
         try:
-            engine.tail(batch)  # allocates
+            tail.tail(batch)  # allocates
             gate.wait()
             start = now = time.perf_counter()
             while runs[index] < 2 or now < start + POINT_SECONDS:
-                engine.tail(batch)
+                tail.tail(batch)
                 runs[index] += 1
                 now = time.perf_counter()
             spans.append((start, now))

@@ -1,5 +1,8 @@
 """The server's whole flow: message → frames → decode → batch → tail → replies → message.
 
+A frame may be a picture instead, where a bundle here answers such: it is decoded by ``common/picture.py`` and
+batched for that bundle's head and tail, on the same stream, with the same limits.
+
 Each stream has one reader and one writer. The reader decodes and offers frames to the batcher; the batcher
 tells the stream what became of each; what has been answered by the time the writer is free goes out in one
 message. Limits (docs/operations.md) bound what a stream may hold here: frames in flight, replies not taken,
@@ -25,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common import frame, transport
+from offramp.common.codec import CodecId
 from offramp.common.config import ServerSettings
 from offramp.common.errors import (
     MessageError,
@@ -33,10 +37,11 @@ from offramp.common.errors import (
     UnavailableError,
 )
 from offramp.common.frame import BadFrame, Frame
+from offramp.common.picture import decode_picture, most_bytes
 from offramp.common.telemetry import package_version
 from offramp.common.tracing import Attribute, Tracing
-from offramp.server.batch import Batcher, Job
-from offramp.server.bundles import Catalog, Served
+from offramp.server.batch import Batcher, Job, Lane
+from offramp.server.bundles import Catalog, Served, message_bytes
 from offramp.server.metrics import REASONS, ServerMetrics
 from offramp.v1 import inference_pb2 as pb
 
@@ -130,8 +135,11 @@ class InferenceService:
             stream.drain()
 
     async def retire(self, served: Served) -> None:
-        """Ask the streams of a bundle to end, and wait until they have; after the grace they are ended."""
-        while left := [stream for stream in self._streams if stream.served is served]:
+        """Ask the streams of a bundle to end, and those whose pictures it answers; wait until they have.
+
+        After the grace they are ended.
+        """
+        while left := [each for each in self._streams if served in (each.served, each.pictures)]:
             for stream in left:
                 stream.drain(end_in=self.limits.grace)
             await asyncio.sleep(RETIRE_SECONDS)
@@ -216,6 +224,10 @@ class _Stream:
     def __init__(self, service: InferenceService, context: Context) -> None:
         self.gone = False
         self.served: Served | None = None
+        self.pictures: Served | None = None
+        """Whose whole model answers this stream's pictures; None: they are refused."""
+        self._picture_lane: Lane | None = None
+        self._message_bytes = 0
         self._service = service
         self._metrics = service.metrics
         self._context = context
@@ -286,11 +298,18 @@ class _Stream:
             raise MessageError("the stream ended before its hello")
         frame.check_hello(first, *self._service.catalog.digests())
         self.served = served = self._service.catalog.get(first.hello.bundle_digest)
+        self.pictures = self._service.catalog.pictures_of(served)
+        self._message_bytes = served.message_bytes
+        if self.pictures is not None:
+            self._picture_lane = self.pictures.whole
+            self._message_bytes = max(self._message_bytes, message_bytes(served.bundle, pictures=True))
+        image = served.bundle.manifest.preprocessing
         deadline = first.hello.deadline_ms / 1e3 if first.hello.deadline_ms else math.inf
         accepted = pb.Limits(
             frames_in_flight=limits.frames_in_flight,
-            message_bytes=served.message_bytes,
+            message_bytes=self._message_bytes,
             frames_per_message=transport.FRAMES_PER_MESSAGE,
+            picture_bytes=0 if self.pictures is None else most_bytes(image.height, image.width),
         )
         await self._write(pb.ServerMessage(accepted=pb.Accepted(limits=accepted)))
         if self._service.draining:
@@ -322,7 +341,7 @@ class _Stream:
         strikes = self._service.limits.strikes
         while (message := await self._read()) is not None:
             taken = self._admit(reader.read(message))
-            if served.decode_inline and len(taken) == 1:
+            if len(taken) == 1 and _is_inline(served, taken):
                 # What most messages are: no coroutine for it.
                 received = time.perf_counter()
                 self._offer(served, taken[0], self._decode(served, taken[0]), received, deadline)
@@ -345,6 +364,9 @@ class _Stream:
                 self._refuse(each.sequence, each.error)
                 continue
             payload_bytes += len(each.payload)
+            if each.codec == CodecId.PICTURE:
+                self._metrics.pictures.inc()
+                self._metrics.picture_bytes.inc(len(each.payload))
             if self._unanswered >= limit:
                 full = OverloadError(f"{limit} frames of this stream are unanswered, the most that may")
                 self._refuse(each.sequence, full)
@@ -360,7 +382,7 @@ class _Stream:
         received = time.perf_counter()
         waiting = deque(taken)
         try:
-            if served.decode_inline:
+            if _is_inline(served, taken):
                 turn = received
                 while waiting:
                     symbols = self._decode(served, waiting[0])
@@ -385,7 +407,10 @@ class _Stream:
     def _decode(self, served: Served, each: Frame) -> Decoded:
         start = time.perf_counter()
         try:
-            return served.codec.decode(each.codec, each.payload)
+            if each.codec != CodecId.PICTURE or self._picture_lane is None:
+                return served.codec.decode(each.codec, each.payload)
+            image = served.bundle.manifest.preprocessing
+            return decode_picture(each.payload, image.height, image.width)
         except Exception as error:
             return error
         finally:
@@ -395,7 +420,9 @@ class _Stream:
         try:
             if isinstance(symbols, Exception):
                 raise symbols
-            served.lane.offer(Job(self, each.sequence, symbols, received, received + deadline))
+            lane = self._picture_lane if each.codec == CodecId.PICTURE else served.lane
+            assert lane is not None
+            lane.offer(Job(self, each.sequence, symbols, received, received + deadline))
         except Exception as error:
             self._unanswered -= 1
             self._refuse(each.sequence, error)
@@ -489,10 +516,8 @@ class _Stream:
             return None
         self._last_read = time.monotonic()
         self._metrics.received_bytes.inc(len(data))
-        if self.served is not None and len(data) > self.served.message_bytes:
-            raise MessageError(
-                f"a message of {len(data)} bytes, expected {self.served.message_bytes} at most"
-            )
+        if self.served is not None and len(data) > self._message_bytes:
+            raise MessageError(f"a message of {len(data)} bytes, expected {self._message_bytes} at most")
         return frame.parse(pb.DeviceMessage, data)
 
     async def _write(self, message: pb.ServerMessage) -> None:
@@ -506,3 +531,8 @@ class _Stream:
             raise asyncio.CancelledError from error
         finally:
             self._writing_since = math.inf
+
+
+def _is_inline(served: Served, frames: Sequence[Frame]) -> bool:
+    """Whether frames are decoded on the event loop; pictures never are."""
+    return served.decode_inline and all(each.codec != CodecId.PICTURE for each in frames)

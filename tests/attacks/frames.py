@@ -144,7 +144,13 @@ def attacks(bundle: Bundle) -> list[FrameAttack]:
             "payload",
             raw_size,
         )
-    for codec in (2, 255, 256, 2**31 - 1, -1):
+    frame(
+        "picture-where-none-are-answered",
+        message(sealed(1, payload, CodecId.PICTURE), codecs=(CodecId.PICTURE,)),
+        "codec",
+        "codec id 2 is a picture, expected an activation: none are answered here",
+    )
+    for codec in (255, 256, 2**31 - 1, -1):
         frame(
             f"codec-{codec}",
             message(sealed(1, payload, codec), codecs=(codec,)),

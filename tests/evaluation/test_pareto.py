@@ -11,8 +11,9 @@ import pytest
 from offramp.common.both_exits import Told
 from offramp.common.bundle import load_bundle
 from offramp.common.errors import DataError
+from offramp.common.picture import LEFT_OUT, decode_picture, encode_picture
 from offramp.evaluation import pareto
-from offramp.evaluation.baselines import FORMATS
+from offramp.evaluation.baselines import FORMATS, sent
 from offramp.evaluation.report import main
 from offramp.training import sources
 from offramp.training.recipe import DigitsRecipe
@@ -27,8 +28,9 @@ def device(confidence: list[float], early: list[int], final: list[int], payload:
     sure = np.array(confidence, np.float32)
     named = np.array(early, np.bool_)
     answers = np.stack([np.where(named, sure, 1 - sure), np.where(named, 1 - sure, sure)], axis=1)
-    told = 1 - np.array(final)
-    return pareto.Split(answers, told, told, np.array(payload, np.int64), np.zeros(len(final), np.int64))
+    replies = Told(1 - np.array(final), np.ones(len(final), np.float32))
+    labels = np.zeros(len(final), np.int64)
+    return pareto.Split(answers, replies, "server", np.array(payload, np.int64), labels)
 
 
 def test_a_message_is_its_payload_and_the_frames_six_bytes() -> None:
@@ -126,7 +128,7 @@ def test_the_better_whole_model_is_the_one_to_reach() -> None:
     answers = [Told(np.array([0, 1, 1, 1]), sure), Told(np.array([0, 0, 0, 1]), sure)]
     pictures = {name: pareto.Sent(np.full(4, 3072), answers) for name in ("raw pixels", "WebP 50")}
     split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
-    found = pareto.compare({"ours": split}, {}, pictures, about="made up")
+    found = pareto.compare({"ours": split}, {}, pictures, {}, about="made up")
     assert found.rows[0]["accuracy"] == 75.0
 
 
@@ -181,9 +183,41 @@ def test_the_hybrids_have_the_better_of_both_rules() -> None:
     assert set(sent.sum(axis=1).tolist()) == {3, 4}
 
 
+def test_a_picture_follows_where_the_servers_answer_is_unsure_too() -> None:
+    split = device([0.6, 0.9, 0.7, 0.8], [1, 1, 0, 0], [0, 0, 1, 0], [10, 20, 30, 40])
+    split = replace(split, replies=replace(split.replies, probability=np.array([0.3, 0.8, 0.9, 0.5], "f4")))
+    whole = Told(np.array([0, 0, 0, 1]), np.ones(4, np.float32))
+    found, payloads = {"WebP 50": pareto.Sent(np.full(4, 100), [whole])}, {"WebP 50": np.array([70, 71, 72, 73])}
+    points = pareto.points_then_pictures({"ours": split}, found, payloads)
+    sent = {name: (bytes_.tolist(), right.tolist()) for name, bytes_, right in zip(
+        points.names, points.sent, points.right, strict=True
+    )}  # fmt: skip
+    # The first image's early exit is right, the server wrong, the picture right; the last one's picture is wrong.
+    assert sent["ours, WebP 50, T_c = 0.6000, then 0.3000"] == ([16 + 76, 0, 0, 0], [1, 1, 0, 0])
+    assert sent["ours, WebP 50, T_c = 0.7000, then 0.3000"] == ([16 + 76, 0, 36, 0], [1, 1, 1, 0])
+    # One that sends more and is right no more often is no point.
+    assert list(sent) == sorted(sent) and len(sent) == 2
+    means = points.right.mean(axis=1)
+    assert (np.diff(means) > 0).all() and (np.diff(points.sent.mean(axis=1)) > 0).all()
+
+
+def test_a_picture_weighs_what_a_device_sends_and_shows_what_its_file_shows() -> None:
+    recipe = DigitsRecipe(source="sklearn-digits", validation=0.2, test=0.2)
+    images = sources.load(recipe, seed=1).test.images[:20]
+    some = [form for form in FORMATS if form.name in ("PNG", "WebP lossless", "WebP 1", "WebP 50")]
+    payloads = pareto.picture_payloads(images, some)
+    assert list(payloads) == ["WebP 1", "WebP 50"]
+    for form in some[2:]:
+        sizes, decoded = sent(form, images)
+        assert set(sizes - payloads[form.name]) <= {LEFT_OUT, LEFT_OUT + 1}
+        quality = dict(form.settings)["quality"]
+        ours = [decode_picture(encode_picture(image, quality), *image.shape[1:]) for image in images]
+        assert np.array_equal(np.stack(ours), decoded)
+
+
 def test_without_an_early_exit_every_image_is_sent() -> None:
     split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
-    split = replace(split, told=np.zeros(4, np.int64))
+    split = replace(split, early=split.early[:, ::-1], sent_answer="both")
     points = pareto.sent_points({"ours": split})
     assert points.names == ["ours"]
     assert points.sent.tolist() == [[16, 26, 36, 46]]

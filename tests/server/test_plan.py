@@ -41,7 +41,7 @@ def test_a_first_frame_waits_no_longer_than_running_alone_wastes() -> None:
 
 
 def test_measuring_doubles_the_batch(toy_bundle: Bundle, toy_engine: Engine) -> None:
-    curve = batch_curve(toy_bundle, toy_engine, workers=2)
+    curve = batch_curve(toy_engine, toy_bundle.manifest.activation.shape, workers=2)
     assert list(curve) == [1 << i for i in range(len(curve))] and max(curve) <= BATCH_MAX
     assert all(rate > 0 for rate in curve.values())
 

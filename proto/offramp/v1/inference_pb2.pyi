@@ -11,8 +11,10 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CODEC_BUNDLE: _ClassVar[Codec]
     CODEC_RAW: _ClassVar[Codec]
+    CODEC_PICTURE: _ClassVar[Codec]
 CODEC_BUNDLE: Codec
 CODEC_RAW: Codec
+CODEC_PICTURE: Codec
 
 class DeviceMessage(_message.Message):
     __slots__ = ("hello", "frames", "first_sequence", "codecs", "traces")
@@ -57,14 +59,16 @@ class Accepted(_message.Message):
     def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("frames_in_flight", "message_bytes", "frames_per_message")
+    __slots__ = ("frames_in_flight", "message_bytes", "frames_per_message", "picture_bytes")
     FRAMES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FRAMES_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_BYTES_FIELD_NUMBER: _ClassVar[int]
     frames_in_flight: int
     message_bytes: int
     frames_per_message: int
-    def __init__(self, frames_in_flight: _Optional[int] = ..., message_bytes: _Optional[int] = ..., frames_per_message: _Optional[int] = ...) -> None: ...
+    picture_bytes: int
+    def __init__(self, frames_in_flight: _Optional[int] = ..., message_bytes: _Optional[int] = ..., frames_per_message: _Optional[int] = ..., picture_bytes: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("sequence", "class_index", "probability", "server_time_us", "error")

@@ -1,0 +1,71 @@
+"""The second question: a picture of an image that is unsure of the server's answer too.
+
+It goes over the same link, to a server that answers pictures by a whole model. Off unless it is asked for:
+until then nothing that shows an image leaves the device. A picture that gets no answer costs nothing but its
+bytes: the first answer stands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.bundle import Preprocessing
+from offramp.common.picture import encode_picture, require_webp
+from offramp.common.telemetry import timed
+from offramp.device.metrics import DeviceMetrics
+
+log = logging.getLogger("offramp.edge-device")
+
+Pixels = NDArray[np.uint8]
+
+
+class Pictures:
+    """Which answers are asked about again, and with what.
+
+    threshold: an answer that is no more confident is. quality: WebP's, 0 … 100. Raises ConfigError where this
+    installation writes no such pictures.
+    """
+
+    def __init__(
+        self, threshold: float, quality: int, preprocessing: Preprocessing, metrics: DeviceMetrics
+    ) -> None:
+        require_webp("--picture-threshold")
+        self._threshold = threshold
+        self._quality = quality
+        self._metrics = metrics
+        # Better here than at the first image that needs it.
+        encode_picture(np.zeros((3, preprocessing.height, preprocessing.width), np.uint8), quality)
+        self._thread = ThreadPoolExecutor(1, "offramp-picture")
+
+    def wants(self, confidence: float) -> bool:
+        """Whether an answer of this confidence is asked about again."""
+        return confidence <= self._threshold
+
+    def encode(self, image: Pixels, send: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
+        """Have a picture of this image, uint8 [3, H, W], sent, or given up; from another thread.
+
+        The caller is one of the link's, which wait for nobody, and ``send`` may wait for the window.
+        """
+        try:
+            self._thread.submit(self._encode, image, send, give_up)
+        except RuntimeError:  # closed
+            give_up()
+
+    def close(self) -> None:
+        """Wait for what is under way; what comes later is given up."""
+        self._thread.shutdown()
+
+    def _encode(self, image: Pixels, send: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
+        try:
+            with timed(self._metrics.picture_seconds):
+                payload = encode_picture(image, self._quality)
+        except Exception:  # Pillow has no common base class for its errors
+            log.exception("a picture could not be written")
+            give_up()
+            return
+        send(payload)
