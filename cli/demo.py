@@ -16,9 +16,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +39,7 @@ examples:
   offramp demo                                   # in a checkout: the shipped bundle and digits
   offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
   offramp demo --bundle CODE --whole PLAIN --images DIR
+  offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
 """
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 START_SECONDS = 30.0
@@ -76,6 +77,16 @@ def main(argv: Sequence[str]) -> int:
         help="bundle whose head and tail are the whole model that pictures are sent to; default: --bundle",
     )
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
+    parser.add_argument(
+        "--threshold", metavar="T", action="append", default=[], type=_share, help="another T_c to run at"
+    )
+    parser.add_argument(
+        "--picture-threshold",
+        metavar="T",
+        type=_share,
+        help="also run with pictures of those that the server's answer leaves unsure, sent to --whole",
+    )
+    parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
@@ -90,13 +101,25 @@ def main(argv: Sequence[str]) -> int:
         if not arguments.json:
             print(text, flush=True)
 
-    with running_server(arguments.bundle) as server:
+    # What the server needs for pictures, and a device that sends them.
+    serving = device = [] if arguments.picture_threshold is None else ["--pictures", str(whole.path)]
+    if arguments.picture_threshold is not None:
+        device = ["--picture-threshold", str(arguments.picture_threshold)]
+        device += ["--picture-quality", arguments.picture_quality]
+    with running_server(arguments.bundle, *serving) as server:
         say(f"cloud-server on {server.address}, {bundle.manifest.name}; {len(labels)} images")
-        rows = []
-        for threshold in sorted({*THRESHOLDS, bundle.manifest.threshold}):
-            answers, summary = run_device(arguments.bundle, server.address, arguments.images, threshold)
-            rows.append(offramp_row(answers, summary, labels))
-        check = check_counters(arguments.bundle, server, arguments.images, bundle.manifest.threshold)
+        at = sorted({*THRESHOLDS, *arguments.threshold, bundle.manifest.threshold})
+
+        def sweep(*flags: str) -> list[Row]:
+            """A row for each T_c, of a device with these flags."""
+            found = (run_device(arguments.bundle, server, arguments.images, t, *flags) for t in at)
+            return [offramp_row(*one, labels) for one in found]
+
+        rows = sweep()
+        then = sweep(*device) if device else []
+        # With the last flag, where there is one: that is what the caller looks at.
+        chosen = (arguments.threshold or [bundle.manifest.threshold])[-1]
+        check = check_counters(arguments.bundle, server, arguments.images, chosen, *device)
     baselines = picture_rows(whole, arguments.images, labels)
     rivals = hybrid_rows(bundle, whole, arguments.images, labels)
     if arguments.json:
@@ -106,6 +129,7 @@ def main(argv: Sequence[str]) -> int:
                     "bundle": bundle.manifest.name,
                     "images": len(labels),
                     "offramp": [row.__dict__ for row in rows],
+                    "then_pictures": [row.__dict__ for row in then],
                     "baselines": [row.__dict__ for row in baselines + rivals],
                     "counters": check,
                 },
@@ -113,13 +137,20 @@ def main(argv: Sequence[str]) -> int:
             )
         )
     else:
-        print_table(say, rows, baselines, rivals)
+        print_table(say, rows, then, baselines, rivals)
         print_saving(say, rows, baselines + rivals, bundle.manifest.threshold)
-        print_check(say, check)
+        print_check(say, check, chosen)
         say(f"\n{time.perf_counter() - start:.1f} s")
     if not all(line["agree"] for line in check):
         raise OfframpError("the metrics pages and the summary disagree")
     return 0
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise ArgumentTypeError(f"{text!r}, expected 0 … 1")
 
 
 def read_labels(images: Path, classes: list[str]) -> dict[str, str]:
@@ -146,10 +177,11 @@ class Server:
 
 
 @contextmanager
-def running_server(bundle: Path) -> Iterator[Server]:
+def running_server(bundle: Path, *flags: str) -> Iterator[Server]:
     """A ``cloud-server`` on free ports; SIGTERM at the end, which must drain it."""
     command = [
         "offramp.server.app", "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--metrics-port", "0",
+        *flags,
     ]  # fmt: skip
     with _process(command) as process:
         assert process.stderr is not None
@@ -162,10 +194,10 @@ def running_server(bundle: Path) -> Iterator[Server]:
 
 
 def run_device(
-    bundle: Path, server: str, images: Path, threshold: float
+    bundle: Path, server: Server, images: Path, threshold: float, *flags: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One ``edge-device`` run over a folder: its records and its summary."""
-    command = _device_command(bundle, server, images, threshold)
+    command = _device_command(bundle, server, images, threshold, *flags)
     with _process(command) as process:
         out, err = process.communicate()
     if process.returncode != 0:
@@ -174,10 +206,10 @@ def run_device(
     return records, last["summary"]
 
 
-def _device_command(bundle: Path, server: str, images: Path, threshold: float) -> list[str]:
+def _device_command(bundle: Path, server: Server, images: Path, threshold: float, *flags: str) -> list[str]:
     return [
-        "offramp.device.app", "--bundle", str(bundle), "--server", server, "--threshold", str(threshold),
-        "--json", str(images),
+        "offramp.device.app", "--bundle", str(bundle), "--server", server.address,
+        "--threshold", str(threshold), *flags, "--json", str(images),
     ]  # fmt: skip
 
 
@@ -275,10 +307,13 @@ def _encode(picture: Image.Image, kind: str, **settings: int) -> tuple[int, Imag
         return size, received.convert("RGB")
 
 
-def check_counters(bundle: Path, server: Server, images: Path, threshold: float) -> list[dict[str, Any]]:
+def check_counters(
+    bundle: Path, server: Server, images: Path, threshold: float, *flags: str
+) -> list[dict[str, Any]]:
     """Run one device, fetch both metrics pages, and hold them against the device's own summary."""
     before = fetch_metrics(server.metrics)
-    command = [*_device_command(bundle, server.address, images, threshold), "--hold", "--metrics-port", "0"]
+    hold = ("--hold", "--metrics-port", "0")
+    command = _device_command(bundle, server, images, threshold, *flags, *hold)
     with _process(command) as process:
         assert process.stdout is not None and process.stderr is not None
         page = _wait_for(process.stderr, r"metrics on (\S+)", "edge-device")[1]
@@ -294,13 +329,16 @@ def check_counters(bundle: Path, server: Server, images: Path, threshold: float)
         process.communicate()
     after = fetch_metrics(server.metrics)
     answered = 'offramp_server_frames_total{result="answered"}'
-    received = "offramp_server_payload_bytes_total"
+    received, pictures = "offramp_server_payload_bytes_total", "offramp_server_picture_bytes_total"
     pairs = [
         *((f"images, {s}", device[f'offramp_device_images_total{{source="{s}"}}'], summary[s])
           for s in ("early_exit", "server", "fallback")),
         ("payload bytes", device["offramp_device_payload_bytes_total"], summary["payload_bytes"]),
-        ("frames answered by the server", after[answered] - before[answered], summary["server"]),
+        ("picture bytes", device["offramp_device_picture_bytes_total"], summary["picture_bytes"]),
+        ("frames answered by the server", after[answered] - before[answered],
+          summary["server"] + summary["pictures"]),
         ("payload bytes read by the server", after[received] - before[received], summary["payload_bytes"]),
+        ("picture bytes read by the server", after[pictures] - before[pictures], summary["picture_bytes"]),
     ]  # fmt: skip
     if summary["wire_bytes"] is not None:
         for direction in ("sent", "received"):
@@ -346,12 +384,18 @@ def _wait_for(stream: IO[str], pattern: str, program: str) -> re.Match[str]:
     raise UnavailableError(f"{program} did not start: {' / '.join(seen)}")
 
 
-def print_table(say: Callable[[str], None], rows: list[Row], baselines: list[Row], rivals: list[Row]) -> None:
+def print_table(
+    say: Callable[[str], None], rows: list[Row], then: list[Row], baselines: list[Row], rivals: list[Row]
+) -> None:
     """All rows, bytes as means over all images."""
     say("\nMean bytes over all images; an image that exits early sends 0.")
     say(f"{'':<34} {'accuracy':>9} {'exit rate':>10} {'payload B':>10} {'wire B':>8}")
     say("early exit here, coded activation of the unsure to the server")
     for row in rows:
+        say(_line(row))
+    if then:
+        say("… then a picture of those whose answer is unsure too to the whole model")
+    for row in then:
         say(_line(row))
     say("everything to the whole model on the server (sizes of payload or file alone)")
     for row in baselines:
@@ -376,9 +420,9 @@ def print_saving(say: Callable[[str], None], rows: list[Row], baselines: list[Ro
         say(f"  {share:7.1%} of the bytes of {row.name} ({row.accuracy:.2%})")
 
 
-def print_check(say: Callable[[str], None], check: list[dict[str, Any]]) -> None:
+def print_check(say: Callable[[str], None], check: list[dict[str, Any]], threshold: float) -> None:
     """Counters beside the summary."""
-    say("\nBoth /metrics pages against the device's summary, at the bundle's own threshold:")
+    say(f"\nBoth /metrics pages against the device's summary, at T_c = {threshold:g}:")
     say(f"  {'':<34} {'page':>10} {'summary':>10}")
     for line in check:
         verdict = "" if line["agree"] else "  DISAGREE"

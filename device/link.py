@@ -179,7 +179,7 @@ class Link:
     the server may name. raw_bytes: size of an uncoded activation. timeout: seconds from ``offload`` to an
     outcome. window: frames without an outcome. coalesce: seconds that a frame may wait for others to share
     its message; coalesce_frames: how many are enough. failures: timeouts and refusals in a row that open
-    the breaker.
+    the breaker. pictures: whether there will be any, so that a server that takes none is told of.
     """
 
     def __init__(
@@ -195,6 +195,7 @@ class Link:
         coalesce: float = 0.0,
         coalesce_frames: int = transport.FRAMES_PER_MESSAGE,
         failures: int = 5,
+        pictures: bool = False,
         security: Security | None = None,
     ) -> None:
         self._servers = Servers(servers, failures)
@@ -206,6 +207,7 @@ class Link:
         self._window = window
         self._coalesce = coalesce
         self._coalesce_frames = coalesce_frames
+        self._pictures = pictures
         self._security = security or Security()
         lock = threading.Lock()
         self._lock = lock
@@ -599,6 +601,8 @@ class Link:
             self._release(session.server, misfits)
             self._notify()
         log.log(logging.INFO if came_back else logging.DEBUG, "%s accepted the stream", session.server.target)
+        if self._pictures and not limits.picture_bytes:
+            log.warning("%s takes no pictures; first answers stand", session.server.target)
         for item in misfits:
             refusal = _no_picture(session)
             self._refuse(item, refusal.reason, refusal.cause)

@@ -243,6 +243,7 @@ class Device:
             coalesce=coalesce,
             coalesce_frames=coalesce_frames,
             failures=breaker,
+            pictures=self._pictures is not None,
             security=security,
         )
         self._spool: Spool | None = None

@@ -22,6 +22,7 @@ its points that reach it. Intervals are the bootstrap's over test images, the sa
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 import zipfile
@@ -74,7 +75,8 @@ _RATIOS = {
 }
 """Column of what is divided by what."""
 _RUNS = 200
-_SHARES = np.linspace(0.0, 1.0, 201)
+_SHARES = np.concatenate([np.linspace(0.0, 0.05, 51), np.linspace(0.055, 1.0, 190)])
+"""Of images that are sent: in fine steps where few are."""
 _AGAIN = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Shares of what was sent that are sent once more, as pictures."""
 _RESAMPLED = 500
@@ -288,10 +290,21 @@ def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Po
     offloaded = confidence[None] <= thresholds[:, None]
     message = _messages(payload)
     return Points(
-        [f"{name}, T_c = {threshold:.4f}" for threshold in thresholds],
+        [f"{name}, T_c = {decimal(threshold, order)}" for threshold in thresholds],
         np.where(offloaded, message, np.float32(0)),
         np.where(offloaded, server, device.early_right).astype(np.float32),
     )
+
+
+def decimal(threshold: float, confidences: NDArray[np.float32]) -> str:
+    """The shortest number that parts these confidences, ascending, as this threshold does."""
+    after = int(np.searchsorted(confidences, threshold, "right"))
+    following = float(confidences[after]) if after < len(confidences) else np.inf
+    for digits in range(1, 18):
+        value = math.ceil(float(threshold) * 10**digits) / 10**digits
+        if float(threshold) <= value < following:
+            return f"{value:.{digits}f}"
+    return repr(float(threshold))
 
 
 def picture_points(found: Mapping[str, Sent], labels: NDArray[np.int64]) -> Points:
@@ -386,7 +399,8 @@ def _again(name: str, split: Split, pictures: Told, payload: Sizes) -> list[_Aga
                 return bytes_, right.astype(np.float32)
 
             bytes_, right = images()
-            text = f"{name}, T_c = {threshold:.4f}, then {second:.4f}"
+            numbers = decimal(float(threshold), order), decimal(float(second), unsure)
+            text = f"{name}, T_c = {numbers[0]}, then {numbers[1]}"
             points.append(_Again(text, float(bytes_.mean()), float(right.mean()), images))
         points = _unbeaten(points)
     return points

@@ -44,6 +44,12 @@ def both_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def picture_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Another toy network, which answers pictures. Only read its directory."""
+    return toy.write(tmp_path_factory.mktemp("bundle") / "pictures", coded=False, seeds=(5, 6))
+
+
+@pytest.fixture(scope="session")
 def toy_engine(toy_bundle: Bundle) -> Engine:
     """The toy bundle's head and tail, loaded."""
     engine = Engine(toy_bundle)

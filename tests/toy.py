@@ -168,9 +168,14 @@ def manifest(files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def write(directory: Path, *, coded: bool = True, sent_answer: str = "server") -> Bundle:
-    """Write the toy bundle, with a codebook for each channel or with raw symbols only."""
-    files = {HEAD: head().SerializeToString(), TAIL: tail().SerializeToString()}
+def write(
+    directory: Path, *, coded: bool = True, sent_answer: str = "server", seeds: tuple[int, int] = (61, 47)
+) -> Bundle:
+    """Write the toy bundle, with a codebook for each channel or with raw symbols only.
+
+    seeds: of the weights of its head and its tail.
+    """
+    files = {HEAD: head(seeds[0]).SerializeToString(), TAIL: tail(seeds[1]).SerializeToString()}
     if coded:
         files[CODEBOOK] = build_codebook(channel_counts(files[HEAD]), "channel").to_bytes()
     valid = Manifest.model_validate_json(json.dumps({**manifest(files), "sent_answer": sent_answer}))

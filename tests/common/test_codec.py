@@ -245,7 +245,12 @@ REFUSED = {
         PayloadError,
         "a coded payload has 1048576 bytes, expected fewer than the raw 16",
     ),
-    "picture": (2, bytes(4), CodecError, "codec id 2 is a picture, expected an activation"),
+    "picture": (
+        2,
+        bytes(4),
+        CodecError,
+        "codec id 2 is a picture, expected an activation: none are answered here",
+    ),
     "codec-3": (3, bytes(4), CodecError, "codec id 3 is unknown, expected one of [0, 1]"),
     "codec-negative": (-1, bytes(4), CodecError, "codec id -1 is unknown, expected one of [0, 1]"),
 }

@@ -8,17 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from offramp.common.errors import ConfigError, PayloadError
 from offramp.common.picture import LEFT_OUT, decode_picture, encode_picture, most_bytes, require_webp
 from tests import toy
 
-GREY = bytes.fromhex("30010000fec1000000")
-"""Placeholder that the test below replaces."""
+PAYLOAD = bytes.fromhex("10020002c04c25a00274ba000308439f800000feeed8821677f57627c28413f8de6f35ab100000")
+SHOWN = bytes.fromhex(
+    "0303040406070808080809090a0b0d0d0f0f10101112141414141515161718182525262627282a2a2a2a2b2b2c2d2e2e"
+    "31313232333435353434353638393a3a444445454748494949494a4a4b4c4e4e50505151525355555555565657585959"
+    "6666676768696b6b6b6b6c6c6d6e6f6f727273737475767675757677797a7b7b8383848485868787878788888a8b8c8c"
+    "8e8e8f8f909293939393949495969797a4a4a5a5a7a8a9a9a9a9aaaaabacaeaeb0b0b1b1b2b3b5b5b3b3b5b6b7b8b9b9"
+)
+"""What 0, 1, 2, … look like, as three channels of 8x8, at quality 50."""
 
 
-def webp(image: np.ndarray, quality: int, **options: object) -> bytes:
+def webp(image: NDArray[np.uint8], quality: int, **options: object) -> bytes:
     """The file that Pillow writes of an image, uint8 [3, H, W]."""
     file = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(file, "WEBP", quality=quality, method=6, **options)
@@ -36,6 +43,10 @@ def test_shows_what_the_file_shows_in_fewer_bytes(sides: tuple[int, int], qualit
         shown = np.asarray(picture).transpose(2, 0, 1)
     assert np.array_equal(decode_picture(payload, *sides), shown)
     assert len(payload) <= most_bytes(*sides)
+
+
+def test_known_bytes_show_what_they_did() -> None:
+    assert decode_picture(PAYLOAD, 8, 8).tobytes() == SHOWN
 
 
 def test_is_close_to_the_image() -> None:
@@ -104,6 +115,10 @@ def test_an_installation_without_webp_is_told_of(monkeypatch: pytest.MonkeyPatch
 def test_another_layout_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """A libwebp that wrote more chunks would change what travels."""
     save = Image.Image.save
-    monkeypatch.setattr(Image.Image, "save", lambda self, file, kind, **options: save(self, file, kind, exif=b"Exif\0\0MM", **options))
+    monkeypatch.setattr(
+        Image.Image,
+        "save",
+        lambda self, file, kind, **options: save(self, file, kind, exif=b"Exif\0\0MM", **options),
+    )
     with pytest.raises(ConfigError, match="writes WebP in another layout, expected one VP8 key frame"):
         encode_picture(toy.images(1)[0], 50)

@@ -49,6 +49,16 @@ def test_points_run_from_nothing_sent_to_everything_sent() -> None:
     assert [0, 26, 0, 0] not in points.sent.tolist()
 
 
+def test_a_point_names_thresholds_that_part_the_images_as_it_does() -> None:
+    confidences = np.sort(np.random.default_rng(0).random(1_000).astype(np.float32))
+    for threshold in confidences[::37]:
+        named = float(pareto.decimal(threshold, confidences))
+        assert [float(one) > named for one in confidences] == (confidences > threshold).tolist()
+    assert pareto.decimal(0.5, np.array([0.2, 0.5, 0.9], np.float32)) == "0.5"
+    assert pareto.decimal(0.5, np.array([0.5, 0.512], np.float32)) == "0.5"
+    assert pareto.decimal(1.0, np.array([0.5, 1], np.float32)) == "1.0"
+
+
 def test_what_an_accuracy_costs_is_the_cheapest_point_that_reaches_it() -> None:
     right = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]], np.float32)
     sent = np.array([[1] * 4, [7] * 4, [5] * 4, [9] * 4], np.float32)
@@ -187,14 +197,17 @@ def test_a_picture_follows_where_the_servers_answer_is_unsure_too() -> None:
     split = device([0.6, 0.9, 0.7, 0.8], [1, 1, 0, 0], [0, 0, 1, 0], [10, 20, 30, 40])
     split = replace(split, replies=replace(split.replies, probability=np.array([0.3, 0.8, 0.9, 0.5], "f4")))
     whole = Told(np.array([0, 0, 0, 1]), np.ones(4, np.float32))
-    found, payloads = {"WebP 50": pareto.Sent(np.full(4, 100), [whole])}, {"WebP 50": np.array([70, 71, 72, 73])}
+    found, payloads = (
+        {"WebP 50": pareto.Sent(np.full(4, 100), [whole])},
+        {"WebP 50": np.array([70, 71, 72, 73])},
+    )
     points = pareto.points_then_pictures({"ours": split}, found, payloads)
     sent = {name: (bytes_.tolist(), right.tolist()) for name, bytes_, right in zip(
         points.names, points.sent, points.right, strict=True
     )}  # fmt: skip
-    # The first image's early exit is right, the server wrong, the picture right; the last one's picture is wrong.
-    assert sent["ours, WebP 50, T_c = 0.6000, then 0.3000"] == ([16 + 76, 0, 0, 0], [1, 1, 0, 0])
-    assert sent["ours, WebP 50, T_c = 0.7000, then 0.3000"] == ([16 + 76, 0, 36, 0], [1, 1, 1, 0])
+    # The first image's early exit and server are wrong, its picture is right.
+    assert sent["ours, WebP 50, T_c = 0.61, then 0.4"] == ([16 + 76, 0, 0, 0], [1, 1, 0, 0])
+    assert sent["ours, WebP 50, T_c = 0.7, then 0.4"] == ([16 + 76, 0, 36, 0], [1, 1, 1, 0])
     # One that sends more and is right no more often is no point.
     assert list(sent) == sorted(sent) and len(sent) == 2
     means = points.right.mean(axis=1)
