@@ -334,12 +334,14 @@ def check_counters(
         *((f"images, {s}", device[f'offramp_device_images_total{{source="{s}"}}'], summary[s])
           for s in ("early_exit", "server", "fallback")),
         ("payload bytes", device["offramp_device_payload_bytes_total"], summary["payload_bytes"]),
-        ("picture bytes", device["offramp_device_picture_bytes_total"], summary["picture_bytes"]),
         ("frames answered by the server", after[answered] - before[answered],
           summary["server"] + summary["pictures"]),
         ("payload bytes read by the server", after[received] - before[received], summary["payload_bytes"]),
-        ("picture bytes read by the server", after[pictures] - before[pictures], summary["picture_bytes"]),
     ]  # fmt: skip
+    if flags:
+        sent = summary["picture_bytes"]
+        pairs.append(("of these pictures", device["offramp_device_picture_bytes_total"], sent))
+        pairs.append(("of these pictures, by the server", after[pictures] - before[pictures], sent))
     if summary["wire_bytes"] is not None:
         for direction in ("sent", "received"):
             counter = device[f'offramp_device_wire_bytes_total{{direction="{direction}"}}']

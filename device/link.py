@@ -216,6 +216,8 @@ class Link:
         self._space = threading.Condition(lock)
         """Others wait for it: room in the window, nothing under way, another state."""
         self._closed = threading.Event()
+        self._sooner = threading.Event()
+        """Wakes the thread that keeps time: a deadline lies before those that it knew."""
         self._state = _State.IDLE
         self._opens_seen = 0
         self._outbox: deque[_Offload] = deque()
@@ -238,20 +240,25 @@ class Link:
         *,
         late: Callable[[Answer], None] | None = None,
         background: bool = False,
+        deadline: float | None = None,
         trace: bytes = b"",
     ) -> None:
         """Send one frame. Waits while the window is full, no longer than the timeout.
 
         late: called with the answer if it comes after the deadline, once ``done`` was called without it.
         background: it gives way to other frames, and is turned away rather than wait for a window or for a
-        connection. trace: a W3C trace context to send along, 25 bytes (``tracing.py``).
+        connection. deadline: when its outcome is due, ``time.monotonic``'s, no later than a timeout from now;
+        None: then. trace: a W3C trace context to send along, 25 bytes (``tracing.py``).
         """
         start = time.monotonic()
-        item = _Offload(codec, payload, done, late, start, start + self._timeout, trace)
+        due = start + self._timeout if deadline is None else deadline
+        item = _Offload(codec, payload, done, late, start, due, trace)
         with self._lock:
             if self._state is _State.IDLE:
                 self._start()
             refusal = self._admit(item, background)
+        if deadline is not None:
+            self._sooner.set()
         if refusal is not None:
             if not background:
                 self._metrics.unanswered.labels(refusal.cause).inc()
@@ -305,6 +312,7 @@ class Link:
             if self._session.limits is None:
                 self._session.cancel("closed")
         self._closed.set()
+        self._sooner.set()
         end = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -699,7 +707,11 @@ class Link:
 
     def _keep_time(self) -> None:
         pause = self._timeout
-        while not self._closed.wait(pause):
+        while True:
+            self._sooner.wait(pause)
+            self._sooner.clear()
+            if self._closed.is_set():
+                return
             with self._lock:
                 late = self._take_late()
                 pause = max(self._next_deadline() - time.monotonic(), 0.001)
@@ -707,13 +719,11 @@ class Link:
                 self._refuse(item, f"no reply within {self._timeout:g} s", Cause.TIMEOUT)
 
     def _next_deadline(self) -> float:
-        """No deadline lies before this one: whatever starts later ends a whole timeout later."""
+        """The first one. What starts later ends a whole timeout later, or says so by ``_sooner``."""
         session = self._session
         deadlines = [time.monotonic() + self._timeout]
-        if self._outbox:
-            deadlines.append(self._outbox[0].deadline)
-        if session.sent:
-            deadlines.append(next(iter(session.sent.values())).deadline)
+        deadlines += [item.deadline for item in self._outbox]
+        deadlines += [item.deadline for item in session.sent.values()]
         if session.limits is None and session.cancelled is None:
             deadlines.append(session.accept_by)
         if session.cancelled is None:
@@ -724,18 +734,20 @@ class Link:
         """Frames whose time is up; they are forgotten here. A stream that has gone silent is ended."""
         now = time.monotonic()
         session = self._session
-        late = []
-        while self._outbox and self._outbox[0].deadline <= now:
-            late.append(self._outbox.popleft())
+        late = [item for item in self._outbox if item.deadline <= now]
+        if late:
+            self._outbox = deque(item for item in self._outbox if item.deadline > now)
         for sequence, item in list(session.sent.items()):
             if item.deadline > now:
-                break
+                continue
             late.append(session.sent.pop(sequence))
             if item.late is not None:
                 session.late[sequence] = item
                 if len(session.late) > LATE_MOST:
                     del session.late[next(iter(session.late))]
-            if session.last_received < item.sent_at and session.cancelled is None:
+            # One that was sent shortly before its deadline tells nothing.
+            heard = session.last_received >= item.sent_at or now - item.sent_at < self._timeout / 2
+            if not heard and session.cancelled is None:
                 silence = f"silent for {now - item.sent_at:.1f} s"
                 session.cancel(silence)
                 session.server.breaker.trip(now, f"{session.server.target}: {silence}")

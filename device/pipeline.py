@@ -223,6 +223,7 @@ class Device:
         self._on_correction = on_correction
         self._tracing = tracing
         self._window = window
+        self._timeout = timeout
         self._pictures: Pictures | None = None
         if picture_threshold is not None:
             self._pictures = Pictures(
@@ -431,6 +432,7 @@ class Device:
         done: Callable[[Outcome], None],
         trace: bytes,
         late: Callable[[Answer], None] | None = None,
+        deadline: float | None = None,
     ) -> None:
         """Send one frame, and charge the budget for it: a guess at once, the rest when its outcome tells."""
         steered = self._steering is not None
@@ -445,7 +447,7 @@ class Device:
                 self._charge(-expected)
             done(outcome)
 
-        self._link.offload(codec, payload, settled, late=late, trace=trace)
+        self._link.offload(codec, payload, settled, late=late, deadline=deadline, trace=trace)
 
     def _replied(self, unsure: _Unsure, outcome: Outcome) -> None:
         """Finish an image, or ask again with its picture."""
@@ -461,13 +463,19 @@ class Device:
         told = _best_of(both, outcome)
         pictures = self._pictures
         if pictures is not None and unsure.image is not None and pictures.wants(told[1]) and not self._owes():
-            send = partial(self._send_picture, unsure, both, told)
+            # From the first answer on, so that what waits for the picture's thread is in it.
+            send = partial(self._send_picture, unsure, both, told, time.monotonic() + self._timeout)
             pictures.encode(unsure.image, send, partial(self._give_up_picture, unsure, told))
             return
         self._settle(unsure, told, "server")
 
     def _send_picture(
-        self, unsure: _Unsure, both: NDArray[np.float32], told: tuple[int, float], payload: bytes
+        self,
+        unsure: _Unsure,
+        both: NDArray[np.float32],
+        told: tuple[int, float],
+        deadline: float,
+        payload: bytes,
     ) -> None:
         """Ask the server again; what it told first stands where it does not answer."""
 
@@ -484,7 +492,7 @@ class Device:
             again = self._both_of(both.tobytes(), outcome)
             self._settle(unsure, _best_of(again, outcome), "server")
 
-        self._offload(CodecId.PICTURE, payload, done, unsure.trace)
+        self._offload(CodecId.PICTURE, payload, done, unsure.trace, deadline=deadline)
 
     def _give_up_picture(self, unsure: _Unsure, told: tuple[int, float]) -> None:
         self.metrics.pictures_unanswered.inc()

@@ -1,7 +1,7 @@
 """The rival's server: pictures in, the whole model here. ``python -m offramp.evaluation.picture_server``.
 
 It is ``cloud-server``'s own service, batcher and wire, with two things exchanged: a frame's payload is a
-picture file, and what runs is head and tail, one after the other. Only benchmarks start it.
+picture file of any size, JPEG or WebP, and what runs is always the whole model. Only benchmarks start it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from PIL import Image
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.config import Parser, ServerSettings, split_address
-from offramp.common.engine import Engine
 from offramp.common.errors import PayloadError
 from offramp.common.transport import set_grpc_environment
 from offramp.device.source import to_input
@@ -45,18 +44,6 @@ class PictureCodec:
             raise PayloadError(f"is no JPEG or WebP picture ({type(error).__name__})") from None
 
 
-class WholeModel:
-    """In the place of a bundle's tail: head and tail."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def tail(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """Images, uint8 [N, 3, H, W] → class probabilities, float32 [N, K]."""
-        symbols, _ = self._engine.head(images)
-        return self._engine.tail(symbols)
-
-
 async def serve(bundle: Bundle, listen: str, threads: int) -> None:
     """Serve until SIGTERM; says on stderr where it listens."""
     import grpc.aio
@@ -67,6 +54,7 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
     from offramp.server.metrics import ServerMetrics
     from offramp.server.plan import make_plan
     from offramp.server.service import InferenceService, StreamLimits, handlers
+    from offramp.server.whole import WholeModel
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -29,7 +29,18 @@ def server() -> None:
     import offramp.server.service  # noqa: F401
 
 
+def pictures() -> None:
+    """Write and read a picture of an image that is unsure twice."""
+    import numpy as np
+
+    from offramp.common.picture import decode_picture, encode_picture, require_webp
+
+    require_webp("--pictures")
+    decode_picture(encode_picture(np.zeros((3, 16, 16), np.uint8), 20), 16, 16)
+
+
 {"device": device, "server": server}[sys.argv[1]]()
+pictures()
 
 from offramp.common.codec import coder_kind  # noqa: E402
 

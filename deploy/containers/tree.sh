@@ -31,7 +31,7 @@ chmod 1777 "$tree/tmp"
 
 # The program and its extra.
 python3 -m pip install --no-compile --no-cache-dir --root-user-action ignore --target "$packages" \
-  "$(echo /wheels/offramp-*.whl)[$extra]"
+  "$(echo /wheels/offramp-*.whl)[$extra,pictures]"
 case $extra in device) program=edge-device ;; server) program=cloud-server ;; esac
 install -D -m 755 "$packages/bin/$program" "$tree/usr/local/bin/$program"
 install -D -m 644 "$here/health.py" "$tree/usr/local/lib/offramp/health.py"
@@ -59,8 +59,8 @@ rm -rf numpy/f2py numpy/_core/include numpy/_core/lib numpy/_pyinstaller numpy/d
 find . -depth -type d \( -name tests -o -name test_data -o -name __pycache__ \) -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' \) -delete
 if [ -d PIL ]; then
-  # Picture formats and fonts that a device does not read, then the libraries that only they were linked to.
-  rm -f PIL/_avif.*.so PIL/_webp.*.so PIL/_imagingft.*.so PIL/_imagingcms.*.so PIL/_imagingtk.*.so PIL/_imagingmorph.*.so
+  # Picture formats and fonts that neither side reads, then the libraries that only they were linked to.
+  rm -f PIL/_avif.*.so PIL/_imagingft.*.so PIL/_imagingcms.*.so PIL/_imagingtk.*.so PIL/_imagingmorph.*.so
   mkdir kept
   keep_needed() {
     for library in $(readelf --dynamic "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do

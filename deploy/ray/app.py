@@ -64,6 +64,7 @@ NOT_HERE = {
     "tls_cert": "Serve's gRPC proxy is plaintext; let a TLS proxy stand before it",
     "tls_key": "Serve's gRPC proxy is plaintext; let a TLS proxy stand before it",
     "tls_client_ca": "Serve's gRPC proxy is plaintext; let a TLS proxy stand before it",
+    "pictures": "pictures are answered by cloud-server",
     "message_bytes": "bundles come with a deployment",
     "reload_interval": "bundles come with a deployment; tokens are looked at for each stream",
 }

@@ -346,6 +346,22 @@ def test_a_picture_waits_for_no_company(linked: LinkTo) -> None:  # noqa: F811
         assert isinstance(outcome, Answer) and outcome.class_index == 2
 
 
+def test_a_frame_may_be_due_before_those_that_came_earlier(linked: LinkTo) -> None:  # noqa: F811
+    """It is given up at its own time, and one with so little of it says nothing of the server."""
+    with hostile.hostile(taking([], [])) as server, linked(server.port, timeout=WAIT) as device:
+        device.offload(1)
+        until(lambda: device.sample("offramp_device_payload_bytes_total") > 0, "the first frame's way")
+        start = time.monotonic()
+        device.offload(1, codec=CodecId.PICTURE, deadline=start + 0.2)
+        until(lambda: device.outcomes[1], "the second one's outcome")
+        assert 0.2 <= time.monotonic() - start < WAIT / 2
+        (gone,) = device.outcomes[1]
+        assert isinstance(gone, Refusal) and gone.cause is Cause.TIMEOUT
+        assert not device.outcomes[0] and device.sample("offramp_device_connected") == 1
+        server.over.set()
+        device.link._session.cancel("the test is over")
+
+
 def test_pictures_that_wait_for_a_stream_are_told_when_it_takes_none(linked: LinkTo) -> None:  # noqa: F811
     """They were handed in before the server had said so; the activations among them are sent."""
     with hostile.hostile(taking([FIRST], [SECOND], 0)) as server, linked(server.port) as device:
