@@ -5,7 +5,8 @@
 #
 # Trains all variants of runs/cifar10-rate.toml, prints `offramp report pareto` (with the paper's scheme if
 # runs/cifar10.sh has run before, with --short if this one has it), and runs each rate-trained bundle
-# through a real server and a real device on the test images. Training took some twenty minutes on an H200, without
+# through a real server and a real device on the test images, at last two points of the table with pictures for what is
+# still unsure. Training took some twenty minutes on an H200, without
 # the stages after the joint one: three hours on two CPU cores. --short is for two CPU cores
 # (runs/cifar10-rate-short.toml): two and a quarter hours with --precision bfloat16 where the CPU has it.
 # Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and DIR/test.parquet instead of the
@@ -35,3 +36,4 @@ offramp report pareto --bundle "$out"/cifar10-rate-exit*-rate* --whole "$out"/ci
 for bundle in "$out"/cifar10-rate-exit*-rate*; do
   offramp demo --bundle "$bundle" --whole "$out/cifar10-rate-whole" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
 done
+runs/then-pictures.sh "$out" cifar10-rate 0 1

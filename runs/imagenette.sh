@@ -27,3 +27,4 @@ offramp report pareto --bundle "$out"/imagenette-rate* --whole "$out"/imagenette
 for bundle in "$out"/imagenette-rate*; do
   offramp demo --bundle "$bundle" --whole "$out/imagenette-whole" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
 done
+runs/then-pictures.sh "$out" imagenette 1

@@ -78,6 +78,12 @@ def siblings(found: set[str]) -> set[str]:
     return {name.split(".")[1] for name in found if name.startswith("offramp.")} & PACKAGES
 
 
+def test_a_server_without_pictures_needs_no_pillow() -> None:
+    """And none of its modules brings it along: it is an extra of its own."""
+    found = loaded_by(["offramp.server.app", *names("server")])
+    assert not {name.partition(".")[0] for name in found} & {"PIL"}
+
+
 def test_there_is_something_to_check() -> None:
     for package in ("common", "device", "server", "training"):
         assert names(package)

@@ -26,7 +26,7 @@ RATE = 100.0
 SPARE_FILES, SPARE_THREADS, SPARE_BYTES = 6, 6, 48 << 20
 """What a process may have more than when it had just begun: pools that grow to their size, a socket that
 gRPC closes in its own time."""
-CAUSES = ("timeout", "refused", "unavailable", "breaker", "window", "closed")
+CAUSES = ("timeout", "refused", "unavailable", "breaker", "window", "closed", "picture")
 DEVICE, SERVER = "offramp_device_", "offramp_server_"
 
 
@@ -138,9 +138,13 @@ class Account:
         """Frames without an answer, by cause."""
         return {cause: int(self.value(f"frames_unanswered_total{{cause={cause}}}")) for cause in CAUSES}
 
+    def pictures(self, result: str) -> int:
+        """Pictures that were answered, or were not."""
+        return int(self.value(f"pictures_total{{result={result}}}"))
+
     @property
     def sends(self) -> int:
-        """Frames that went out, each time counted."""
+        """Activations that went out, each time counted."""
         raw = self.value("raw_activation_bytes_total")
         assert raw % 64 == 0  # the toy's activation
         return int(raw) // 64
@@ -156,12 +160,14 @@ class Account:
         assert all(record["reason"] for record in self.fallbacks)
         assert not any("reason" in record for record in self.records if record["source"] == "server")
         # Each frame without an answer has one cause, and what went out is what the records say.
-        assert sum(self.unanswered().values()) >= len(self.fallbacks)
+        given_up = len(self.fallbacks) + self.pictures("unanswered")
+        assert sum(self.unanswered().values()) >= given_up
         spooled = sum(record["spooled"] for record in self.corrections)
-        assert self.value("round_trip_seconds_count") == self.by["server"] + spooled
+        answered = self.by["server"] + self.pictures("answered") + spooled
+        assert self.value("round_trip_seconds_count") == answered
         assert self.summary["corrections"] == len(self.corrections)
         if not self.value("spooled_total"):
-            assert sum(self.unanswered().values()) == len(self.fallbacks)
+            assert sum(self.unanswered().values()) == given_up
             paid = sum(record["payload_bytes"] for record in self.records)
             assert paid == self.summary["payload_bytes"] == self.value("payload_bytes_total")
         assert self.value("connected") == 0

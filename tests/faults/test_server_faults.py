@@ -36,6 +36,35 @@ def test_a_server_that_is_killed_again_and_again(run: Processes, toy_images: Pat
     assert server.metrics()[f"{SERVER}open_streams"] == 0
 
 
+def test_a_server_that_is_killed_between_an_answer_and_its_picture(
+    run: Processes, toy_images: Path, picture_bundle: Bundle
+) -> None:
+    """Every image is sent twice; where the second question finds nobody, the first answer stands."""
+    flags = (*FAST, "--pictures", picture_bundle.path)
+    server = run.server(*flags)
+    address = server.address
+    with load(run, toy_images, "--server", address, *PATIENT, "--picture-threshold", 1) as device:
+        device.warmed_up()
+        for _ in range(KILLS):
+            server.send(signal.SIGKILL)
+            device.more("fallback")
+            server = run.server(*flags, listen=address)
+            device.more("server")
+        # And by one that takes none.
+        server.send(signal.SIGKILL)
+        device.more("fallback")
+        server = run.server(*FAST, listen=address)
+        device.more("server")
+        account = device.finish()
+    assert account.status == 3 and "Traceback" not in account.errors
+    assert account.pictures("answered") > 20 * KILLS and account.unanswered()["picture"] >= 20
+    asked = [record for record in account.records if record.get("picture_bytes")]
+    assert account.pictures("answered") <= len(asked) <= account.by["server"]
+    assert account.value("picture_bytes_total") == sum(record["picture_bytes"] for record in asked)
+    frames = frames_of(server)
+    assert frames["refused"] == 0 and server.metrics()[f"{SERVER}pictures_total"] == 0
+
+
 def test_a_server_that_is_frozen_and_thaws(run: Processes, toy_images: Path) -> None:
     server = run.server(*FAST)
     with load(run, toy_images, "--server", server.address, "--timeout", 0.5) as device:
