@@ -60,7 +60,11 @@ find . -depth -type d \( -name tests -o -name test_data -o -name __pycache__ \) 
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' \) -delete
 if [ -d PIL ]; then
   # Picture formats and fonts that neither side reads, then the libraries that only they were linked to.
-  rm -f PIL/_avif.*.so PIL/_imagingft.*.so PIL/_imagingcms.*.so PIL/_imagingtk.*.so PIL/_imagingmorph.*.so
+  rm -f PIL/_avif.*.so PIL/_imagingft.*.so PIL/_imagingcms.*.so PIL/_imagingtk.*.so PIL/_imagingmorph.*.so PIL/_imagingmath.*.so
+  find PIL -name '*ImagePlugin.py' ! -name 'Bmp*' ! -name 'Gif*' ! -name 'Jpeg*' ! -name 'Mpo*' ! -name 'Png*' \
+    ! -name 'Ppm*' ! -name 'Tiff*' ! -name 'WebP*' -delete
+  (cd PIL && rm -f ImageCms.py ImageDraw*.py ImageFont.py ImageGrab.py ImageMath.py ImageMorph.py ImageQt.py ImageShow.py \
+    ImageText.py ImageTk.py PSDraw.py PdfParser.py)
   mkdir kept
   keep_needed() {
     for library in $(readelf --dynamic "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do

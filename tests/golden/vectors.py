@@ -216,6 +216,10 @@ def stream_vectors() -> list[dict[str, Any]]:
         "resumed-after-a-gap": [[Frame(1, coded, b"a")], [Frame(5, coded, b"b")], [Frame(6, coded, b"c")]],
         "resumed-stream": [[Frame(300, coded, b"after a reconnect")], [Frame(301, raw, b"next")]],
         "large-frame": [[Frame(1, coded, bytes(200))]],
+        "a-picture-after-an-activation": [
+            [Frame(1, coded, b"first"), Frame(2, coded, b"second")],
+            [Frame(3, CodecId.PICTURE, b"tag and data"), Frame(4, coded, b"fourth")],
+        ],
     }
     vectors = []
     for name, messages in streams.items():
