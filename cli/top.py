@@ -201,6 +201,8 @@ def device_row(watched: Watched) -> dict[str, Any]:
     total = sum(images.values())
     raw = watched.change("offramp_device_raw_activation_bytes_total")
     payload = watched.change("offramp_device_payload_bytes_total")
+    # Pictures have no activation that they would save anything of.
+    saved = raw - (payload - watched.change("offramp_device_picture_bytes_total"))
     sent = watched.change("offramp_device_wire_bytes_total", direction="sent")
     page = watched.pages[-1]
     trip = "offramp_device_round_trip_seconds"
@@ -218,8 +220,8 @@ def device_row(watched: Watched) -> dict[str, Any]:
         "fallback_share": share(images["fallback"], images["server"] + images["fallback"]),
         "payload_bytes": payload,
         "raw_activation_bytes": raw,
-        "saved_bytes": raw - payload,
-        "saved": share(raw - payload, raw),
+        "saved_bytes": saved,
+        "saved": share(saved, raw),
         "wire_bytes_sent": sent,
         "wire_bytes_sent_per_second": watched.rate("offramp_device_wire_bytes_total", direction="sent"),
         "wire_bytes_received_per_second": watched.rate(

@@ -50,9 +50,12 @@ def row_of(record: dict[str, Any], kind: str, target: str) -> dict[str, Any]:
 # --- real programs ---
 
 
-def test_the_figures_are_the_devices_own(run: Processes, toy_images: Path, tmp_path: Path) -> None:
-    server = run.server()
+def test_the_figures_are_the_devices_own(
+    run: Processes, picture_bundle: Bundle, toy_images: Path, tmp_path: Path
+) -> None:
+    server = run.server("--pictures", picture_bundle.path)
     flags = ["--server", server.address, "--json", "--hold", "--metrics-port", 0]
+    flags += ["--picture-threshold", 0.6]
     devices = [
         run.start_device(*flags, "--threshold", threshold, "-", stdin=subprocess.PIPE)
         for threshold in (0.7, 1)
@@ -89,7 +92,10 @@ def test_the_figures_are_the_devices_own(run: Processes, toy_images: Path, tmp_p
         assert row["fallbacks"] == summary["fallback"] == 0
         assert row["payload_bytes"] == summary["payload_bytes"]
         assert row["raw_activation_bytes"] == summary["raw_activation_bytes"]
-        assert row["saved"] == 1 - summary["payload_bytes"] / summary["raw_activation_bytes"]
+        # Of the activations: pictures save nothing of theirs.
+        coded = summary["payload_bytes"] - summary["picture_bytes"]
+        assert row["saved"] == pytest.approx(1 - coded / summary["raw_activation_bytes"])
+        assert summary["pictures"]
         # The stream's end costs a few bytes more.
         assert 0 <= summary["wire_bytes"]["sent"] - row["wire_bytes_sent"] < 200
         assert row["wire_bytes_sent_per_image"] == row["wire_bytes_sent"] / 40
