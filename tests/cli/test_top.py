@@ -102,7 +102,7 @@ def test_the_figures_are_the_devices_own(
         assert 0 < row["round_trip_seconds_median"] <= row["round_trip_seconds_p99"]
         assert row["head_seconds"] > 0
     (served,) = record["servers"]
-    asked = sum(device.summary["server"] for device in devices)
+    asked = sum(device.summary["server"] + device.summary["pictures"] for device in devices)
     assert served["frames_per_second"] * served["seconds"] == pytest.approx(asked)
     assert served["streams"] == 2 and served["queue"] == 0 and served["queue_limit"] == 1024
     assert served["refused"] == 0 and served["rejected"]["overloaded"] == 0
