@@ -181,7 +181,6 @@ class DeviceMetrics:
         self.read_seconds = self.stage_seconds.labels("read")
         self.head_seconds = self.stage_seconds.labels("head")
         self.encode_seconds = self.stage_seconds.labels("encode")
-        self.picture_seconds = self.stage_seconds.labels("picture")
         self.round_trip_seconds = Histogram(
             "offramp_device_round_trip_seconds",
             "From handing a frame to the link to its reply.",
