@@ -102,8 +102,10 @@ def main(argv: Sequence[str]) -> int:
             print(text, flush=True)
 
     # What the server needs for pictures, and a device that sends them.
-    serving = device = [] if arguments.picture_threshold is None else ["--pictures", str(whole.path)]
+    serving: list[str] = []
+    device: list[str] = []
     if arguments.picture_threshold is not None:
+        serving = ["--pictures", str(whole.path)]
         device = ["--picture-threshold", str(arguments.picture_threshold)]
         device += ["--picture-quality", arguments.picture_quality]
     with running_server(arguments.bundle, *serving) as server:

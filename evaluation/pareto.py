@@ -28,7 +28,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,7 +143,7 @@ class Split:
             return self.replies.probability
         return np.asarray(self.both.max(axis=1))
 
-    @property
+    @cached_property
     def both(self) -> NDArray[np.float32]:
         """What both exits give each class, [N, K], as the device keeps it."""
         joint = both_exits(self.early, self.replies.best, self.replies.probability)
@@ -270,7 +270,7 @@ def picture_payloads(
         if form.pillow == "WEBP" and not settings.get("lossless"):
             sizes = [len(encode_picture(image, settings["quality"])) for image in images]
             found[form.name] = np.array(sizes, np.int64)
-            tick()
+        tick()
     return found
 
 
@@ -285,7 +285,7 @@ def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Po
     """
     confidence = device.early.max(axis=1)
     order = np.sort(confidence)
-    at = np.unique(order[np.minimum((_SHARES * len(order)).astype(int), len(order) - 1)])
+    at = _thresholds(order, _SHARES)
     thresholds = np.concatenate([[0.0], at, [1.0]]).astype(np.float32)
     offloaded = confidence[None] <= thresholds[:, None]
     message = _messages(payload)
@@ -294,6 +294,11 @@ def split_points(name: str, device: Split, server: Rights, payload: Sizes) -> Po
         np.where(offloaded, message, np.float32(0)),
         np.where(offloaded, server, device.early_right).astype(np.float32),
     )
+
+
+def _thresholds(confidences: NDArray[np.float32], shares: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The confidences, out of these, ascending, below which such shares of the images are sent."""
+    return np.unique(confidences[np.minimum((shares * len(confidences)).astype(int), len(confidences) - 1)])
 
 
 def decimal(threshold: float, confidences: NDArray[np.float32]) -> str:
@@ -371,11 +376,8 @@ class _Again:
 
 def _unbeaten(points: list[_Again]) -> list[_Again]:
     """Those that no other beats, by bytes."""
-    kept: list[_Again] = []
-    for point in sorted(points, key=lambda point: (point.bytes_mean, -point.right_mean)):
-        if not kept or point.right_mean > kept[-1].right_mean:
-            kept.append(point)
-    return kept
+    means = np.array([(point.bytes_mean, point.right_mean) for point in points]).reshape(-1, 2)
+    return [points[number] for number in _frontier(means[:, 0], means[:, 1])]
 
 
 def _again(name: str, split: Split, pictures: Told, payload: Sizes) -> list[_Again]:
@@ -384,9 +386,9 @@ def _again(name: str, split: Split, pictures: Told, payload: Sizes) -> list[_Aga
     message, picture = _messages(split.payload), _messages(payload)
     rights = split.early_right, split.right, split.right_after(pictures)
     order = np.sort(confidence)
-    at = np.unique(order[np.minimum((_SHARES[1:] * len(order)).astype(int), len(order) - 1)])
     points: list[_Again] = []
-    for threshold in at:
+    for threshold in _thresholds(order, _SHARES[1:]):
+        first = decimal(float(threshold), order)
         sent = confidence <= threshold
         unsure = np.sort(told_confidence[sent])
         for second in np.unique([unsure[int(np.ceil(share * len(unsure))) - 1] for share in _AGAIN]):
@@ -399,8 +401,7 @@ def _again(name: str, split: Split, pictures: Told, payload: Sizes) -> list[_Aga
                 return bytes_, right.astype(np.float32)
 
             bytes_, right = images()
-            numbers = decimal(float(threshold), order), decimal(float(second), unsure)
-            text = f"{name}, T_c = {numbers[0]}, then {numbers[1]}"
+            text = f"{name}, T_c = {first}, then {decimal(float(second), unsure)}"
             points.append(_Again(text, float(bytes_.mean()), float(right.mean()), images))
         points = _unbeaten(points)
     return points
@@ -597,11 +598,16 @@ def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Rep
 def _line(name: str, points: Points) -> Series:
     """The points that no other of the contender beats, by bytes; a picture format is one point."""
     sent, right = points.sent.mean(axis=1), 100 * points.right.mean(axis=1)
-    order = np.lexsort((-right, sent))
-    best = np.maximum.accumulate(np.concatenate([[-1.0], right[order][:-1]]))
-    kept = order[right[order] > best]
+    kept = _frontier(sent, right)
     kept = kept[sent[kept] > 0]
     return Series(name, sent[kept].tolist(), right[kept].tolist(), paper=name == PAPER)
+
+
+def _frontier(sent: NDArray[np.floating], right: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Numbers of the points that no other beats in mean bytes and in accuracy, by bytes."""
+    order = np.lexsort((-right, sent))
+    best = np.maximum.accumulate(np.concatenate([[-1.0], right[order]]))[:-1]
+    return np.asarray(order[right[order] > best])
 
 
 def _interval(value: float, resampled: NDArray[np.float64], digits: int) -> str | None:

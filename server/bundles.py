@@ -25,7 +25,7 @@ from offramp.common.errors import BundleError, OfframpError
 from offramp.common.signature import TrustedKeys
 from offramp.server.batch import Batcher, Lane, Shape, Tail
 from offramp.server.metrics import ServerMetrics
-from offramp.server.plan import Plan, decodes_inline, make_plan, plan_pictures
+from offramp.server.plan import Plan, decodes_inline, make_plan, plan_pictures, threads_each
 from offramp.server.whole import WholeModel
 
 log = logging.getLogger("offramp.cloud-server")
@@ -196,15 +196,13 @@ class Loader:
             bundle, self._threads, workers=self.workers, max_batch=self._max_batch, max_wait=self._max_wait
         )
         self.workers = plan.workers
-        return Loaded(bundle, engine, plan, self._whole(bundle, engine, plan) if pictures else None)
+        return Loaded(bundle, engine, plan, self._whole(bundle, engine) if pictures else None)
 
     def load_whole(self, bundle: Bundle) -> Whole:
         """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
         self._check_messages(bundle, message_bytes(bundle, True))
         assert self.workers is not None
-        threads = max(1, self._threads // self.workers)
-        layout = Plan(self.workers, threads, max_batch=1, max_wait=0.0, curve={})
-        return self._whole(bundle, Engine(bundle, threads), layout)
+        return self._whole(bundle, Engine(bundle, threads_each(self._threads, self.workers)))
 
     def load_all(self, bundles: Iterable[tuple[Bundle, bool]]) -> list[Loaded]:
         """Those that the server starts with, and whether each is to answer pictures."""
@@ -213,14 +211,19 @@ class Loader:
             self.message_bytes = max(message_bytes(one.bundle, one.whole is not None) for one in loaded)
         return loaded
 
-    def _whole(self, bundle: Bundle, engine: Engine, layout: Plan) -> Whole:
+    def _whole(self, bundle: Bundle, engine: Engine) -> Whole:
+        assert self.workers is not None
         engine.load_head()
         model, image = WholeModel(engine), bundle.manifest.preprocessing
-        sides = image.height, image.width
-        return Whole(
+        plan = plan_pictures(
             model,
-            plan_pictures(model, sides, layout, max_batch=self._max_batch, max_wait=self._max_wait),
+            (image.height, image.width),
+            self._threads,
+            self.workers,
+            max_batch=self._max_batch,
+            max_wait=self._max_wait,
         )
+        return Whole(model, plan)
 
     def _check_messages(self, bundle: Bundle, needed: int) -> None:
         if self.message_bytes is not None and needed > self.message_bytes:

@@ -87,38 +87,44 @@ def make_plan(
     measure = len(layouts) > 1 or max_batch is None or max_wait is None
     best: tuple[Plan, Engine] | None = None
     for count in layouts:
-        engine = Engine(bundle, max(1, threads // count))
+        engine = Engine(bundle, threads_each(threads, count))
         engine.load_tail()
         shape = bundle.manifest.activation.shape
         curve = batch_curve(engine, shape, count, max_batch) if measure else {}
-        plan = _plan(curve, count, max(1, threads // count), max_batch, max_wait)
+        plan = _plan(curve, threads, count, max_batch, max_wait)
         if best is None or plan.best > LAYOUT_GAIN * best[0].best:
             best = plan, engine
     assert best is not None
     return best
 
 
+def threads_each(threads: int, workers: int) -> int:
+    """How many of the threads one of the workers has."""
+    return max(1, threads // workers)
+
+
 def plan_pictures(
     whole: Tail,
     sides: tuple[int, int],
-    layout: Plan,
+    threads: int,
+    workers: int,
     *,
     max_batch: int | None = None,
     max_wait: float | None = None,
 ) -> Plan:
-    """How a whole model batches pictures of this height and width, with the workers that there are.
+    """How a whole model batches pictures of this height and width, with the workers that share the threads.
 
     Raises BundleError where it does not run.
     """
     measure = max_batch is None or max_wait is None
-    curve = batch_curve(whole, (3, *sides), layout.workers, max_batch) if measure else {}
-    return _plan(curve, layout.workers, layout.threads, max_batch, max_wait)
+    curve = batch_curve(whole, (3, *sides), workers, max_batch) if measure else {}
+    return _plan(curve, threads, workers, max_batch, max_wait)
 
 
-def _plan(curve: Curve, workers: int, threads: int, max_batch: int | None, max_wait: float | None) -> Plan:
+def _plan(curve: Curve, threads: int, workers: int, max_batch: int | None, max_wait: float | None) -> Plan:
     return Plan(
         workers=workers,
-        threads=threads,
+        threads=threads_each(threads, workers),
         max_batch=max_batch or saturation(curve, workers),
         max_wait=wait_for_company(curve, workers) if max_wait is None else max_wait,
         curve=curve,

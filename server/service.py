@@ -40,7 +40,7 @@ from offramp.common.frame import BadFrame, Frame
 from offramp.common.picture import decode_picture, most_bytes
 from offramp.common.telemetry import package_version
 from offramp.common.tracing import Attribute, Tracing
-from offramp.server.batch import Batcher, Job, Lane
+from offramp.server.batch import Batcher, Job
 from offramp.server.bundles import Catalog, Served, message_bytes
 from offramp.server.metrics import REASONS, ServerMetrics
 from offramp.v1 import inference_pb2 as pb
@@ -226,7 +226,6 @@ class _Stream:
         self.served: Served | None = None
         self.pictures: Served | None = None
         """Whose whole model answers this stream's pictures; None: they are refused."""
-        self._picture_lane: Lane | None = None
         self._message_bytes = 0
         self._service = service
         self._metrics = service.metrics
@@ -301,8 +300,7 @@ class _Stream:
         self.pictures = self._service.catalog.pictures_of(served)
         self._message_bytes = served.message_bytes
         if self.pictures is not None:
-            self._picture_lane = self.pictures.whole
-            self._message_bytes = max(self._message_bytes, message_bytes(served.bundle, pictures=True))
+            self._message_bytes = message_bytes(served.bundle, pictures=True)
         image = served.bundle.manifest.preprocessing
         deadline = first.hello.deadline_ms / 1e3 if first.hello.deadline_ms else math.inf
         accepted = pb.Limits(
@@ -407,7 +405,7 @@ class _Stream:
     def _decode(self, served: Served, each: Frame) -> Decoded:
         start = time.perf_counter()
         try:
-            if each.codec != CodecId.PICTURE or self._picture_lane is None:
+            if each.codec != CodecId.PICTURE or self.pictures is None:
                 return served.codec.decode(each.codec, each.payload)
             image = served.bundle.manifest.preprocessing
             return decode_picture(each.payload, image.height, image.width)
@@ -420,8 +418,10 @@ class _Stream:
         try:
             if isinstance(symbols, Exception):
                 raise symbols
-            lane = self._picture_lane if each.codec == CodecId.PICTURE else served.lane
-            assert lane is not None
+            lane = served.lane
+            if each.codec == CodecId.PICTURE:
+                assert self.pictures is not None and self.pictures.whole is not None
+                lane = self.pictures.whole
             lane.offer(Job(self, each.sequence, symbols, received, received + deadline))
         except Exception as error:
             self._unanswered -= 1

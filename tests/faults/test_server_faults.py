@@ -7,13 +7,22 @@ import signal
 from pathlib import Path
 
 from offramp.common.bundle import Bundle
-from tests.faults.load import FAST, SERVER, Holdings, frames_of, load
-from tests.processes import WAIT, Processes, until
+from tests.faults.load import FAST, SERVER, Holdings, Load, frames_of, load
+from tests.processes import WAIT, Processes, Server, until
 from tests.server.test_bundles import variant
 
 PATIENT = ("--timeout", WAIT)
 """A device for which no answer comes too late."""
 KILLS = 3
+
+
+def killed_and_replaced(run: Processes, device: Load, server: Server, *flags: object) -> Server:
+    """SIGKILL; early exits answer until another server, with these flags, does at the same address."""
+    server.send(signal.SIGKILL)
+    device.more("fallback")
+    replacement = run.server(*flags, listen=server.address)
+    device.more("server")
+    return replacement
 
 
 def test_a_server_that_is_killed_again_and_again(run: Processes, toy_images: Path) -> None:
@@ -22,10 +31,7 @@ def test_a_server_that_is_killed_again_and_again(run: Processes, toy_images: Pat
     with load(run, toy_images, "--server", address, *PATIENT) as device:
         device.warmed_up()
         for _ in range(KILLS):
-            server.send(signal.SIGKILL)
-            device.more("fallback")
-            server = run.server(*FAST, listen=address)
-            device.more("server")
+            server = killed_and_replaced(run, device, server, *FAST)
         account = device.finish()
     # What was under way when it died waits for the next stream only as long as connecting does not fail.
     assert account.unanswered() | {"unavailable": 0} == dict.fromkeys(account.unanswered(), 0)
@@ -46,15 +52,9 @@ def test_a_server_that_is_killed_between_an_answer_and_its_picture(
     with load(run, toy_images, "--server", address, *PATIENT, "--picture-threshold", 1) as device:
         device.warmed_up()
         for _ in range(KILLS):
-            server.send(signal.SIGKILL)
-            device.more("fallback")
-            server = run.server(*flags, listen=address)
-            device.more("server")
+            server = killed_and_replaced(run, device, server, *flags)
         # And by one that takes none.
-        server.send(signal.SIGKILL)
-        device.more("fallback")
-        server = run.server(*FAST, listen=address)
-        device.more("server")
+        server = killed_and_replaced(run, device, server, *FAST)
         account = device.finish()
     assert account.status == 3 and "Traceback" not in account.errors
     assert account.pictures("answered") > 20 * KILLS and account.unanswered()["picture"] >= 20
