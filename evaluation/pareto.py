@@ -55,6 +55,7 @@ from offramp.evaluation.plots import Plot, Series
 from offramp.evaluation.report_tables import Column, Report, Value
 from offramp.evaluation.timing import one_core
 from offramp.training.codebook import huffman_tables, payload_bytes
+from offramp.training.frontier import frontier
 from offramp.training.record import RECORD, Record, read_record
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ class _Again:
 def _unbeaten(points: list[_Again]) -> list[_Again]:
     """Those that no other beats, by bytes."""
     means = np.array([(point.bytes_mean, point.right_mean) for point in points]).reshape(-1, 2)
-    return [points[number] for number in _frontier(means[:, 0], means[:, 1])]
+    return [points[number] for number in frontier(means[:, 0], means[:, 1])]
 
 
 def _again(name: str, split: Split, pictures: Told, payload: Sizes) -> list[_Again]:
@@ -598,16 +599,9 @@ def report(contenders: Mapping[str, Points], whole: float, *, about: str) -> Rep
 def _line(name: str, points: Points) -> Series:
     """The points that no other of the contender beats, by bytes; a picture format is one point."""
     sent, right = points.sent.mean(axis=1), 100 * points.right.mean(axis=1)
-    kept = _frontier(sent, right)
+    kept = frontier(sent, right)
     kept = kept[sent[kept] > 0]
     return Series(name, sent[kept].tolist(), right[kept].tolist(), paper=name == PAPER)
-
-
-def _frontier(sent: NDArray[np.floating], right: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Numbers of the points that no other beats in mean bytes and in accuracy, by bytes."""
-    order = np.lexsort((-right, sent))
-    best = np.maximum.accumulate(np.concatenate([[-1.0], right[order]]))[:-1]
-    return np.asarray(order[right[order] > best])
 
 
 def _interval(value: float, resampled: NDArray[np.float64], digits: int) -> str | None:

@@ -28,7 +28,7 @@ Train a split classifier with an early exit, quantize it to INT8 and write it as
 
 A recipe names the data, the model, the exit at which it is split, the schedule and the weight of the entropy
 regulariser, or a bottleneck and the price of its code. Training runs in stages (base, exit, regularised; with
-a bottleneck code before the last, restart and tail after it; with or without one, branch at the end) and
+a bottleneck code before the last, restart and tail after it; with or without one, branch right after it) and
 keeps the best epoch of each. After every epoch it writes a checkpoint; --resume goes on from there and ends
 with the same bundle as a run without a break. A recipe with variants makes a bundle of each; stages that they
 have in common are trained once.

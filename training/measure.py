@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.common.both_exits import SentAnswer, Told
+from offramp.common.both_exits import SentAnswer, Told, both_exits
 from offramp.common.engine import session, softmax
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import Graphs
@@ -63,9 +63,29 @@ class Answers:
         """Where the answer to the image, were it sent, is the label, bool [N]."""
         if self.sent_answer == "server":
             return self.final_right
+        return np.asarray(self._both.argmax(axis=1) == self.labels)
+
+    @cached_property
+    def sent_confidence(self) -> NDArray[np.float32]:
+        """Of the answer to the image, were it sent, float32 [N]; pictures go by it."""
+        if self.sent_answer == "server":
+            return np.asarray(softmax(self.final).max(axis=1))
+        return np.asarray(self._both.max(axis=1))
+
+    def told_after(self, pictures: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The class that a device tells, int64 [N], were a picture sent as well.
+
+        pictures: what a whole model gives each class then, float32 [N, K].
+        """
+        reply = Told.of(pictures)
+        return reply.best if self.sent_answer == "server" else reply.told(self._both, "both")
+
+    @cached_property
+    def _both(self) -> NDArray[np.float32]:
+        """What both exits give each class, float32 [N, K], as the device keeps it."""
+        reply = Told.of(softmax(self.final))
         early = softmax(self.early, self.temperature)
-        told = Told.of(softmax(self.final)).told(early, self.sent_answer)
-        return np.asarray(told == self.labels)
+        return both_exits(early, reply.best, reply.probability).astype(np.float32)
 
     def exits(self, threshold: float) -> NDArray[np.bool_]:
         """Which images exit early: those whose confidence exceeds T_c (Sec. III-B); at 1, none."""

@@ -258,8 +258,8 @@ STAGES_OF_A_CODE: frozenset[Stage] = frozenset({"code", "restart", "tail"})
 
 class TrainRecipe(_Strict):
     """The schedule of Sec. V: base, then with the early exit, then with the regulariser. Where there is a
-    bottleneck, the code alone before the last; after it the same once more, from its best epoch and with
-    other settings, and the tail alone. At last, with or without one, the early exit alone."""
+    bottleneck, the code alone before the last. After it, with or without one, the early exit alone; with one,
+    all of it once more with other settings, and at last the tail alone."""
 
     batch_size: Annotated[int, Field(ge=2)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -269,9 +269,9 @@ class TrainRecipe(_Strict):
     exit: StageRecipe
     code: CodeRecipe = CodeRecipe(epochs=0, learning_rate=2e-3)
     regularised: RegularisedRecipe
+    branch: BranchRecipe = BranchRecipe(epochs=0, learning_rate=2e-3)
     restart: RateRecipe = RateRecipe(epochs=0, learning_rate=5e-4)
     tail: TailRecipe = TailRecipe(epochs=0, learning_rate=5e-4)
-    branch: BranchRecipe = BranchRecipe(epochs=0, learning_rate=2e-3)
 
     @property
     def stages(self) -> dict[Stage, StageRecipe]:
@@ -281,9 +281,9 @@ class TrainRecipe(_Strict):
             "exit": self.exit,
             "code": self.code,
             "regularised": self.regularised,
+            "branch": self.branch,
             "restart": self.restart,
             "tail": self.tail,
-            "branch": self.branch,
         }
 
     @property
@@ -374,15 +374,16 @@ class Recipe(_Strict):
             decides += [self.model.exit, train.rho, _decides(train.exit)]
         if self.model.bottleneck is not None and stage not in ("base", "exit"):
             decides += [_decides(train.code), _decides(self.model)]
-        if stage in ("regularised", "restart", "tail", "branch"):
+        if stage in ("regularised", "branch", "restart", "tail"):
             decides += [_decides(train.regularised), _decides(self.model)]
-        if stage == "restart" or (stage in ("tail", "branch") and train.restart.epochs > 0):
+        restarted = stage == "restart" or (stage == "tail" and train.restart.epochs > 0)
+        # The early exit alone has no part in how the tail ends.
+        if stage == "branch" or (restarted and train.branch.epochs > 0):
+            decides += [_decides(train.branch)]
+        if restarted:
             decides += [_decides(train.restart)]
         if stage == "tail":
             decides += [_decides(train.tail), _decides(self.quantize)]
-        if stage == "branch":
-            # The tail has no part in it.
-            decides += [_decides(train.branch)]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -33,7 +33,7 @@ SHIPPED = "shipped"
 CODECS = (RAW, CSR, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, LZ4, ZSTD, SHIPPED)
 
 
-Stage = Literal["base", "exit", "code", "regularised", "restart", "tail", "branch"]
+Stage = Literal["base", "exit", "code", "regularised", "branch", "restart", "tail"]
 
 
 class _Strict(BaseModel):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.common.both_exits import ANSWERED_BY, SentAnswer
 from offramp.common.config import Parser
-from offramp.common.errors import DataError, ExitCode, OfframpError
+from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from offramp.common.bundle import Bundle
     from offramp.training.export import Graphs
     from offramp.training.measure import Answers
+    from offramp.training.pictures import Pictures
 
 _DESCRIPTION = """\
 Choose a bundle's confidence threshold T_c on its validation images, and write it into the bundle.
@@ -35,8 +35,13 @@ the number that fits the labels best, so that its confidence says how often it i
 from that); the early exit's answers do not change. Whether the server alone answers an image that was sent or
 both exits together is decided anew, by the same images.
 
+--pictures names the bundle whose whole model answers pictures at the server. Then T_c is chosen together with
+the threshold and the quality for `edge-device --picture-threshold --picture-quality`: images whose answer is
+no more confident than that are sent once more, as pictures, and --drop counts from the best of all that. The
+bundle keeps T_c alone; a device has to be told the other two, since a picture leaves it then.
+
 The bundle's recipe says where its images are; for files elsewhere, name them. The card in the manifest is
-measured anew on the test images; nothing is chosen by them.
+measured anew on the test images, without pictures; nothing is chosen by them.
 """
 
 _EXAMPLES = """\
@@ -44,9 +49,13 @@ examples:
   offramp threshold models/digits-mobilenetv2-exit12 --drop 0.01
   offramp threshold my-bundle --accuracy 0.9 --sure --temperature
   offramp threshold my-bundle --bytes 500 --dry-run --json | jq .threshold
+  offramp threshold my-bundle --drop 0.005 --pictures my-whole-bundle --picture-quality 20 75
 
 exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 no threshold will do, or unusable data
 """
+
+
+_QUALITIES = (5, 10, 20, 50, 75)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +89,18 @@ def _parser() -> Parser:
     goal.add_argument("--bytes", type=_bytes, metavar="B", help="at most B payload bytes an image, mean")
     parser.add_argument("--sure", action="store_true", help="with 95 %% confidence, not on average")
     parser.add_argument("--temperature", action="store_true", help="calibrate the early exit first")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="with pictures, answered by this bundle's whole model"
+    )
+    parser.add_argument(
+        "--picture-quality",
+        type=_quality,
+        nargs="+",
+        metavar="Q",
+        help="of libwebp, 0 … 100, the best of them (default: "
+        + ", ".join(str(quality) for quality in _QUALITIES)
+        + ")",
+    )
     parser.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")
     parser.add_argument("--train-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
@@ -99,6 +120,22 @@ def _bytes(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}, expected a number of bytes")
     return value
+
+
+def _quality(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text}, expected 0 … 100")
+    return value
+
+
+@dataclass(frozen=True)
+class PictureChoice:
+    """What a device has to be told besides, and what share of all images is then sent once more."""
+
+    threshold: float
+    quality: int
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -122,12 +159,26 @@ class Choice:
     """Of the early exit at this temperature."""
     ece_before: float
     """At the bundle's temperature."""
+    picture: PictureChoice | None = None
+    """Where pictures may be sent and some are worth it."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One way to run: T_c and, with pictures, which and how unsure; means over the images."""
+
+    threshold: float
+    bytes_mean: float
+    right: int
+    pictures: Pictures | None = None
+    again: float = 0.0
 
 
 def choose(
     answers: Answers,
     payloads: NDArray[np.int64],
     *,
+    pictures: Iterable[Pictures] = (),
     accuracy: float | None = None,
     drop: float | None = None,
     budget: float | None = None,
@@ -139,8 +190,9 @@ def choose(
     Args:
         answers: of both exits on held-out images; their temperature is what confidences are taken at.
         payloads: bytes that each image's activation takes, int64 [N].
+        pictures: what the images are as pictures, of each quality that may be sent.
         accuracy: floor, a share.
-        drop: how far below the best accuracy of any threshold the floor is.
+        drop: how far below the best accuracy of any threshold, or of any two, the floor is.
         budget: mean bytes an image, at most.
         sure: the worse end of the 95 % interval has to meet the goal.
         seed: of the bootstrap.
@@ -151,22 +203,28 @@ def choose(
     import numpy as np
 
     from offramp.training.calibration import bootstrap_mean, ece, wilson
+    from offramp.training.frontier import frontier
 
-    grid = [step / 100 for step in range(101)]
-    if drop is not None:
-        accuracy = max(0.0, answers.best_accuracy - drop)
+    def bytes_sent(point: _Point) -> NDArray[np.float64]:
+        sent = np.where(answers.exits(point.threshold), 0, payloads)
+        if point.pictures is not None:
+            sent = sent + np.where(_again(answers, point), point.pictures.payloads, 0)
+        return sent.astype(np.float64)
 
-    def described(threshold: float) -> Choice:
-        right, early = answers.right(threshold), answers.exits(threshold)
-        sent = np.where(early, 0, payloads).astype(np.float64)
+    def described(point: _Point) -> Choice:
+        early, sent = answers.exits(point.threshold), bytes_sent(point)
         calibrated = ece(answers.confidence, answers.early_right)
+        picture = None
+        if point.pictures is not None:
+            rate = float(_again(answers, point).mean())
+            picture = PictureChoice(point.again, point.pictures.quality, rate)
         return Choice(
-            threshold=threshold,
-            images=len(answers),
-            accuracy=float(right.mean()),
-            accuracy_interval=wilson(int(right.sum()), len(right)),
+            threshold=point.threshold,
+            images=count,
+            accuracy=point.right / count,
+            accuracy_interval=wilson(point.right, count),
             exit_rate=float(early.mean()),
-            exit_rate_interval=wilson(int(early.sum()), len(early)),
+            exit_rate_interval=wilson(int(early.sum()), count),
             bytes_mean=float(sent.mean()),
             bytes_interval=bootstrap_mean(sent, seed=seed),
             accuracy_sent=float(answers.sent_right.mean()),
@@ -174,47 +232,103 @@ def choose(
             temperature=answers.temperature,
             ece=calibrated,
             ece_before=calibrated,
+            picture=picture,
         )
 
+    count = len(answers)
+    points = _points(answers, payloads, pictures)
+    costs = np.array([point.bytes_mean for point in points])
+    # By bytes, each more often right than the one before.
+    best = [points[at] for at in frontier(costs, np.array([point.right for point in points]))]
     # The slack is for the last bit of a mean.
     slack = 1e-12
-
-    def reached(threshold: float) -> float:
-        right = answers.right(threshold)
-        return wilson(int(right.sum()), len(right))[0] if sure else float(right.mean())
-
-    @cache
-    def cost(threshold: float) -> float:
-        sent = np.where(answers.exits(threshold), 0, payloads).astype(np.float64)
-        return bootstrap_mean(sent, seed=seed)[1] if sure else float(sent.mean())
-
-    # Fewer images exit early at a higher threshold, so bytes grow with it; accuracy need not.
     if budget is not None:
-        fits = [at for at in grid if cost(at) <= budget + slack]
-        if not fits:
-            raise DataError(f"no threshold sends {budget:g} B an image or fewer: at 0 it is {cost(0.0):,.1f}")
-        return described(max(fits, key=lambda at: (answers.accuracy(at), -at)))
+
+        def cost(point: _Point) -> float:
+            return bootstrap_mean(bytes_sent(point), seed=seed)[1] if sure else point.bytes_mean
+
+        fits = next((point for point in reversed(best) if cost(point) <= budget + slack), None)
+        if fits is None:
+            raise DataError(
+                f"no threshold sends {budget:g} B an image or fewer: "
+                f"at {best[0].threshold:g} it is {cost(best[0]):,.1f}"
+            )
+        return described(fits)
+
+    def reached(point: _Point) -> float:
+        return wilson(point.right, count)[0] if sure else point.right / count
+
+    if drop is not None:
+        accuracy = max(0.0, best[-1].right / count - drop)
     assert accuracy is not None
-    for at in grid:
-        if reached(at) >= accuracy - slack:
-            return described(at)
-    best = max(grid, key=reached)
+    for point in best:
+        if reached(point) >= accuracy - slack:
+            return described(point)
     how = "with 95 % confidence" if sure else "on these images"
     raise DataError(
         f"no threshold reaches an accuracy of {accuracy:.4f} {how}: "
-        f"the best, {best:g}, reaches {reached(best):.4f}"
+        f"the best, {best[-1].threshold:g}, reaches {reached(best[-1]):.4f}"
     )
+
+
+def _again(answers: Answers, point: _Point) -> NDArray[np.bool_]:
+    """Which images are sent once more, bool [N]."""
+    return ~answers.exits(point.threshold) & (answers.sent_confidence <= point.again)
+
+
+def _points(answers: Answers, payloads: NDArray[np.int64], pictures: Iterable[Pictures]) -> list[_Point]:
+    """Every T_c in hundredths; then with every picture threshold in hundredths, of every quality."""
+    import numpy as np
+
+    grid = np.arange(101) / 100
+    count, plain = len(answers), []
+    for at in grid:
+        sent = np.where(answers.exits(float(at)), 0, payloads)
+        plain.append(_Point(float(at), float(sent.mean()), int(answers.right(float(at)).sum())))
+    points = list(plain)
+    # The lowest threshold at which an image is sent once more; beyond the last for none.
+    first = np.searchsorted(grid.astype(np.float32), answers.sent_confidence, "left")
+    for one in pictures:
+        gain = one.right.astype(np.int64) - answers.sent_right
+        for point in plain:
+            sent = ~answers.exits(point.threshold)
+            more, gained = (
+                np.bincount(first[sent], of[sent], minlength=len(grid))[: len(grid)].cumsum()
+                for of in (one.payloads, gain)
+            )
+            points += [
+                _Point(
+                    point.threshold,
+                    point.bytes_mean + float(more[number]) / count,
+                    point.right + round(float(gained[number])),
+                    one,
+                    float(again),
+                )
+                for number, again in enumerate(grid)
+                if more[number]
+            ]
+    return points
 
 
 def _run(arguments: argparse.Namespace) -> Choice:
     from dataclasses import replace
 
+    from tqdm import tqdm
+
     from offramp.common.bundle import load_bundle
+    from offramp.common.picture import require_webp
     from offramp.training.calibration import ece, fit_temperature
     from offramp.training.held_out import load_data
     from offramp.training.measure import run_graphs, with_better_answer
+    from offramp.training.pictures import as_pictures, require_same_images
 
+    if arguments.picture_quality and not arguments.pictures:
+        raise ConfigError("--picture-quality: expected --pictures too")
     bundle = load_bundle(arguments.bundle)
+    whole = load_bundle(arguments.pictures) if arguments.pictures else None
+    if whole is not None:
+        require_webp("--pictures")
+        require_same_images(bundle, whole)
     data = load_data(bundle, arguments.train_data, arguments.test_data)
     graphs = _graphs(bundle)
     before = replace(run_graphs(graphs, data.validation), temperature=bundle.manifest.temperature)
@@ -224,9 +338,20 @@ def _run(arguments: argparse.Namespace) -> Choice:
         temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
         seen = replace(seen, temperature=temperature)
     seen = with_better_answer(seen)
+    pictures: Iterable[Pictures] = ()
+    if whole is not None:
+        qualities = arguments.picture_quality or _QUALITIES
+        pictures = tqdm(
+            as_pictures(whole, seen, data.validation.images, qualities),
+            total=len(qualities),
+            unit="quality",
+            leave=False,
+            disable=None,
+        )
     choice = choose(
         seen,
         _payloads(bundle, seen),
+        pictures=pictures,
         accuracy=arguments.accuracy,
         drop=arguments.drop,
         budget=arguments.bytes,
@@ -297,6 +422,13 @@ def _lines(choice: Choice) -> list[str]:
         f"  bytes an image   {choice.bytes_mean:,.1f}  ({least:,.1f} … {most:,.1f}), 0 where it exits early",
         f"  temperature      {choice.temperature:.4g}, ECE of the early exit {choice.ece:.4f}",
     ]
+    if choice.picture is not None:
+        again = choice.picture
+        lines.insert(
+            -1,
+            f"  once more        {again.rate:.2%} of all images: "
+            f"--picture-threshold {again.threshold:g} --picture-quality {again.quality}",
+        )
     if choice.ece != choice.ece_before:
         lines[-1] += f" (before: {choice.ece_before:.4f})"
     return lines

@@ -5,10 +5,11 @@
     code         only with a bottleneck: this alone    kept: smallest error and rate
     regularised  Eq. (2): Eq. (1) plus (3) and/or (6)  kept: best mean of early and final accuracy
                  with a bottleneck: answers and rate   kept: smallest loss
-    restart      only with a bottleneck: once more     kept: smallest loss
+    branch       the early exit alone, or a wider one  kept: smallest loss
+    restart      only with a bottleneck: all of it     kept: smallest loss
+                 once more, the wider exit with it
     tail         only with a bottleneck: the server's  kept: smallest loss
                  half, on the INT8 head's own symbols
-    branch       the early exit alone, or a wider one  kept: smallest loss
 
 Accuracy is top-1 on the validation images. Of equally good epochs the last is kept: in the last stage it is
 the one whose activations have had longest to shrink.
@@ -671,9 +672,9 @@ def train(
         "exit": lambda: _Split(model, settings, None, hardware),
         "code": lambda: _Code(model, settings),
         "regularised": lambda: _joint_task(model, recipe, teacher, hardware),
+        "branch": lambda: _Branch(model, settings.branch, teacher),
         "restart": lambda: _RateSplit(model, settings, settings.restart, teacher, hardware),
         "tail": lambda: _Tail(model, recipe, teacher, data.validation),
-        "branch": lambda: _Branch(model, settings.branch, teacher),
     }
     device = hardware.device
     images, labels = (
@@ -689,7 +690,7 @@ def train(
             torch.manual_seed(recipe.seed)
             assert narrow is not None and recipe.model.bottleneck is not None
             model.insert(narrow, exit_behind=recipe.model.bottleneck.exit_behind)
-        elif name in ("restart", "tail", "branch") and not stage.epochs:
+        elif name in ("branch", "restart", "tail") and not stage.epochs:
             continue
         if name == "branch" and settings.branch.widths:
             torch.manual_seed(recipe.seed)

@@ -1,4 +1,4 @@
-"""The last stage: the early exit alone, or a wider one in its place; what travels stays as it is."""
+"""The early exit alone, or a wider one in its place; what travels stays as it is."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +26,11 @@ distill = 0.5
 cutmix = 0.25
 """
 WIDE = BRANCH + "widths = [24, 32]\n"
+RESTART = """
+[train.restart]
+epochs = 1
+learning_rate = 0.01
+"""
 
 
 def plain(text: str, *more: str) -> Recipe:
@@ -79,12 +84,26 @@ def test_a_wide_early_exit_in_integers_answers_as_in_float(
     assert abs(integers.early_right.mean() - floats.early_right.mean()) < 0.02
 
 
+def test_a_restart_after_it_trains_the_wide_early_exit_with_the_rest(
+    recipe_text: str, small: Dataset, tmp_path: Path
+) -> None:
+    before = train(with_code(recipe_text, WIDE), small, tmp_path)
+    after = train(with_code(recipe_text, WIDE, RESTART), small, tmp_path, resume=True)
+    assert after.epochs[:-1] == before.epochs and after.epochs[-1].stage == "restart"
+    old, new = before.model.state_dict(), after.model.state_dict()
+    assert {name: value.shape for name, value in old.items()} == {
+        name: value.shape for name, value in new.items()
+    }
+    for part in ("branch.convolutions.", "bottleneck.encoder.", "backbone.top."):
+        assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith(part)), part
+
+
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     recipe_text: str, small: Dataset, tmp_path: Path
 ) -> None:
     recipe = with_code(recipe_text, TAIL, WIDE.replace("epochs = 6", "epochs = 2"))
     again = ends_as_unbroken(recipe, small, tmp_path, in_the_middle("branch", 2))
-    assert again == [("branch", 2)]
+    assert again == [("branch", 2), ("tail", 1)]
 
 
 def test_its_checkpoint_is_the_early_exit_alone(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
@@ -100,12 +119,14 @@ def test_which_checkpoints_it_shares(recipe_text: str) -> None:
     # The tail has no part in it; the code and its own settings have.
     no_tail = with_code(recipe_text, WIDE)
     assert no_tail.stage_sha256("branch") == with_it.stage_sha256("branch")
-    others = (
-        with_code(recipe_text, WIDE, rate=2.0),
-        with_code(recipe_text, WIDE.replace("32]", "48]")),
-        with_code(recipe_text, WIDE, "[train.restart]\nepochs = 1\nlearning_rate = 0.01\n"),
-    )
-    assert len({recipe.stage_sha256("branch") for recipe in (no_tail, *others)}) == 4
+    others = (with_code(recipe_text, WIDE, rate=2.0), with_code(recipe_text, WIDE.replace("32]", "48]")))
+    assert len({recipe.stage_sha256("branch") for recipe in (no_tail, *others)}) == 3
+    # A restart comes after it, and goes on from what it left.
+    restarted = with_code(recipe_text, WIDE, RESTART)
+    assert restarted.stage_sha256("branch") == no_tail.stage_sha256("branch")
+    assert restarted.stage_sha256("restart") != with_code(recipe_text, RESTART).stage_sha256("restart")
+    both = (with_code(recipe_text, TAIL, RESTART), with_code(recipe_text, TAIL, WIDE, RESTART))
+    assert len({recipe.stage_sha256("tail") for recipe in both}) == 2
 
 
 def test_a_new_early_exit_needs_epochs(recipe_text: str) -> None:

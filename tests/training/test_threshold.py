@@ -1,19 +1,24 @@
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from offramp.common.bundle import load_bundle
-from offramp.common.engine import Engine
+from offramp.common.both_exits import both_exits
+from offramp.common.bundle import CODEBOOK, HEAD, TAIL, load_bundle, write_bundle
+from offramp.common.engine import Engine, softmax
 from offramp.common.errors import DataError
-from offramp.evaluation.baselines import tail_answers
+from offramp.common.picture import decode_picture, encode_picture
+from offramp.evaluation.baselines import tail_answers, whole_answers
 from offramp.training.app import main as train_main
 from offramp.training.calibration import wilson
 from offramp.training.data import Dataset
 from offramp.training.measure import Answers
-from offramp.training.threshold import choose, main
+from offramp.training.pictures import Pictures
+from offramp.training.threshold import Choice, choose, main
 
 
 def answers(count: int = 200) -> Answers:
@@ -84,6 +89,91 @@ def test_goals_that_cannot_be_met() -> None:
         choose(unsure, PAYLOADS, budget=40.0)
 
 
+def three_exits(count: int = 300) -> tuple[Answers, list[Pictures]]:
+    """Ten classes; the server is right more often than the early exit, and where it is sure; a picture always
+    is, at a price that differs from image to image."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 10, count)
+    eye = np.eye(10, dtype=np.float32)[labels]
+    early, final = (
+        (eye * strength + rng.normal(size=eye.shape)).astype(np.float32) for strength in (2.0, 3.0)
+    )
+    seen = Answers(np.empty((count, 0), np.uint8), early, final, labels, sent_answer="both")
+    return seen, [
+        Pictures(20, rng.integers(200, 300, count), rng.random(count) < 0.93),
+        Pictures(75, rng.integers(500, 900, count), np.ones(count, bool)),
+    ]
+
+
+def by_hand(
+    seen: Answers, payloads: np.ndarray, pictures: list[Pictures]
+) -> list[tuple[float, float, float, float, int]]:
+    """Of every pair of thresholds and every quality: bytes, accuracy, and these three."""
+    early = np.exp(seen.early) / np.exp(seen.early).sum(1, keepdims=True)
+    both = both_exits(early, seen.final.argmax(1), softmax(seen.final).max(1))
+    grid = np.arange(101) / 100
+    found = []
+    for first in grid:
+        sent = early.max(1) <= np.float32(first)
+        answer = np.where(sent, both.argmax(1) == seen.labels, early.argmax(1) == seen.labels)
+        found.append((np.where(sent, payloads, 0).mean(), answer.mean(), first, 0.0, 0))
+        for one in pictures:
+            for second in grid:
+                again = sent & (both.max(1) <= np.float32(second))
+                total = np.where(sent, payloads, 0) + np.where(again, one.payloads, 0)
+                right = np.where(again, one.right, answer).mean()
+                found.append((total.mean(), right, first, second, one.quality))
+    return found
+
+
+def run(choice: Choice) -> tuple[float, float]:
+    return choice.bytes_mean, choice.accuracy
+
+
+@pytest.mark.parametrize(
+    ("goal", "value"), [("accuracy", 0.9), ("accuracy", 0.99), ("drop", 0.02), ("budget", 60)]
+)
+def test_pictures_are_chosen_together_with_t_c(goal: str, value: float) -> None:
+    seen, pictures = three_exits()
+    payloads = np.full(len(seen), 70)
+    asked: dict[str, Any] = {goal: value}
+    found = choose(seen, payloads, pictures=pictures, **asked)
+    every = by_hand(seen, payloads, pictures)
+    best = max(right for _, right, *_ in every)
+    if goal == "budget":
+        sent, right = min((one[:2] for one in every if one[0] <= value), key=lambda one: (-one[1], one[0]))
+    else:
+        floor = value if goal == "accuracy" else best - value
+        sent, right = min(one[:2] for one in every if one[1] >= floor - 1e-12)
+    assert run(found) == pytest.approx((sent, right))
+    picture = found.picture
+    assert picture is not None
+    # What it names is what it costs.
+    named = (found.threshold, picture.threshold, picture.quality)
+    own = next(one for one in every if one[2:] == named)
+    assert run(found) == pytest.approx(own[:2])
+    low, high = found.bytes_interval
+    assert low < found.bytes_mean < high
+
+
+def test_pictures_that_bring_nothing_are_left_out() -> None:
+    seen, (poor, _) = three_exits()
+    none = Pictures(20, poor.payloads, np.zeros(len(seen), bool))
+    payloads = np.full(len(seen), 70)
+    assert choose(seen, payloads, pictures=[none], drop=0.0) == choose(seen, payloads, drop=0.0)
+
+
+def test_sure_of_pictures_too() -> None:
+    seen, pictures = three_exits()
+    payloads = np.full(len(seen), 70)
+    floor = choose(seen, payloads, pictures=pictures, accuracy=0.93, sure=True)
+    assert floor.accuracy_interval[0] >= 0.93
+    within = choose(seen, payloads, pictures=pictures, budget=100.0, sure=True)
+    assert within.bytes_interval[1] <= 100 and within.picture is not None
+    with pytest.raises(DataError, match=r"no threshold reaches an accuracy of 1\.0000 with 95 % confidence"):
+        choose(seen, payloads, pictures=pictures, accuracy=1.0, sure=True)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, recipe_words: str, tiny_backbone: None) -> Path:
     folder = tmp_path_factory.mktemp("threshold")
@@ -134,6 +224,49 @@ def test_text_for_people(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "bytes an image" in printed
 
 
+def test_with_pictures_it_says_what_to_tell_a_device(
+    trained: Path, recipe_words: str, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Hardly trained: the whole model of the other one knows better.
+    poorly = recipe_words.replace("learning_rate = 0.05", "learning_rate = 0.0001").replace(
+        "exit = 3", "exit = 1"
+    )
+    (tmp_path / "poor.toml").write_text(poorly.replace("epochs = 2", "epochs = 1"))
+    poor = tmp_path / "bundle"
+    arguments = [str(tmp_path / "poor.toml"), "--out", str(poor)]
+    assert train_main([*arguments, "--checkpoints", str(tmp_path / "checkpoints")]) == 0
+    capsys.readouterr()
+    command = [str(poor), "--drop", "0", "--pictures", str(trained), "--dry-run"]
+    assert main(command) == 0
+    assert re.search(
+        r"\n  once more +\d+\.\d\d% of all images: --picture-threshold \S+ --picture-quality \d+\n",
+        capsys.readouterr().out,
+    )
+    assert main([*command, "--picture-quality", "75", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["picture"]["quality"] == 75
+
+    # As the two programs would do it.
+    bundle, images = load_bundle(poor), digits.validation.images
+    engine = Engine(bundle)
+    symbols, early = engine.head(images)
+    reply = tail_answers(engine, symbols)
+    joint = both_exits(early, reply.best, reply.probability)
+    rule = found["sent_answer"]
+    confidence = reply.probability if rule == "server" else joint.max(1)
+    sent = early.max(1) <= np.float32(found["threshold"])
+    again = sent & (confidence <= np.float32(found["picture"]["threshold"]))
+    pictures = [encode_picture(image, 75) for image in images]
+    seen = np.stack([decode_picture(one, *images.shape[2:]) for one in pictures])
+    after = whole_answers(Engine(load_bundle(trained)), seen).told(joint.astype(np.float32), rule)
+    told = np.where(again, after, np.where(sent, reply.told(early, rule), early.argmax(1)))
+    payloads = [len(bundle.codec.encode(one)[1]) for one in symbols]
+    total = np.where(sent, payloads, 0) + np.where(again, [len(one) for one in pictures], 0)
+    assert found["picture"]["rate"] == again.mean() > 0
+    assert found["accuracy"] == pytest.approx((told == digits.validation.labels).mean())
+    assert found["bytes_mean"] == pytest.approx(total.mean())
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -141,6 +274,8 @@ def test_text_for_people(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["none"], 2, "one of the arguments --accuracy --drop --bytes is required"),
         (["none", "--accuracy", "2"], 2, "2, expected 0 … 1"),
         (["none", "--bytes", "-1"], 2, "-1, expected a number of bytes"),
+        (["none", "--drop", "0", "--picture-quality", "101"], 2, "101, expected 0 … 100"),
+        (["none", "--drop", "0", "--picture-quality", "20"], 2, "--picture-quality: expected --pictures too"),
     ],
 )
 def test_errors_are_one_line(
@@ -150,6 +285,20 @@ def test_errors_are_one_line(
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_pictures_of_other_classes_are_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = load_bundle(trained)
+    names = [f"{name}?" for name in other.manifest.classes]
+    files = {HEAD: other.head, TAIL: other.tail}
+    if other.tables is not None:
+        files[CODEBOOK] = other.tables.to_bytes()
+    write_bundle(tmp_path / "other", other.manifest.model_copy(update={"classes": names}), files)
+    assert main([str(trained), "--drop", "0", "--pictures", str(tmp_path / "other")]) == 2
+    printed = capsys.readouterr().err
+    assert f"its classes are not those of {trained}" in printed and printed.count("\n") == 1
 
 
 def test_other_data_than_the_bundles_are_refused(

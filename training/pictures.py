@@ -1,0 +1,58 @@
+"""What a second question would bring, with the image itself: see ``edge-device --picture-threshold``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.bundle import Bundle
+from offramp.common.engine import softmax
+from offramp.common.errors import ConfigError
+from offramp.common.picture import decode_picture, encode_picture
+from offramp.training.data import Labelled
+from offramp.training.export import Graphs
+from offramp.training.measure import Answers, run_graphs
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """N images as pictures of one quality: bytes that each takes, int64 [N], and where what a device tells
+    after the whole model's answer is the label, bool [N]."""
+
+    quality: int
+    payloads: NDArray[np.int64]
+    right: NDArray[np.bool_]
+
+
+def require_same_images(bundle: Bundle, whole: Bundle) -> None:
+    """Raise ConfigError unless a server would have the second bundle answer pictures for the first."""
+    own, theirs = bundle.manifest, whole.manifest
+    for what, ours, others in (
+        ("classes", own.classes, theirs.classes),
+        ("preprocessing", own.preprocessing, theirs.preprocessing),
+    ):
+        if ours != others:
+            raise ConfigError(f"--pictures {whole.path}: its {what} are not those of {bundle.path}")
+
+
+def as_pictures(
+    whole: Bundle, answers: Answers, images: NDArray[np.uint8], qualities: Sequence[int]
+) -> Iterator[Pictures]:
+    """The images at each quality.
+
+    Args:
+        whole: whose head and tail, one after the other, answer pictures.
+        answers: to the same images, of the bundle that is asked first.
+        images: uint8 [N, 3, H, W].
+        qualities: of libwebp, 0 … 100.
+    """
+    for quality in qualities:
+        coded = [encode_picture(image, quality) for image in images]
+        decoded = np.stack([decode_picture(payload, *images.shape[2:]) for payload in coded])
+        seen = run_graphs(Graphs(whole.head, whole.tail), Labelled(decoded, answers.labels))
+        told = answers.told_after(softmax(seen.final))
+        payloads = np.array([len(payload) for payload in coded], np.int64)
+        yield Pictures(quality, payloads, np.asarray(told == answers.labels))
