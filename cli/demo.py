@@ -16,9 +16,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +28,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.config import Parser
+from offramp.common.config import Parser, share
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
 from offramp.device.source import to_input
@@ -78,12 +78,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
     parser.add_argument(
-        "--threshold", metavar="T", action="append", default=[], type=_share, help="another T_c to run at"
+        "--threshold", metavar="T", action="append", default=[], type=share, help="another T_c to run at"
     )
     parser.add_argument(
         "--picture-threshold",
         metavar="T",
-        type=_share,
+        type=share,
         help="also run with pictures of those that the server's answer leaves unsure, sent to --whole",
     )
     parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")
@@ -146,13 +146,6 @@ def main(argv: Sequence[str]) -> int:
     if not all(line["agree"] for line in check):
         raise OfframpError("the metrics pages and the summary disagree")
     return 0
-
-
-def _share(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise ArgumentTypeError(f"{text!r}, expected 0 … 1")
 
 
 def read_labels(images: Path, classes: list[str]) -> dict[str, str]:

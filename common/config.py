@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import math
 import os
 import re
 import tomllib
@@ -367,6 +368,17 @@ def make_parser(program: str, settings: type[Settings], description: str, epilog
             action="append" if _is_several(field) else "store",
         )  # fmt: skip
     return parser
+
+
+def share(text: str) -> float:
+    """A flag's value, 0 … 1: an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected 0 … 1")
+    return value
 
 
 def flag_of(name: str) -> str:

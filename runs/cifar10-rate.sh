@@ -6,9 +6,9 @@
 # Trains all variants of runs/cifar10-rate.toml, prints `offramp report pareto` (with the paper's scheme if
 # runs/cifar10.sh has run before, with --short if this one has it), and runs each rate-trained bundle
 # through a real server and a real device on the test images, at last two points of the table with pictures for what is
-# still unsure. Training took some twenty minutes on an H200, without the stages after the joint one: three hours on two
-# CPU cores. --short is for two CPU cores
-# (runs/cifar10-rate-short.toml): two and a quarter hours with --precision bfloat16 where the CPU has it.
+# still unsure. Training took some twenty minutes on an H200, without the stages after the joint one: less than three hours
+# on two CPU cores. --short is for two CPU cores (runs/cifar10-rate-short.toml): two and a quarter hours with --precision
+# bfloat16 where the CPU has it.
 # Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and DIR/test.parquet instead of the
 # Hugging Face hub. Everything goes to build/cifar10-rate (build/cifar10-rate-short).
 set -euo pipefail

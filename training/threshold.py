@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.common.both_exits import ANSWERED_BY, SentAnswer
-from offramp.common.config import Parser
+from offramp.common.config import Parser, share
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("bundle", type=Path, help="the bundle's directory")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--accuracy", type=_share, metavar="A", help="at least this accuracy, 0 … 1")
+    goal.add_argument("--accuracy", type=share, metavar="A", help="at least this accuracy, 0 … 1")
     goal.add_argument(
-        "--drop", type=_share, metavar="D", help="at most this much below the best accuracy of any T_c"
+        "--drop", type=share, metavar="D", help="at most this much below the best accuracy of any T_c"
     )
     goal.add_argument("--bytes", type=_bytes, metavar="B", help="at most B payload bytes an image, mean")
     parser.add_argument("--sure", action="store_true", help="with 95 %% confidence, not on average")
@@ -108,25 +109,18 @@ def _parser() -> Parser:
     return parser
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected 0 … 1")
-    return value
-
-
 def _bytes(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}, expected a number of bytes")
-    return value
+    with suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a number of bytes")
 
 
 def _quality(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text}, expected 0 … 100")
-    return value
+    with suppress(ValueError):
+        if 0 <= int(text) <= 100:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number, 0 … 100")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import pytest
 
 from offramp.common import transport
 from offramp.common.bundle import Bundle
+from offramp.device.link import BACKOFF_FIRST
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile
+from tests.device.linked import Linked, LinkTo
 from tests.processes import WAIT, Processes, processes
 from tests.server.certificates import Pair
 
@@ -99,3 +102,23 @@ def secured(
         loop.call_soon_threadsafe(stop.set)
         thread.join(WAIT)
         loop.close()
+
+
+@pytest.fixture
+def linked(toy_bundle: Bundle) -> LinkTo:
+    """A link to some ports that ends with its block: threads gone, one outcome for each frame."""
+
+    @contextmanager
+    def make(*ports: int, timeout: float = WAIT, window: int = 16, **options: Any) -> Iterator[Linked]:
+        made = Linked(toy_bundle, ports, timeout, window, **options)
+        try:
+            yield made
+        finally:
+            made.link.close()
+        assert not any(thread.is_alive() for thread in made.link._threads)
+        made.settled()
+        # One attempt for each pause, and a few at once.
+        pauses = (time.monotonic() - made.start) / (BACKOFF_FIRST / 2)
+        assert made.sample("offramp_device_reconnects_total") <= 3 + pauses
+
+    return make

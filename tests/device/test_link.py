@@ -8,8 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
@@ -24,79 +23,14 @@ from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
 from offramp.common.errors import MismatchError, PeerError, UnavailableError
 from offramp.common.frame import ENVELOPE_BYTES
-from offramp.device.link import BACKOFF_FIRST, SENDS, Answer, Link, Outcome, Refusal
-from offramp.device.metrics import Cause, DeviceMetrics
+from offramp.device.link import BACKOFF_FIRST, SENDS, Answer, Outcome, Refusal
+from offramp.device.metrics import Cause
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile
 from tests.device.hostile import BREAKERS, STEPS, Script, answering_each, leaving
+from tests.device.linked import LinkTo
 from tests.processes import WAIT, Peer, Processes, closed_port, tcp_peer, until
-
-PAYLOAD = b"payload"
-
-
-LinkTo = Callable[..., AbstractContextManager["Linked"]]
-
-
-class Linked:
-    """A link and the outcomes of its frames."""
-
-    def __init__(
-        self, bundle: Bundle, ports: Sequence[int], timeout: float, window: int, **options: Any
-    ) -> None:
-        self.metrics = DeviceMetrics(bundle)
-        self.link = Link(
-            [f"127.0.0.1:{port}" for port in ports],
-            bundle.digest,
-            len(bundle.manifest.classes),
-            bundle.codec.raw_bytes,
-            self.metrics,
-            timeout=timeout,
-            window=window,
-            **options,
-        )
-        self.outcomes: list[list[Outcome]] = []
-        self.start = time.monotonic()
-
-    def offload(
-        self, count: int, payload: bytes = PAYLOAD, codec: CodecId = CodecId.BUNDLE, **options: Any
-    ) -> None:
-        """Hand in this many frames."""
-        for _ in range(count):
-            mine: list[Outcome] = []
-            self.outcomes.append(mine)
-            self.link.offload(codec, payload, mine.append, **options)
-
-    def settled(self) -> list[Outcome]:
-        """The one outcome of each frame, once all are there."""
-        until(lambda: all(self.outcomes), "an outcome for each frame")
-        return [outcome for (outcome,) in self.outcomes]
-
-    def sample(self, name: str, **labels: str) -> float:
-        """One value of the device's metrics."""
-        value = self.metrics.registry.get_sample_value(name, labels)
-        assert value is not None
-        return value
-
-
-@pytest.fixture
-def linked(toy_bundle: Bundle) -> LinkTo:
-    """A link to some ports that ends with its block: threads gone, one outcome for each frame."""
-
-    @contextmanager
-    def make(*ports: int, timeout: float = WAIT, window: int = 16, **options: Any) -> Iterator[Linked]:
-        made = Linked(toy_bundle, ports, timeout, window, **options)
-        try:
-            yield made
-        finally:
-            made.link.close()
-        assert not any(thread.is_alive() for thread in made.link._threads)
-        made.settled()
-        # One attempt for each pause, and a few at once.
-        pauses = (time.monotonic() - made.start) / (BACKOFF_FIRST / 2)
-        assert made.sample("offramp_device_reconnects_total") <= 3 + pauses
-
-    return make
 
 
 def refused(outcomes: list[Outcome]) -> list[Refusal]:

@@ -26,7 +26,7 @@ from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile
 from tests.device.hostile import Context, Requests, Script
-from tests.device.test_link import LinkTo, linked  # noqa: F401 - a fixture
+from tests.device.linked import LinkTo
 from tests.processes import WAIT, Processes, counting_proxy, scrape, until
 
 T_C, T_2, QUALITY = 0.7, 0.6, 30
@@ -336,7 +336,7 @@ def test_a_picture_that_cannot_be_written_costs_nothing(
 # --- the link ---
 
 
-def test_a_picture_waits_for_no_company(linked: LinkTo) -> None:  # noqa: F811
+def test_a_picture_waits_for_no_company(linked: LinkTo) -> None:
     with (
         hostile.hostile(taking([FIRST], [SECOND])) as server,
         linked(server.port, coalesce=WAIT) as device,
@@ -346,7 +346,7 @@ def test_a_picture_waits_for_no_company(linked: LinkTo) -> None:  # noqa: F811
         assert isinstance(outcome, Answer) and outcome.class_index == 2
 
 
-def test_a_frame_may_be_due_before_those_that_came_earlier(linked: LinkTo) -> None:  # noqa: F811
+def test_a_frame_may_be_due_before_those_that_came_earlier(linked: LinkTo) -> None:
     """It is given up at its own time, and one with so little of it says nothing of the server."""
     with hostile.hostile(taking([], [])) as server, linked(server.port, timeout=WAIT) as device:
         device.offload(1)
@@ -361,7 +361,7 @@ def test_a_frame_may_be_due_before_those_that_came_earlier(linked: LinkTo) -> No
         device.link._session.cancel("the test is over")
 
 
-def test_pictures_that_wait_for_a_stream_are_told_when_it_takes_none(linked: LinkTo) -> None:  # noqa: F811
+def test_pictures_that_wait_for_a_stream_are_told_when_it_takes_none(linked: LinkTo) -> None:
     """They were handed in before the server had said so; the activations among them are sent."""
     with hostile.hostile(taking([FIRST], [SECOND], 0)) as server, linked(server.port) as device:
         device.offload(1, codec=CodecId.PICTURE)
@@ -381,7 +381,7 @@ def test_pictures_that_wait_for_a_stream_are_told_when_it_takes_none(linked: Lin
         assert device.sample("offramp_device_frames_unanswered_total", cause="picture") == 3
 
 
-def test_a_picture_is_no_longer_than_the_server_takes(linked: LinkTo) -> None:  # noqa: F811
+def test_a_picture_is_no_longer_than_the_server_takes(linked: LinkTo) -> None:
     with hostile.hostile(taking([FIRST], [SECOND], 20_000)) as server, linked(server.port) as device:
         device.offload(1)
         device.settled()

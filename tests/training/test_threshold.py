@@ -272,9 +272,11 @@ def test_with_pictures_it_says_what_to_tell_a_device(
     [
         (["none", "--drop", "0.1"], 4, "none"),
         (["none"], 2, "one of the arguments --accuracy --drop --bytes is required"),
-        (["none", "--accuracy", "2"], 2, "2, expected 0 … 1"),
-        (["none", "--bytes", "-1"], 2, "-1, expected a number of bytes"),
-        (["none", "--drop", "0", "--picture-quality", "101"], 2, "101, expected 0 … 100"),
+        (["none", "--accuracy", "2"], 2, "--accuracy: '2', expected 0 … 1"),
+        (["none", "--drop", "much"], 2, "--drop: 'much', expected 0 … 1"),
+        (["none", "--bytes", "-1"], 2, "'-1', expected a number of bytes"),
+        (["none", "--bytes", "few"], 2, "'few', expected a number of bytes"),
+        (["none", "--drop", "0", "--picture-quality", "101"], 2, "'101', expected a whole number, 0 … 100"),
         (["none", "--drop", "0", "--picture-quality", "20"], 2, "--picture-quality: expected --pictures too"),
     ],
 )

@@ -1,0 +1,60 @@
+"""A link and what becomes of its frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from offramp.common.bundle import Bundle
+from offramp.common.codec import CodecId
+from offramp.device.link import Link, Outcome
+from offramp.device.metrics import DeviceMetrics
+from tests.processes import until
+
+PAYLOAD = b"payload"
+
+
+LinkTo = Callable[..., AbstractContextManager["Linked"]]
+
+
+class Linked:
+    """A link and the outcomes of its frames."""
+
+    def __init__(
+        self, bundle: Bundle, ports: Sequence[int], timeout: float, window: int, **options: Any
+    ) -> None:
+        self.metrics = DeviceMetrics(bundle)
+        self.link = Link(
+            [f"127.0.0.1:{port}" for port in ports],
+            bundle.digest,
+            len(bundle.manifest.classes),
+            bundle.codec.raw_bytes,
+            self.metrics,
+            timeout=timeout,
+            window=window,
+            **options,
+        )
+        self.outcomes: list[list[Outcome]] = []
+        self.start = time.monotonic()
+
+    def offload(
+        self, count: int, payload: bytes = PAYLOAD, codec: CodecId = CodecId.BUNDLE, **options: Any
+    ) -> None:
+        """Hand in this many frames."""
+        for _ in range(count):
+            mine: list[Outcome] = []
+            self.outcomes.append(mine)
+            self.link.offload(codec, payload, mine.append, **options)
+
+    def settled(self) -> list[Outcome]:
+        """The one outcome of each frame, once all are there."""
+        until(lambda: all(self.outcomes), "an outcome for each frame")
+        return [outcome for (outcome,) in self.outcomes]
+
+    def sample(self, name: str, **labels: str) -> float:
+        """One value of the device's metrics."""
+        value = self.metrics.registry.get_sample_value(name, labels)
+        assert value is not None
+        return value
