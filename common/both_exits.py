@@ -11,6 +11,7 @@ A bundle's manifest says whether its images are answered so (``sent_answer``).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self
 
 import numpy as np
@@ -67,3 +68,37 @@ class Told:
         if sent_answer == "server":
             return self.best
         return np.asarray(both_exits(early, self.best, self.probability).argmax(axis=1))
+
+
+@dataclass(frozen=True)
+class Replied:
+    """N images, were they all sent: what a device makes of the replies.
+
+    ``early`` are the early exit's probabilities, float32 [N, K]; ``sent_answer`` as in a bundle's manifest.
+    """
+
+    early: NDArray[np.float32]
+    replies: Told
+    sent_answer: SentAnswer
+
+    @cached_property
+    def both(self) -> NDArray[np.float32]:
+        """What both exits give each class, float32 [N, K], as the device keeps it."""
+        joint = both_exits(self.early, self.replies.best, self.replies.probability)
+        return joint.astype(np.float32)
+
+    @property
+    def told(self) -> NDArray[np.int64]:
+        """The class that is told of each image, int64 [N]."""
+        return self.replies.told(self.early, self.sent_answer)
+
+    @property
+    def told_confidence(self) -> NDArray[np.float32]:
+        """Of what is told, float32 [N]: what a picture threshold is compared with."""
+        if self.sent_answer == "server":
+            return self.replies.probability
+        return np.asarray(self.both.max(axis=1))
+
+    def told_after(self, pictures: Told) -> NDArray[np.int64]:
+        """The class that is told of each image, int64 [N], were it sent as a picture as well."""
+        return pictures.told(self.both, self.sent_answer)

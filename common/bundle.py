@@ -278,6 +278,11 @@ class Manifest(_Strict):
                 raise ValueError(f"mode_of_channel has {modes} entries, the activation {channels} channels")
         return self
 
+    def reads_otherwise(self, other: Manifest) -> str | None:
+        """What keeps one picture from meaning the same to both bundles: the field's name, or None."""
+        fields = ("classes", "preprocessing")
+        return next((name for name in fields if getattr(self, name) != getattr(other, name)), None)
+
 
 @dataclass(frozen=True)
 class Bundle:

@@ -26,6 +26,7 @@ from offramp.common.both_exits import Told
 from offramp.common.bundle import Bundle
 from offramp.common.engine import Engine
 from offramp.common.errors import DataError, printable
+from offramp.training.frontier import THRESHOLDS
 
 if TYPE_CHECKING:
     # It imports torch, which nothing here needs.
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 BASELINES = "baselines.json"
 _BATCH = 64
-_GRID = tuple(step / 100 for step in range(101))
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ def measure(
             Pictures(name=form.name, bytes_mean=float(sizes.mean()), accuracy=float(right.mean()))
         )
         if form.name in HYBRIDS:
-            unsure = [confidence <= at for at in _GRID]
+            unsure = [confidence <= at for at in THRESHOLDS]
             answered = whole.told(early, rule) == data.labels
             hybrids.append(
                 Hybrid(
                     name=f"early exit + {form.name}",
-                    threshold=list(_GRID),
+                    threshold=list(THRESHOLDS),
                     bytes_mean=[float(np.where(one, sizes, 0).mean()) for one in unsure],
                     accuracy=[float(np.where(one, answered, early_right).mean()) for one in unsure],
                 )

@@ -28,7 +28,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from offramp.common.both_exits import ANSWERED_BY, SentAnswer, Told, both_exits
+from offramp.common.both_exits import ANSWERED_BY, Replied, Told
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
@@ -106,21 +106,11 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Replied):
     """A bundle's answers for N images, and the payload each one takes."""
 
-    early: NDArray[np.float32]
-    """The early exit's probabilities, float32 [N, K]."""
-    replies: Told
-    """What the server tells of each image, were it sent."""
-    sent_answer: SentAnswer
     payload: Sizes
     labels: NDArray[np.int64]
-
-    @property
-    def told(self) -> NDArray[np.int64]:
-        """The class that is told of each image, were it sent, int64 [N]."""
-        return self.replies.told(self.early, self.sent_answer)
 
     @property
     def early_right(self) -> Rights:
@@ -137,24 +127,9 @@ class Split:
         """Where the server alone is."""
         return np.asarray(self.replies.best == self.labels)
 
-    @property
-    def told_confidence(self) -> NDArray[np.float32]:
-        """Of what is told, [N]."""
-        if self.sent_answer == "server":
-            return self.replies.probability
-        return np.asarray(self.both.max(axis=1))
-
-    @cached_property
-    def both(self) -> NDArray[np.float32]:
-        """What both exits give each class, [N, K], as the device keeps it."""
-        joint = both_exits(self.early, self.replies.best, self.replies.probability)
-        return joint.astype(np.float32)
-
     def right_after(self, pictures: Told) -> Rights:
         """Where the answer is, were a picture sent as well."""
-        if self.sent_answer == "server":
-            return np.asarray(pictures.best == self.labels)
-        return np.asarray(pictures.told(self.both, "both") == self.labels)
+        return np.asarray(self.told_after(pictures) == self.labels)
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,7 @@ class Served:
 
     def answers_pictures_of(self, other: Served) -> bool:
         """Whether its whole model tells what a picture from a device with the other bundle shows."""
-        own, theirs = self.bundle.manifest, other.bundle.manifest
-        return (
-            self.whole is not None
-            and own.classes == theirs.classes
-            and own.preprocessing == theirs.preprocessing
-        )
+        return self.whole is not None and not self.bundle.manifest.reads_otherwise(other.bundle.manifest)
 
 
 @dataclass(frozen=True)

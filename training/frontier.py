@@ -1,9 +1,12 @@
-"""Which of many operating points are worth having."""
+"""Operating points: which are tried, and which of many are worth having."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+THRESHOLDS = tuple(step / 100 for step in range(101))
+"""Of a confidence, those that are tried."""
 
 
 def frontier(sent: NDArray[np.number], right: NDArray[np.number]) -> NDArray[np.intp]:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.common.both_exits import SentAnswer, Told, both_exits
+from offramp.common.both_exits import Replied, SentAnswer, Told
 from offramp.common.engine import session, softmax
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import Graphs
+from offramp.training.frontier import THRESHOLDS
 from offramp.training.models import SplitModel
 
 _BATCH = 64
-_GRID = tuple(step / 100 for step in range(101))
 
 
 @dataclass(frozen=True)
@@ -59,33 +59,17 @@ class Answers:
         return np.asarray(self.final.argmax(axis=1) == self.labels)
 
     @cached_property
+    def replied(self) -> Replied:
+        """What a device makes of the replies, were all images sent."""
+        early = softmax(self.early, self.temperature)
+        return Replied(early, Told.of(softmax(self.final)), self.sent_answer)
+
+    @cached_property
     def sent_right(self) -> NDArray[np.bool_]:
         """Where the answer to the image, were it sent, is the label, bool [N]."""
         if self.sent_answer == "server":
             return self.final_right
-        return np.asarray(self._both.argmax(axis=1) == self.labels)
-
-    @cached_property
-    def sent_confidence(self) -> NDArray[np.float32]:
-        """Of the answer to the image, were it sent, float32 [N]; pictures go by it."""
-        if self.sent_answer == "server":
-            return np.asarray(softmax(self.final).max(axis=1))
-        return np.asarray(self._both.max(axis=1))
-
-    def told_after(self, pictures: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The class that a device tells, int64 [N], were a picture sent as well.
-
-        pictures: what a whole model gives each class then, float32 [N, K].
-        """
-        reply = Told.of(pictures)
-        return reply.best if self.sent_answer == "server" else reply.told(self._both, "both")
-
-    @cached_property
-    def _both(self) -> NDArray[np.float32]:
-        """What both exits give each class, float32 [N, K], as the device keeps it."""
-        reply = Told.of(softmax(self.final))
-        early = softmax(self.early, self.temperature)
-        return both_exits(early, reply.best, reply.probability).astype(np.float32)
+        return np.asarray(self.replied.told == self.labels)
 
     def exits(self, threshold: float) -> NDArray[np.bool_]:
         """Which images exit early: those whose confidence exceeds T_c (Sec. III-B); at 1, none."""
@@ -102,7 +86,7 @@ class Answers:
     @property
     def best_accuracy(self) -> float:
         """The best `accuracy` that any threshold on a grid of hundredths has."""
-        return max(self.accuracy(threshold) for threshold in _GRID)
+        return max(self.accuracy(threshold) for threshold in THRESHOLDS)
 
     def take(self, index: NDArray[np.int64]) -> Answers:
         """The answers for the images at these positions."""
@@ -173,4 +157,4 @@ def choose_threshold(answers: Answers, drop: float) -> float:
     """
     # The slack is for the means' last bit.
     floor = answers.best_accuracy - drop - 1e-12
-    return next(t for t in _GRID if answers.accuracy(t) >= floor)
+    return next(t for t in THRESHOLDS if answers.accuracy(t) >= floor)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.both_exits import Told
 from offramp.common.bundle import Bundle
 from offramp.common.engine import softmax
 from offramp.common.errors import ConfigError
@@ -29,13 +30,8 @@ class Pictures:
 
 def require_same_images(bundle: Bundle, whole: Bundle) -> None:
     """Raise ConfigError unless a server would have the second bundle answer pictures for the first."""
-    own, theirs = bundle.manifest, whole.manifest
-    for what, ours, others in (
-        ("classes", own.classes, theirs.classes),
-        ("preprocessing", own.preprocessing, theirs.preprocessing),
-    ):
-        if ours != others:
-            raise ConfigError(f"--pictures {whole.path}: its {what} are not those of {bundle.path}")
+    if differing := bundle.manifest.reads_otherwise(whole.manifest):
+        raise ConfigError(f"--pictures {whole.path}: its {differing} are not those of {bundle.path}")
 
 
 def as_pictures(
@@ -53,6 +49,6 @@ def as_pictures(
         coded = [encode_picture(image, quality) for image in images]
         decoded = np.stack([decode_picture(payload, *images.shape[2:]) for payload in coded])
         seen = run_graphs(Graphs(whole.head, whole.tail), Labelled(decoded, answers.labels))
-        told = answers.told_after(softmax(seen.final))
+        told = answers.replied.told_after(Told.of(softmax(seen.final)))
         payloads = np.array([len(payload) for payload in coded], np.int64)
         yield Pictures(quality, payloads, np.asarray(told == answers.labels))

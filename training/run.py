@@ -45,6 +45,7 @@ from offramp.training.codebook import (
 )
 from offramp.training.data import Dataset
 from offramp.training.export import export
+from offramp.training.frontier import THRESHOLDS
 from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
 from offramp.training.quantize import QuantModel, calibration_part, quantize_calibrated
 from offramp.training.recipe import STAGES_OF_A_CODE, Recipe
@@ -53,7 +54,6 @@ from offramp.training.train import Clock, Hardware, Progress, Trained, train
 
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 _CARD_THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-_GRID = tuple(step / 100 for step in range(101))
 # Tables are settled long before this many symbols, and counting them takes ten times their memory.
 _CODEC_SYMBOLS = 1 << 23
 
@@ -263,7 +263,7 @@ def _record(
     by_codec: dict[str, NDArray[np.int64]],
 ) -> Record:
     manifest, settings, narrow = bundle.manifest, recipe.train, recipe.model.bottleneck
-    grid = sorted({*_GRID, *_CARD_THRESHOLDS, manifest.threshold})
+    grid = sorted({*THRESHOLDS, *_CARD_THRESHOLDS, manifest.threshold})
     exits = [answers.exits(at) for at in grid]
     own = manifest.figures
     return Record(

@@ -267,27 +267,28 @@ def choose(
 
 def _again(answers: Answers, point: _Point) -> NDArray[np.bool_]:
     """Which images are sent once more, bool [N]."""
-    return ~answers.exits(point.threshold) & (answers.sent_confidence <= point.again)
+    return ~answers.exits(point.threshold) & (answers.replied.told_confidence <= point.again)
 
 
 def _points(answers: Answers, payloads: NDArray[np.int64], pictures: Iterable[Pictures]) -> list[_Point]:
     """Every T_c in hundredths; then with every picture threshold in hundredths, of every quality."""
     import numpy as np
 
-    grid = np.arange(101) / 100
+    from offramp.training.frontier import THRESHOLDS
+
     count, plain = len(answers), []
-    for at in grid:
-        sent = np.where(answers.exits(float(at)), 0, payloads)
-        plain.append(_Point(float(at), float(sent.mean()), int(answers.right(float(at)).sum())))
+    for at in THRESHOLDS:
+        sent = np.where(answers.exits(at), 0, payloads)
+        plain.append(_Point(at, float(sent.mean()), int(answers.right(at).sum())))
     points = list(plain)
     # The lowest threshold at which an image is sent once more; beyond the last for none.
-    first = np.searchsorted(grid.astype(np.float32), answers.sent_confidence, "left")
+    first = np.searchsorted(np.array(THRESHOLDS, np.float32), answers.replied.told_confidence, "left")
     for one in pictures:
         gain = one.right.astype(np.int64) - answers.sent_right
         for point in plain:
             sent = ~answers.exits(point.threshold)
             more, gained = (
-                np.bincount(first[sent], of[sent], minlength=len(grid))[: len(grid)].cumsum()
+                np.bincount(first[sent], of[sent], minlength=len(THRESHOLDS) + 1).cumsum()
                 for of in (one.payloads, gain)
             )
             points += [
@@ -296,9 +297,9 @@ def _points(answers: Answers, payloads: NDArray[np.int64], pictures: Iterable[Pi
                     point.bytes_mean + float(more[number]) / count,
                     point.right + round(float(gained[number])),
                     one,
-                    float(again),
+                    again,
                 )
-                for number, again in enumerate(grid)
+                for number, again in enumerate(THRESHOLDS)
                 if more[number]
             ]
     return points
