@@ -6,6 +6,8 @@ end of the range that uint8 can hold, so neither is left (`QuantLayer.relu` is t
 
 What travels is coded losslessly afterwards, and every bit of its step that no exit needs is a bit sent in
 vain: its step may be coarser than that of 256 codes over its range (`_code_of_what_travels`).
+
+At last the biases take back what all of this moves the means by (`bias_correction`).
 """
 
 from __future__ import annotations
@@ -19,9 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from offramp.common.errors import DataError
-from offramp.training.bottleneck import ZERO_POINT
-from offramp.training.data import PIXEL_SCALE, PIXEL_ZERO, Labelled, to_float
+from offramp.training.bias_correction import with_corrected_biases
+from offramp.training.data import Labelled, to_float
 from offramp.training.models import Add, ConvUnit, ExitBranch, Flow, MaxPool, Shortcut, Shuffle, SplitModel
+from offramp.training.quantized import (
+    IMAGE,
+    WHOLE,
+    Affine,
+    QuantAdd,
+    QuantBlock,
+    QuantLayer,
+    QuantModel,
+    QuantPool,
+    QuantShuffle,
+)
 from offramp.training.recipe import Recipe
 
 _BATCH = 128
@@ -31,121 +44,6 @@ _SAMPLE = 1 << 16
 # Steps of what travels that are tried, as multiples of the finest that holds its range; on how many images.
 _FINER, _COARSER = 2.0 ** (-np.arange(1, 9) / 2), 2.0 ** (np.arange(1, 17) / 2)
 _STEP_IMAGES = 512
-
-
-@dataclass(frozen=True)
-class Affine:
-    """uint8 code q stands for the real number (q - zero_point) * scale."""
-
-    scale: float
-    zero_point: int
-
-    @classmethod
-    def covering(cls, low: float, high: float) -> Affine:
-        """The finest code that holds [low, high] and, exactly, 0."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        # Held in float32 because the graphs are: every later product of scales then matches theirs.
-        scale = float(np.float32(max(high - low, 1e-6) / 255.0))
-        return cls(scale, int(np.clip(round(-low / scale), 0, 255)))
-
-    def quantize(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Round half to even and saturate, as ONNX QuantizeLinear does; shape is kept."""
-        codes = np.rint(x / np.float32(self.scale)) + self.zero_point
-        return np.asarray(np.clip(codes, 0, 255), np.uint8)
-
-    def dequantize(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The real numbers (float32) that uint8 codes stand for; shape is kept."""
-        centred = codes.astype(np.float32) - np.float32(self.zero_point)
-        return np.asarray(centred * np.float32(self.scale), np.float32)
-
-
-# Pixels go into the first convolution as they are, so that the head needs no float arithmetic at its input.
-IMAGE = Affine(PIXEL_SCALE, PIXEL_ZERO)
-# A bottleneck's code is whole numbers.
-WHOLE = Affine(1.0, ZERO_POINT)
-
-
-@dataclass(frozen=True)
-class QuantLayer:
-    """A convolution or linear layer in integers.
-
-    ``weight`` int8 [C_out, C_in / groups, k, k] or [C_out, C_in], ``weight_scale`` float32 [C_out], ``bias``
-    int32 [C_out] in units of input scale times weight scale. ``output`` is None where the result stays
-    float32 (logits). ``relu``: the code of the output goes below 0, so the ReLU has to be computed.
-    """
-
-    weight: NDArray[np.int8]
-    weight_scale: NDArray[np.float32]
-    bias: NDArray[np.int32]
-    input: Affine
-    output: Affine | None
-    stride: int = 1
-    padding: int = 0
-    groups: int = 1
-    relu: bool = False
-
-
-@dataclass(frozen=True)
-class QuantAdd:
-    """The add that closes a residual block: the open branch goes through ``shortcut``, if there is one.
-
-    ``relu`` as in `QuantLayer`.
-    """
-
-    shortcut: QuantLayer | None
-    relu: bool
-
-
-@dataclass(frozen=True)
-class QuantPool:
-    """Max pooling of codes as they are: its output has its input's code."""
-
-    kernel: int
-
-
-@dataclass(frozen=True)
-class QuantShuffle:
-    """Depth to space of codes as they are."""
-
-    factor: int
-
-
-@dataclass(frozen=True)
-class QuantBlock:
-    """A sub-block in integers."""
-
-    name: str
-    layer: QuantLayer | QuantAdd | QuantPool | QuantShuffle
-    opens: bool
-    output: Affine
-
-
-@dataclass(frozen=True)
-class QuantModel:
-    """A split model in integers, ready for export.
-
-    ``symbols`` is the code of all that travels, ``step`` its step as a multiple of the finest one that holds
-    the range, ``cut`` the number of blocks on the device, ``seen`` the one whose output the early exit sees.
-    ``exit_convolutions`` are the early exit's own, ``exit_pool`` is its average pool as the depthwise
-    convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
-    """
-
-    blocks: tuple[QuantBlock, ...]
-    top: tuple[QuantLayer, ...]
-    pooled: Affine
-    classifier: QuantLayer
-    exit_convolutions: tuple[QuantLayer, ...]
-    exit_pool: QuantLayer
-    exit_linear: QuantLayer
-    exit_number: int
-    seen: int
-    cut: int
-    symbols: Affine
-    step: float
-    exit_shape: tuple[int, int, int]
-    split_shape: tuple[int, int, int]
-    input_shape: tuple[int, int, int]
-    classes: int
 
 
 class _Observed:
@@ -252,7 +150,7 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
     own, exit_code = _chain(model.branch.units(), seen.exit_convolutions, codes[model.seen])
     pooled, exit_pooled = seen.pooled.affine(), seen.exit_pooled.affine()
     final, early = backbone.classifier.linear, model.branch.linear
-    return QuantModel(
+    quantized = QuantModel(
         blocks=tuple(blocks),
         top=top,
         pooled=pooled,
@@ -270,6 +168,7 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
         input_shape=backbone.input_shape,
         classes=backbone.classes,
     )
+    return with_corrected_biases(model, quantized, images)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ from offramp.training.data import Dataset
 from offramp.training.export import export
 from offramp.training.frontier import THRESHOLDS
 from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
-from offramp.training.quantize import QuantModel, calibration_part, quantize_calibrated
+from offramp.training.quantize import calibration_part, quantize_calibrated
+from offramp.training.quantized import QuantModel
 from offramp.training.recipe import STAGES_OF_A_CODE, Recipe
 from offramp.training.record import Record
 from offramp.training.train import Clock, Hardware, Progress, Trained, train

@@ -12,7 +12,8 @@ from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape,
 from offramp.training.data import Dataset, to_float
 from offramp.training.export import export
 from offramp.training.models import BACKBONES, Outputs, SplitModel, mobilenet_v2, partition
-from offramp.training.quantize import WHOLE, quantize
+from offramp.training.quantize import quantize
+from offramp.training.quantized import WHOLE
 from offramp.training.recipe import Recipe
 from offramp.training.train import Hardware, _RateSplit, train
 from tests.kill import before_the_checkpoint, killed_and_resumed

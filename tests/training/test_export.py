@@ -13,7 +13,8 @@ from offramp.common.bundle import check_graph
 from offramp.training.data import to_float
 from offramp.training.export import Graphs, export
 from offramp.training.models import BACKBONES, SplitModel
-from offramp.training.quantize import QuantModel, quantize
+from offramp.training.quantize import quantize
+from offramp.training.quantized import QuantModel
 
 
 def session(

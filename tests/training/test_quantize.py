@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from offramp.common.errors import DataError
 from offramp.training.data import to_float
 from offramp.training.models import BACKBONES, ConvUnit, SplitModel
-from offramp.training.quantize import IMAGE, Affine, QuantLayer, quantize
+from offramp.training.quantize import quantize
+from offramp.training.quantized import IMAGE, Affine, QuantLayer
 
 
 @given(low=st.floats(-1e3, 1e3), width=st.floats(0, 1e3))

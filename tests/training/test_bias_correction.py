@@ -1,0 +1,54 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.common.engine import session
+from offramp.training.bias_correction import with_corrected_biases
+from offramp.training.data import to_float
+from offramp.training.export import export
+from offramp.training.models import BACKBONES, SplitModel
+from offramp.training.quantize import quantize
+from offramp.training.quantized import QuantLayer, QuantModel
+
+
+def means(quantized: QuantModel, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean logits of the early and the final exit of the exported graphs."""
+    graphs = export(quantized)
+    symbols, early = session(graphs.head, threads=1).run(["symbols", "logits"], {"image": pixels})
+    (final,) = session(graphs.tail, threads=1).run(["logits"], {"symbols": symbols})
+    return early.mean(axis=0), final.mean(axis=0)
+
+
+# At the end of a block, and inside a residual one.
+@pytest.mark.parametrize("exit_number", [7, 3])
+def test_mean_answers_of_the_graphs_are_those_of_the_float_model(exit_number: int) -> None:
+    torch.manual_seed(0)
+    model = SplitModel(BACKBONES["tiny"](10, 32), exit_number)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), np.uint8)
+    images = to_float(torch.from_numpy(pixels))
+    with torch.no_grad():
+        for _ in range(20):
+            model(images)
+        model.eval()
+        out = model(images)
+    quantized = quantize(model, images)
+    # Biases that are off, as rounding might leave them, in every block with any.
+    off = replace(
+        quantized,
+        blocks=tuple(
+            replace(block, layer=replace(block.layer, bias=block.layer.bias + 3000))
+            if isinstance(block.layer, QuantLayer)
+            else block
+            for block in quantized.blocks
+        ),
+    )
+    for exact, moved, corrected in zip(
+        (out.early.mean(dim=0).numpy(), out.final.mean(dim=0).numpy()),
+        means(off, pixels),
+        means(with_corrected_biases(model, off, images), pixels),
+        strict=True,
+    ):
+        assert np.abs(moved - exact).max() > 0.01
+        np.testing.assert_allclose(corrected, exact, atol=0.002)

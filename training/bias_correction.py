@@ -1,0 +1,160 @@
+"""Bias correction: what rounding moves the mean of a channel by, its bias takes back.
+
+Weights and activations are rounded to the nearest code, but over all places of a channel these errors do not
+cancel: its mean moves, most in the depthwise layers, whose channels have few weights, and every layer behind
+it sees the moved one. The difference is measured on calibration images, layer after layer, each behind those
+that are already corrected, and added to the bias (Nagel et al., "Data-free quantization through weight
+equalization and bias correction", 2019, Sec. 4.2 and appendix D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from offramp.training.models import Add, ConvUnit, SplitModel
+from offramp.training.quantized import Affine, QuantLayer, QuantModel
+
+_BATCH = 32
+# Means over all places of a channel are sure with few; a layer's activations of all of them are held at once.
+_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """An activation as it is in float32, and as it is behind codes; both of one shape."""
+
+    exact: Tensor
+    coded: Tensor
+
+
+_Batches = list[_Batch]
+
+
+@torch.no_grad()
+def with_corrected_biases(model: SplitModel, quantized: QuantModel, images: Tensor) -> QuantModel:
+    """``quantized`` with the mean of every channel before its activation function as it is in ``model``.
+
+    Args:
+        model: float32, in eval mode.
+        quantized: made of it.
+        images: calibration images, float32 [N, 3, H, W], of which the first few hundred are used.
+    """
+    batches = [
+        _Batch(x, x)
+        for x in torch.split(images[:_IMAGES].contiguous(memory_format=torch.channels_last), _BATCH)
+    ]
+    skip = batches
+    blocks = []
+    exit_convolutions, exit_linear = quantized.exit_convolutions, quantized.exit_linear
+    for position, (block, coded) in enumerate(zip(model.blocks(), quantized.blocks, strict=True)):
+        skip = batches if block.opens else skip
+        layer = coded.layer
+        if isinstance(block.unit, ConvUnit):
+            assert isinstance(layer, QuantLayer)
+            layer, batches = _convolution(block.unit, layer, batches)
+        elif isinstance(block.unit, Add):
+            batches = [
+                _Batch(
+                    block.unit(new.exact, old.exact),
+                    _rounded(block.unit(new.coded, old.coded), coded.output),
+                )
+                for new, old in zip(batches, skip, strict=True)
+            ]
+        else:
+            batches = [_Batch(block.unit(one.exact), block.unit(one.coded)) for one in batches]
+        blocks.append(replace(coded, layer=layer))
+        if model.bottleneck is not None and position == model.cut - 1:
+            batches = [replace(one, exact=model.bottleneck.rounding(one.exact)) for one in batches]
+        if position == model.seen:
+            exit_convolutions, seen = _chain(model.branch.units(), exit_convolutions, batches)
+            pooled = [
+                _Batch(
+                    model.branch.pool(one.exact),
+                    _rounded(model.branch.pool(one.coded), quantized.exit_linear.input),
+                )
+                for one in seen
+            ]
+            exit_linear = _linear(model.branch.linear, exit_linear, pooled)
+    top, batches = _chain(model.backbone.top, quantized.top, batches)
+    pooled = [
+        _Batch(one.exact.mean(dim=(2, 3)), _rounded(one.coded.mean(dim=(2, 3)), quantized.pooled))
+        for one in batches
+    ]
+    return replace(
+        quantized,
+        blocks=tuple(blocks),
+        top=top,
+        classifier=_linear(model.backbone.classifier.linear, quantized.classifier, pooled),
+        exit_convolutions=exit_convolutions,
+        exit_linear=exit_linear,
+    )
+
+
+def _chain(
+    units: Iterable[nn.Module], layers: tuple[QuantLayer, ...], batches: _Batches
+) -> tuple[tuple[QuantLayer, ...], _Batches]:
+    """Convolutions one after the other, corrected, and what the last one leaves."""
+    corrected = []
+    for unit, layer in zip(units, layers, strict=True):
+        assert isinstance(unit, ConvUnit)
+        layer, batches = _convolution(unit, layer, batches)
+        corrected.append(layer)
+    return tuple(corrected), batches
+
+
+def _convolution(unit: ConvUnit, layer: QuantLayer, batches: _Batches) -> tuple[QuantLayer, _Batches]:
+    weight, bias = _real(layer)
+    output = layer.output
+    assert output is not None
+    results = [
+        _Batch(
+            unit.norm(unit.conv(one.exact)),
+            nn.functional.conv2d(one.coded, weight, bias, layer.stride, layer.padding, groups=layer.groups),
+        )
+        for one in batches
+    ]
+    layer, moved = _corrected(layer, results)
+    # A linear bottleneck has no ReLU, and of what has one the codes end at 0.
+    exact = (torch.relu(one.exact) if unit.relu else one.exact for one in results)
+    coded = (one.coded + moved[:, None, None] for one in results)
+    return layer, [
+        _Batch(a, _rounded(torch.relu(b) if unit.relu else b, output))
+        for a, b in zip(exact, coded, strict=True)
+    ]
+
+
+def _linear(linear: nn.Linear, layer: QuantLayer, pooled: _Batches) -> QuantLayer:
+    weight, bias = _real(layer)
+    results = [
+        _Batch(linear(one.exact.flatten(1)), nn.functional.linear(one.coded.flatten(1), weight, bias))
+        for one in pooled
+    ]
+    return _corrected(layer, results)[0]
+
+
+def _corrected(layer: QuantLayer, results: _Batches) -> tuple[QuantLayer, Tensor]:
+    """The layer with its bias moved, and by how much that is, float32 [C]; ``results`` [N, C, ...]."""
+    other = [axis for axis in range(results[0].exact.dim()) if axis != 1]
+    sums = torch.stack([(one.exact - one.coded).double().sum(dim=other) for one in results]).sum(dim=0)
+    mean = sums.numpy() / sum(one.exact.numel() // one.exact.shape[1] for one in results)
+    unit = layer.weight_scale.astype(np.float64) * layer.input.scale
+    steps = np.rint(mean / unit)
+    corrected = replace(layer, bias=(layer.bias + steps).astype(np.int32))
+    return corrected, torch.from_numpy((steps * unit).astype(np.float32))
+
+
+def _real(layer: QuantLayer) -> tuple[Tensor, Tensor]:
+    """The weight and the bias that the integers stand for, float32."""
+    scale = layer.weight_scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    bias = layer.bias * (layer.weight_scale.astype(np.float64) * layer.input.scale)
+    return torch.from_numpy(layer.weight * scale), torch.from_numpy(bias.astype(np.float32))
+
+
+def _rounded(x: Tensor, code: Affine) -> Tensor:
+    """What the codes of ``x`` stand for."""
+    return torch.from_numpy(code.dequantize(code.quantize(x.numpy())))
