@@ -9,7 +9,7 @@ equalization and bias correction", 2019, Sec. 4.2 and appendix D).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,24 +72,15 @@ def with_corrected_biases(model: SplitModel, quantized: QuantModel, images: Tens
             batches = [replace(one, exact=model.bottleneck.rounding(one.exact)) for one in batches]
         if position == model.seen:
             exit_convolutions, seen = _chain(model.branch.units(), exit_convolutions, batches)
-            pooled = [
-                _Batch(
-                    model.branch.pool(one.exact),
-                    _rounded(model.branch.pool(one.coded), quantized.exit_linear.input),
-                )
-                for one in seen
-            ]
-            exit_linear = _linear(model.branch.linear, exit_linear, pooled)
+            exit_linear = _linear(model.branch.linear, exit_linear, model.branch.pool, seen)
     top, batches = _chain(model.backbone.top, quantized.top, batches)
-    pooled = [
-        _Batch(one.exact.mean(dim=(2, 3)), _rounded(one.coded.mean(dim=(2, 3)), quantized.pooled))
-        for one in batches
-    ]
     return replace(
         quantized,
         blocks=tuple(blocks),
         top=top,
-        classifier=_linear(model.backbone.classifier.linear, quantized.classifier, pooled),
+        classifier=_linear(
+            model.backbone.classifier.linear, quantized.classifier, lambda x: x.mean(dim=(2, 3)), batches
+        ),
         exit_convolutions=exit_convolutions,
         exit_linear=exit_linear,
     )
@@ -119,20 +110,23 @@ def _convolution(unit: ConvUnit, layer: QuantLayer, batches: _Batches) -> tuple[
         for one in batches
     ]
     layer, moved = _corrected(layer, results)
-    # A linear bottleneck has no ReLU, and of what has one the codes end at 0.
-    exact = (torch.relu(one.exact) if unit.relu else one.exact for one in results)
-    coded = (one.coded + moved[:, None, None] for one in results)
+    ends = torch.relu if unit.relu else nn.Identity()
     return layer, [
-        _Batch(a, _rounded(torch.relu(b) if unit.relu else b, output))
-        for a, b in zip(exact, coded, strict=True)
+        _Batch(ends(one.exact), _rounded(ends(one.coded + moved[:, None, None]), output)) for one in results
     ]
 
 
-def _linear(linear: nn.Linear, layer: QuantLayer, pooled: _Batches) -> QuantLayer:
+def _linear(
+    linear: nn.Linear, layer: QuantLayer, pool: Callable[[Tensor], Tensor], batches: _Batches
+) -> QuantLayer:
+    """The linear layer behind a pool of ``batches``, corrected."""
     weight, bias = _real(layer)
     results = [
-        _Batch(linear(one.exact.flatten(1)), nn.functional.linear(one.coded.flatten(1), weight, bias))
-        for one in pooled
+        _Batch(
+            linear(pool(one.exact).flatten(1)),
+            nn.functional.linear(_rounded(pool(one.coded), layer.input).flatten(1), weight, bias),
+        )
+        for one in batches
     ]
     return _corrected(layer, results)[0]
 
