@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.training.models import Add, ConvUnit, SplitModel
+from offramp.training.models import Add, ConvUnit, Flow, SplitModel
 from offramp.training.quantized import Affine, QuantLayer, QuantModel
 
 _BATCH = 32
-# Means over all places of a channel are sure with few; a layer's activations of all of them are held at once.
+# Means over all places of a channel are sure with few images. What a layer takes and gives is held of all.
 _IMAGES = 256
+_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,11 @@ def with_corrected_biases(model: SplitModel, quantized: QuantModel, images: Tens
     Args:
         model: float32, in eval mode.
         quantized: made of it.
-        images: calibration images, float32 [N, 3, H, W], of which the first few hundred are used.
+        images: calibration images, float32 [N, 3, H, W], of which the first 256 are used, or as many as a
+            layer's activations have a GiB for.
     """
-    batches = [
-        _Batch(x, x)
-        for x in torch.split(images[:_IMAGES].contiguous(memory_format=torch.channels_last), _BATCH)
-    ]
+    used = images[: _count(model, images[:1])].contiguous(memory_format=torch.channels_last)
+    batches = [_Batch(x, x) for x in torch.split(used, _BATCH)]
     skip = batches
     blocks = []
     exit_convolutions, exit_linear = quantized.exit_convolutions, quantized.exit_linear
@@ -86,6 +87,18 @@ def with_corrected_biases(model: SplitModel, quantized: QuantModel, images: Tens
     )
 
 
+def _count(model: SplitModel, image: Tensor) -> int:
+    """How many images to use, from what one of them, float32 [1, 3, H, W], is in each layer."""
+    flow = Flow(image)
+    sizes = [image.numel()]
+    for block in model.blocks():
+        flow = block(flow)
+        sizes.append(flow.x.numel())
+    both_in_float32 = 2 * 4
+    of_one = both_in_float32 * max(before + after for before, after in pairwise(sizes))
+    return min(_IMAGES, max(_BATCH, _BYTES // of_one))
+
+
 def _chain(
     units: Iterable[nn.Module], layers: tuple[QuantLayer, ...], batches: _Batches
 ) -> tuple[tuple[QuantLayer, ...], _Batches]:
@@ -111,9 +124,10 @@ def _convolution(unit: ConvUnit, layer: QuantLayer, batches: _Batches) -> tuple[
     ]
     layer, moved = _corrected(layer, results)
     ends = torch.relu if unit.relu else nn.Identity()
-    return layer, [
-        _Batch(ends(one.exact), _rounded(ends(one.coded + moved[:, None, None]), output)) for one in results
-    ]
+    # In place, so that what is done with is freed.
+    for number, one in enumerate(results):
+        results[number] = _Batch(ends(one.exact), _rounded(ends(one.coded + moved[:, None, None]), output))
+    return layer, results
 
 
 def _linear(

@@ -58,7 +58,8 @@ class _Observed:
         self.low = min(self.low, float(flat.min()))
         self.high = max(self.high, float(flat.max()))
         # An odd step: an even one would keep to a few columns of every image.
-        self.samples.append(flat[:: flat.numel() // _SAMPLE | 1].numpy())
+        # A copy: a view would keep all of the tensor.
+        self.samples.append(flat[:: flat.numel() // _SAMPLE | 1].numpy().copy())
 
     def merge(self, other: _Observed) -> None:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)

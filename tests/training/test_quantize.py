@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from offramp.common.errors import DataError
 from offramp.training.data import to_float
 from offramp.training.models import BACKBONES, ConvUnit, SplitModel
-from offramp.training.quantize import quantize
+from offramp.training.quantize import _Observed, quantize
 from offramp.training.quantized import IMAGE, Affine, QuantLayer
 
 
@@ -31,6 +31,14 @@ def test_pixels_are_their_own_codes() -> None:
 def test_no_images_no_calibration() -> None:
     with pytest.raises(DataError, match="at least one calibration image"):
         quantize(SplitModel(BACKBONES["tiny"](10, 32), 1), torch.empty(0, 3, 32, 32))
+
+
+def test_a_sample_of_a_tensor_does_not_hold_all_of_it() -> None:
+    seen = _Observed()
+    seen.add(torch.arange(-20_000.0, 20_000.0))
+    (sample,) = seen.samples
+    assert sample.flags.owndata
+    assert (seen.low, seen.high) == (-20_000, 19_999)
 
 
 def test_a_dead_channel_keeps_its_bias() -> None:
