@@ -41,6 +41,9 @@ COMMANDS = {
         "offramp.evaluation.report", "train,bench", "print the paper's tables and figures, ours beside them"
     ),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
+    "step": Command(
+        "offramp.training.step", "train", "make a rate-trained bundle for a wider or narrower link"
+    ),
     "threshold": Command(
         "offramp.training.threshold", "train", "choose a bundle's threshold for an accuracy or a byte budget"
     ),
@@ -54,6 +57,7 @@ examples:
   offramp inspect models/digits-mobilenetv2-exit12
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
+  offramp step my-bundle --step 0.8 1.2
   offramp report table2
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12

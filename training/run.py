@@ -107,15 +107,11 @@ def make_bundle(
         hardware: what measures the float32 model.
     """
     model = trained.model
-    calibration, others = calibration_part(
-        len(data.validation), share=recipe.quantize.calibration, seed=recipe.seed
-    )
     quantized = quantize_calibrated(model, data.validation, recipe)
     graphs = export(quantized)
 
     seen = run_graphs(graphs, data.validation)
-    most = max(1, _CODEC_SYMBOLS // int(np.prod(quantized.split_shape)))
-    counted, competing = seen.symbols[calibration[:most]], seen.symbols[others[:most]]
+    counted, competing = calibrating(seen.symbols, recipe)
     codec = choose_codec(counted, competing)
     seen = with_better_answer(seen)
     threshold, sent_answer = choose_threshold(seen, recipe.threshold.drop), seen.sent_answer
@@ -174,6 +170,14 @@ def make_bundle(
     return bundle, measured
 
 
+def calibrating(symbols: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Of the validation images' symbols, uint8 [N, C, H, W]: what tables are counted on, and compete on."""
+    parts = calibration_part(len(symbols), share=recipe.quantize.calibration, seed=recipe.seed)
+    most = max(1, _CODEC_SYMBOLS // symbols[0].size)
+    counted, competing = (symbols[part[:most]] for part in parts)
+    return counted, competing
+
+
 def figures(
     answers: Answers, in_float: Answers | None, payloads: NDArray[np.int64], threshold: float
 ) -> Figures:
@@ -207,6 +211,13 @@ def figures(
             for value in sorted({*_CARD_THRESHOLDS, threshold})
         ],
     )
+
+
+def figures_anew(before: Figures, answers: Answers, payloads: NDArray[np.int64], threshold: float) -> Figures:
+    """`figures` of a bundle whose float32 model is not at hand: what that did stays as it was ``before``."""
+    measured = figures(answers, None, payloads, threshold)
+    floats = {"accuracy_early_float", "accuracy_final_float"}
+    return measured.model_copy(update={name: getattr(before, name) for name in floats})
 
 
 def symbol_counts_in_parts(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -372,19 +372,15 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
         payloads: bytes that each of these images' activations takes, int64 [N].
     """
     from offramp.common.bundle import CODEBOOK, HEAD, TAIL, write_bundle
-    from offramp.training.run import figures
+    from offramp.training.run import figures_anew
 
     manifest = bundle.manifest
-    measured = figures(answers, None, payloads, choice.threshold)
-    # What the float model did is not measured here.
-    floats = {"accuracy_early_float", "accuracy_final_float"}
-    kept = {name: getattr(manifest.figures, name) for name in floats}
     changed = manifest.model_copy(
         update={
             "threshold": choice.threshold,
             "temperature": choice.temperature,
             "sent_answer": choice.sent_answer,
-            "figures": measured.model_copy(update=kept),
+            "figures": figures_anew(manifest.figures, answers, payloads, choice.threshold),
         }
     )
     files = {HEAD: bundle.head, TAIL: bundle.tail}
