@@ -171,6 +171,9 @@ def _parser() -> Parser:
         "--step", type=_step, nargs="+", required=True, metavar="S", help="steps; the trained one is 1"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the bundle of this one step, here")
+    parser.add_argument(
+        "--export-test", type=Path, metavar="DIR", help="also write the test images, as `train` does"
+    )
     parser.add_argument("--train-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -188,6 +191,7 @@ def _run(arguments: argparse.Namespace) -> list[Stepped]:
     from tqdm import tqdm
 
     from offramp.common.bundle import load_bundle
+    from offramp.training.data import write_images
     from offramp.training.export import Graphs
     from offramp.training.held_out import load_data
     from offramp.training.recipe import Recipe
@@ -208,6 +212,8 @@ def _run(arguments: argparse.Namespace) -> list[Stepped]:
     ]
     if out is not None:
         _write(out, bundle, made[0], data)
+    if arguments.export_test is not None:
+        write_images(data.test, data.classes, arguments.export_test)
     return [one.found for one in made]
 
 

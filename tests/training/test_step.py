@@ -129,7 +129,9 @@ def test_a_bundle_of_another_step_is_written_beside_its_own(
 ) -> None:
     before = load_bundle(trained)
     capsys.readouterr()
-    assert main([str(trained), "--step", "0.5", "--out", str(tmp_path / "fine"), "--json"]) == 0
+    command = [str(trained), "--step", "0.5", "--out", str(tmp_path / "fine"), "--json"]
+    assert main([*command, "--export-test", str(tmp_path / "images")]) == 0
+    assert len(list((tmp_path / "images").glob("*.png"))) == len(digits.test)
     (found,) = json.loads(capsys.readouterr().out)
     assert load_bundle(trained).digest == before.digest
     after = load_bundle(tmp_path / "fine")
