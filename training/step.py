@@ -121,12 +121,15 @@ def with_step(graphs: Graphs, step: float) -> Graphs:
     values = {one.name: one for one in tail.graph.initializer}
     if bias.op_type != "DequantizeLinear" or not {reads.input[1], *bias.input[:2]} <= values.keys():
         raise _not_a_code()
+    scale, units, unit = (numpy_helper.to_array(values[name]) for name in (reads.input[1], *bias.input[:2]))
+    if scale.shape != () or not 0 < float(scale) < np.inf or units.dtype != np.int32:
+        raise _not_a_code()
     # A runtime takes the bias to be in units of both scales, so it has to follow.
     new = np.float32(step)
-    change = float(new) / float(numpy_helper.to_array(values[reads.input[1]]))
+    change = float(new) / float(scale)
     for name, value in (
-        (bias.input[0], np.rint(numpy_helper.to_array(values[bias.input[0]]) / change).astype(np.int32)),
-        (bias.input[1], (numpy_helper.to_array(values[bias.input[1]]) * change).astype(np.float32)),
+        (bias.input[0], np.clip(np.rint(units / change), -(1 << 31), (1 << 31) - 1).astype(np.int32)),
+        (bias.input[1], (unit * change).astype(np.float32)),
     ):
         values[name].CopyFrom(numpy_helper.from_array(value, name))
     for model, node in ((head, rounds), (tail, reads)):
@@ -138,7 +141,6 @@ def with_step(graphs: Graphs, step: float) -> Graphs:
             kept = [one for one in model.graph.initializer if one.name != before]
             del model.graph.initializer[:]
             model.graph.initializer.extend(kept)
-        onnx.checker.check_model(model, full_check=True)
     return Graphs(*(bytes(one.SerializeToString(deterministic=True)) for one in (head, tail)))
 
 
@@ -272,6 +274,7 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
             "codec": codec.entry,
             "threshold": found.threshold,
             "sent_answer": found.sent_answer,
+            # The float model's are of the step that it was trained with.
             "figures": figures_anew(manifest.figures, answers, payloads, found.threshold),
         }
     )
