@@ -266,9 +266,10 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
     answers = replace(_answers(bundle, made.graphs, data.test), sent_answer=found.sent_answer)
     payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
     files = {HEAD: made.graphs.head, TAIL: made.graphs.tail, CODEBOOK: codec.tables.to_bytes()}
+    base = manifest.name.removesuffix(f"-step{manifest.activation.scale:g}")
     changed = manifest.model_copy(
         update={
-            "name": f"{manifest.name}-step{found.step:g}",
+            "name": f"{base}-step{found.step:g}",
             "files": file_entries(files),
             "activation": manifest.activation.model_copy(update={"scale": float(np.float32(found.step))}),
             "codec": codec.entry,

@@ -158,6 +158,16 @@ def test_a_bundle_of_another_step_is_written_beside_its_own(
     assert found["payload_bytes"] == np.mean([len(after.codec.encode(one)[1]) for one in symbols])
 
 
+def test_a_step_replaces_the_one_before(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(trained), "--step", "0.8", "--out", str(tmp_path / "fine")]) == 0
+    assert main([str(tmp_path / "fine"), "--step", "2", "--out", str(tmp_path / "coarse")]) == 0
+    manifest = load_bundle(tmp_path / "coarse").manifest
+    assert manifest.name == f"{load_bundle(trained).manifest.name}-step2"
+    assert manifest.activation.scale == 2
+
+
 def test_steps_are_compared_and_nothing_is_written(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
