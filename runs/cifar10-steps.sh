@@ -5,7 +5,7 @@
 #
 # Makes the bundles from models/ with `offramp step`, prints `offramp report pareto`, and runs each through a real
 # server and a real device on the test images, at last two points of the table with pictures for what is still unsure.
-# A quarter of an hour on two CPU cores. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and
+# Some twenty minutes on two CPU cores. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and
 # DIR/test.parquet instead of the Hugging Face hub. Everything goes to build/cifar10-steps.
 set -euo pipefail
 cd "$(dirname "$0")/.."
