@@ -37,6 +37,7 @@ more bytes and costs the final exit less, a coarser one (1.2) takes fewer; the e
 graphs get the step, the coder's tables are fitted anew, and who answers what is sent and T_c are chosen anew
 as the bundle's recipe has it, all on validation images.
 
+A code may have learnt where exactly rounding decides, and then bears no other step: look before you write.
 Without --out the steps are compared on validation images, and nothing is written. With it, one step's bundle
 is written, its card measured on the test images. The bundle's recipe says where its images are; for files
 elsewhere, name them.
