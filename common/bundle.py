@@ -221,6 +221,11 @@ class Figures(_Strict):
     """The same, one distribution for each channel."""
     thresholds: list[ThresholdFigures]
 
+    @property
+    def in_float(self) -> tuple[float, float]:
+        """Accuracy of the float32 model's early and final exit."""
+        return self.accuracy_early_float, self.accuracy_final_float
+
 
 class Dataset(_Strict):
     """Which images: name, SHA-256 over all of them and their labels, and the size of each split."""

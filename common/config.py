@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -26,6 +26,7 @@ from offramp.common.errors import ConfigError
 from offramp.common.telemetry import version_line
 
 S = TypeVar("S", bound="Settings")
+Number = TypeVar("Number", int, float)
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -370,15 +371,20 @@ def make_parser(program: str, settings: type[Settings], description: str, epilog
     return parser
 
 
-def share(text: str) -> float:
-    """A flag's value, 0 … 1: an argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected 0 … 1")
-    return value
+def number(kind: Callable[[str], Number], low: float, high: float, expected: str) -> Callable[[str], Number]:
+    """An argparse type: a flag's value, ``low`` to ``high``; anything else is told what is ``expected``."""
+
+    def read(text: str) -> Number:
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
+
+    return read
+
+
+share = number(float, 0, 1, "0 … 1")
+"""An argparse type: a flag's value, 0 … 1."""
 
 
 def flag_of(name: str) -> str:

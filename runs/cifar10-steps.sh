@@ -16,11 +16,14 @@ shipped=$out/cifar10-rate-exit23-rate4-wide
 mkdir -p "$out"
 cp -rT models/cifar10-mobilenetv2-rate "$shipped"
 cp -rT models/cifar10-mobilenetv2-whole "$out/cifar10-rate-whole"
+images=(--export-test "$out/test-images")
 for step in 0.7 0.8 0.9 1.1 1.2 1.3; do
   if [ ! -f "$shipped-step$step/manifest.json" ]; then
     rm -rf "$shipped-step$step"
-    offramp step "$shipped" --step $step --out "$shipped-step$step" --export-test "$out/test-images" "${data[@]}"
+    offramp step "$shipped" --step $step --out "$shipped-step$step" "${images[@]}" "${data[@]}"
   fi
+  # They are written before the first step's bundle.
+  images=()
 done
 offramp report pareto --bundle "$shipped" "$shipped"-step* --whole "$out/cifar10-rate-whole" --out "$out/report" "${data[@]}"
 for bundle in "$shipped" "$shipped"-step*; do

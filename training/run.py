@@ -111,10 +111,9 @@ def make_bundle(
     graphs = export(quantized)
 
     seen = run_graphs(graphs, data.validation)
-    counted, competing = calibrating(seen.symbols, recipe)
-    codec = choose_codec(counted, competing)
-    seen = with_better_answer(seen)
-    threshold, sent_answer = choose_threshold(seen, recipe.threshold.drop), seen.sent_answer
+    everything = np.concatenate(_calibrating(seen.symbols, recipe))
+    codec, seen, threshold = choose(seen, recipe)
+    sent_answer = seen.sent_answer
     del seen
 
     answers = replace(run_graphs(graphs, data.test), sent_answer=sent_answer)
@@ -157,9 +156,13 @@ def make_bundle(
             seed=recipe.seed,
             libraries={name: version(name) for name in _LIBRARIES},
         ),
-        figures=figures(answers, in_float, payloads, threshold),
+        figures=figures(
+            answers,
+            (float(in_float.early_right.mean()), float(in_float.final_right.mean())),
+            payloads,
+            threshold,
+        ),
     )
-    everything = np.concatenate([counted, competing])
     by_codec = _bytes_by_codec(everything, answers.symbols, quantized, codec, payloads)
     bundle = write_bundle(out, manifest, files)
     measured = _record(recipe, bundle, quantized.step, trained, answers, in_float, by_codec)
@@ -170,7 +173,14 @@ def make_bundle(
     return bundle, measured
 
 
-def calibrating(symbols: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def choose(seen: Answers, recipe: Recipe) -> tuple[Candidate, Answers, float]:
+    """What validation images decide: the codec, who answers what is sent (in ``seen`` again), and T_c."""
+    codec = choose_codec(*_calibrating(seen.symbols, recipe))
+    seen = with_better_answer(seen)
+    return codec, seen, choose_threshold(seen, recipe.threshold.drop)
+
+
+def _calibrating(symbols: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Of the validation images' symbols, uint8 [N, C, H, W]: what tables are counted on, and compete on."""
     parts = calibration_part(len(symbols), share=recipe.quantize.calibration, seed=recipe.seed)
     most = max(1, _CODEC_SYMBOLS // symbols[0].size)
@@ -179,25 +189,25 @@ def calibrating(symbols: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.
 
 
 def figures(
-    answers: Answers, in_float: Answers | None, payloads: NDArray[np.int64], threshold: float
+    answers: Answers, in_float: tuple[float, float], payloads: NDArray[np.int64], threshold: float
 ) -> Figures:
     """The figures of a bundle's manifest.
 
     Args:
         answers: of the graphs, on test images.
-        in_float: of the float32 model, on the same images; None where there is none.
+        in_float: accuracy of the float32 model's early and final exit, on the same images.
         payloads: bytes of each image's payload, int64 [N].
         threshold: the default T_c, which gets a row.
     """
     counts = symbol_counts_in_parts(answers.symbols)
     total = int(counts.sum())
-    floats = in_float or answers
+    early_float, final_float = in_float
     return Figures(
         images=len(payloads),
         accuracy_early=float(answers.early_right.mean()),
         accuracy_final=float(answers.final_right.mean()),
-        accuracy_early_float=float(floats.early_right.mean()),
-        accuracy_final_float=float(floats.final_right.mean()),
+        accuracy_early_float=early_float,
+        accuracy_final_float=final_float,
         payload_bytes_mean=float(payloads.mean()),
         entropy_bits=entropy_bits(counts.sum(axis=0)) / total,
         entropy_bits_channel=entropy_bits(counts) / total,
@@ -211,13 +221,6 @@ def figures(
             for value in sorted({*_CARD_THRESHOLDS, threshold})
         ],
     )
-
-
-def figures_anew(before: Figures, answers: Answers, payloads: NDArray[np.int64], threshold: float) -> Figures:
-    """`figures` of a bundle whose float32 model is not at hand: what that did stays as it was ``before``."""
-    measured = figures(answers, None, payloads, threshold)
-    floats = {"accuracy_early_float", "accuracy_final_float"}
-    return measured.model_copy(update={name: getattr(before, name) for name in floats})
 
 
 def symbol_counts_in_parts(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:

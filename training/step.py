@@ -10,13 +10,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.common.both_exits import ANSWERED_BY, SentAnswer
-from offramp.common.config import Parser
+from offramp.common.config import Parser, number
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 
 if TYPE_CHECKING:
@@ -171,7 +170,12 @@ def _parser() -> Parser:
     )
     parser.add_argument("bundle", type=Path, help="the bundle's directory; it stays as it is")
     parser.add_argument(
-        "--step", type=_step, nargs="+", required=True, metavar="S", help="steps; the trained one is 1"
+        "--step",
+        type=number(float, FINEST, COARSEST, f"a number, {FINEST:g} … {COARSEST:g}"),
+        nargs="+",
+        required=True,
+        metavar="S",
+        help="steps; the trained one is 1",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the bundle of this one step, here")
     parser.add_argument(
@@ -181,13 +185,6 @@ def _parser() -> Parser:
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _step(text: str) -> float:
-    with suppress(ValueError):
-        if FINEST <= float(text) <= COARSEST:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}, expected a number, {FINEST:g} … {COARSEST:g}")
 
 
 def _run(arguments: argparse.Namespace) -> list[Stepped]:
@@ -213,10 +210,10 @@ def _run(arguments: argparse.Namespace) -> list[Stepped]:
         _made(bundle, graphs, step, data, recipe)
         for graphs, step in tqdm(list(zip(every, steps, strict=True)), unit="step", leave=False, disable=None)
     ]
-    if out is not None:
-        _write(out, bundle, made[0], data)
     if arguments.export_test is not None:
         write_images(data.test, data.classes, arguments.export_test)
+    if out is not None:
+        _write(out, bundle, made[0], data)
     return [one.found for one in made]
 
 
@@ -224,14 +221,10 @@ def _made(bundle: Bundle, graphs: Graphs, step: float, data: Dataset, recipe: Re
     """Chosen as for a bundle that has just been trained, and measured, on validation images."""
     import numpy as np
 
-    from offramp.training.codebook import choose_codec, payload_bytes
-    from offramp.training.measure import choose_threshold, with_better_answer
-    from offramp.training.run import calibrating
+    from offramp.training.codebook import payload_bytes
+    from offramp.training.run import choose
 
-    seen = _answers(bundle, graphs, data.validation)
-    codec = choose_codec(*calibrating(seen.symbols, recipe))
-    seen = with_better_answer(seen)
-    threshold = choose_threshold(seen, recipe.threshold.drop)
+    codec, seen, threshold = choose(_answers(bundle, graphs, data.validation), recipe)
     payloads = payload_bytes(codec.tables, codec.lanes, seen.symbols)
     found = Stepped(
         step=step,
@@ -261,7 +254,7 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
 
     from offramp.common.bundle import CODEBOOK, HEAD, TAIL, file_entries, write_bundle
     from offramp.training.codebook import payload_bytes
-    from offramp.training.run import figures_anew
+    from offramp.training.run import figures
 
     manifest, found, codec = bundle.manifest, made.found, made.codec
     answers = replace(_answers(bundle, made.graphs, data.test), sent_answer=found.sent_answer)
@@ -277,7 +270,7 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
             "threshold": found.threshold,
             "sent_answer": found.sent_answer,
             # The float model's are of the step that it was trained with.
-            "figures": figures_anew(manifest.figures, answers, payloads, found.threshold),
+            "figures": figures(answers, manifest.figures.in_float, payloads, found.threshold),
         }
     )
     return write_bundle(out, changed, files)

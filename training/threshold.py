@@ -6,13 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.common.both_exits import ANSWERED_BY, SentAnswer
-from offramp.common.config import Parser, share
+from offramp.common.config import Parser, number, share
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 
 if TYPE_CHECKING:
@@ -87,7 +86,12 @@ def _parser() -> Parser:
     goal.add_argument(
         "--drop", type=share, metavar="D", help="at most this much below the best accuracy of any T_c"
     )
-    goal.add_argument("--bytes", type=_bytes, metavar="B", help="at most B payload bytes an image, mean")
+    goal.add_argument(
+        "--bytes",
+        type=number(float, 0, sys.float_info.max, "a number of bytes"),
+        metavar="B",
+        help="at most B payload bytes an image, mean",
+    )
     parser.add_argument("--sure", action="store_true", help="with 95 %% confidence, not on average")
     parser.add_argument("--temperature", action="store_true", help="calibrate the early exit first")
     parser.add_argument(
@@ -95,7 +99,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--picture-quality",
-        type=_quality,
+        type=number(int, 0, 100, "a whole number, 0 … 100"),
         nargs="+",
         metavar="Q",
         help="of libwebp, 0 … 100, the best of them (default: "
@@ -107,20 +111,6 @@ def _parser() -> Parser:
     parser.add_argument("--test-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _bytes(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}, expected a number of bytes")
-
-
-def _quality(text: str) -> int:
-    with suppress(ValueError):
-        if 0 <= int(text) <= 100:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number, 0 … 100")
 
 
 @dataclass(frozen=True)
@@ -372,7 +362,7 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
         payloads: bytes that each of these images' activations takes, int64 [N].
     """
     from offramp.common.bundle import CODEBOOK, HEAD, TAIL, write_bundle
-    from offramp.training.run import figures_anew
+    from offramp.training.run import figures
 
     manifest = bundle.manifest
     changed = manifest.model_copy(
@@ -380,7 +370,7 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
             "threshold": choice.threshold,
             "temperature": choice.temperature,
             "sent_answer": choice.sent_answer,
-            "figures": figures_anew(manifest.figures, answers, payloads, choice.threshold),
+            "figures": figures(answers, manifest.figures.in_float, payloads, choice.threshold),
         }
     )
     files = {HEAD: bundle.head, TAIL: bundle.tail}

@@ -11,14 +11,14 @@ from onnx import numpy_helper
 from offramp.common.bundle import load_bundle
 from offramp.common.engine import Engine, session
 from offramp.common.errors import DataError
-from offramp.training.app import main as train_main
 from offramp.training.bottleneck import Bottleneck, BottleneckShape
 from offramp.training.data import Dataset, to_float
 from offramp.training.export import Graphs, export
 from offramp.training.models import BACKBONES, ConvUnit, SplitModel
 from offramp.training.quantize import quantize
 from offramp.training.step import main, with_step
-from tests.training.coded import CODE
+from tests.training.bundles import trained_bundle
+from tests.training.coded import code_text
 
 
 def coded_model() -> tuple[SplitModel, torch.Tensor, np.ndarray]:
@@ -116,12 +116,7 @@ def test_an_activation_has_no_step_of_its_own(exit_number: int) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, recipe_words: str, tiny_backbone: None) -> Path:
-    folder = tmp_path_factory.mktemp("step")
-    text = recipe_words.replace("entropy = 1.0", "rate = 1.0").replace("exit = 3", "exit = 5")
-    (folder / "tiny.toml").write_text(text + CODE)
-    arguments = [str(folder / "tiny.toml"), "--out", str(folder / "bundle")]
-    assert train_main([*arguments, "--checkpoints", str(folder / "checkpoints")]) == 0
-    return folder / "bundle"
+    return trained_bundle(code_text(recipe_words), tmp_path_factory.mktemp("step"))
 
 
 def test_a_bundle_of_another_step_is_written_beside_its_own(

@@ -13,12 +13,12 @@ from offramp.common.engine import Engine, softmax
 from offramp.common.errors import DataError
 from offramp.common.picture import decode_picture, encode_picture
 from offramp.evaluation.baselines import tail_answers, whole_answers
-from offramp.training.app import main as train_main
 from offramp.training.calibration import wilson
 from offramp.training.data import Dataset
 from offramp.training.measure import Answers
 from offramp.training.pictures import Pictures
 from offramp.training.threshold import Choice, choose, main
+from tests.training.bundles import trained_bundle
 
 
 def answers(count: int = 200) -> Answers:
@@ -176,11 +176,7 @@ def test_sure_of_pictures_too() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, recipe_words: str, tiny_backbone: None) -> Path:
-    folder = tmp_path_factory.mktemp("threshold")
-    (folder / "tiny.toml").write_text(recipe_words)
-    arguments = [str(folder / "tiny.toml"), "--out", str(folder / "bundle")]
-    assert train_main([*arguments, "--checkpoints", str(folder / "checkpoints")]) == 0
-    return folder / "bundle"
+    return trained_bundle(recipe_words, tmp_path_factory.mktemp("threshold"))
 
 
 def test_the_bundle_is_rewritten_and_measured_anew(
@@ -231,10 +227,7 @@ def test_with_pictures_it_says_what_to_tell_a_device(
     poorly = recipe_words.replace("learning_rate = 0.05", "learning_rate = 0.0001").replace(
         "exit = 3", "exit = 1"
     )
-    (tmp_path / "poor.toml").write_text(poorly.replace("epochs = 2", "epochs = 1"))
-    poor = tmp_path / "bundle"
-    arguments = [str(tmp_path / "poor.toml"), "--out", str(poor)]
-    assert train_main([*arguments, "--checkpoints", str(tmp_path / "checkpoints")]) == 0
+    poor = trained_bundle(poorly.replace("epochs = 2", "epochs = 1"), tmp_path)
     capsys.readouterr()
     command = [str(poor), "--drop", "0", "--pictures", str(trained), "--dry-run"]
     assert main(command) == 0
