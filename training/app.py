@@ -129,10 +129,21 @@ def _parser() -> Parser:
         help="folder for checkpoints (default: checkpoints/<the file's name>)",
     )
     parser.add_argument(
-        "--train-data", nargs="+", metavar="FILE", help="Parquet files in place of the recipe's train part"
+        "--train-data",
+        nargs="+",
+        metavar="PATH",
+        help="Parquet files, or a folder of class folders, in place of the recipe's train part",
     )
     parser.add_argument(
-        "--test-data", nargs="+", metavar="FILE", help="Parquet files in place of the recipe's test part"
+        "--test-data",
+        nargs="+",
+        metavar="PATH",
+        help="Parquet files, or a folder of class folders, in place of the recipe's test part",
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out pictures that cannot be used, and name them, in place of ending with an error",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
     parser.add_argument(
@@ -175,7 +186,7 @@ def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
     found = recipes.read(arguments.recipe, settings=arguments.settings, only=arguments.only)
     hardware = choose_hardware(arguments.device, arguments.precision, arguments.compile)
     display = _Display()
-    datasets = _Datasets(arguments.train_data, arguments.test_data, display)
+    datasets = _Datasets(arguments.train_data, arguments.test_data, arguments.skip_bad, display)
     nested = recipes.has_variants(arguments.recipe)
     for recipe, text in found:
         out = arguments.out / recipe.name if nested else arguments.out
@@ -229,11 +240,14 @@ def choose_hardware(device: str, precision: str | None, compiled: bool) -> Hardw
 class _Datasets:
     """Each data set once, however many recipes learn from it."""
 
-    def __init__(self, train: list[str] | None, test: list[str] | None, display: _Display) -> None:
+    def __init__(
+        self, train: list[str] | None, test: list[str] | None, skip_bad: bool, display: _Display
+    ) -> None:
         if (train is None) != (test is None):
             raise ConfigError("--train-data and --test-data: expected both or neither")
         self._files = None if train is None or test is None else (train, test)
         self._display = display
+        self._skipped = (lambda line: display.line(f"left out: {line}")) if skip_bad else None
         self._loaded: dict[str, Dataset] = {}
 
     def of(self, recipe: Recipe) -> Dataset:
@@ -244,7 +258,7 @@ class _Datasets:
             recipe = recipe.with_files(*self._files)
         key = f"{recipe.seed} {recipe.data.model_dump_json()}"
         if key not in self._loaded:
-            self._loaded[key] = sources.load(recipe.data, seed=recipe.seed)
+            self._loaded[key] = sources.load(recipe.data, seed=recipe.seed, skipped=self._skipped)
             data = self._loaded[key]
             self._display.line(
                 f"{data.name}: {len(data.train):,} images to train, {len(data.validation):,} to validate, "

@@ -18,7 +18,7 @@ def load_data(
 
     Args:
         bundle: its manifest holds the recipe.
-        train: Parquet files in place of the recipe's train part; None: as the recipe says.
+        train: Parquet files or a folder in place of the recipe's train part; None: as the recipe says.
         test: the same for the test part; both or neither.
 
     Raises:
@@ -31,10 +31,20 @@ def load_data(
         raise ConfigError("--train-data and --test-data: expected both or neither")
     if train is not None and test is not None:
         recipe = recipe.with_files(train, test)
-    data = sources.load(recipe.data, seed=recipe.seed)
+    # The bundle may have been made with --skip-bad; the hash decides whether the others are the same.
+    unusable: list[str] = []
+    try:
+        data = sources.load(recipe.data, seed=recipe.seed, skipped=unusable.append)
+    except ConfigError as error:
+        if train is not None:
+            raise
+        raise ConfigError(
+            f"{error}, as the recipe in {bundle.path} says; expected --train-data and --test-data"
+        ) from None
     if data.sha256 != provenance.dataset.sha256:
+        left_out = f"; {len(unusable)} pictures cannot be used, first {unusable[0]}" if unusable else ""
         raise DataError(
             f"these data have SHA-256 {data.sha256[:12]}…, the bundle was made of "
-            f"{provenance.dataset.sha256[:12]}…"
+            f"{provenance.dataset.sha256[:12]}…{left_out}"
         )
     return data

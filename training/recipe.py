@@ -353,17 +353,39 @@ class Recipe(_Strict):
             raise ConfigError(f"{origin}: {field}: {first['msg']}") from error
 
     def with_files(self, train: Sequence[str], test: Sequence[str]) -> Recipe:
-        """This recipe on local Parquet files of the same columns.
+        """This recipe on local Parquet files of the same columns, or on one folder of class folders each.
 
         Raises:
-            ConfigError: a recipe whose data are no pictures.
+            ConfigError: a recipe whose data are no pictures; files and folders mixed.
         """
         data = self.data
         if not isinstance(data, PicturesRecipe):
             raise ConfigError(f"recipe {self.name} takes its data from {data.source}, not from files")
         fields = {name: getattr(data, name) for name in PicturesRecipe.model_fields}
-        files = ParquetRecipe(source="parquet", train=list(train), test=list(test), **fields)
-        return self.model_copy(update={"data": files})
+        local: DataRecipe
+        folders = [path for path in (*train, *test) if Path(path).is_dir()]
+        if not folders:
+            local = ParquetRecipe(source="parquet", train=list(train), test=list(test), **fields)
+        elif len(train) == len(test) == 1 and len(folders) == 2:
+            local = FolderRecipe(source="imagefolder", train=train[0], test=test[0], **fields)
+        else:
+            raise ConfigError(
+                f"--train-data, --test-data: {folders[0]} is a folder, expected one folder each, "
+                "or Parquet files"
+            )
+        return self.model_copy(update={"data": local})
+
+    def beside(self, folder: Path) -> Recipe:
+        """This recipe with local data where a recipe in ``folder`` means them; absolute paths stay."""
+        data = self.data
+        if not isinstance(data, _LocalRecipe):
+            return self
+
+        def resolved(names: str | list[str]) -> str | list[str]:
+            return str(folder / names) if isinstance(names, str) else [str(folder / name) for name in names]
+
+        changed = {"train": resolved(data.train), "test": resolved(data.test)}
+        return self.model_copy(update={"data": data.model_copy(update=changed)})
 
     def stage_sha256(self, stage: Stage) -> str:
         """Hash of all that decides how a stage ends: recipes that agree on it can share its checkpoint."""
@@ -413,6 +435,8 @@ def _without(fields: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) -> list[tuple[Recipe, str]]:
     """The recipes of a file, each with its text: the file's own where nothing was replaced.
 
+    Paths in the file are relative to the file.
+
     Args:
         path: the TOML file.
         settings: fields to replace, as ``train.base.epochs=30``; what a variant says of them stays.
@@ -432,7 +456,9 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
     if variants is None:
         if only:
             raise ConfigError(f"{path} has no variants")
-        return [(Recipe._checked(values, str(path)), to_toml(values) if settings else text)]
+        return [
+            (Recipe._checked(values, str(path)).beside(path.parent), to_toml(values) if settings else text)
+        ]
     found: dict[str, tuple[Recipe, str]] = {}
     for variant in variants if isinstance(variants, list) else [None]:
         if not isinstance(variant, dict) or not isinstance(variant.get("name"), str):
@@ -441,7 +467,8 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
         if name in found:
             raise ConfigError(f"{path}: variants: {name!r} is there twice")
         own = _merged(values, {**variant, "name": f"{values.get('name')}-{name}"})
-        found[name] = (Recipe._checked(own, f"{path}, variant {name}"), to_toml(own))
+        recipe = Recipe._checked(own, f"{path}, variant {name}").beside(path.parent)
+        found[name] = (recipe, to_toml(own))
     for name in only:
         _one_of_variants(name, found, path)
     return [found[name] for name in (only or found)]

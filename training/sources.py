@@ -4,7 +4,7 @@
     hub              a data set of the Hugging Face hub, such as uoft-cs/cifar10
     parquet          local Parquet files of the hub's schema: a picture column (struct of bytes and path) and
                      a label column (integers, or class labels with names)
-    imagefolder      a folder with one sub-folder of pictures a class
+    imagefolder      a folder with one sub-folder a class, with its pictures at any depth
 
 Whatever cannot be used is a `DataError` that names the part, the row or file, and what was expected.
 """
@@ -12,6 +12,7 @@ Whatever cannot be used is a `DataError` that names the part, the row or file, a
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,14 +36,26 @@ from offramp.training.recipe import (
 if TYPE_CHECKING:
     import datasets
 
+EXTENSIONS = (".png", ".jpg", ".jpeg")
+NAMED = 20
+"""Pictures that cannot be used are named in an error up to this number."""
 
-def load(recipe: DataRecipe, *, seed: int, progress: Callable[[], object] = lambda: None) -> Dataset:
+
+def load(
+    recipe: DataRecipe,
+    *,
+    seed: int,
+    progress: Callable[[], object] = lambda: None,
+    skipped: Callable[[str], object] | None = None,
+) -> Dataset:
     """Read and split what a recipe's ``[data]`` names.
 
     Args:
         recipe: the ``[data]`` table.
         seed: decides which images validate.
         progress: called for each picture that was decoded.
+        skipped: called with one line for each picture that cannot be used, which is then left out; None: all
+            such pictures together are one error.
 
     Raises:
         ConfigError: a file, folder or name that does not exist.
@@ -56,8 +69,10 @@ def load(recipe: DataRecipe, *, seed: int, progress: Callable[[], object] = lamb
         elif isinstance(recipe, ParquetRecipe):
             train, test = _parquet("train", recipe.train, cache), _parquet("test", recipe.test, cache)
         else:
-            train, test = _folder("train", recipe.train, cache), _folder("test", recipe.test, cache)
-        source = _source(recipe, train, test, progress)
+            train, test = (
+                _folder(name, path, recipe) for name, path in (("train", recipe.train), ("test", recipe.test))
+            )
+        source = _source(recipe, train, test, progress, skipped)
     return split(source, validation=recipe.validation, seed=seed)
 
 
@@ -69,7 +84,13 @@ class _Part:
     rows: datasets.Dataset
 
 
-def _source(recipe: PicturesRecipe, train: _Part, test: _Part, progress: Callable[[], object]) -> Source:
+def _source(
+    recipe: PicturesRecipe,
+    train: _Part,
+    test: _Part,
+    progress: Callable[[], object],
+    skipped: Callable[[str], object] | None,
+) -> Source:
     train_labels, names = _labels(train, recipe.label, recipe.classes)
     test_labels, test_names = _labels(test, recipe.label, recipe.classes)
     classes = names or tuple(str(label) for label in range(int(train_labels.max()) + 1))
@@ -83,14 +104,36 @@ def _source(recipe: PicturesRecipe, train: _Part, test: _Part, progress: Callabl
             raise DataError(
                 f"{part.name}: row {bad[0]} has the label {labels[bad[0]]}, expected 0 … {len(classes) - 1}"
             )
-        for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
-            raise DataError(f"{part.name}: class {printable(classes[label])!r} has no images")
-    return Source(
-        recipe.title,
-        classes,
-        Labelled(_pixels(train, recipe.image, recipe.size, progress), train_labels),
-        Labelled(_pixels(test, recipe.image, recipe.size, progress), test_labels),
-    )
+        _require_all(part, labels, classes)
+    # Both parts are read before any bad picture is an error: all of them are named at once.
+    read = [_pixels(part, recipe.image, recipe.size, progress) for part in (train, test)]
+    bad = [message for one in read for message in one.unusable.values()]
+    if bad and skipped is None:
+        raise DataError(_unusable(bad))
+    for message in bad:
+        assert skipped is not None
+        skipped(message)
+    parts = []
+    for part, labels, one in zip((train, test), (train_labels, test_labels), read, strict=True):
+        good = np.setdiff1d(np.arange(len(labels)), list(one.unusable))
+        _require_all(part, labels[good], classes)
+        parts.append(
+            Labelled(one.pixels[good], labels[good]) if one.unusable else Labelled(one.pixels, labels)
+        )
+    return Source(recipe.title, classes, *parts)
+
+
+def _require_all(part: _Part, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+    for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
+        raise DataError(f"{part.name}: class {printable(classes[label])!r} has no images")
+
+
+def _unusable(messages: Sequence[str]) -> str:
+    """One line for all pictures that cannot be used."""
+    if len(messages) == 1:
+        return messages[0]
+    more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
+    return f"{len(messages)} pictures cannot be used: {'; '.join(messages[:NAMED])}{more}"
 
 
 def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -123,8 +166,18 @@ def _feature(part: _Part, column: str, what: str) -> Any:
     return features[column]
 
 
-def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object]) -> NDArray[np.uint8]:
-    """Every picture of a part, decoded and resized: uint8 [N, 3, size, size], RGB."""
+@dataclass(frozen=True)
+class _Read:
+    """A part's pictures."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 [N, 3, size, size], RGB; anything where a picture cannot be used."""
+    unusable: dict[int, str]
+    """By row: why its picture cannot be used."""
+
+
+def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object]) -> _Read:
+    """Every picture of a part, decoded and resized."""
     import datasets
 
     feature = _feature(part, column, "picture")
@@ -137,10 +190,14 @@ def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object])
             "expected a struct of bytes and path"
         )
     pixels = np.empty((len(rows), 3, size, size), np.uint8)
+    unusable: dict[int, str] = {}
     for number, cell in enumerate(rows[column]):
-        pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
+        try:
+            pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
+        except DataError as error:
+            unusable[number] = str(error)
         progress()
-    return pixels
+    return _Read(pixels, unusable)
 
 
 def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.uint8]:
@@ -190,28 +247,60 @@ def _parquet(name: str, files: str | Sequence[str], cache: str) -> _Part:
         raise DataError(f"{name}: {', '.join(paths)} is no Parquet file: {_first_line(cause)}") from None
 
 
-def _folder(name: str, folder: str, cache: str) -> _Part:
+def _folder(name: str, folder: str, recipe: FolderRecipe) -> _Part:
+    """Pictures by class: each sub-folder of ``folder`` is a class, its pictures at any depth below it.
+
+    Classes are in the recipe's order, where it names them; else in the order of their names.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"{name}: {folder} is no folder")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if not classes:
-        raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
-    datasets = _library()
-    empty = (one for one in classes if not any(path.is_file() for path in (root / one).rglob("*")))
-    for one in empty:
-        raise DataError(f"{name}: class {printable(one)!r} has no images")
     try:
-        rows = datasets.load_dataset(
-            "imagefolder", data_dir=folder, split="train", cache_dir=cache, drop_labels=False
-        )
-    except Exception as error:
-        raise DataError(f"{name}: {folder} is no folder of pictures: {_first_line(error)}") from None
-    found = tuple(rows.features["label"].names)
-    if found != tuple(classes):
-        missing = _shown(sorted(set(classes) - set(found)))
-        raise DataError(f"{name}: class {missing} has no pictures of a known format")
-    return _Part(name, rows)
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path))
+        if not classes:
+            raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
+        if recipe.classes and sorted(recipe.classes) != classes:
+            raise DataError(
+                f"{name}: {folder} has the folders {_shown(classes)}, expected the recipe's classes "
+                f"{_shown(sorted(recipe.classes))}"
+            )
+        classes = recipe.classes or classes
+        files = [_pictures_of(name, root / one) for one in classes]
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}, expected a folder to read") from None
+    datasets = _library()
+    features = {
+        recipe.image: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        recipe.label: datasets.ClassLabel(names=classes),
+    }
+    rows = {
+        recipe.image: [{"bytes": None, "path": str(path)} for paths in files for path in paths],
+        recipe.label: [label for label, paths in enumerate(files) for _ in paths],
+    }
+    return _Part(name, datasets.Dataset.from_dict(rows, features=datasets.Features(features)))
+
+
+def _pictures_of(name: str, folder: Path) -> list[Path]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    others = 0
+    for directory, below, files in os.walk(folder, onerror=stop):
+        below[:] = sorted(one for one in below if not one.startswith("."))
+        paths = [Path(directory, one) for one in sorted(files) if not one.startswith(".")]
+        pictures = [path for path in paths if path.suffix.lower() in EXTENSIONS]
+        found += pictures
+        others += len(paths) - len(pictures)
+    if not found:
+        passed = f" of a known format, {others} other files" if others else ""
+        raise DataError(f"{name}: class {printable(folder.name)!r} has no images{passed}")
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    """What programs leave behind, as .cache or .ipynb_checkpoints, is no class."""
+    return path.name.startswith(".")
 
 
 def _library() -> Any:

@@ -181,8 +181,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--export-test", type=Path, metavar="DIR", help="also write the test images, as `train` does"
     )
-    parser.add_argument("--train-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
-    parser.add_argument("--test-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
+    parser.add_argument("--train-data", nargs="+", metavar="PATH", help="files or a folder, as for `train`")
+    parser.add_argument("--test-data", nargs="+", metavar="PATH", help="files or a folder, as for `train`")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

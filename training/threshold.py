@@ -107,8 +107,8 @@ def _parser() -> Parser:
         + ")",
     )
     parser.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")
-    parser.add_argument("--train-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
-    parser.add_argument("--test-data", nargs="+", metavar="FILE", help="Parquet files, as for `train`")
+    parser.add_argument("--train-data", nargs="+", metavar="PATH", help="files or a folder, as for `train`")
+    parser.add_argument("--test-data", nargs="+", metavar="PATH", help="files or a folder, as for `train`")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

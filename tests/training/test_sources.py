@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from offramp.common.errors import ConfigError, DataError, OfframpError
+from offramp.training import recipe as recipes
 from offramp.training.app import main
 from offramp.training.recipe import FolderRecipe, HubRecipe, ParquetRecipe
 from offramp.training.sources import load
@@ -193,13 +194,83 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path) -> None:
     empty.mkdir()
     fails(recipe, "train: class 'bird' has no images")
     (empty / "notes.txt").write_text("none yet")
-    fails(recipe, "train: class 'bird' has no pictures")
+    fails(recipe, "train: class 'bird' has no images of a known format, 1 other files")
     (empty / "notes.txt").unlink()
     (empty / "1.png").write_bytes(rows(1)[0]["img"]["bytes"])
     fails(recipe, "test has the classes 'cat', 'dog', train has 'bird', 'cat', 'dog'")
     empty.rename(tmp_path / "gone")
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"no picture")
     fails(recipe, r"train: row 0 \(0.png\) cannot be decoded")
+
+
+def test_pictures_at_any_depth_are_of_the_top_folders_class(tmp_path: Path) -> None:
+    folders(tmp_path)
+    cats = tmp_path / "train" / "cat"
+    for path in sorted(cats.iterdir())[:3]:
+        deep = cats / "2024" / "may" / path.name
+        deep.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(deep)
+    (tmp_path / "train" / ".cache" / "x").mkdir(parents=True)
+    (cats / ".thumbnail.png").write_bytes(b"left by a file manager")
+    data = load(folder_recipe(tmp_path), seed=1)
+    assert data.classes == CLASSES
+    assert len(data.train) + len(data.validation) == 16
+
+
+def test_every_bad_picture_of_both_parts_is_named_at_once(tmp_path: Path) -> None:
+    folders(tmp_path)
+    bad = [tmp_path / "train" / "cat" / "0.png", tmp_path / "train" / "dog" / "3.png"]
+    bad.append(tmp_path / "test" / "dog" / "1.png")
+    for path in bad:
+        path.write_bytes(b"no picture")
+    recipe = folder_recipe(tmp_path)
+    with pytest.raises(DataError, match=r"^3 pictures cannot be used: ") as error:
+        load(recipe, seed=1)
+    for path in bad:
+        assert f"({path.name})" in str(error.value)
+    lines: list[str] = []
+    data = load(recipe, seed=1, skipped=lines.append)
+    assert len(lines) == 3
+    assert (len(data.train) + len(data.validation), len(data.test)) == (14, 3)
+    for path in (tmp_path / "test" / "dog").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="test: class 'dog' has no images"):
+        load(recipe, seed=1, skipped=lines.append)
+
+
+def test_a_recipes_paths_are_relative_to_it(
+    tmp_path: Path, recipe_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders(tmp_path / "mine")
+    digits = '[data]\nsource = "sklearn-digits"\nvalidation = 0.2\ntest = 0.2\nshift = 1\n'
+    data = '[data]\nsource = "imagefolder"\ntrain = "train"\ntest = "test"\nvalidation = 0.25\n'
+    path = tmp_path / "mine" / "my.toml"
+    path.write_text(recipe_text.replace(digits, data))
+    monkeypatch.chdir(tmp_path)
+    (read, text), *_ = recipes.read(Path("mine/my.toml"))
+    assert len(load(read.data, seed=1).test) == 4
+    # Where it lay is no part of what the bundle keeps.
+    assert text == path.read_text()
+    monkeypatch.chdir(tmp_path / "mine")
+    (read, _), *_ = recipes.read(Path("my.toml"))
+    assert len(load(read.data, seed=1).test) == 4
+
+
+def test_folders_in_place_of_the_recipes_data(tmp_path: Path) -> None:
+    folders(tmp_path)
+    runs = Path(__file__).parents[2] / "runs"
+    (recipe, _), *_ = recipes.read(runs / "cifar10-vgg19.toml", only=["entropy0"])
+    train, test = str(tmp_path / "train"), str(tmp_path / "test")
+    with pytest.raises(
+        DataError, match="has the folders 'cat', 'dog', expected the recipe's classes 'airplane'"
+    ):
+        load(recipe.with_files([train], [test]).data, seed=1)
+    mine = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": ["dog", "cat"]})})
+    data = load(mine.with_files([train], [test]).data, seed=1)
+    assert data.classes == ("dog", "cat")
+    assert (data.test.images[data.test.labels == 0, 2] >= 9).all()
+    with pytest.raises(ConfigError, match="train is a folder, expected one folder each, or"):
+        recipe.with_files([train], [str(Path(__file__))])
 
 
 def test_a_hub_that_cannot_be_reached_or_has_no_such_part(monkeypatch: pytest.MonkeyPatch) -> None:
