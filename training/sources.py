@@ -28,6 +28,7 @@ from offramp.training.data import Dataset, Labelled, Source, split
 from offramp.training.recipe import (
     DataRecipe,
     DigitsRecipe,
+    FolderRecipe,
     HubRecipe,
     ParquetRecipe,
     PicturesRecipe,
@@ -107,10 +108,10 @@ def _source(
         _require_all(part, labels, classes)
     # Both parts are read before any bad picture is an error: all of them are named at once.
     read = [_pixels(part, recipe.image, recipe.size, progress) for part in (train, test)]
-    bad = [message for one in read for message in one.unusable.values()]
-    if bad and skipped is None:
-        raise DataError(_unusable(bad))
-    for message in bad:
+    unusable = [message for one in read for message in one.unusable.values()]
+    if unusable and skipped is None:
+        raise DataError(_unusable(unusable))
+    for message in unusable:
         assert skipped is not None
         skipped(message)
     parts = []
@@ -124,8 +125,9 @@ def _source(
 
 
 def _require_all(part: _Part, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
-    for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
-        raise DataError(f"{part.name}: class {printable(classes[label])!r} has no images")
+    for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
+        if not count:
+            raise DataError(f"{part.name}: class {printable(name)!r} has no images")
 
 
 def _unusable(messages: Sequence[str]) -> str:
