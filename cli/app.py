@@ -12,6 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from offramp.cli.output import guard_output
 from offramp.common.config import Parser, ShowVersion
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
 
@@ -66,12 +67,14 @@ examples:
 
 `offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
 
-exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data, 130 interrupted
+exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
+  130 interrupted, or nobody reads the output
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    guard_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         parser = Parser("offramp", epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter)
@@ -79,8 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
         for name, command in COMMANDS.items():
             commands.add_parser(name, help=command.text, add_help=False)
-        chosen = COMMANDS[parser.parse_known_args(arguments[:1])[0].command]
-        return _run(chosen, arguments[1:])
+        try:
+            chosen = COMMANDS[parser.parse_known_args(arguments[:1])[0].command]
+            return _run(chosen, arguments[1:])
+        finally:
+            # What cannot be written shows here, not at the interpreter's exit; --help exits on its own.
+            sys.stdout.flush()
     except OfframpError as error:
         print(f"offramp: {error}", file=sys.stderr)
         return error.exit_code

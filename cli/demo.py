@@ -413,8 +413,14 @@ def print_saving(say: Callable[[str], None], rows: list[Row], baselines: list[Ro
     chosen = next(row for row in rows if row.name == f"T_c = {threshold:g}")
     say(f"\nAt the bundle's own threshold ({chosen.name}, {chosen.accuracy:.2%}) an image costs")
     for row in baselines:
-        share = chosen.payload_bytes_mean / row.payload_bytes_mean
-        say(f"  {share:7.1%} of the bytes of {row.name} ({row.accuracy:.2%})")
+        say(f"  {_share(chosen, row)} {row.name} ({row.accuracy:.2%})")
+
+
+def _share(chosen: Row, row: Row) -> str:
+    if row.payload_bytes_mean:
+        return f"{chosen.payload_bytes_mean / row.payload_bytes_mean:7.1%} of the bytes of"
+    # At T_c = 0 neither sends anything.
+    return "as many bytes as" if not chosen.payload_bytes_mean else "   more bytes than"
 
 
 def print_check(say: Callable[[str], None], check: list[dict[str, Any]], threshold: float) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import sys
 import time
 from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections import deque
@@ -29,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from offramp.common.config import Parser, split_address
-from offramp.common.errors import ConfigError, ExitCode, OutputError, printable
+from offramp.common.errors import ConfigError, ExitCode, printable
 
 PAGE_BYTES = 1 << 20
 """Ours have 20 kB."""
@@ -539,12 +537,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--timeout", type=seconds, default=2.0, help="seconds for one page (default: 2)")
     arguments = parser.parse_args(argv)
     fleet = Fleet(arguments.targets, arguments.window, arguments.timeout)
-    try:
-        return asyncio.run(_watch(fleet, arguments.interval, arguments.once, arguments.json))
-    except BrokenPipeError:
-        # Nothing that is still buffered can be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError("whoever read the output is gone") from None
+    return asyncio.run(_watch(fleet, arguments.interval, arguments.once, arguments.json))
 
 
 async def _watch(fleet: Fleet, interval: float, once: bool, as_json: bool) -> int:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from offramp.cli import demo
-from offramp.common.bundle import Bundle
+from offramp.common.bundle import Bundle, write_bundle
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError
 from tests import toy
@@ -69,3 +69,22 @@ def test_pictures_have_rows_of_their_own_and_counters_that_agree(
 def test_a_threshold_is_a_share(flag: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"argument {flag}: '{value}', expected 0 … 1"):
         demo.main([flag, value])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_bundle_that_sends_nothing_or_all_has_a_table(
+    toy_bundle: Bundle,
+    pictures: Path,
+    tmp_path: Path,
+    threshold: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(demo, "THRESHOLDS", (1.0,))
+    changed = toy_bundle.manifest.model_copy(update={"threshold": threshold})
+    files: dict[str, bytes] = {name: (toy_bundle.path / name).read_bytes() for name in changed.files}
+    bundle = write_bundle(tmp_path / "changed", changed, files)
+    assert demo.main(["--bundle", str(bundle.path), "--images", str(pictures)]) == 0
+    printed = capsys.readouterr().out
+    assert f"At the bundle's own threshold (T_c = {threshold:g}" in printed
+    assert ("as many bytes as WebP quality 20, T_c = 0" in printed) == (threshold == 0)

@@ -163,7 +163,7 @@ def test_a_reader_that_leaves_ends_it(run: Processes) -> None:
         shell=True, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert json.loads(head.stdout)["failed"] == []
-    assert head.stderr == "offramp: whoever read the output is gone\n"
+    assert head.stderr == "offramp: stdout: Broken pipe; stopped\n"
     watching.send(signal.SIGTERM)
     watching.wait()
 
