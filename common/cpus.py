@@ -1,7 +1,7 @@
 """How many CPUs this process may use: those it may run on, and no more than a container's quota pays for.
 
-A quota is time, not cores: ``cpus: 1.0`` on a machine with 64 cores lets a process run on all 64, and stops it
-once it has used one core's worth. Threads beyond the quota only wait for each other.
+A quota is time, not cores: ``cpus: 1.0`` on a machine with 64 cores lets a process run on all 64, and stops
+it once it has used one core's worth. Threads beyond the quota only wait for each other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +20,7 @@ from offramp.common.files import read_bounded
 FILE_BYTES = 1 << 20
 PERIOD = 100_000
 """Microseconds; the kernel's default."""
+SETTLE_SECONDS = 1.0
 
 
 def available(root: Path = Path("/")) -> int:
@@ -47,6 +50,40 @@ def limit_libraries() -> None:
     if found < len(os.sched_getaffinity(0)):
         for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
             os.environ.setdefault(name, str(found))
+
+
+def require_threads(count: int) -> None:
+    """Raises ConfigError where this process cannot have so many threads more, by trying.
+
+    ONNX Runtime waits for ever where it gets fewer than it wants.
+    """
+    release = threading.Event()
+    before, threads = _tasks(), list[threading.Thread]()
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=release.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        raise ConfigError(
+            f"{len(threads)} threads can be started here, {count} are needed: expected fewer --threads, or a "
+            "higher limit on processes (pids_limit, ulimit -u)"
+        ) from None
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join()
+        # The kernel counts a thread for a moment after it has ended.
+        end = time.monotonic() + SETTLE_SECONDS
+        while threads and _tasks() > before and time.monotonic() < end:
+            time.sleep(1e-4)
+
+
+def _tasks() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0
 
 
 def _limits(root: Path) -> Iterator[float]:

@@ -1,7 +1,7 @@
 """One bounded read of a plain file, for everything small that is read whole: settings, keys, tokens, bundles.
 
-Whoever may write beside such a file may put anything in its place. A named pipe must not be waited for, a device
-has no end, and a sparse file may say any size: none of them costs more than the stated limit.
+Whoever may write beside such a file may put anything in its place. A named pipe must not be waited for, a
+device has no end, and a sparse file may say any size: none of them costs more than the stated limit.
 """
 
 from __future__ import annotations

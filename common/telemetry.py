@@ -2,6 +2,8 @@
 
 ONNX Runtime has telemetry too: from when it is imported it reports its use to its maker, and keeps what it
 could not send in the home folder. To import this module turns that off, and every program imports it first.
+NumPy's BLAS starts a thread for each core as it is imported; where a container pays for fewer, that is limited
+here as well.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from offramp.common.cpus import limit_libraries
 from offramp.common.errors import AddressError
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from offramp.common.bundle import Bundle
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+limit_libraries()
 
 STAGE_BUCKETS = tuple(1e-4 * 10 ** (i / 3) for i in range(13))
 """Seconds, 0.1 ms … 1 s, three to a decade."""

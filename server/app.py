@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from offramp.common import cpus
 from offramp.common.config import (
     ServerSettings,
     make_parser,
@@ -17,7 +17,8 @@ from offramp.common.config import (
     require_secure,
     split_address,
 )
-from offramp.common.errors import AddressError, ConfigError, ExitCode, OfframpError
+from offramp.common.ending import end_process, exit_status
+from offramp.common.errors import AddressError, ConfigError, ExitCode
 from offramp.common.telemetry import package_version, serve_metrics, start_log
 from offramp.common.transport import set_grpc_environment
 
@@ -41,14 +42,20 @@ UNWIND_SECONDS = 1.0
 """How long streams that were cut off may take to end."""
 SWITCH_SECONDS = 1e-3
 """A tail that has ended waits no longer than this for the interpreter, to say so and take the next batch."""
+SPARE_THREADS = 16
+"""Threads beside the tail's: gRPC's, one that decodes, one that reads files, those of the metrics page."""
 SPARE_CONNECTIONS = 256
 """Connections above the number of streams: for health checks, and for streams to be refused on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program; returns its exit status.
+
+    argv: None: the process's own; it then ends soon after, whatever still runs.
+    """
     set_grpc_environment()
-    try:
+
+    def body() -> int:
         parser = make_parser(
             "cloud-server", ServerSettings, "Decode frames and finish what devices were unsure of.", EPILOG
         )
@@ -56,9 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(ServerSettings, arguments)
         log = start_log("cloud-server", settings.log_level, settings.log_format)
         return run(settings, log)
-    except OfframpError as error:
-        print(f"cloud-server: {error}", file=sys.stderr)
-        return error.exit_code
+
+    status = exit_status("cloud-server", body)
+    if argv is None:
+        end_process(status)
+    return status
 
 
 def run(settings: ServerSettings, log: logging.Logger) -> int:
@@ -105,7 +114,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     if settings.pictures is not None:
         require_webp("--pictures")
     loader = Loader(
-        settings.threads or len(os.sched_getaffinity(0)),
+        settings.threads or cpus.available(),
         workers=settings.workers,
         max_batch=settings.max_batch,
         max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
@@ -115,6 +124,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
     first = reloader.load_all()
     assert loader.workers is not None and loader.message_bytes is not None
+    cpus.require_threads(loader.workers + SPARE_THREADS)
     tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
     catalog = Catalog(batcher, metrics)

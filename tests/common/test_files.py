@@ -1,4 +1,4 @@
-"""What may stand in place of a file that is read whole: each is one clear error, at once and in little memory."""
+"""What may stand in place of a file that is read whole: each is one clear error, at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_plain_file_of_the_limit_is_read(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         assert read_bounded("link", LIMIT, folder=folder) == b""
-        with pytest.raises(BundleError, match="^link: is a symbolic link, expected a plain file$"):
+        with pytest.raises(BundleError, match=r"^link: is a symbolic link, expected a plain file$"):
             read_bounded("link", LIMIT, folder=folder, follow=False, error=BundleError)
     finally:
         os.close(folder)
@@ -86,7 +86,7 @@ def test_what_is_no_such_file_is_one_error(tmp_path: Path, kind: str, message: s
     with pytest.raises(ConfigError, match=message) as wrong:
         read_bounded(path, LIMIT)
     assert str(wrong.value).startswith(f"{path}: ")
-    with pytest.raises(ConfigError, match="^--flag x: "):
+    with pytest.raises(ConfigError, match=r"^--flag x: "):
         read_bounded(path, LIMIT, name="--flag x")
     assert len(os.listdir("/proc/self/fd")) == before
 

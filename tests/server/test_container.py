@@ -1,0 +1,131 @@
+"""Limits that a container or a shell sets: processes and open files. The server says so, and ends or serves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from offramp.common.bundle import Bundle
+from offramp.common.cpus import require_threads
+from offramp.common.errors import ConfigError
+from offramp.server import plan
+from tests.processes import WAIT
+
+Launcher = Callable[[int], list[str]]
+
+
+@pytest.fixture
+def limited() -> Iterator[Launcher]:
+    """Starts Python where it may have so many threads, in a control group of this machine."""
+    for top in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+        folder = top / f"offramp-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+            (folder / "pids.max").write_text("max")
+        except OSError:
+            if folder.exists():
+                folder.rmdir()
+            continue
+
+        def python(limit: int, folder: Path = folder) -> list[str]:
+            (folder / "pids.max").write_text(str(limit))
+            join = 'echo 0 > "$1"; shift; exec "$@"'
+            return ["sh", "-c", join, "sh", str(folder / "cgroup.procs"), sys.executable]
+
+        yield python
+        folder.rmdir()
+        return
+    pytest.skip("control groups cannot be made here")
+
+
+@pytest.mark.parametrize("limit", [1, 5, 20, 40, 70])
+def test_too_few_threads_end_the_server_with_a_status(
+    limit: int, limited: Launcher, toy_bundle: Bundle
+) -> None:
+    command = [*limited(limit), "-m", "offramp.server.app", "--bundle", str(toy_bundle.path)]
+    done = subprocess.run(
+        [*command, "--listen", "127.0.0.1:0", "--metrics-port", "0", "--threads", "64"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "threads can be started here" in done.stderr and "pids_limit" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_too_few_threads_end_a_device_with_a_status(
+    limited: Launcher, toy_bundle: Bundle, toy_images: Path
+) -> None:
+    command = [*limited(10), "-m", "offramp.device.app", "--bundle", str(toy_bundle.path)]
+    done = subprocess.run(
+        [*command, "--threads", "64", str(toy_images)],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "threads can be started here" in done.stderr
+
+
+def few_threads(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    import threading
+
+    start, running = threading.Thread.start, [room]
+
+    def refuse(self: threading.Thread) -> None:
+        if running[0] == 0:
+            raise RuntimeError("can't start new thread")
+        running[0] -= 1
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+class Tail:
+    """Any tail."""
+
+    def tail(self, symbols: object) -> object:
+        return symbols
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_runs_that_wait_for_others_end_where_those_cannot_start(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_threads(monkeypatch, room)
+    with pytest.raises(ConfigError, match="4 runs of the tail at once need a thread each"):
+        plan.batch_curve(Tail(), (1, 1, 1), 4)  # type: ignore[arg-type]
+
+
+def test_the_other_layout_serves_where_one_gets_no_threads(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = plan.batch_curve
+
+    def refused(tail: plan.Tail, shape: tuple[int, int, int], workers: int, *more: int | None) -> plan.Curve:
+        if workers > 1:
+            raise ConfigError("no threads")
+        return real(tail, shape, workers, *more)
+
+    monkeypatch.setattr(plan, "batch_curve", refused)
+    assert plan.make_plan(toy_bundle, 2)[0].workers == 1
+    with pytest.raises(ConfigError, match="no threads"):
+        plan.make_plan(toy_bundle, 2, workers=2)
+
+
+def test_trying_for_threads_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = len(os.listdir("/proc/self/task"))
+    require_threads(40)
+    assert len(os.listdir("/proc/self/task")) == tasks
+    few_threads(monkeypatch, 3)
+    with pytest.raises(ConfigError, match="^3 threads can be started here, 5 are needed"):
+        require_threads(5)
+    assert len(os.listdir("/proc/self/task")) == tasks
