@@ -15,7 +15,6 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -23,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from offramp.common.errors import ConfigError
+from offramp.common.files import read_bounded
 from offramp.common.telemetry import version_line
 
 S = TypeVar("S", bound="Settings")
@@ -452,14 +452,11 @@ def read_settings(
 
 
 def _read_file(path: str, program: str, kind: type[Settings]) -> dict[str, Any]:
+    text = read_bounded(path, CONFIG_BYTES, expected="a TOML file")
     try:
-        with Path(path).open("rb") as file:
-            text = file.read(CONFIG_BYTES + 1)
-        if len(text) > CONFIG_BYTES:
-            raise ConfigError(f"{path}: is longer than {CONFIG_BYTES} bytes, expected at most that")
         document = tomllib.loads(text.decode())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}, expected a TOML file") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply, expected tables of settings") from None
     except ValueError as error:
         raise ConfigError(f"{path}: is no TOML file: {error}") from None
     loose = [name for name, value in document.items() if not isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""A program's end: one line for what went wrong, an exit status, and an end that comes whatever still runs."""
+"""A program's end: one line for what went wrong, an exit status, and an end whatever still runs."""
 
 from __future__ import annotations
 

@@ -23,25 +23,30 @@ def read_bounded(
     name: str | None = None,
     folder: int | None = None,
     follow: bool = True,
+    expected: str = "",
     error: type[OfframpError] = ConfigError,
 ) -> bytes:
     """The whole of one plain file of at most ``limit`` bytes; never blocks on a pipe or a device.
 
     name: what errors call it (default: the path). folder: descriptor of the directory that ``path`` is in.
     follow: whether ``path`` may be a symbolic link. error: what is raised, with one line that names the file,
-    what is wrong and what was expected.
+    what is wrong and what was expected: ``expected`` where there is no file to open.
     """
     shown = str(path) if name is None else name
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     try:
         handle = os.open(path, flags, dir_fd=folder)
     except (OSError, ValueError) as problem:
-        raise error(f"{shown}: {_reason(problem, path, folder, follow)}, expected a plain file") from None
+        reason = _reason(problem, path, folder, follow)
+        if expected:
+            raise error(f"{shown}: {reason}, expected {expected}") from None
+        cannot = "cannot be read: " if isinstance(problem, OSError) and reason == problem.strerror else ""
+        raise error(f"{shown}: {cannot}{reason}, expected a plain file") from None
     # A plain descriptor: os.fdopen raises for a directory, and leaves it open.
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise error(f"{shown}: is {_kind(status.st_mode)}, expected a plain file")
+            raise error(f"{shown}: is no plain file, expected one (it is {_kind(status.st_mode)})")
         if status.st_size > limit:
             raise error(f"{shown}: is longer than {limit} bytes, expected at most that")
         # The size is not believed: the file may grow, and some report 0.
@@ -65,7 +70,7 @@ def _reason(problem: OSError | ValueError, path: Path | str, folder: int | None,
         return "is a symbolic link"
     if problem.errno == errno.ENXIO:
         return "is a socket or a device without a driver"
-    return f"cannot be read: {problem.strerror}"
+    return problem.strerror
 
 
 def _is_link(path: Path | str, folder: int | None) -> bool:
@@ -84,4 +89,4 @@ def _kind(mode: int) -> str:
     ):
         if test(mode):
             return kind
-    return "not a plain file"
+    return "a socket"

@@ -2,8 +2,8 @@
 
 ONNX Runtime has telemetry too: from when it is imported it reports its use to its maker, and keeps what it
 could not send in the home folder. To import this module turns that off, and every program imports it first.
-NumPy's BLAS starts a thread for each core as it is imported; where a container pays for fewer, that is limited
-here as well.
+NumPy's BLAS starts a thread for each core as it is imported; where a container pays for fewer, that is
+limited here as well.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from offramp.common import cpus
 from offramp.common.config import (
@@ -96,6 +95,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.common.tracing import Tracing
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader
+    from offramp.server.follower import Follower, Step
     from offramp.server.metrics import ServerMetrics
     from offramp.server.security import Certificates, Guard, Tokens
     from offramp.server.service import InferenceService, StreamLimits, handlers
@@ -163,16 +163,10 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     if not port:
         raise AddressError(f"--listen {settings.listen}: cannot be bound, expected a free address")
 
-    async def follow() -> None:
-        while True:
-            again = False
-            with suppress(TimeoutError):
-                await asyncio.wait_for(reload.wait(), settings.reload_interval)
-                again = True
-            reload.clear()
-            if tokens is not None:
-                tokens.refresh()
-            await reloader.scan(catalog, service.retire, again=again)
+    steps: dict[str, Step] = {"bundle": lambda again: reloader.scan(catalog, service.retire, again=again)}
+    if tokens is not None:
+        steps["tokens"] = lambda _: asyncio.to_thread(tokens.refresh)
+    follower = Follower(settings.reload_interval, reload, steps, metrics)
 
     with serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port) as metrics_port:
         metrics.watch_connections(port)
@@ -184,7 +178,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         where = f", metrics on {settings.metrics_host}:{metrics_port}" if metrics_port is not None else ""
         log.info("listening on %s:%d%s", host, port, where)
-        helpers = [loop.create_task(follow()), loop.create_task(service.watch())]
+        helpers = [loop.create_task(follower.run()), loop.create_task(service.watch())]
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
         helpers[0].cancel()

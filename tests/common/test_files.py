@@ -66,10 +66,10 @@ def make(kind: str, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("pipe", "is a named pipe, expected a plain file"),
-        ("directory", "is a directory, expected a plain file"),
-        ("zero", "is a device, expected a plain file"),
-        ("tty", "expected a plain file"),
+        ("pipe", "is no plain file, expected one \\(it is a named pipe\\)"),
+        ("directory", "is no plain file, expected one \\(it is a directory\\)"),
+        ("zero", "is no plain file, expected one \\(it is a device\\)"),
+        ("tty", "expected"),
         ("sparse", "is longer than 100 bytes, expected at most that"),
         ("long", "is longer than 100 bytes, expected at most that"),
         ("socket", "is a socket or a device without a driver, expected a plain file"),

@@ -1,4 +1,4 @@
-"""Limits that a container or a shell sets: processes and open files. The server says so, and ends or serves."""
+"""What a container or a shell limits: processes, open files. The server says so, and ends or serves."""
 
 from __future__ import annotations
 
@@ -126,6 +126,6 @@ def test_trying_for_threads_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) 
     require_threads(40)
     assert len(os.listdir("/proc/self/task")) == tasks
     few_threads(monkeypatch, 3)
-    with pytest.raises(ConfigError, match="^3 threads can be started here, 5 are needed"):
+    with pytest.raises(ConfigError, match=r"^3 threads can be started here, 5 are needed"):
         require_threads(5)
     assert len(os.listdir("/proc/self/task")) == tasks
