@@ -30,7 +30,7 @@ def read_bounded(
 
     name: what errors call it (default: the path). folder: descriptor of the directory that ``path`` is in.
     follow: whether ``path`` may be a symbolic link. error: what is raised, with one line that names the file,
-    what is wrong and what was expected: ``expected`` where there is no file to open.
+    what is wrong and what was expected (default: a plain file).
     """
     shown = str(path) if name is None else name
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
@@ -46,7 +46,9 @@ def read_bounded(
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise error(f"{shown}: is no plain file, expected one (it is {_kind(status.st_mode)})")
+            if expected:
+                raise error(f"{shown}: is {_kind(status.st_mode)}, expected {expected}")
+            raise error(f"{shown}: is no plain file, expected one")
         if status.st_size > limit:
             raise error(f"{shown}: is longer than {limit} bytes, expected at most that")
         # The size is not believed: the file may grow, and some report 0.
