@@ -20,7 +20,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from offramp.common.cpus import limit_libraries
-from offramp.common.errors import AddressError
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge, Histogram
@@ -109,20 +108,10 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> I
     if port is None:
         yield None
         return
-    from prometheus_client import disable_created_metrics, start_http_server
+    from offramp.common.metrics_page import serve_page
 
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise AddressError(f"metrics on {host}:{port}: {error.strerror}, expected a free port") from None
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_page(registry, host, port) as bound:
+        yield bound
 
 
 @contextmanager
