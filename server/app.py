@@ -43,8 +43,6 @@ SWITCH_SECONDS = 1e-3
 """A tail that has ended waits no longer than this for the interpreter, to say so and take the next batch."""
 SPARE_THREADS = 16
 """Threads beside the tail's: gRPC's, one that decodes, one that reads files, those of the metrics page."""
-SPARE_CONNECTIONS = 256
-"""Connections above the number of streams: for health checks, and for streams to be refused on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,6 +93,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.common.tracing import Tracing
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader
+    from offramp.server.descriptors import make_room
     from offramp.server.follower import Follower, Step
     from offramp.server.metrics import ServerMetrics
     from offramp.server.security import Certificates, Guard, Tokens
@@ -106,6 +105,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
 
+    room = make_room(settings.max_streams)
+    settings = settings.model_copy(update={"max_streams": room.streams})
     metrics = ServerMetrics()
     tokens = Tokens(settings.token_file, metrics) if settings.token_file is not None else None
     certificates = None
@@ -144,7 +145,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     )
     server = grpc.aio.server(
         interceptors=[Guard(tokens, metrics)] if tokens is not None else [],
-        options=transport.server_options(loader.message_bytes, settings.max_streams + SPARE_CONNECTIONS),
+        options=transport.server_options(loader.message_bytes, room.connections),
     )
     server.add_generic_rpc_handlers((handlers(service.offload, service.describe),))
     healthy = health.aio.HealthServicer()
