@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from offramp.common import cpus
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser, share
 from offramp.common.engine import Engine
@@ -223,7 +223,7 @@ def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: 
 
 def picture_rows(whole: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
     """The same images sent as they are, to the whole model on the server."""
-    engine = Engine(whole, len(os.sched_getaffinity(0)))
+    engine = Engine(whole, cpus.available())
     pictures = {name: _open(images / name) for name in labels}
     ways: list[tuple[str, Way]] = [
         ("raw INT8 activation", lambda picture: (whole.codec.raw_bytes, picture)),
@@ -250,7 +250,7 @@ def picture_rows(whole: Bundle, images: Path, labels: dict[str, str]) -> list[Ro
 
 def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
     """The rival to beat: the same early exit at its own T_c, the unsure images as WebP to the whole model."""
-    threads, threshold = len(os.sched_getaffinity(0)), bundle.manifest.threshold
+    threads, threshold = cpus.available(), bundle.manifest.threshold
     engine, server = Engine(bundle, threads), Engine(whole, threads)
     pictures = [_open(images / name) for name in labels]
     truth = [bundle.manifest.classes.index(label) for label in labels.values()]

@@ -8,10 +8,11 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from offramp.common.bundle import MANIFEST, load_bundle
+from offramp.common.bundle import MANIFEST, MANIFEST_BYTES, load_bundle
 from offramp.common.config import Parser
 from offramp.common.errors import BundleError, OutputError
-from offramp.common.signature import SIGNATURE, add_signature, sign
+from offramp.common.files import read_bounded
+from offramp.common.signature import SIGNATURE, SIGNATURE_BYTES, add_signature, sign
 
 EPILOG = """\
 examples:
@@ -38,12 +39,13 @@ def main(argv: Sequence[str]) -> int:
     folder: Path = arguments.bundle
     bundle = load_bundle(folder)
     path = folder / SIGNATURE
-    manifest = (folder / MANIFEST).read_bytes()
+    manifest = read_bounded(folder / MANIFEST, MANIFEST_BYTES, error=BundleError)
     if hashlib.sha256(manifest).digest() != bundle.digest:
         raise BundleError(f"{folder}: changed while it was verified")
     line = sign(manifest, arguments.key)
+    existing = read_bounded(path, SIGNATURE_BYTES, error=BundleError) if path.exists() else b""
+    data = add_signature(existing, line)
     try:
-        data = add_signature(path.read_bytes() if path.exists() else b"", line)
         new = path.with_name(SIGNATURE + ".new")
         new.write_bytes(data)
         os.replace(new, path)

@@ -15,7 +15,6 @@ from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,6 +27,7 @@ from rich.text import Text
 
 from offramp.common.config import Parser, split_address
 from offramp.common.errors import ConfigError, ExitCode, printable
+from offramp.common.files import read_bounded
 
 PAGE_BYTES = 1 << 20
 """Ours have 20 kB."""
@@ -374,13 +374,7 @@ def read_file(name: str) -> list[Target]:
     """The targets of a file in Prometheus' file_sd format. Raises ConfigError."""
     wanted = 'expected [{"targets": ["HOST:PORT", …], "labels": {…}}, …]'
     try:
-        with Path(name).open("rb") as file:
-            data = file.read(FILE_BYTES + 1)
-        if len(data) > FILE_BYTES:
-            raise ConfigError(f"{name}: is longer than {FILE_BYTES:,} bytes")
-        groups = json.loads(data)
-    except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}, expected a file of targets") from None
+        groups = json.loads(read_bounded(name, FILE_BYTES, expected="a file of targets"))
     except (ValueError, RecursionError):
         raise ConfigError(f"{name}: is no JSON, {wanted}") from None
     targets = []

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +31,7 @@ from offramp.common.codebook import Codebook
 from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.context import ContextModel
 from offramp.common.errors import BundleError, CodebookError, printable
+from offramp.common.files import read_bounded
 from offramp.common.lanes import MAX_LANES
 from offramp.common.rans import RansTables
 from offramp.common.run_huffman import RunTables
@@ -433,34 +433,7 @@ def _check_tensor(name: str, tensor: onnx_subset_pb2.OnnxTensor) -> None:
 
 def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
     """The whole of one plain file of at most ``limit`` bytes in an open directory."""
-    try:
-        # O_NONBLOCK: opening a named pipe must not wait for its writer.
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError as error:
-        reason = "is a symbolic link" if _is_link(folder, name) else f"cannot be read: {error.strerror}"
-        raise BundleError(f"{name}: {reason}, expected a plain file") from None
-    # A plain descriptor: os.fdopen raises for a directory, and leaves it open.
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise BundleError(f"{name}: is no plain file, expected one")
-        chunks, room = [], limit + 1
-        while room and (chunk := os.read(handle, min(room, 1 << 20))):
-            chunks.append(chunk)
-            room -= len(chunk)
-    except OSError as error:
-        raise BundleError(f"{name}: cannot be read: {error.strerror}, expected a plain file") from None
-    finally:
-        os.close(handle)
-    if not room:
-        raise BundleError(f"{name}: is longer than {limit} bytes, expected at most that")
-    return b"".join(chunks)
-
-
-def _is_link(folder: int, name: str) -> bool:
-    try:
-        return stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)
-    except OSError:
-        return False
+    return read_bounded(name, limit, folder=folder, follow=False, error=BundleError)
 
 
 def _read_verified(folder: int, name: str, entry: FileEntry) -> bytes:

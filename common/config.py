@@ -3,7 +3,8 @@
 Each field of a ``Settings`` class is a flag (``--max-batch 8``), an environment variable
 (``OFFRAMP_MAX_BATCH=8``) and a key of a TOML file (``max_batch = 8`` in the table named like the program).
 A flag wins over the environment, that over the file, and the file over the default. ``--config`` or
-``OFFRAMP_CONFIG`` names the file; a table of another program is left alone, an unknown key is an error.
+``OFFRAMP_CONFIG`` names the file; a table of another program of ours is left alone. An unknown table, key or
+``OFFRAMP_*`` variable is an error. Flags and variables are text; a file's values have types of their own.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import argparse
 import ipaddress
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from offramp.common.config_file import read_table, shown
+from offramp.common.environment import PREFIX, check_link, check_variables
 from offramp.common.errors import ConfigError
 from offramp.common.telemetry import version_line
 
@@ -33,7 +34,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _split(value: object) -> object:
-    return value.split(os.pathsep) if isinstance(value, str) else value
+    if isinstance(value, list):
+        return tuple(value)
+    return tuple(value.split(os.pathsep)) if isinstance(value, str) else value
 
 
 Several = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
@@ -44,14 +47,12 @@ def _addresses(value: object) -> object:
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list | tuple):
         return given
-    return [part.strip() for each in given for part in (each.split(",") if isinstance(each, str) else [each])]
+    parts = (part for each in given for part in (each.split(",") if isinstance(each, str) else [each]))
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
 
 
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses), Field(min_length=1, max_length=16)]
 """HOST:PORT, several of them with commas between them or by a flag that is given again."""
-
-ENVIRONMENT = "OFFRAMP_"
-CONFIG_BYTES = 1 << 20
 
 
 def _byte_rate(value: object) -> object:
@@ -394,7 +395,7 @@ def flag_of(name: str) -> str:
 
 def variable_of(name: str) -> str:
     """The environment variable of a field."""
-    return ENVIRONMENT + name.upper()
+    return PREFIX + name.upper()
 
 
 def default_of(field: FieldInfo) -> str:
@@ -402,6 +403,12 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required() or field.default is None:
         return ""
     return ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+
+
+def _variables() -> set[str]:
+    """Of all settings of all programs: one environment may be that of several."""
+    names = {name for kind in (DeviceSettings, ServerSettings) for name in kind.model_fields}
+    return {variable_of(name) for name in names | {"config"}}
 
 
 def _is_several(field: FieldInfo) -> bool:
@@ -421,17 +428,19 @@ def read_settings(
     given: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if path is not None:
-        for name, value in _read_file(path, flags["program"], kind).items():
-            given[name], origins[name] = value, f"{path}: {name} = {value!r}"
+        for name, value in read_table(path, flags["program"], kind.model_fields).items():
+            given[name], origins[name] = value, f"{path}: {name} = {shown(value)}"
+    check_variables(environment, _variables())
     for name in kind.model_fields:
-        if (variable := variable_of(name)) in environment:
+        if (variable := variable_of(name)) in environment and name not in flags:
             value = environment[variable]
+            check_link(variable, value)
             given[name], origins[name] = value, f"{variable}={value}"
         if name in flags:
             value = flags[name]
             given[name] = value
-            shown = value if isinstance(value, str) else " ".join(value) if isinstance(value, list) else ""
-            origins[name] = f"{flag_of(name)} {shown}".rstrip()
+            text = value if isinstance(value, str) else " ".join(value) if isinstance(value, list) else ""
+            origins[name] = f"{flag_of(name)} {text}".rstrip()
     missing = [
         flag_of(name)
         for name, field in kind.model_fields.items()
@@ -449,27 +458,6 @@ def read_settings(
         raise ConfigError(f"{origins.get(name, flag_of(name))}: {first['msg']}") from None
     arguments.log_level = settings.log_level
     return settings
-
-
-def _read_file(path: str, program: str, kind: type[Settings]) -> dict[str, Any]:
-    try:
-        with Path(path).open("rb") as file:
-            text = file.read(CONFIG_BYTES + 1)
-        if len(text) > CONFIG_BYTES:
-            raise ConfigError(f"{path}: is longer than {CONFIG_BYTES} bytes, expected at most that")
-        document = tomllib.loads(text.decode())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}, expected a TOML file") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: is no TOML file: {error}") from None
-    loose = [name for name, value in document.items() if not isinstance(value, dict)]
-    if loose:
-        raise ConfigError(f"{path}: {loose[0]}: expected it in a table, as in [{program}]")
-    table: dict[str, Any] = document.get(program, {})
-    for name in table:
-        if name not in kind.model_fields:
-            raise ConfigError(f"{path}: [{program}] {name}: there is no such setting")
-    return table
 
 
 def split_address(flag: str, address: str) -> tuple[str, int]:

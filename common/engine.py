@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import offramp.common.telemetry  # noqa: F401 - before onnxruntime, whose telemetry it turns off
 from offramp.common.bundle import HEAD, TAIL, Bundle
+from offramp.common.cpus import require_threads
 from offramp.common.errors import BundleError, printable
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def session(graph: bytes | str, *, threads: int) -> onnxruntime.InferenceSession
     """A graph of our own making, its bytes or its file, run as the product runs one from outside."""
     import onnxruntime as ort
 
+    require_threads(threads - 1)
     return ort.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
 
 
@@ -93,6 +95,7 @@ class _Graph:
         import onnxruntime as ort
 
         _limit_memory()
+        require_threads(threads - 1)
         options = session_options(threads)
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Bytes can be ONNX and ONNX Runtime's own format at once. What `check_graph` read is what runs.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.common.errors import BundleError, ConfigError, OutputError
+from offramp.common.files import read_bounded
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -159,11 +160,4 @@ def _private_key(flag: str, path: Path | str) -> Ed25519PrivateKey:
 
 
 def _read(flag: str, path: Path | str) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(KEY_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}, expected a file") from None
-    if len(data) > KEY_FILE_BYTES:
-        raise ConfigError(f"{flag} {path}: is longer than {KEY_FILE_BYTES} bytes, expected a key")
-    return data
+    return read_bounded(path, KEY_FILE_BYTES, name=f"{flag} {path}", expected="a file")

@@ -2,6 +2,8 @@
 
 ONNX Runtime has telemetry too: from when it is imported it reports its use to its maker, and keeps what it
 could not send in the home folder. To import this module turns that off, and every program imports it first.
+NumPy's BLAS starts a thread for each core as it is imported; where a container pays for fewer, that is
+limited here as well.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from offramp.common.errors import AddressError
+from offramp.common.cpus import limit_libraries
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge, Histogram
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from offramp.common.bundle import Bundle
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+limit_libraries()
 
 STAGE_BUCKETS = tuple(1e-4 * 10 ** (i / 3) for i in range(13))
 """Seconds, 0.1 ms … 1 s, three to a decade."""
@@ -105,20 +108,10 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> I
     if port is None:
         yield None
         return
-    from prometheus_client import disable_created_metrics, start_http_server
+    from offramp.common.metrics_page import serve_page
 
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise AddressError(f"metrics on {host}:{port}: {error.strerror}, expected a free port") from None
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_page(registry, host, port) as bound:
+        yield bound
 
 
 @contextmanager

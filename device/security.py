@@ -8,14 +8,13 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from offramp.common import transport
 from offramp.common.config import require_secure
 from offramp.common.errors import ConfigError
+from offramp.common.files import read_bounded
 
 FILE_BYTES = 1 << 20
 TOKEN_BYTES = 4096
@@ -94,13 +93,4 @@ def _pem(flag: str, path: str | None) -> bytes | None:
 
 
 def _read(flag: str, path: str, limit: int) -> bytes:
-    try:
-        # O_NONBLOCK: opening a named pipe must not wait for its writer.
-        handle = os.open(Path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            data: bytes = file.read(limit + 1) or b""
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}, expected a file") from None
-    if len(data) > limit:
-        raise ConfigError(f"{flag} {path}: has over {limit} bytes")
-    return data
+    return read_bounded(path, limit, name=f"{flag} {path}", expected="a file")

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from offramp.common import cpus
 from offramp.common.both_exits import ANSWERED_BY, Replied, Told
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
@@ -155,7 +155,7 @@ def run_split(bundle: Bundle, data: Dataset, *, one_table: bool) -> Split:
 
     one_table: payloads in one Huffman table, counted on validation images (the paper's); else as it ships.
     """
-    engine = Engine(bundle, len(os.sched_getaffinity(0)))
+    engine = Engine(bundle, cpus.available())
     symbols, probabilities = head_answers(engine, data.test.images)
     answers = tail_answers(engine, symbols)
     if one_table:
@@ -202,7 +202,7 @@ def run_pictures(
                 continue
             coded = coded or sent(form, images)
             if number not in engines:
-                engines[number] = Engine(whole, len(os.sched_getaffinity(0)))
+                engines[number] = Engine(whole, cpus.available())
             sizes = coded[0]
             answers.append(whole_answers(engines[number], coded[1]))
             if path:

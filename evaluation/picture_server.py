@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from offramp.common import cpus
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.config import Parser, ServerSettings, split_address
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("picture_server", description="Classify pictures with a bundle's head and tail.")
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--listen", required=True, metavar="HOST:PORT")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cpus.available())
     arguments = parser.parse_args(argv)
     import uvloop
 

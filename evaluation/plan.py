@@ -32,11 +32,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offramp.common.config import Parser
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError, printable
+from offramp.common.files import read_bounded
 
 if TYPE_CHECKING:
     from offramp.evaluation.report_tables import Report
     from offramp.training.record import Record
 
+PROFILE_BYTES = 1 << 20
 _DESCRIPTION = """\
 Choose a split point, a training and a threshold for a device and its link.
 
@@ -295,9 +297,13 @@ def read_profile(path: Path | None, settings: Sequence[str] = ()) -> Profile:
     if path is not None:
         origin = str(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read profile {path}: {error}") from None
+            text = read_bounded(
+                path, PROFILE_BYTES, name=f"cannot read profile {path}", expected="a TOML file"
+            ).decode()
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"cannot read profile {path}: is not UTF-8 text, expected a TOML file"
+            ) from None
     try:
         values = tomllib.loads(text)
         for setting in settings:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
+from offramp.common import cpus
 from offramp.common.config import (
     ServerSettings,
     make_parser,
@@ -17,7 +16,8 @@ from offramp.common.config import (
     require_secure,
     split_address,
 )
-from offramp.common.errors import AddressError, ConfigError, ExitCode, OfframpError
+from offramp.common.ending import end_process, exit_status
+from offramp.common.errors import AddressError, ConfigError, ExitCode
 from offramp.common.telemetry import package_version, serve_metrics, start_log
 from offramp.common.transport import set_grpc_environment
 
@@ -41,14 +41,18 @@ UNWIND_SECONDS = 1.0
 """How long streams that were cut off may take to end."""
 SWITCH_SECONDS = 1e-3
 """A tail that has ended waits no longer than this for the interpreter, to say so and take the next batch."""
-SPARE_CONNECTIONS = 256
-"""Connections above the number of streams: for health checks, and for streams to be refused on."""
+SPARE_THREADS = 16
+"""Threads beside the tail's: gRPC's, one that decodes, one that reads files, those of the metrics page."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program; returns its exit status.
+
+    argv: None: the process's own; it then ends soon after, whatever still runs.
+    """
     set_grpc_environment()
-    try:
+
+    def body() -> int:
         parser = make_parser(
             "cloud-server", ServerSettings, "Decode frames and finish what devices were unsure of.", EPILOG
         )
@@ -56,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(ServerSettings, arguments)
         log = start_log("cloud-server", settings.log_level, settings.log_format)
         return run(settings, log)
-    except OfframpError as error:
-        print(f"cloud-server: {error}", file=sys.stderr)
-        return error.exit_code
+
+    status = exit_status("cloud-server", body)
+    if argv is None:
+        end_process(status)
+    return status
 
 
 def run(settings: ServerSettings, log: logging.Logger) -> int:
@@ -87,6 +93,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.common.tracing import Tracing
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader
+    from offramp.server.descriptors import make_room
+    from offramp.server.follower import Follower, Step
     from offramp.server.metrics import ServerMetrics
     from offramp.server.security import Certificates, Guard, Tokens
     from offramp.server.service import InferenceService, StreamLimits, handlers
@@ -97,6 +105,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
 
+    room = make_room(settings.max_streams)
+    settings = settings.model_copy(update={"max_streams": room.streams})
     metrics = ServerMetrics()
     tokens = Tokens(settings.token_file, metrics) if settings.token_file is not None else None
     certificates = None
@@ -105,7 +115,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     if settings.pictures is not None:
         require_webp("--pictures")
     loader = Loader(
-        settings.threads or len(os.sched_getaffinity(0)),
+        settings.threads or cpus.available(),
         workers=settings.workers,
         max_batch=settings.max_batch,
         max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
@@ -115,6 +125,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
     first = reloader.load_all()
     assert loader.workers is not None and loader.message_bytes is not None
+    cpus.require_threads(loader.workers + SPARE_THREADS)
     tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
     catalog = Catalog(batcher, metrics)
@@ -134,7 +145,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     )
     server = grpc.aio.server(
         interceptors=[Guard(tokens, metrics)] if tokens is not None else [],
-        options=transport.server_options(loader.message_bytes, settings.max_streams + SPARE_CONNECTIONS),
+        options=transport.server_options(loader.message_bytes, room.connections),
     )
     server.add_generic_rpc_handlers((handlers(service.offload, service.describe),))
     healthy = health.aio.HealthServicer()
@@ -153,16 +164,10 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     if not port:
         raise AddressError(f"--listen {settings.listen}: cannot be bound, expected a free address")
 
-    async def follow() -> None:
-        while True:
-            again = False
-            with suppress(TimeoutError):
-                await asyncio.wait_for(reload.wait(), settings.reload_interval)
-                again = True
-            reload.clear()
-            if tokens is not None:
-                tokens.refresh()
-            await reloader.scan(catalog, service.retire, again=again)
+    steps: dict[str, Step] = {"bundle": lambda again: reloader.scan(catalog, service.retire, again=again)}
+    if tokens is not None:
+        steps["tokens"] = lambda _: asyncio.to_thread(tokens.refresh)
+    follower = Follower(settings.reload_interval, reload, steps, metrics)
 
     with serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port) as metrics_port:
         metrics.watch_connections(port)
@@ -174,7 +179,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         where = f", metrics on {settings.metrics_host}:{metrics_port}" if metrics_port is not None else ""
         log.info("listening on %s:%d%s", host, port, where)
-        helpers = [loop.create_task(follow()), loop.create_task(service.watch())]
+        helpers = [loop.create_task(follower.run()), loop.create_task(service.watch())]
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
         helpers[0].cancel()

@@ -6,6 +6,7 @@ is doubled until that gains nothing. What flags fix is not measured.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import numpy as np
 from offramp.common.bundle import Bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.engine import Engine
-from offramp.common.errors import BundleError
+from offramp.common.errors import BundleError, ConfigError
 from offramp.server.batch import Tail
+
+log = logging.getLogger("offramp.cloud-server")
 
 BATCH_MAX = 64
 """The largest batch that is tried."""
@@ -81,16 +84,23 @@ def make_plan(
 ) -> tuple[Plan, Engine]:
     """A plan for ``threads`` threads, and the bundle's tail, loaded, as it wants it.
 
-    None: choose by measurement. Raises BundleError where the tail does not run.
+    None: choose by measurement. Raises BundleError where the tail does not run,
+    ConfigError where there are not as many threads.
     """
     layouts = [workers] if workers is not None else sorted({1, threads})
     measure = len(layouts) > 1 or max_batch is None or max_wait is None
     best: tuple[Plan, Engine] | None = None
     for count in layouts:
-        engine = Engine(bundle, threads_each(threads, count))
-        engine.load_tail()
-        shape = bundle.manifest.activation.shape
-        curve = batch_curve(engine, shape, count, max_batch) if measure else {}
+        try:
+            engine = Engine(bundle, threads_each(threads, count))
+            engine.load_tail()
+            shape = bundle.manifest.activation.shape
+            curve = batch_curve(engine, shape, count, max_batch) if measure else {}
+        except ConfigError as error:  # no threads left for it
+            if best is None:
+                raise
+            log.warning("%d runs of the tail at once were not tried: %s", count, error)
+            continue
         plan = _plan(curve, threads, count, max_batch, max_wait)
         if best is None or plan.best > LAYOUT_GAIN * best[0].best:
             best = plan, engine
@@ -135,7 +145,7 @@ def batch_curve(tail: Tail, shape: tuple[int, int, int], workers: int, max_batch
     """Throughput of ``workers`` threads that run the tail at once, for batches of 1, 2, 4, …
 
     shape: of one input, uint8. With ``max_batch`` only for 1 and that. Raises BundleError where the tail
-    does not run.
+    does not run, ConfigError where there are not as many threads.
     """
     sizes = [1 << i for i in range(BATCH_MAX.bit_length())] if max_batch is None else sorted({1, max_batch})
     curve: Curve = {}
@@ -143,6 +153,8 @@ def batch_curve(tail: Tail, shape: tuple[int, int, int], workers: int, max_batch
     for size in sizes:
         try:
             curve[size] = max(_throughput(tail, shape, workers, size) for _ in range(POINT_ROUNDS))
+        except ConfigError:
+            raise
         except Exception as error:  # ONNX Runtime has no common base class; mostly it is out of memory
             if size == 1:
                 raise BundleError(f"the tail does not run: {type(error).__name__}") from None
@@ -178,10 +190,20 @@ def _throughput(tail: Tail, shape: tuple[int, int, int], workers: int, size: int
             gate.abort()
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:
+        # Those that run wait at the gate for the rest, and the process's end for them.
+        gate.abort()
+        raise ConfigError(
+            f"{workers} runs of the tail at once need a thread each, and no more can be started: expected "
+            "fewer --threads or --workers, or a higher limit on processes (pids_limit, ulimit -u)"
+        ) from None
+    finally:
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
     if failures:
         raise failures[0]
     first, last = min(start for start, _ in spans), max(end for _, end in spans)

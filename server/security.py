@@ -12,8 +12,8 @@ import logging
 import os
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import grpc
@@ -21,33 +21,28 @@ import grpc.aio
 
 from offramp.common import transport
 from offramp.common.errors import AccessError, ConfigError
+from offramp.common.files import read_bounded
 from offramp.server.metrics import ServerMetrics
 
 log = logging.getLogger("offramp.cloud-server")
 
 TOKEN_CHARACTERS = range(16, 4097)
-TOKEN_FILE_BYTES = 1 << 20
+FILE_BYTES = 1 << 20
 SCHEME = "Bearer "
 PUBLIC = "/grpc.health.v1.Health/"
 """Load balancers ask for health, and have no token."""
 
-Stamp = tuple[tuple[int, int, int], ...]
+Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 def _stamp(paths: Iterable[str]) -> Stamp:
-    """Changes when one of these files is replaced or written."""
+    """Changes when one of these files is replaced or written, or who may read it."""
     stats = [os.stat(path) for path in paths]
-    return tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
+    return tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
 
 
 def _read(flag: str, path: str) -> bytes:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}, expected a file") from None
-    if len(data) > TOKEN_FILE_BYTES:
-        raise ConfigError(f"{flag} {path}: has {len(data)} bytes, expected {TOKEN_FILE_BYTES} at most")
-    return data
+    return read_bounded(path, FILE_BYTES, name=f"{flag} {path}", expected="a file")
 
 
 class Tokens:
@@ -59,6 +54,7 @@ class Tokens:
     def __init__(self, path: str, metrics: ServerMetrics) -> None:
         self._path = path
         self._metrics = metrics
+        self._failure: tuple[Stamp, str] | None = None
         self._digests = self._load()
         self._stamp = _stamp([path])
 
@@ -79,19 +75,21 @@ class Tokens:
         return digests
 
     def refresh(self) -> None:
-        """Read the file again if it has changed."""
+        """Read the file again if it has changed, or could not be read the last time."""
+        stamp: Stamp = ()
         try:
             stamp = _stamp([self._path])
-            if stamp == self._stamp:
+            if stamp == self._stamp and self._failure is None:
                 return
-            self._stamp = stamp
-            self._digests = self._load()
-        except (ConfigError, OSError) as error:
-            if self._stamp != ():
-                self._stamp = () if isinstance(error, OSError) else self._stamp
+            self._digests, self._stamp = self._load(), stamp
+        except Exception as error:
+            reason = str(error) if isinstance(error, ConfigError | OSError) else type(error).__name__
+            if self._failure != (stamp, reason):
                 self._metrics.reloads.labels("tokens", "failed").inc()
-                log.error("tokens not read again, the old ones stay: %s", error)
+                log.error("tokens not read again, the old ones stay: %s", reason)
+            self._failure = stamp, reason
             return
+        self._failure = None
         self._metrics.reloads.labels("tokens", "loaded").inc()
         log.info("read %d tokens again", len(self._digests))
 
@@ -152,6 +150,21 @@ class Guard(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(cast(Any, refuse))
 
 
+@contextmanager
+def _as_file(data: bytes) -> Iterator[str]:
+    """A path that OpenSSL, which takes nothing else, can read these bytes from, the ones checked.
+
+    In memory: a private key is written to no disk.
+    """
+    handle = os.memfd_create("offramp", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(handle), "wb") as file:
+            file.write(data)
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
+
+
 class Certificates:
     """The server's certificate and key, and the authority of its clients; read again when they change."""
 
@@ -177,10 +190,12 @@ class Certificates:
             return ()
 
     def _load(self) -> Any:
+        certificate, private = _read("--tls-cert", self._cert), _read("--tls-key", self._key)
         # OpenSSL's own messages could tell of the key; which file it is must do.
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self._cert, self._key, password=lambda: b"")
+            with _as_file(certificate) as cert, _as_file(private) as key:
+                context.load_cert_chain(cert, key, password=lambda: b"")
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "unusable"
             raise ConfigError(
@@ -194,8 +209,9 @@ class Certificates:
                 context.load_verify_locations(cadata=authority.decode())
             except (ValueError, OSError):
                 raise ConfigError(f"--tls-client-ca {self._client_ca}: expected PEM certificates") from None
-        pair = (_read("--tls-key", self._key), _read("--tls-cert", self._cert))
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
+        return grpc.ssl_server_certificate_configuration(
+            [(private, certificate)], root_certificates=authority
+        )
 
     def _fetch(self) -> Any:
         self._metrics.tls_handshakes.inc()
@@ -206,9 +222,10 @@ class Certificates:
             self._stamp = stamp
             try:
                 self._current = self._load()
-            except ConfigError as error:
+            except Exception as error:  # whatever it is, gRPC would drop it without a word
                 self._metrics.reloads.labels("certificate", "failed").inc()
-                log.error("certificate not read again, the old one stays: %s", error)
+                reason = error if isinstance(error, ConfigError) else type(error).__name__
+                log.error("certificate not read again, the old one stays: %s", reason)
                 return None
             self._metrics.reloads.labels("certificate", "loaded").inc()
             log.info("read the certificate again")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from offramp.common import cpus
 from offramp.common.errors import ConfigError, DataError
 
 # Real value of a pixel p: (p - PIXEL_ZERO) * PIXEL_SCALE. One scale and zero point that uint8 holds exactly,
@@ -152,7 +152,7 @@ def recompressed(images: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
             found[number] = np.asarray(picture.convert("RGB"), np.uint8).transpose(2, 0, 1)
 
     # Both codecs let go of the interpreter's lock.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cpus.available()) as pool:
         for _ in pool.map(one, range(len(images))):
             pass
     return found

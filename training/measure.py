@@ -5,7 +5,6 @@ threshold.
 from __future__ import annotations
 
 import copy
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from offramp.common import cpus
 from offramp.common.both_exits import Replied, SentAnswer, Told
 from offramp.common.engine import session, softmax
 from offramp.training.data import Labelled, to_float
@@ -114,7 +114,7 @@ def run_graphs(graphs: Graphs, data: Labelled, threads: int | None = None) -> An
         symbols[own], early[own] = head.run(["symbols", "logits"], {"image": data.images[own]})
         (final[own],) = tail.run(["logits"], {"symbols": symbols[own]})
 
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or cpus.available()) as pool:
         list(pool.map(answer, range(0, len(data), _BATCH)))
     return Answers(symbols, early, final, data.labels)
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from offramp.common.errors import ConfigError
+from offramp.common.files import read_bounded
 from offramp.training.models import BACKBONES
 from offramp.training.record import Stage
 
@@ -112,6 +113,7 @@ class FolderRecipe(_LocalRecipe):
 
 
 DataRecipe = DigitsRecipe | HubRecipe | ParquetRecipe | FolderRecipe
+RECIPE_BYTES = 1 << 20
 SOURCES = ("hub", "imagefolder", "parquet", "sklearn-digits")
 
 
@@ -445,10 +447,7 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
     Raises:
         ConfigError: see `Recipe.parse`; also a file that cannot be read, or a variant that is not there.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read recipe {path}: {error}") from error
+    text = _text(path)
     values = _toml(text, str(path))
     variants = values.pop("variants", None)
     for setting in settings:
@@ -474,9 +473,18 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
     return [found[name] for name in (only or found)]
 
 
+def _text(path: Path) -> str:
+    try:
+        return read_bounded(
+            path, RECIPE_BYTES, name=f"cannot read recipe {path}", expected="a TOML file"
+        ).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read recipe {path}: is not UTF-8 text, expected a TOML file") from None
+
+
 def has_variants(path: Path) -> bool:
     """Whether a recipe file that ``read`` accepts holds several."""
-    return "variants" in _toml(path.read_text(encoding="utf-8"), str(path))
+    return "variants" in _toml(_text(path), str(path))
 
 
 def to_toml(values: Mapping[str, Any]) -> str:

@@ -147,7 +147,7 @@ def test_a_token_is_sent_and_read_again(
         ({"token_file": "no/such/file"}, "--token-file no/such/file: No such file"),
         ({"token_file": "FILE"}, "expected one line of visible ASCII"),
         ({"token_file": "EMPTY"}, "expected one line of visible ASCII"),
-        ({"token_file": "HUGE"}, "has over 4096 bytes"),
+        ({"token_file": "HUGE"}, "is longer than 4096 bytes"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(

@@ -183,7 +183,101 @@ def test_every_token_is_compared(token_file: Path, monkeypatch: pytest.MonkeyPat
     assert len(compared) == 4 * 2
 
 
+def in_place_of(path: Path, kind: str) -> None:
+    """Put something that is no readable file where one was."""
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(10 << 40)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+
+
+KINDS = ("pipe", "sparse", "directory", "zero")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_token_file_is_exit_2(toy_bundle: Bundle, token_file: Path, kind: str) -> None:
+    in_place_of(token_file, kind)
+    done = run_server("--bundle", toy_bundle.path, "--listen", "127.0.0.1:0", "--token-file", token_file)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"--token-file {token_file}: is " in done.stderr
+
+
+def test_whatever_replaces_the_token_file_serving_and_following_go_on(
+    run: Processes, toy_bundle: Bundle, token_file: Path
+) -> None:
+    server = run.server("--token-file", token_file, "--reload-interval", 0.05)
+    messages = {"pipe": "a named pipe", "sparse": "is longer than", "directory": "a directory"}
+    messages["zero"] = "a device"
+    failed = "offramp_server_reloads_total{result=failed,what=tokens}"
+    with channel_to(server.address) as channel:
+        for count, kind in enumerate(KINDS, 1):
+            if token_file.is_dir():
+                token_file.rmdir()
+            else:
+                token_file.unlink()
+            token_file.touch()
+            in_place_of(token_file, kind)
+            server.wait_for(messages[kind])
+            until(lambda count=count: server.metrics()[failed] >= count, kind)  # type: ignore[misc]
+            assert outcome(channel, toy_bundle, bearer(TOKEN)) == "answered"
+        token_file.unlink()
+        token_file.write_text(f"{OTHER}\n")
+        until(lambda: outcome(channel, toy_bundle, bearer(TOKEN)) == "UNAUTHENTICATED", "the new tokens")
+        assert outcome(channel, toy_bundle, bearer(OTHER)) == "answered"
+    assert server.drain() == 0
+
+
+def test_tokens_that_become_readable_are_read(token_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing of the file itself changes: a disk that failed once."""
+    metrics = ServerMetrics()
+    tokens = Tokens(str(token_file), metrics)
+    replace(token_file, f"{OTHER}\n")
+    broken = True
+    real = os.read
+
+    def read(handle: int, count: int) -> bytes:
+        if broken:
+            raise OSError(5, "Input/output error")
+        return real(handle, count)
+
+    monkeypatch.setattr("offramp.common.files.os.read", read)
+    tokens.refresh()
+    tokens.refresh()
+    assert (
+        metrics.registry.get_sample_value(
+            "offramp_server_reloads_total", {"what": "tokens", "result": "failed"}
+        )
+        == 1
+    )
+    tokens.check(f"Bearer {TOKEN}")
+    broken = False
+    tokens.refresh()
+    with pytest.raises(AccessError):
+        tokens.check(f"Bearer {TOKEN}")
+
+
 # --- TLS ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
+def test_what_is_no_certificate_file_is_exit_2(
+    toy_bundle: Bundle, authority: Authority, pair: Pair, tmp_path: Path, flag: str, kind: str
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    in_place_of(path, kind)
+    files = {"--tls-cert": pair.cert, "--tls-key": pair.key, "--tls-client-ca": authority.pair.cert}
+    flags = [text for each, file in (files | {flag: path}).items() for text in (each, file)]
+    done = run_server("--bundle", toy_bundle.path, "--listen", "127.0.0.1:0", *flags)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"{flag} {path}: is " in done.stderr
 
 
 def test_tls(run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, folder: Path) -> None:

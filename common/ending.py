@@ -1,0 +1,54 @@
+"""A program's end: one line for what went wrong, an exit status, and an end whatever still runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from offramp.common.errors import ExitCode, OfframpError
+
+UNWIND_SECONDS = 5.0
+"""How long what still runs may take once the program is done."""
+
+
+def exit_status(program: str, body: Callable[[], int]) -> int:
+    """What the body of a program returns, or of the error that ended it: one line, a traceback for a bug."""
+    try:
+        return body()
+    except OfframpError as error:
+        with suppress(OSError):
+            print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return ExitCode.BUG
+
+
+def end_process(status: int) -> None:
+    """Let the process end with this status, within UNWIND_SECONDS; the last that a program calls.
+
+    The interpreter waits for every thread, however long. One that never ends would keep a failed program
+    alive and deaf to signals, and whoever restarts it would wait as well.
+    """
+    try:
+        threading.Thread(target=_end_later, args=(status,), daemon=True).start()
+    except RuntimeError:  # no thread to be had, which may be why it ends
+        _end_now(status)
+
+
+def _end_later(status: int) -> NoReturn:
+    time.sleep(UNWIND_SECONDS)
+    _end_now(status)
+
+
+def _end_now(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
