@@ -46,7 +46,8 @@ from offramp.device.link import FRAME_OVERHEAD, Answer, Link, Outcome
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.pictures import Pictures
 from offramp.device.security import Security
-from offramp.device.spool import Entry, Spool
+from offramp.device.spool import Spool
+from offramp.device.spool_store import Entry, rules_of
 from offramp.device.wire_bytes import WireBytes
 
 if TYPE_CHECKING:
@@ -249,7 +250,9 @@ class Device:
         )
         self._spool: Spool | None = None
         if spool is not None:
-            self._spool = Spool(spool, spool_bytes, bundle.digest, self._link, self.metrics, self._unspooled)
+            self._spool = Spool(
+                spool, spool_bytes, rules_of(bundle), self._link, self.metrics, self._unspooled
+            )
 
     @classmethod
     def from_settings(

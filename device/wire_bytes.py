@@ -113,7 +113,7 @@ def _connected_sockets(port: int) -> list[tuple[int, int]]:
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
         inode = _socket_inode(descriptor)
-        # A descriptor may be closed and its number given to another one at any time, so it is looked at again.
+        # A descriptor's number may be given to another one at any time, so it is looked at again.
         if inode and _peer_port(descriptor) == port and _socket_inode(descriptor) == inode:
             found.append((descriptor, inode))
     return found
