@@ -505,8 +505,8 @@ class Device:
         # Before any lock: in a child, a lock that another thread held at the fork is never released.
         if self._is_forked():
             raise ConfigError(
-                f"the device was made in process {self._process}, from which {os.getpid()} was forked: expected "
-                "a device that is made after the fork"
+                f"the device was made in process {self._process}, from which {os.getpid()} was forked: "
+                "expected a device that is made after the fork"
             )
 
     def _check_open(self) -> None:

@@ -6,12 +6,10 @@ Rules this module keeps:
 - The file is input like any other. A table, view or trigger that is not ours is refused and left as it is.
   Rows that no device writes are deleted at ``open``, by type and length, before any value is read.
 - Rows of another bundle stay until that bundle runs again, or until they are the oldest and must go.
-- A forked child never touches the file: what SQLite does in the child would damage the parent's.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sqlite3
 import stat
@@ -65,17 +63,6 @@ _VALID = f"""COALESCE(
   FALSE)"""
 
 _create_lock = threading.Lock()
-_connections: set[sqlite3.Connection] = set()
-
-
-def _abandon_in_child() -> None:
-    """Keep the parent's connections from being closed in the child, where that would write to the file."""
-    for connection in _connections:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +142,6 @@ class Store:
             return 0
         self._create()
         database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-        _connections.add(database)
         try:
             # A name may hold bytes that are not text.
             database.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
@@ -180,7 +166,6 @@ class Store:
             sums = f"SELECT COUNT(*), COALESCE(SUM({_HELD}), 0)"
             rows, held = database.execute(f"{sums} FROM activations").fetchone()
         except Exception:
-            _connections.discard(database)
             database.close()
             raise
         self._database, self.rows, self.bytes = database, rows, held + rows * ROW_BYTES
@@ -189,7 +174,6 @@ class Store:
     def close(self) -> None:
         """Close the file; what is in it stays."""
         if self._database is not None:
-            _connections.discard(self._database)
             with suppress(sqlite3.Error):
                 self._database.close()
         self._database = None

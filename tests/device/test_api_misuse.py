@@ -206,7 +206,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(
 
 
 SPOOLED = """
-import os, sys, time
+import gc, os, sys, time
 sys.path.insert(0, sys.argv[3])
 from offramp.common.bundle import load_bundle
 from offramp.device import Device
@@ -224,6 +224,8 @@ spool(30)
 for _ in range(3):
     child = os.fork()
     if child == 0:
+        del device, value
+        gc.collect()
         sys.exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     spool(10)
