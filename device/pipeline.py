@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.arguments import check_argument
 from offramp.common.both_exits import both_exits
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
@@ -46,7 +48,8 @@ from offramp.device.link import FRAME_OVERHEAD, Answer, Link, Outcome
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.pictures import Pictures
 from offramp.device.security import Security
-from offramp.device.spool import Entry, Spool
+from offramp.device.spool import Spool
+from offramp.device.spool_store import INDEX_MOST, Entry, rules_of
 from offramp.device.wire_bytes import WireBytes
 
 if TYPE_CHECKING:
@@ -149,8 +152,10 @@ class Device:
     more, as WebP of picture_quality, and waits for that answer as long again; None: never. tracing: starts a
     span for each image, below the caller's.
 
-    ``submit`` and ``infer`` may be called from several threads. Raises BundleError for a head that is not
-    what the manifest says, ConfigError for a wrong address, certificate, token or range.
+    ``submit`` and ``infer`` may be called from several threads, but not in a process that was forked after
+    the device was made: its threads and its connection stay in the parent. Raises BundleError for a head that
+    is not what the manifest says, ConfigError for a wrong address, certificate, token, type or range; images
+    of a closed or forked device raise ConfigError too.
     """
 
     def __init__(
@@ -179,9 +184,30 @@ class Device:
         picture_quality: int = 20,
         tracing: Tracing | None = None,
     ) -> None:
-        servers = [server] if isinstance(server, str) else list(server)
-        if not servers:
-            raise ConfigError("--server: expected at least one HOST:PORT")
+        _check_arguments(
+            threshold=threshold,
+            timeout=timeout,
+            window=window,
+            threads=threads,
+            insecure=insecure,
+            coalesce=coalesce,
+            coalesce_frames=coalesce_frames,
+            breaker=breaker,
+            byte_budget=byte_budget,
+            target_latency=target_latency,
+            accuracy_floor=accuracy_floor,
+            threshold_floor=threshold_floor,
+            threshold_ceiling=threshold_ceiling,
+            spool=spool,
+            spool_bytes=spool_bytes,
+            picture_threshold=picture_threshold,
+            picture_quality=picture_quality,
+        )
+        if not isinstance(bundle, Bundle):
+            raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
+        if on_correction is not None and not callable(on_correction):
+            raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
+        servers = _servers(server)
         security = security or Security()
         for address in servers:
             security.check(split_address("--server", address)[0], insecure)
@@ -230,6 +256,9 @@ class Device:
                 picture_threshold, picture_quality, manifest.preprocessing, self.metrics
             )
         self._under_way = 0
+        self._submitting = 0
+        self._closed = False
+        self._process = os.getpid()
         self._changed = threading.Condition()
         """An image that was sent has its result."""
         self._thread: ThreadPoolExecutor | None = None
@@ -249,7 +278,9 @@ class Device:
         )
         self._spool: Spool | None = None
         if spool is not None:
-            self._spool = Spool(spool, spool_bytes, bundle.digest, self._link, self.metrics, self._unspooled)
+            self._spool = Spool(
+                spool, spool_bytes, rules_of(bundle), self._link, self.metrics, self._unspooled
+            )
 
     @classmethod
     def from_settings(
@@ -299,8 +330,25 @@ class Device:
 
         It blocks while the window is full; then the image is the caller's again. The future never fails:
         without the server the early exit answers, as ``fallback``. name, index: told again by a correction;
-        index is by default the number of images before this one.
+        index is by default the number of images before this one. Raises ConfigError where the device is
+        closed or was made before this process was forked, and for a name or index that is not one.
         """
+        if not isinstance(name, str):
+            raise ConfigError(f"name={name!r:.80}: expected a string")
+        if index is not None and (not isinstance(index, int) or not 0 <= index <= INDEX_MOST):
+            raise ConfigError(f"index={index!r:.80}: expected a whole number, 0 … {INDEX_MOST}")
+        self._check_process()
+        with self._changed:
+            self._check_open()
+            self._submitting += 1
+        try:
+            return self._submit(image, name, index)
+        finally:
+            with self._changed:
+                self._submitting -= 1
+                self._changed.notify_all()
+
+    def _submit(self, image: Pixels, name: str = "", index: int | None = None) -> Future[Result]:
         start = time.perf_counter()
         future: Future[Result] = Future()
         trace = b""
@@ -335,7 +383,7 @@ class Device:
     def infer(self, image: Pixels) -> Result:
         """One image, uint8 [3, H, W], and its result; at most ``timeout`` after its head has run.
 
-        Twice that where its picture is sent as well.
+        Twice that where its picture is sent as well. Raises as ``submit`` does.
         """
         return self.submit(image).result()
 
@@ -346,7 +394,11 @@ class Device:
     # --- many images ---
 
     def map(self, images: Iterable[Pixels]) -> Iterator[Result]:
-        """The images' results, in their order; up to a window of them are under way."""
+        """The images' results, in their order; up to a window of them are under way. Raises as ``submit``."""
+        self._check_usable()
+        return self._map(images)
+
+    def _map(self, images: Iterable[Pixels]) -> Iterator[Result]:
         pending: deque[Future[Result]] = deque()
         for image in images:
             pending.append(self.submit(image))
@@ -355,8 +407,12 @@ class Device:
         while pending:
             yield pending.popleft().result()
 
-    async def map_async(self, images: Iterable[Pixels] | AsyncIterable[Pixels]) -> AsyncIterator[Result]:
+    def map_async(self, images: Iterable[Pixels] | AsyncIterable[Pixels]) -> AsyncIterator[Result]:
         """As ``map``, over an iterable or an asynchronous one, such as a camera's."""
+        self._check_usable()
+        return self._map_async(images)
+
+    async def _map_async(self, images: Iterable[Pixels] | AsyncIterable[Pixels]) -> AsyncIterator[Result]:
         pending: deque[Future[Result]] = deque()
         async for image in _each(images):
             pending.append(await self._submit_async(image))
@@ -366,11 +422,15 @@ class Device:
             yield await asyncio.wrap_future(pending.popleft())
 
     async def _submit_async(self, image: Pixels) -> Future[Result]:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "offramp-submit")
+        self._check_process()
         # The caller's span, if there is one, goes along to the thread.
-        submit = partial(contextvars.copy_context().run, self.submit, image)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, submit)
+        submit = partial(contextvars.copy_context().run, self._submit, image)
+        with self._changed:
+            self._check_open()
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "offramp-submit")
+            submitted = asyncio.get_running_loop().run_in_executor(self._thread, submit)
+        return await submitted
 
     # --- its state ---
 
@@ -381,6 +441,7 @@ class Device:
 
     def wire_bytes(self) -> WireBytes | None:
         """What the connection has sent and received so far; None where the system cannot tell."""
+        self._check_process()
         return self._link.wire.total()
 
     @property
@@ -390,16 +451,27 @@ class Device:
 
     def wait_spool(self, seconds: float) -> bool:
         """Wait until the spool's activations are answered, no longer than this; whether they are."""
+        self._check_process()
         return self._spool is None or self._spool.wait_empty(seconds)
 
     def late_replies_due(self) -> bool:
         """Whether an image that was answered here may still be corrected by a late reply."""
+        self._check_process()
         return self._link.late_replies_due()
 
     def close(self) -> None:
-        """Wait for what is under way and end the connection; what is in the spool stays there."""
+        """Wait for what is under way and end the connection; what is in the spool stays there.
+
+        Images that are handed in later raise ConfigError. In a process that was forked after the device was
+        made, ``close`` does too, and changes nothing; leaving a ``with`` block there is fine.
+        """
+        self._check_process()
+        with self._changed:
+            self._closed = True
         if self._thread is not None:
             self._thread.shutdown()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._submitting)
         if self._spool is not None:
             self._spool.hold()
         self._link.wait_idle()
@@ -415,13 +487,35 @@ class Device:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if not self._is_forked():
+            self.close()
 
     async def __aenter__(self) -> Device:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._is_forked():
+            return
         await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._process
+
+    def _check_process(self) -> None:
+        # Before any lock: in a child, a lock that another thread held at the fork is never released.
+        if self._is_forked():
+            raise ConfigError(
+                f"the device was made in process {self._process}, from which {os.getpid()} was forked: "
+                "expected a device that is made after the fork"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("the device is closed, expected one that is open")
+
+    def _check_usable(self) -> None:
+        self._check_process()
+        self._check_open()
 
     # --- an image that is sent ---
 
@@ -606,6 +700,21 @@ class Device:
                 threshold=None if self._steering is None else threshold,
             )
         )
+
+
+def _check_arguments(**given: object) -> None:
+    for name, value in given.items():
+        seconds = name in ("coalesce", "target_latency")
+        check_argument(DeviceSettings, name, value, per_unit=1000 if seconds else 1)
+
+
+def _servers(server: str | Sequence[str]) -> list[str]:
+    servers = [server] if isinstance(server, str) else server
+    if not isinstance(servers, Sequence) or not all(isinstance(each, str) for each in servers):
+        raise ConfigError(f"server={server!r:.80}: expected HOST:PORT, or a list of them")
+    if not servers:
+        raise ConfigError("--server: expected at least one HOST:PORT")
+    return list(servers)
 
 
 def _best_of(both: NDArray[np.float32], answer: Answer) -> tuple[int, float]:

@@ -1,12 +1,15 @@
 """Bytes on the wire, read from the kernel: what the connection's socket has sent and received.
 
-gRPC does not hand its socket out, so it is looked up among this process's descriptors by its peer. The
+gRPC does not hand its socket out, so it is looked up among this process's descriptors by its peer.
+Descriptors that are not sockets are left alone, and none is ever copied or closed: closing a copy of a file
+would release the process's ``fcntl`` locks on it, those of the spool and of the host application. The
 figures are TCP payload in both directions, retransmissions included: gRPC, HTTP/2 framing, settings,
 pings, window updates, and TLS where there is any. TCP and IP headers are not in them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import stat
@@ -23,6 +26,10 @@ _RECEIVED, _SENT = struct.Struct("=128xQII"), struct.Struct("=200xQ")
 
 HEADER_BYTES = 52
 """IPv4 (20) and TCP (20) headers with timestamps (12), of one segment; 20 more with IPv6."""
+
+# The C functions, since a Python socket owns its descriptor and closes it where an exception comes between.
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_ADDRESS_BYTES = 128
 
 _claimed: set[tuple[int, int]] = set()
 """(port, inode) of each socket that is counted or was: gRPC closes one some time after its stream's end."""
@@ -104,50 +111,51 @@ def _connected_sockets(port: int) -> list[tuple[int, int]]:
     """(descriptor, inode) of each TCP socket of this process whose peer has this port."""
     found = []
     for name in os.listdir("/proc/self/fd"):
-        try:
-            # A descriptor may close at any time; the copy stays what it was when it was made.
-            copy = os.dup(int(name))
-        except OSError:
-            continue
-        try:
-            status = os.fstat(copy)
-            if stat.S_ISSOCK(status.st_mode) and _peer_port(copy) == port:
-                found.append((int(name), status.st_ino))
-        finally:
-            os.close(copy)
+        descriptor = int(name)
+        inode = _socket_inode(descriptor)
+        # A descriptor's number may be given to another one at any time, so it is looked at again.
+        if inode and _peer_port(descriptor) == port and _socket_inode(descriptor) == inode:
+            found.append((descriptor, inode))
     return found
 
 
+def _socket_inode(descriptor: int) -> int | None:
+    """The inode of an open socket; None for anything else."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None
+
+
+def _option(descriptor: int, level: int, name: int, size: int) -> bytes | None:
+    """A socket's option; None where the descriptor is not a socket that has it."""
+    assert _libc is not None
+    value, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
+    if _libc.getsockopt(descriptor, level, name, value, ctypes.byref(length)):
+        return None
+    return value.raw[: length.value]
+
+
 def _peer_port(descriptor: int) -> int | None:
-    handle = socket.socket(fileno=os.dup(descriptor))
-    with handle:
-        if handle.type != socket.SOCK_STREAM or handle.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        try:
-            return int(handle.getpeername()[1])
-        except OSError:
-            return None
+    assert _libc is not None
+    number = struct.Struct("=i")
+    kind = _option(descriptor, socket.SOL_SOCKET, socket.SO_TYPE, number.size)
+    if kind is None or number.unpack(kind) != (socket.SOCK_STREAM,):
+        return None
+    address, length = ctypes.create_string_buffer(_ADDRESS_BYTES), ctypes.c_uint32(_ADDRESS_BYTES)
+    if _libc.getpeername(descriptor, address, ctypes.byref(length)) or length.value < 4:
+        return None
+    # struct sockaddr_in and sockaddr_in6 begin alike: family in host order, port in network order.
+    (family,), (port,) = struct.unpack_from("=H", address), struct.unpack_from("!H", address, 2)
+    return int(port) if family in (socket.AF_INET, socket.AF_INET6) else None
 
 
 def _read(descriptor: int, inode: int) -> WireBytes | None:
-    try:
-        copy = os.dup(descriptor)
-    except OSError:
+    if _socket_inode(descriptor) != inode:
         return None
-    try:
-        if os.fstat(copy).st_ino != inode:
-            return None
-        # Family and type are given, so that Python does not ask the kernel for them.
-        handle = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=copy)
-        try:
-            info = handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        finally:
-            handle.detach()
-    except OSError:
-        return None
-    finally:
-        os.close(copy)
-    if len(info) < _TCP_INFO_BYTES:
+    info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    if info is None or len(info) < _TCP_INFO_BYTES or _socket_inode(descriptor) != inode:
         return None
     received, segments_sent, segments_received = _RECEIVED.unpack_from(info)
     (sent,) = _SENT.unpack_from(info)

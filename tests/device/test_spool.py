@@ -7,20 +7,24 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.device import spool as spool_module
+from offramp.device import spool_store
 from offramp.device.link import Answer, Link, Outcome, Refusal
 from offramp.device.metrics import Cause, DeviceMetrics
-from offramp.device.spool import ROW_BYTES, Entry, Spool
+from offramp.device.spool import Spool
+from offramp.device.spool_store import ROW_BYTES, Entry, Rules, Store, rules_of
 from tests.processes import until
 
 ANSWER = Answer(1, 0.75, 0.001, 10.0, 20.0)
@@ -53,14 +57,20 @@ class FakeLink:
 class Spooled:
     """A spool, its link, and what it delivered."""
 
-    def __init__(self, path: Path, bundle: Bundle, capacity: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        bundle: Bundle,
+        capacity: int,
+        check: Callable[[Entry], None] = lambda _: None,
+    ) -> None:
         self.metrics = DeviceMetrics(bundle)
         self.link = FakeLink()
         self.delivered: list[Entry] = []
         self.spool = Spool(
             path,
             capacity,
-            bundle.digest,
+            Rules(bundle.digest, CAPACITY, 12, check),
             cast(Link, self.link),
             self.metrics,
             lambda entry, _: self.delivered.append(entry),
@@ -350,3 +360,222 @@ def test_a_full_disk_is_said_once_and_what_fits_is_kept(
         until(lambda: it.sample("spool_entries") == 0, "what fitted")
         until(lambda: it.put(999) or any(entry.index == 999 for entry in it.delivered), "room again")
     assert len({entry.index for entry in it.delivered}) >= it.sample("spooled_total") - 50
+
+
+# --- files of others, and hostile rows ---
+
+LOOSE = (
+    "CREATE TABLE activations (id INTEGER PRIMARY KEY AUTOINCREMENT, digest, codec, payload, image_index, "
+    "name, wall_time, early)"
+)
+COLUMNS = ("digest", "codec", "payload", "image_index", "name", "wall_time", "early")
+
+
+def payload_of(bundle: Bundle, seed: int) -> tuple[int, bytes]:
+    """A real activation, coded."""
+    codec = bundle.codec
+    symbols = np.random.default_rng(seed).integers(0, 3, codec.shape, np.uint8)
+    return codec.encode(symbols)
+
+
+def add_row(database: sqlite3.Connection, bundle: Bundle, index: int, **changed: object) -> None:
+    codec, payload = payload_of(bundle, index)
+    row = {
+        "digest": bundle.digest, "codec": int(codec), "payload": payload, "image_index": index,
+        "name": f"{index}.png", "wall_time": 0.0, "early": np.full(3, 1 / 3, np.float32).tobytes(),
+    } | changed  # fmt: skip
+    names = ", ".join(row)
+    database.execute(
+        f"INSERT INTO activations ({names}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())
+    )
+
+
+BAD = {
+    "codec 99": {"codec": 99},
+    "codec picture": {"codec": 2},
+    "codec text": {"codec": "0"},
+    "codec real": {"codec": 0.5},
+    "payload long": {"payload": bytes(70_000)},
+    "payload raw of another size": {"codec": 1, "payload": bytes(65)},
+    "payload garbage": {"codec": 0, "payload": b"\xff" * 40},
+    "payload as long as raw": {"codec": 0, "payload": bytes(64)},
+    "payload text": {"payload": "in place of bytes"},
+    "payload number": {"payload": 7},
+    "digest text": {"digest": "x" * 32},
+    "digest short": {"digest": bytes(31)},
+    "index negative": {"image_index": -1},
+    "index real": {"image_index": 1e300},
+    "index text": {"image_index": "7"},
+    "name bytes": {"name": b"7.png"},
+    "name long": {"name": "x" * 100_000},
+    "time text": {"wall_time": "now"},
+    "early NaN": {"early": np.full(3, np.nan, np.float32).tobytes()},
+    "early infinite": {"early": np.array([np.inf, 0, 0], np.float32).tobytes()},
+    "early negative": {"early": np.array([2, -1, 0], np.float32).tobytes()},
+    "early sums to 3": {"early": np.ones(3, np.float32).tobytes()},
+    "early long": {"early": bytes(16)},
+    "early short": {"early": bytes(3)},
+    "early text": {"early": "123456789012"},
+    "id negative": {"id": -5},
+    "id at the end": {"id": (1 << 63) - 1},
+    **{f"{name} NULL": {name: None} for name in COLUMNS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_bad_row_is_dropped_and_the_others_are_delivered(
+    toy_bundle: Bundle,
+    tmp_path: Path,
+    bad: dict[str, object],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spool_module, "RETRY_SECONDS", 0.01)
+    path = tmp_path / "spool"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(LOOSE)
+        add_row(database, toy_bundle, 1)
+        add_row(database, toy_bundle, 2, **bad)
+        # After the largest number SQLite takes no other.
+        number = {"id": 3} if "id" in bad else {}
+        add_row(database, toy_bundle, 3, **number)
+    it = Spooled(path, toy_bundle, CAPACITY, rules_of(toy_bundle).check)
+    it.link.up = True
+    until(lambda: len(it.delivered) == 2 and it.sample("spool_entries") == 0, "the good ones")
+    it.put(4)
+    it.written(1)
+    it.spool.close()
+    assert [entry.index for entry in it.delivered[:2]] == [1, 3]
+    assert it.dropped("damaged") >= 1 and it.sample("spool_errors_total") == 0
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "Traceback" not in caplog.text
+
+
+def test_many_bad_rows_are_said_once(
+    toy_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "spool"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(LOOSE)
+        for index in range(2000):
+            # Of the right length, so that only decoding finds it.
+            add_row(
+                database,
+                toy_bundle,
+                index,
+                **({} if index % 100 == 99 else {"codec": 0, "payload": b"\xff" * 40}),
+            )
+    it = Spooled(path, toy_bundle, CAPACITY, rules_of(toy_bundle).check)
+    it.link.up = True
+    until(lambda: len(it.delivered) == 20, "the good ones")
+    until(lambda: it.sample("spool_entries") == 0, "no row")
+    it.spool.close()
+    assert it.dropped("damaged") == 1980
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+def test_a_value_that_is_too_long_is_never_read(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row goes; the limit is SQLite's own, so no memory is taken for it."""
+    monkeypatch.setattr(spool_store, "VALUE_BYTES", 1 << 20)
+    path = tmp_path / "spool"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(LOOSE)
+        add_row(database, toy_bundle, 1)
+        for column in ("payload", "name", "early", "digest"):
+            add_row(database, toy_bundle, 2, **{column: bytes(4 << 20)})
+        for column in ("name", "codec", "image_index"):
+            add_row(database, toy_bundle, 2, **{column: "x" * (4 << 20)})
+        add_row(database, toy_bundle, 3)
+    it = Spooled(path, toy_bundle, CAPACITY)
+    it.link.up = True
+    until(lambda: it.spool.wait_empty(0), "the good ones")
+    it.spool.close()
+    assert [entry.index for entry in it.delivered] == [1, 3]
+    assert it.dropped("damaged") == 7 and it.sample("spool_errors_total") == 0
+
+
+COUNT = (
+    "import sqlite3, sys; "
+    "print(sqlite3.connect(sys.argv[1]).execute('SELECT COUNT(*) FROM activations').fetchone()[0])"
+)
+
+STRANGERS = {
+    "another program's": "CREATE TABLE photos (id INTEGER, pixels BLOB)",
+    "a view of that name": "CREATE VIEW activations AS SELECT 1 AS id",
+    "a trigger": f"{LOOSE}; CREATE TRIGGER t AFTER DELETE ON activations BEGIN DELETE FROM activations; END",
+    "an index": f"{LOOSE}; CREATE UNIQUE INDEX i ON activations (codec)",
+    "other columns": "CREATE TABLE activations (id INTEGER PRIMARY KEY, layer TEXT)",
+    "computed columns": LOOSE.replace("codec,", "codec AS (abs(-1)),"),
+    "no key": LOOSE.replace("id INTEGER PRIMARY KEY AUTOINCREMENT", "id"),
+    "a virtual table": f"CREATE VIRTUAL TABLE activations USING fts5(id, {', '.join(COLUMNS)})",
+}
+
+
+@pytest.mark.parametrize("schema", STRANGERS.values(), ids=STRANGERS)
+def test_a_database_that_is_no_spool_is_left_as_it_is(
+    spooled: Callable[..., Any], tmp_path: Path, schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "spool"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.executescript(schema)
+    before = path.read_bytes()
+    with spooled() as it:
+        it.link.up = True
+        it.put(1)
+        until(lambda: it.sample("spool_errors_total") >= 3, "some attempts")
+        assert it.dropped("busy") == 1
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["spool"]
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "is not a spool of edge-device: " in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_refused(
+    spooled: Callable[..., Any], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "spool").mkdir() if kind == "folder" else os.mkfifo(tmp_path / "spool")
+    with spooled() as it:
+        until(lambda: it.sample("spool_errors_total") >= 2, "some attempts")
+    assert "is not a regular file" in caplog.text
+
+
+def test_an_error_that_nobody_thought_of_does_not_end_the_thread(
+    spooled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, failed = Store.write, threading.Event()
+
+    def write(self: Store, entries: Sequence[Entry]) -> int:
+        if not failed.is_set():
+            failed.set()
+            raise OverflowError("a bug")
+        return real(self, entries)
+
+    monkeypatch.setattr(Store, "write", write)
+    with spooled() as it:
+        it.put(1)
+        failed.wait(60)
+        until(lambda: it.put(2) or it.sample("spooled_total") >= 1, "a row")
+        it.link.up = True
+        until(lambda: it.delivered, "its answer")
+    assert "OverflowError: a bug" in caplog.text
+
+
+def test_two_spools_of_one_process_leave_the_lock_alone(
+    spooled: Callable[..., Any], toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    """The second one may not have the file, and its attempts do not let a third, of another process, in."""
+    path = tmp_path / "spool"
+    with spooled() as it:
+        it.put(1)
+        it.written(1)
+        second = Spooled(path, toy_bundle, CAPACITY)
+        until(lambda: second.sample("spool_errors_total") >= 3, "some attempts")
+        try:
+            shown = subprocess.run(
+                [sys.executable, "-c", COUNT, str(path)], capture_output=True, text=True, check=False
+            )
+        finally:
+            second.spool.close()
+    assert "database is locked" in shown.stderr and not shown.stdout

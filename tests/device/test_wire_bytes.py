@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +163,50 @@ def test_an_old_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     counter.sample()
     counter.detach()
     assert counter.total() is None
+
+
+HOLDER = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def test_a_lock_of_the_process_outlives_counting(tmp_path: Path) -> None:
+    """POSIX releases them when any copy of the file's descriptor is closed."""
+    path = tmp_path / "locked"
+    path.touch()
+    counter = WireCounter()
+
+    def another_may_lock() -> bool:
+        return not subprocess.run(
+            [sys.executable, "-c", HOLDER, str(path)], stderr=subprocess.DEVNULL, check=False
+        ).returncode
+
+    with path.open("r+b") as file, echo_server() as peer, connect(peer) as connection:
+        assert another_may_lock()
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        counter.attach(peer.port)
+        exchange(connection, 10)
+        counts(counter, WireBytes(10, 30))
+        counter.detach()
+        assert not another_may_lock()
+
+
+def test_a_descriptor_that_becomes_a_file_between_two_looks_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = wire_bytes._socket_inode
+    counter = WireCounter()
+    with echo_server() as peer, connect(peer) as connection, (tmp_path / "file").open("wb") as file:
+        number = os.dup(connection.fileno())
+
+        def swap(descriptor: int) -> int | None:
+            inode = real(descriptor)
+            if descriptor == number:
+                os.dup2(file.fileno(), number)
+            return inode
+
+        monkeypatch.setattr(wire_bytes, "_socket_inode", swap)
+        assert number not in dict(wire_bytes._connected_sockets(peer.port))
+        counter.attach(peer.port)
+        exchange(connection, 10)
+        counts(counter, WireBytes(10, 30))
+        counter.detach()
+        os.close(number)

@@ -70,7 +70,7 @@ def test_only_what_is_shown_reads_the_wall_clock() -> None:
         if re.search(r"\btime\.time(_ns)?\(|\bdatetime\b|\blocaltime\b", path.read_text())
     }
     # The time of a log line, and that of a spooled row, for whoever reads the file.
-    assert found == {"common/telemetry.py", "device/spool.py"}
+    assert found == {"common/telemetry.py", "device/spool_store.py"}
 
 
 @pytest.fixture
