@@ -13,6 +13,11 @@ MESSAGE_BYTES_MIN = 16_384
 SERVER_MESSAGE_BYTES = 65_536
 """Largest message that a device accepts: about 3,000 replies."""
 FRAMES_PER_MESSAGE = 64
+RECEIVE_FACTOR = 4
+"""gRPC on the server takes messages so many times longer than allowed: up to there the refusal is ours to make.
+
+Beyond, gRPC ends the call by itself, and what came before is not answered.
+"""
 
 KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 5_000
@@ -78,10 +83,14 @@ def device_options() -> Options:
 
 
 def server_options(receive: int, connections: int) -> Options:
-    """Server options for messages of at most ``receive`` bytes, on at most ``connections`` connections."""
+    """Server options for messages of at most ``receive`` bytes, on at most ``connections`` connections.
+
+    One connection may have as many calls: a proxy may bring all devices over one.
+    """
     return [
-        *_common(receive),
+        *_common(RECEIVE_FACTOR * receive),
         ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_concurrent_streams", connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.http2.settings_timeout", HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),
