@@ -14,7 +14,7 @@ SERVER_MESSAGE_BYTES = 65_536
 """Largest message that a device accepts: about 3,000 replies."""
 FRAMES_PER_MESSAGE = 64
 RECEIVE_FACTOR = 4
-"""gRPC on the server takes messages so many times longer than allowed: up to there the refusal is ours to make.
+"""gRPC on the server takes messages so many times longer than allowed; up to there the refusal is ours.
 
 Beyond, gRPC ends the call by itself, and what came before is not answered.
 """

@@ -42,7 +42,7 @@ exit status: 0 drained, 1 a bug, 2 wrong flags, 4 unusable bundle, 7 an address 
 UNWIND_SECONDS = 1.0
 """How long streams that were cut off may take to end."""
 LAST_SECONDS = 4.0
-"""How long all else may take at the end: threads that run a tail or load a bundle, spans, the metrics page."""
+"""How long all else may take at the end: threads that run a tail or load a bundle, spans, metrics."""
 SWITCH_SECONDS = 1e-3
 """A tail that has ended waits no longer than this for the interpreter, to say so and take the next batch."""
 SPARE_CONNECTIONS = 256
@@ -200,8 +200,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         with suppress(TimeoutError):
             await asyncio.wait_for(server.stop(settings.grace), settings.grace + UNWIND_SECONDS)
         helpers[1].cancel()
-        # What gRPC cancelled at the end of the grace still unwinds, and a bundle may be loading. asyncio.run would
-        # cancel the former once more, and gRPC would log that as an error.
+        # What gRPC cancelled at the end of the grace still unwinds, and a bundle may be loading. asyncio.run
+        # would cancel the former once more, and gRPC would log that as an error.
         closing = loop.create_task(reloader.close())
         await asyncio.wait((closing, *helpers), timeout=UNWIND_SECONDS)
         if unwinding := asyncio.all_tasks() - {asyncio.current_task()}:

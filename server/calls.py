@@ -1,7 +1,7 @@
 """Every call of every method: who may, how many, for how long, and how each ended.
 
-All methods are registered as streams of bytes, which is the same on the wire. A call whose request never comes,
-is malformed or belongs to no method is then ours to end, to count and to log.
+All methods are registered as streams of bytes, which is the same on the wire. A call whose request never
+comes, is malformed or belongs to no method is then ours to end, to count and to log.
 
 Rules:
 - A call is counted once in ``offramp_server_calls_total``, with the status it ended with.

@@ -73,12 +73,12 @@ class Health:
         end = asyncio.get_running_loop().time() + WATCH_SECONDS * random.uniform(0.9, 1)
         last = None
         while True:
-            changed = self._changed
+            changed, leaving = self._changed, self._leaving
             status = self._statuses.get(asked.service, Status.SERVICE_UNKNOWN)
             if status != last:
                 await write(context, Status(status=status), self._write_seconds)
                 last = status
-            if self._leaving:
+            if leaving:
                 return
             try:
                 async with asyncio.timeout_at(end):

@@ -1,4 +1,4 @@
-"""Server reflection, version 1 and 1alpha, for ``grpcurl`` and the like: the same messages under two names."""
+"""Server reflection, versions 1 and 1alpha, for ``grpcurl`` and the like: the same messages, two names."""
 
 from __future__ import annotations
 

@@ -70,6 +70,8 @@ STREAM_RETRY_MS = 1_000
 """What a stream that is one too many is told to wait."""
 WATCH_SECONDS = 0.5
 """How often streams are looked at for silence and stuck writes, at most."""
+EOF_SECONDS = 0.02
+"""How long gRPC may take to say that a stream that seems half-closed is broken."""
 RETIRE_SECONDS = 0.1
 """How often a retired bundle is looked at for streams that have not gone."""
 AGE_JITTER = 0.1
@@ -534,6 +536,8 @@ class _Stream:
         """The next message; None when the device has half-closed the stream."""
         data: Any = await self._context.read()
         if data is grpc.aio.EOF:
+            # So shows also a message that is too long for gRPC, which cancels the call right after.
+            await asyncio.sleep(EOF_SECONDS)
             return None
         self._last_read = time.monotonic()
         self._metrics.received_bytes.inc(len(data))

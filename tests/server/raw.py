@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from tests.processes import WAIT
@@ -108,10 +108,8 @@ class Raw:
 
     def close(self) -> None:
         """Hang up."""
-        try:
+        with suppress(OSError):  # the server went first
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the server went first
         self._reader.join(WAIT)
         self._socket.close()
 
