@@ -128,28 +128,34 @@ class Raw:
 
 
 @contextmanager
-def flood(port: int, chunk: bytes, begin: Callable[[Raw], None] | None = None) -> Iterator[threading.Event]:
-    """Send a chunk again and again for as long as the block runs or the server lets it.
+def flood(port: int, begin: bytes, chunk: bytes) -> Iterator[Callable[[], int]]:
+    """Send a chunk again and again, at the speed of loopback, for as long as the block runs.
 
-    Yields an event that is set once the server has hung up.
+    What the server sends is read and thrown away; where it hangs up, the flood begins once more. Yields how
+    many bytes it has sent.
     """
-    stop, hung_up = threading.Event(), threading.Event()
+    stop, sent = threading.Event(), 0
+
+    def read(connection: socket.socket) -> None:
+        space = bytearray(1 << 20)
+        with suppress(OSError):
+            while connection.recv_into(space):
+                pass
 
     def work() -> None:
+        nonlocal sent
         while not stop.is_set():
-            try:
-                with Raw(port, timeout=1) as raw:
-                    if begin is not None:
-                        begin(raw)
-                    while not stop.is_set():
-                        raw.send(chunk)
-            except OSError:
-                hung_up.set()
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+                reader = threading.Thread(target=read, args=(connection,), daemon=True)
+                reader.start()
+                connection.sendall(PREFACE + http2(SETTINGS, 0, 0) + http2(SETTINGS, ACK, 0) + begin)
+                while not stop.is_set():
+                    sent += connection.send(chunk)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield hung_up
+        yield lambda: sent
     finally:
         stop.set()
         thread.join(WAIT)
