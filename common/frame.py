@@ -156,9 +156,7 @@ def parse(kind: type[M], data: bytes) -> M:
     try:
         return kind.FromString(data)
     except DecodeError:
-        raise MessageError(
-            f"{len(data)} bytes that are no offramp.v1.{kind.DESCRIPTOR.name} message"
-        ) from None
+        raise MessageError(f"{len(data)} bytes that are no {kind.DESCRIPTOR.full_name} message") from None
 
 
 def hello(digest: bytes, deadline_ms: int = 0) -> bytes:

@@ -13,6 +13,11 @@ MESSAGE_BYTES_MIN = 16_384
 SERVER_MESSAGE_BYTES = 65_536
 """Largest message that a device accepts: about 3,000 replies."""
 FRAMES_PER_MESSAGE = 64
+RECEIVE_FACTOR = 4
+"""gRPC on the server takes messages so many times longer than allowed; up to there the refusal is ours.
+
+Beyond, gRPC ends the call by itself, and what came before is not answered.
+"""
 
 KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 5_000
@@ -36,13 +41,14 @@ def set_grpc_environment() -> None:
     """What gRPC reads of the environment as it is imported: for programs, before they import it.
 
     Its event engine, on by default for Python since grpcio 1.80, has threads of its own between the socket
-    and the completion queue; a lone message costs each side 20 to 30 us less without (docs/benchmarks.md).
-    Variables that are set stay as they are.
+    and the completion queue. A lone message costs a device 20 to 30 us less without (docs/benchmarks.md). A
+    server keeps it: else whoever floods one connection with frames that flow control does not bound holds up
+    all others. Variables that are set stay as they are.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     release = tuple(int(part) for part in version("grpcio").split(".")[:2])
     if release < EVENT_ENGINE_BEFORE:
-        os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
+        os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
 
 
 def message_bytes(raw_bytes: int) -> int:
@@ -78,10 +84,14 @@ def device_options() -> Options:
 
 
 def server_options(receive: int, connections: int) -> Options:
-    """Server options for messages of at most ``receive`` bytes, on at most ``connections`` connections."""
+    """Server options for messages of at most ``receive`` bytes, on at most ``connections`` connections.
+
+    One connection may have as many calls: a proxy may bring all devices over one.
+    """
     return [
-        *_common(receive),
+        *_common(RECEIVE_FACTOR * receive),
         ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_concurrent_streams", connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.http2.settings_timeout", HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from offramp.common import cpus
 from offramp.common.config import (
@@ -39,6 +43,8 @@ exit status: 0 drained, 1 a bug, 2 wrong flags, 4 unusable bundle, 7 an address 
 
 UNWIND_SECONDS = 1.0
 """How long streams that were cut off may take to end."""
+LAST_SECONDS = 4.0
+"""How long all else may take at the end: threads that run a tail or load a bundle, spans, metrics."""
 SWITCH_SECONDS = 1e-3
 """A tail that has ended waits no longer than this for the interpreter, to say so and take the next batch."""
 SPARE_THREADS = 16
@@ -82,22 +88,35 @@ def run(settings: ServerSettings, log: logging.Logger) -> int:
     return uvloop.run(_serve(settings, log))
 
 
+def leave_by(seconds: float) -> None:
+    """End the process after so many seconds, whatever it waits for: a thread in a tail, a lock, a peer."""
+
+    def leave() -> None:
+        time.sleep(seconds)
+        print("cloud-server: cut off what did not end by itself", file=sys.stderr, flush=True)
+        os._exit(ExitCode.OK)
+
+    threading.Thread(target=leave, name="offramp-leave", daemon=True).start()
+
+
 async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     import grpc.aio
-    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection
 
     from offramp.common import transport
     from offramp.common.picture import require_webp
     from offramp.common.signature import TrustedKeys
     from offramp.common.tracing import Tracing
+    from offramp.server import health
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader
+    from offramp.server.calls import Calls
     from offramp.server.descriptors import make_room
     from offramp.server.follower import Follower, Step
+    from offramp.server.health import Health
     from offramp.server.metrics import ServerMetrics
-    from offramp.server.security import Certificates, Guard, Tokens
-    from offramp.server.service import InferenceService, StreamLimits, handlers
+    from offramp.server.reflection import Reflection
+    from offramp.server.security import Certificates, Tokens
+    from offramp.server.service import InferenceService, StreamLimits
 
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -143,16 +162,13 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         frames_in_flight=settings.frames_in_flight,
         message_bytes=loader.message_bytes,
     )
-    server = grpc.aio.server(
-        interceptors=[Guard(tokens, metrics)] if tokens is not None else [],
-        options=transport.server_options(loader.message_bytes, room.connections),
-    )
-    server.add_generic_rpc_handlers((handlers(service.offload, service.describe),))
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection(
-        (transport.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
+    server = grpc.aio.server(options=transport.server_options(loader.message_bytes, room.connections))
+    bounds = settings.hello_timeout, settings.write_timeout
+    healthy = Health(*bounds)
+    calls = Calls(metrics, tokens, service.quiet)
+    calls.add(*service.methods(), *healthy.methods())
+    calls.add(*Reflection((transport.SERVICE, health.SERVICE), *bounds).methods())
+    server.add_generic_rpc_handlers((calls,))
     host, _ = split_address("--listen", settings.listen)
     try:
         if certificates is None:
@@ -175,24 +191,25 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         log.info("offramp %s", package_version())
         for loaded in first:
             catalog.add(loaded)
-        for name in ("", transport.SERVICE):
-            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        healthy.serve(("", transport.SERVICE))
         where = f", metrics on {settings.metrics_host}:{metrics_port}" if metrics_port is not None else ""
         log.info("listening on %s:%d%s", host, port, where)
         helpers = [loop.create_task(follower.run()), loop.create_task(service.watch())]
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
-        helpers[0].cancel()
-        await healthy.enter_graceful_shutdown()
+        leave_by(settings.grace + UNWIND_SECONDS + LAST_SECONDS)
         service.drain()
-        await server.stop(settings.grace)
+        healthy.leave()
+        helpers[0].cancel()
+        # gRPC itself bounds only the calls by the grace, not the connections.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(server.stop(settings.grace), settings.grace + UNWIND_SECONDS)
         helpers[1].cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
-        await reloader.close()
-        # What gRPC cancelled at the end of the grace still unwinds. asyncio.run would cancel it once more,
-        # and gRPC would log that as an error.
-        unwinding = asyncio.all_tasks() - {asyncio.current_task()}
-        if unwinding:
+        # What gRPC cancelled at the end of the grace still unwinds, and a bundle may be loading. asyncio.run
+        # would cancel the former once more, and gRPC would log that as an error.
+        closing = loop.create_task(reloader.close())
+        await asyncio.wait((closing, *helpers), timeout=UNWIND_SECONDS)
+        if unwinding := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)
     batcher.close()
     service.close()

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from offramp.common import picture, transport
@@ -69,6 +69,11 @@ class Loaded:
     tail: Tail
     plan: Plan
     whole: Whole | None = None
+    decode_inline: bool = field(init=False)
+    """See ``plan.decodes_inline``. Measured where the bundle is loaded, which is not the event loop."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decode_inline", decodes_inline(self.bundle.codec))
 
 
 class Catalog:
@@ -102,7 +107,7 @@ class Catalog:
             bundle,
             bundle.codec,
             self._batcher.add(loaded.tail, _shape(plan)),
-            decodes_inline(bundle.codec),
+            loaded.decode_inline,
             message_bytes(bundle, pictures=False),
         )
         self._served[bundle.digest] = served

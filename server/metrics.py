@@ -49,6 +49,13 @@ class ServerMetrics:
             ["status"],
             registry=registry,
         )
+        self.calls = Counter(
+            "offramp_server_calls",
+            "Calls that have ended, by method and gRPC status; CANCELLED: the peer left, or was cut off.",
+            ["method", "status"],
+            registry=registry,
+        )
+        self.open_calls = Gauge("offramp_server_open_calls", "Open calls of all methods.", registry=registry)
         self.payload_bytes = Counter(
             "offramp_server_payload_bytes", "Payload of the frames read, bytes.", registry=registry
         )

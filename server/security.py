@@ -12,14 +12,12 @@ import logging
 import os
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import grpc
-import grpc.aio
 
-from offramp.common import transport
 from offramp.common.errors import AccessError, ConfigError
 from offramp.common.files import read_bounded
 from offramp.server.metrics import ServerMetrics
@@ -29,8 +27,6 @@ log = logging.getLogger("offramp.cloud-server")
 TOKEN_CHARACTERS = range(16, 4097)
 FILE_BYTES = 1 << 20
 SCHEME = "Bearer "
-PUBLIC = "/grpc.health.v1.Health/"
-"""Load balancers ask for health, and have no token."""
 
 Stamp = tuple[tuple[int, int, int, int], ...]
 
@@ -107,47 +103,6 @@ class Tokens:
             known |= hmac.compare_digest(digest, shown)
         if not known or text[: len(SCHEME)].lower() != SCHEME.lower().encode():
             raise AccessError("the token is not known here")
-
-
-class Guard(grpc.aio.ServerInterceptor):
-    """Lets nobody without a token past, but to the health service."""
-
-    def __init__(self, tokens: Tokens, metrics: ServerMetrics) -> None:
-        self._tokens = tokens
-        self._metrics = metrics
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """See grpc.aio.ServerInterceptor."""
-        if details.method.startswith(PUBLIC):
-            return await continuation(details)
-        shown = [value for key, value in details.invocation_metadata or () if key == transport.AUTHORIZATION]
-        try:
-            self._tokens.check(shown[0] if len(shown) == 1 else None)
-        except AccessError as error:
-            self._metrics.streams_aborted.labels(error.grpc_status).inc()
-            return await self._refusal(continuation, details, error)
-        return await continuation(details)
-
-    async def _refusal(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        details: grpc.HandlerCallDetails,
-        error: AccessError,
-    ) -> Any:
-        handler = await continuation(details)
-        status = grpc.StatusCode[error.grpc_status]
-
-        async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            log.warning("%s from %s: %s", error.grpc_status, context.peer(), error)
-            await context.abort(status, str(error))
-
-        if handler is not None and not handler.response_streaming and not handler.request_streaming:
-            return grpc.unary_unary_rpc_method_handler(cast(Any, refuse))
-        return grpc.stream_stream_rpc_method_handler(cast(Any, refuse))
 
 
 @contextmanager

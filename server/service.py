@@ -15,6 +15,7 @@ import asyncio
 import logging
 import math
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -42,6 +43,17 @@ from offramp.common.telemetry import package_version
 from offramp.common.tracing import Attribute, Tracing
 from offramp.server.batch import Batcher, Job
 from offramp.server.bundles import Catalog, Served, message_bytes
+from offramp.server.calls import (
+    Context,
+    DroppedCall,
+    Method,
+    QuietLog,
+    end,
+    internal,
+    methods,
+    only_request,
+    write,
+)
 from offramp.server.metrics import REASONS, ServerMetrics
 from offramp.v1 import inference_pb2 as pb
 
@@ -58,6 +70,8 @@ STREAM_RETRY_MS = 1_000
 """What a stream that is one too many is told to wait."""
 WATCH_SECONDS = 0.5
 """How often streams are looked at for silence and stuck writes, at most."""
+EOF_SECONDS = 0.02
+"""How long gRPC may take to say that a stream that seems half-closed is broken."""
 RETIRE_SECONDS = 0.1
 """How often a retired bundle is looked at for streams that have not gone."""
 AGE_JITTER = 0.1
@@ -70,7 +84,6 @@ BAD_FRAMES = (
 )
 """What a sound device never sends; overload and lateness are no strike against it."""
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 Decoded = NDArray[np.uint8] | Exception
 
 
@@ -126,6 +139,7 @@ class InferenceService:
         self.decoders = ThreadPoolExecutor(1, "offramp-decode")
         self.rejected = {reason: metrics.rejected.labels(reason) for reason in REASONS}
         self.draining = False
+        self.quiet = QuietLog()
         self._streams: set[_Stream] = set()
 
     def drain(self) -> None:
@@ -159,12 +173,26 @@ class InferenceService:
         """Stop the decoding thread; call it when no stream is open."""
         self.decoders.shutdown()
 
+    def methods(self) -> list[Method]:
+        """For ``Calls``; streams have a limit of their own."""
+        return [
+            *methods(transport.SERVICE, {"Describe": self._describe}),
+            *methods(transport.SERVICE, {"Offload": self.serve}, own_limit=True, limit=sys.maxsize),
+        ]
+
+    async def _describe(self, context: Context) -> None:
+        await only_request(context, pb.DescribeRequest, self.limits.hello_timeout)
+        await write(context, self._description(), self.limits.write_timeout)
+
     async def describe(self, request: bytes, context: Context) -> bytes:
-        """Answer ``Describe``."""
+        """Answer ``Describe``; for a server without ``Calls``."""
         try:
             frame.parse(pb.DescribeRequest, request)
         except MessageError as error:
-            await self.abort(context, error)
+            await end(context, error, self.metrics, self.quiet)
+        return self._description().SerializeToString()
+
+    def _description(self) -> pb.DescribeResponse:
         descriptions = [
             pb.BundleDescription(
                 digest=served.bundle.digest,
@@ -177,45 +205,38 @@ class InferenceService:
         ]
         return pb.DescribeResponse(
             bundles=descriptions, protocol_version=frame.PROTOCOL_VERSION, version=package_version()
-        ).SerializeToString()
+        )
 
     async def offload(self, _requests: object, context: Context) -> None:
-        """Serve one stream; of the context only peer, read, write and abort are used."""
+        """Serve one stream and end it; for a server without ``Calls``."""
+        try:
+            await self.serve(context)
+        except OfframpError as error:
+            await end(context, error, self.metrics, self.quiet)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as error:
+            log.exception("stream from %s", context.peer())
+            await end(context, internal(error), self.metrics, self.quiet)
+
+    async def serve(self, context: Context) -> None:
+        """Serve one stream; of the context only peer, read and write are used.
+
+        Raises what its device is to hear.
+        """
         self.metrics.streams.inc()
         most = self.limits.max_streams
         if len(self._streams) >= most:
-            full = OverloadError(f"{most} streams are open already, the most that may", STREAM_RETRY_MS)
-            await self.abort(context, full)
+            raise OverloadError(f"{most} streams are open already, the most that may", STREAM_RETRY_MS)
         stream = _Stream(self, context)
         self._streams.add(stream)
         self.metrics.open_streams.inc()
         try:
             await stream.serve()
-        except OfframpError as error:
-            await self.abort(context, error)
-        except (asyncio.CancelledError, grpc.aio.AbortError):
-            raise
-        except Exception as error:
-            log.exception("stream from %s", context.peer())
-            await self.abort(context, OfframpError(f"internal error ({type(error).__name__})"))
         finally:
             stream.end_spans()
             self._streams.discard(stream)
             self.metrics.open_streams.dec()
-
-    async def abort(self, context: Context, error: OfframpError) -> None:
-        """The one place that turns an error into a gRPC status."""
-        self.metrics.streams_aborted.labels(error.grpc_status).inc()
-        log.warning("%s from %s: %s", error.grpc_status, context.peer(), error)
-        trailing: tuple[tuple[str, str], ...] = ()
-        if isinstance(error, OverloadError) and error.retry_after_ms:
-            trailing = ((transport.RETRY_PUSHBACK, str(error.retry_after_ms)),)
-        try:
-            await context.abort(grpc.StatusCode[error.grpc_status], str(error), trailing)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as gone:  # as in _Stream._write
-            raise asyncio.CancelledError from gone
 
 
 class _Stream:
@@ -226,7 +247,7 @@ class _Stream:
         self.served: Served | None = None
         self.pictures: Served | None = None
         """Whose whole model answers this stream's pictures; None: they are refused."""
-        self._message_bytes = 0
+        self._message_bytes = transport.MESSAGE_BYTES_MIN
         self._service = service
         self._metrics = service.metrics
         self._context = context
@@ -280,7 +301,7 @@ class _Stream:
         if verdict is None:
             self.gone = True
             self._metrics.streams_aborted.labels("CANCELLED").inc()
-            log.warning("CANCELLED for %s: %s", self._context.peer(), why)
+            self._service.quiet.warning("stuck", "CANCELLED for %s: %s", self._context.peer(), why)
         self._task.cancel()
 
     # --- its flow ---
@@ -316,6 +337,8 @@ class _Stream:
         try:
             await self._reader(served, deadline)
         except asyncio.CancelledError:
+            if self.gone:
+                raise DroppedCall from None
             self.gone = self._verdict is None
             if self._verdict is None:
                 raise
@@ -513,10 +536,12 @@ class _Stream:
         """The next message; None when the device has half-closed the stream."""
         data: Any = await self._context.read()
         if data is grpc.aio.EOF:
+            # So shows also a message that is too long for gRPC, which cancels the call right after.
+            await asyncio.sleep(EOF_SECONDS)
             return None
         self._last_read = time.monotonic()
         self._metrics.received_bytes.inc(len(data))
-        if self.served is not None and len(data) > self._message_bytes:
+        if len(data) > self._message_bytes:
             raise MessageError(f"a message of {len(data)} bytes, expected {self._message_bytes} at most")
         return frame.parse(pb.DeviceMessage, data)
 

@@ -261,12 +261,19 @@ def attacks(bundle: Bundle) -> list[FrameAttack]:
         greeting(bundle, segment="../etc\n"),
         status="FAILED_PRECONDITION",
     )
-    # gRPC itself refuses what is over the stated limit, before any of it is parsed.
+    # Before any of it is parsed; far over the limit gRPC itself refuses it.
+    over = transport.message_bytes(raw)
     stream(
         "message-over-the-size-limit",
+        rf"a message of \d+ bytes, expected {over} at most",
+        first,
+        message(sealed(1, bytes(over))),
+    )
+    stream(
+        "message-far-over-the-size-limit",
         r".*larger than max.*",
         first,
-        message(sealed(1, bytes(transport.message_bytes(raw)))),
+        message(sealed(1, bytes(transport.RECEIVE_FACTOR * over))),
         status="RESOURCE_EXHAUSTED",
     )
     return table

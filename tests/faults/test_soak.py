@@ -77,13 +77,13 @@ import sys
 from offramp.server.app import main
 from offramp.server.service import InferenceService
 
-offload, kept = InferenceService.offload, []
+serve, kept = InferenceService.serve, []
 
-async def leak(self, requests, context):
+async def leak(self, context):
     kept.append(bytearray(SIZE))
-    await offload(self, requests, context)
+    await serve(self, context)
 
-InferenceService.offload = leak
+InferenceService.serve = leak
 raise SystemExit(main(sys.argv[1:]))
 """
 

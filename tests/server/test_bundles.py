@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import threading
@@ -14,6 +15,10 @@ import pytest
 from offramp.common import frame, transport
 from offramp.common.bundle import MANIFEST, TAIL, Bundle, load_bundle
 from offramp.common.frame import FrameWriter
+from offramp.server import bundles
+from offramp.server.batch import Batcher
+from offramp.server.bundles import Catalog, Loader, Reloader
+from offramp.server.metrics import ServerMetrics
 from offramp.v1 import inference_pb2 as pb
 from tests.processes import WAIT, Processes, Server, until
 from tests.server.client import Ended, channel_to, good_frames, good_message, still_serves, stream_to
@@ -205,3 +210,30 @@ def test_devices_that_stay_on_a_retired_bundle_are_ended(
         "the stream was asked to end and did not",
     )
     assert server.drain() == 0
+
+
+def test_decoding_is_measured_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, toy_bundle: Bundle
+) -> None:
+    """A codec may be slow; a reload holds up no stream."""
+    measured: list[threading.Thread] = []
+
+    def measure(_: object) -> bool:
+        measured.append(threading.current_thread())
+        return True
+
+    async def retire(_: object) -> None:
+        raise AssertionError("nothing goes")
+
+    async def reload() -> None:
+        metrics = ServerMetrics()
+        batcher = Batcher(metrics, workers=1, limit=1)
+        catalog = Catalog(batcher, metrics)
+        loader = Loader(1, workers=1, max_batch=1, max_wait=0.0, message_bytes=None)
+        await Reloader([str(toy_bundle.path)], loader, metrics).scan(catalog, retire)
+        assert catalog.get(toy_bundle.digest).decode_inline
+        batcher.close()
+
+    monkeypatch.setattr(bundles, "decodes_inline", measure)
+    asyncio.run(reload())
+    assert measured and threading.main_thread() not in measured
