@@ -401,7 +401,7 @@ class Link:
             session.call.cancel()
         finally:
             if session.limits is None:
-                self.wire.attach(session.server.port)
+                self.wire.attach(self._security.peer_port(target))
             self.wire.detach()
             if channel is not None:
                 channel.close()
@@ -595,7 +595,7 @@ class Link:
                 f"{limits.frames_per_message} a message and {limits.message_bytes} bytes a message, "
                 f"expected at least 1, 1 and {self._raw_bytes + MESSAGE_OVERHEAD}"
             )
-        self.wire.attach(session.server.port)
+        self.wire.attach(self._security.peer_port(session.server.target), made=True)
         self._metrics.connects.inc()
         self._metrics.connected.set(1)
         with self._lock:

@@ -24,7 +24,6 @@ class Server:
     """One address, and what is remembered of it."""
 
     target: str
-    port: int
     breaker: Breaker
     away_until: float = 0.0
     """It asked for no new stream before then; monotonic, seconds."""
@@ -42,10 +41,9 @@ class Servers:
     def __init__(
         self, addresses: Sequence[str], failures: int, draw: Callable[[], float] = random.random
     ) -> None:
-        self._all = [
-            Server(address, split_address("--server", address)[1], Breaker(failures, draw))
-            for address in addresses
-        ]
+        for address in addresses:
+            split_address("--server", address)
+        self._all = [Server(address, Breaker(failures, draw)) for address in addresses]
         self._failed = 0
         self.current = self._all[0]
 
