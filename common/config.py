@@ -127,7 +127,7 @@ class DeviceSettings(Settings):
     )
     proxy: str | None = Field(
         None,
-        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine, and none "
+        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine; none "
         "is taken from the environment",
         examples=["URL"],
     )

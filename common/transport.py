@@ -23,6 +23,8 @@ CONNECTION_IDLE_MS = 300_000
 """A connection without a call is closed by the server after this."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: when to open a stream again, milliseconds; gRPC's own key."""
+SAID = "offramp: "
+"""Begins the detail of each status that a server of ours ends a call with; those of proxies have it not."""
 AUTHORIZATION = "authorization"
 """Metadata of every call where the server has tokens: ``Bearer TOKEN``."""
 

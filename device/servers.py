@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,10 @@ class Server:
     breaker: Breaker
     away_until: float = 0.0
     """It asked for no new stream before then; monotonic, seconds."""
+    worked_at: float = -math.inf
+    """When a stream to it that was of use ended; monotonic, seconds."""
     told: type[Exception] | None = None
-    """The kind of failure that was last warned of; None once it has accepted a stream since."""
+    """The kind of failure that was last warned of; None once it has answered a frame since."""
 
 
 class Servers:
@@ -56,6 +59,11 @@ class Servers:
     def round_is_over(self) -> bool:
         """Whether all of them have failed since one last worked."""
         return self._failed >= len(self._all)
+
+    @property
+    def going_round(self) -> bool:
+        """Whether one has failed, and another was not tried since one last worked."""
+        return 0 < self._failed < len(self._all)
 
     def worked(self) -> None:
         """A stream to one of them was of use."""

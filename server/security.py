@@ -145,7 +145,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             log.warning("%s from %s: %s", error.grpc_status, context.peer(), error)
-            await context.abort(status, str(error))
+            await context.abort(status, f"{transport.SAID}{error}")
 
         if handler is not None and not handler.response_streaming and not handler.request_streaming:
             return grpc.unary_unary_rpc_method_handler(cast(Any, refuse))

@@ -211,7 +211,7 @@ class InferenceService:
         if isinstance(error, OverloadError) and error.retry_after_ms:
             trailing = ((transport.RETRY_PUSHBACK, str(error.retry_after_ms)),)
         try:
-            await context.abort(grpc.StatusCode[error.grpc_status], str(error), trailing)
+            await context.abort(grpc.StatusCode[error.grpc_status], f"{transport.SAID}{error}", trailing)
         except grpc.aio.AbortError:
             raise
         except Exception as gone:  # as in _Stream._write
