@@ -349,7 +349,8 @@ def check_counters(
 
 def fetch_metrics(address: str) -> dict[str, float]:
     """Each sample of a metrics page by its name and labels, as Prometheus would read it."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://{address}/metrics", timeout=10) as response:
         text = response.read().decode()
     values = {}
     for family in text_string_to_metric_families(text):

@@ -201,8 +201,11 @@ def device_row(watched: Watched) -> dict[str, Any]:
     payload = watched.change("offramp_device_payload_bytes_total")
     # Pictures have no activation that they would save anything of.
     saved = raw - (payload - watched.change("offramp_device_picture_bytes_total"))
-    sent = watched.change("offramp_device_wire_bytes_total", direction="sent")
     page = watched.pages[-1]
+    # A device that cannot count its bytes exports none: they are unknown, not 0.
+    wire = "offramp_device_wire_bytes_total"
+    counted = all(any(name == wire for name, _ in seen.values) for seen in watched.pages)
+    sent = watched.change(wire, direction="sent") if counted else None
     trip = "offramp_device_round_trip_seconds"
     return {
         "target": watched.target.name,
@@ -221,11 +224,9 @@ def device_row(watched: Watched) -> dict[str, Any]:
         "saved_bytes": saved,
         "saved": share(saved, raw),
         "wire_bytes_sent": sent,
-        "wire_bytes_sent_per_second": watched.rate("offramp_device_wire_bytes_total", direction="sent"),
-        "wire_bytes_received_per_second": watched.rate(
-            "offramp_device_wire_bytes_total", direction="received"
-        ),
-        "wire_bytes_sent_per_image": share(sent, total),
+        "wire_bytes_sent_per_second": watched.rate(wire, direction="sent") if counted else None,
+        "wire_bytes_received_per_second": watched.rate(wire, direction="received") if counted else None,
+        "wire_bytes_sent_per_image": share(sent, total) if sent is not None else None,
         "head_seconds": watched.mean("offramp_device_stage_seconds", stage="head"),
         "round_trip_seconds_median": watched.quantile(trip, 0.5),
         "round_trip_seconds_p99": watched.quantile(trip, 0.99),
@@ -476,11 +477,13 @@ def fleet_line(devices: list[dict[str, Any]]) -> str:
     exits = sum((row["exit_rate"] or 0.0) * row["images"] for row in devices)
     raw = sum(row["raw_activation_bytes"] for row in devices)
     rate = sum(row["images_per_second"] or 0.0 for row in devices)
-    wire = sum(row["wire_bytes_sent_per_second"] or 0.0 for row in devices)
+    # One whose bytes are unknown makes the sum unknown; one that was read once has no rate yet.
+    known = all(row["wire_bytes_sent"] is not None for row in devices)
+    wire = f"{sum(row['wire_bytes_sent_per_second'] or 0.0 for row in devices):,.0f}" if known else "unknown"
     saved = share(sum(row["saved_bytes"] for row in devices), raw)
     return (
         f"{len(devices)} devices: {rate:,.1f} images/s, {percent(share(exits, images))} exit early, "
-        f"{wire:,.0f} wire B/s, {percent(saved)} of the raw activations' bytes saved"
+        f"{wire} wire B/s, {percent(saved)} of the raw activations' bytes saved"
     )
 
 

@@ -126,6 +126,12 @@ class DeviceSettings(Settings):
     token_file: str | None = Field(
         None, description="file with a bearer token, read again for each connection", examples=["FILE"]
     )
+    proxy: str | None = Field(
+        None,
+        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine; none "
+        "is taken from the environment",
+        examples=["URL"],
+    )
     timeout: Seconds = Field(
         2.0,
         description="how long an image waits for the server before its early exit answers",
@@ -473,9 +479,10 @@ def split_address(flag: str, address: str) -> tuple[str, int]:
 def is_loopback(host: str) -> bool:
     """Whether this host name or address stays on this machine."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return host.lower().rstrip(".") == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def require_secure(flag: str, host: str, insecure: bool) -> None:

@@ -28,13 +28,18 @@ CONNECTION_IDLE_MS = 300_000
 """A connection without a call is closed by the server after this."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: when to open a stream again, milliseconds; gRPC's own key."""
+SAID = "offramp: "
+"""Begins the detail of each status that a server of ours ends a call with; those of proxies have it not."""
 AUTHORIZATION = "authorization"
 """Metadata of every call where the server has tokens: ``Bearer TOKEN``."""
 
 EVENT_ENGINE_BEFORE = (1, 86)
 """From this release of grpcio on its event engine was not measured, or cannot be switched off."""
 
-Options = list[tuple[str, int]]
+Options = list[tuple[str, int | str]]
+
+DIRECT: Options = [("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", "")]
+"""No proxy, whatever the environment names: http_proxy and its kin, GRPC_ADDRESS_HTTP_PROXY."""
 
 
 def set_grpc_environment() -> None:
@@ -74,6 +79,7 @@ def device_options() -> Options:
     """Channel options of a device."""
     return [
         *_common(SERVER_MESSAGE_BYTES),
+        *DIRECT,
         # Each channel has a connection of its own: its bytes are counted by its socket.
         ("grpc.use_local_subchannel_pool", 1),
         # What is sent again, and when, is the link's to say.

@@ -12,7 +12,9 @@ Invariants:
   stream under that number, in order, as long as its deadline allows and at most ``SENDS`` times in all. Only
   one stream at a time knows a frame, so that it has one outcome.
 - What the server sends is checked; a server that breaks the protocol is as good as one that is gone, and is
-  sent nothing again.
+  sent nothing again. So is one that refuses us before it has answered a frame, in a detail of our
+  server (``transport.SAID``). Any other end of a stream is the network's, or a proxy's: frames go again.
+- Only a stream that was of use makes the next pause short (``backoff.py``); what serves nothing is bounded.
 - A picture is sent only on a stream whose server takes it; else its outcome is that it was not.
 - Time is ``time.monotonic``: a clock that is set changes nothing here.
 
@@ -24,7 +26,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 import time
 from collections import deque
@@ -47,6 +48,7 @@ from offramp.common.errors import (
     PeerError,
     UnavailableError,
 )
+from offramp.device.backoff import Allowance, Backoff, Sparingly
 from offramp.device.metrics import Cause, DeviceMetrics
 from offramp.device.security import Security
 from offramp.device.servers import Server, Servers
@@ -55,8 +57,6 @@ from offramp.v1 import inference_pb2 as pb
 
 log = logging.getLogger("offramp.edge-device")
 
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
-"""Seconds between attempts to connect: the first pause, doubled each time up to the second."""
 CLOSE_SECONDS = 2.0
 """How long ``close`` waits for the server to end the stream in good order."""
 SENDS = 3
@@ -65,6 +65,12 @@ LATE_MOST = 1024
 """Frames of one stream whose late reply is still waited for."""
 MESSAGE_OVERHEAD = 32
 """Most bytes that a message takes beside its frames: ``first_sequence``, tags of ``codecs``."""
+LASTING_SECONDS, LASTING_CLEAN_SECONDS = 10.0, 1.0
+"""A stream that was open for so long was of use without a reply too; the second if both agreed to end it."""
+BRIEF_SECONDS = 1.0
+"""A server that is away for no longer is not worth a warning."""
+FRUITLESS = 3
+"""Streams in a row, accepted and broken without a reply, after which frames do not wait for the next."""
 FRAME_OVERHEAD = 14
 """Most bytes that a frame takes beside its payload and its trace context: tags, lengths, CRC-32, codec."""
 
@@ -105,6 +111,17 @@ Outcome = Answer | Refusal
 # Errors that say nothing of the frame: another time, or another server, may answer it.
 _PASSING = frozenset(
     (pb.FrameError.REASON_OVERLOADED, pb.FrameError.REASON_EXPIRED, pb.FrameError.REASON_INTERNAL)
+)
+
+
+# Where a network, a proxy or a crash ended the stream; the same whoever says it.
+_TRANSIENT = frozenset(
+    (
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+    )
 )
 
 
@@ -152,6 +169,10 @@ class _Session:
         self.cancelled: str | None = None
         self.progress = False
         """Whether a frame was answered."""
+        self.accepted_at = math.inf
+        self.owed = 0
+        """Replies that may still come, one for each frame that was sent here."""
+        self.idle = Allowance()
 
     def takes(self, item: _Offload) -> bool:
         """Whether the server takes this frame, as far as it has said so; any but pictures."""
@@ -164,6 +185,20 @@ class _Session:
     def room(self) -> int:
         """How many more frames the server takes. More may wait: they came before its limits did."""
         return 0 if self.limits is None else self.limits.frames_in_flight - len(self.sent)
+
+    def of_use(self, clean: bool, now: float) -> bool:
+        """Whether it answered a frame, or was open long enough. clean: both sides agreed to end it."""
+        return self.progress or now - self.accepted_at >= (
+            LASTING_CLEAN_SECONDS if clean else LASTING_SECONDS
+        )
+
+    def useless(self, message: pb.ServerMessage) -> int:
+        """How much of this message serves nothing: itself if it is empty, replies beyond one a frame."""
+        expected = min(len(message.replies), self.owed)
+        self.owed -= expected
+        if message.replies:
+            return len(message.replies) - expected
+        return 0 if message.HasField("draining") and self.end_by == math.inf else 1
 
     def cancel(self, reason: str) -> None:
         """End the stream from our side; its reader then fails with this reason."""
@@ -220,6 +255,8 @@ class Link:
         """Wakes the thread that keeps time: a deadline lies before those that it knew."""
         self._state = _State.IDLE
         self._opens_seen = 0
+        self._fruitless = 0
+        self._breaks, self._drains = Sparingly(), Sparingly()
         self._outbox: deque[_Offload] = deque()
         """Frames to send; first those that are sent again."""
         self._next_sequence = 1
@@ -350,25 +387,22 @@ class Link:
     # --- the stream ---
 
     def _keep_up(self) -> None:
-        pause = BACKOFF_FIRST
+        backoff = Backoff()
         attempt = 0
         while True:
             if attempt:
                 self._metrics.reconnects.inc()
             attempt += 1
             session, error = self._run_session()
-            if session.limits is not None:
-                pause = BACKOFF_FIRST
+            useful = session.of_use(error is None, time.monotonic())
             if self._end_session(session, error):
                 return
             with self._lock:
                 away = max(0.0, self._servers.current.away_until - time.monotonic())
-                going_round = not self._servers.round_is_over
-            if self._closed.wait(away + pause * random.uniform(0.5, 1.0)):
+                going_round = self._servers.going_round
+            if self._closed.wait(away + backoff.after(useful, going_round)):
                 self._end_session(session, None)
                 return
-            if not going_round:
-                pause = min(pause * 2, BACKOFF_MOST)
 
     def _run_session(self) -> tuple[_Session, OfframpError | None]:
         """One stream until it ends; the error that ended it, None if both sides agreed to end."""
@@ -401,7 +435,7 @@ class Link:
             session.call.cancel()
         finally:
             if session.limits is None:
-                self.wire.attach(session.server.port)
+                self.wire.attach(self._security.peer_port(target))
             self.wire.detach()
             if channel is not None:
                 channel.close()
@@ -412,15 +446,18 @@ class Link:
         if session.cancelled is not None:
             return UnavailableError(f"{target}: {session.cancelled}")
         code, details = failure.code(), _one_line(failure.details())
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            session.server.away_until = time.monotonic() + _pushback(failure)
+            return OverloadError(f"{target} cannot take more: {details.removeprefix(transport.SAID)}")
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            return UnavailableError(f"{target} is unreachable: {details.removeprefix(transport.SAID)}")
+        if code in _TRANSIENT or session.progress or not details.startswith(transport.SAID):
+            return UnavailableError(f"{target}: the stream broke ({code.name}): {details}")
+        details = details.removeprefix(transport.SAID)
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             return MismatchError(f"{target} refuses: {details}")
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return AccessError(f"{target} refuses this device ({code.name}): {details}")
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            return UnavailableError(f"{target} is unreachable: {details}")
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            session.server.away_until = time.monotonic() + _pushback(failure)
-            return OverloadError(f"{target} cannot take more: {details}")
         return PeerError(f"{target} ended the stream with {code.name}: {details}")
 
     def _end_session(self, session: _Session, error: OfframpError | None) -> bool:
@@ -435,17 +472,26 @@ class Link:
             # A stream that never answered and went silent is no reason to believe in the next one.
             silent = session.cancelled is not None and not session.progress
             passing = error is None or type(error) is UnavailableError
+            broken = error is not None and session.limits is not None and not closed
+            useful = session.of_use(error is None, now)
+            self._fruitless = 0 if useful else self._fruitless + broken
             worked = session.limits is not None and passing and not silent and not closed
+            worked &= self._fruitless < FRUITLESS
+            brief = type(error) is UnavailableError and now - server.worked_at < BRIEF_SECONDS
             if worked:
+                server.worked_at = now
                 servers.worked()
             else:
                 servers.failed()
             another = not closed and self._state is not _State.DOWN and not servers.round_is_over
             waits = worked or another
-            news = not closed and type(error) is not server.told
+            news = not closed and type(error) is not server.told and not brief
             if error is not None and not closed:  # what close() cuts short says nothing of the server
                 self.failure = error
-                server.told = None if worked else type(error)
+                if useful:
+                    server.told = None
+                if news and not worked:
+                    server.told = type(error)
             for item in session.sent.values():
                 repeat = waits and item.sends < SENDS and item.deadline > now
                 (again if repeat else lost).append(item)
@@ -466,12 +512,16 @@ class Link:
             self._notify()
         self._metrics.connected.set(0)
         if error is not None:
+            level = logging.WARNING if news else logging.DEBUG
+            if (worked or brief) and self._breaks.due(now):
+                level = logging.INFO
+            elif worked:
+                level = logging.DEBUG
             if worked:
-                log.info("%s; connecting to %s, %d frames wait for it", error, following, len(again))
+                log.log(level, "%s; connecting to %s, %d frames wait for it", error, following, len(again))
             elif another:
-                log.log(logging.WARNING if news else logging.DEBUG, "%s; trying %s", error, following)
+                log.log(level, "%s; trying %s", error, following)
             else:
-                level = logging.WARNING if news else logging.DEBUG
                 log.log(level, "%s; unsure images are answered by the early exit until it is back", error)
         reason = f"{server.target} ended the stream without a reply" if error is None else str(error)
         for item in lost:
@@ -517,6 +567,7 @@ class Link:
                     item.envelope_bytes += frame.ENVELOPE_BYTES / len(items)
                     item.sends += 1
                     session.sent[item.sequence] = item
+                session.owed += len(items)
             self._metrics.message_bytes_sent.inc(len(message))
             self._metrics.payload_bytes.inc(sum(len(item.payload) for item in items))
             pictures = [len(item.payload) for item in items if item.codec is CodecId.PICTURE]
@@ -570,15 +621,20 @@ class Link:
             return
         if message.HasField("accepted"):
             raise MessageError(f"{session.server.target} accepted one stream twice")
-        if message.HasField("draining"):
-            log.info("%s is draining; connecting again", session.server.target)
+        now = time.monotonic()
+        with self._lock:
+            useless = session.useless(message)
+        if not session.idle.take(useless, now):
+            raise MessageError(f"{session.server.target} sends messages without end that answer nothing")
+        if message.HasField("draining") and session.end_by == math.inf:
+            level = logging.INFO if self._drains.due(now) else logging.DEBUG
+            log.log(level, "%s is draining; connecting again", session.server.target)
             with self._lock:
                 session.half_close = True
                 session.end_by = time.monotonic() + self._timeout
                 if self._state is _State.READY:
                     self._state = _State.CONNECTING
                 self._notify()
-        session.progress |= bool(message.replies)
         share = len(message.replies) or 1
         for reply in message.replies:
             self._settle(session, reply, len(data) / share, frame.ENVELOPE_BYTES / share)
@@ -595,13 +651,13 @@ class Link:
                 f"{limits.frames_per_message} a message and {limits.message_bytes} bytes a message, "
                 f"expected at least 1, 1 and {self._raw_bytes + MESSAGE_OVERHEAD}"
             )
-        self.wire.attach(session.server.port)
+        self.wire.attach(self._security.peer_port(session.server.target), made=True)
         self._metrics.connects.inc()
         self._metrics.connected.set(1)
         with self._lock:
             came_back = self._state is _State.DOWN
             session.limits = limits
-            session.server.told = None
+            session.accepted_at = time.monotonic()
             if self._state is not _State.CLOSED:
                 self._state = _State.READY
             misfits = [item for item in self._outbox if not session.takes(item)]
@@ -623,6 +679,9 @@ class Link:
             item = session.sent.pop(reply.sequence, None)
             late = session.late.pop(reply.sequence, None) if item is None else None
             known = 0 < reply.sequence < self._next_sequence
+            if item is not None or late is not None:
+                session.progress = True
+                session.server.told = None
             if item is not None:
                 if failed:
                     self._note_error(session, item, reply.error, now)

@@ -306,6 +306,7 @@ class Device:
                 key=settings.tls_key,
                 server_name=settings.tls_server_name,
                 token_file=settings.token_file,
+                proxy=settings.proxy,
             ),
             coalesce=settings.coalesce / 1000,
             coalesce_frames=settings.coalesce_frames,

@@ -208,7 +208,7 @@ class Report:
             if summary["pictures"]:
                 self._line(f"pictures {summary['pictures']}, {summary['picture_bytes']:,} B of the payload")
             wire = summary["wire_bytes"]
-            told = "not known on this system" if wire is None else (
+            told = "unknown" if wire is None else (
                 f"{wire['sent']:,} B sent, {wire['received']:,} B received"
             )  # fmt: skip
             self._line(f"wire (TCP payload, all of the connection): {told}")

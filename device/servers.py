@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,13 @@ class Server:
     """One address, and what is remembered of it."""
 
     target: str
-    port: int
     breaker: Breaker
     away_until: float = 0.0
     """It asked for no new stream before then; monotonic, seconds."""
+    worked_at: float = -math.inf
+    """When a stream to it that was of use ended; monotonic, seconds."""
     told: type[Exception] | None = None
-    """The kind of failure that was last warned of; None once it has accepted a stream since."""
+    """The kind of failure that was last warned of; None once it has answered a frame since."""
 
 
 class Servers:
@@ -42,10 +44,9 @@ class Servers:
     def __init__(
         self, addresses: Sequence[str], failures: int, draw: Callable[[], float] = random.random
     ) -> None:
-        self._all = [
-            Server(address, split_address("--server", address)[1], Breaker(failures, draw))
-            for address in addresses
-        ]
+        for address in addresses:
+            split_address("--server", address)
+        self._all = [Server(address, Breaker(failures, draw)) for address in addresses]
         self._failed = 0
         self.current = self._all[0]
 
@@ -58,6 +59,11 @@ class Servers:
     def round_is_over(self) -> bool:
         """Whether all of them have failed since one last worked."""
         return self._failed >= len(self._all)
+
+    @property
+    def going_round(self) -> bool:
+        """Whether one has failed, and another was not tried since one last worked."""
+        return 0 < self._failed < len(self._all)
 
     def worked(self) -> None:
         """A stream to one of them was of use."""

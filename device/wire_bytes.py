@@ -54,7 +54,8 @@ class WireBytes:
 class WireCounter:
     """Sums the bytes of one link's connections, one after the other.
 
-    ``total`` is None where the kernel does not tell (not Linux, or older than 4.19).
+    ``total`` is None where the bytes are unknown: the kernel does not say them (not Linux, or older than
+    4.19), or a connection's socket is not to be found.
     """
 
     def __init__(self) -> None:
@@ -62,10 +63,15 @@ class WireCounter:
         self._ended = WireBytes(0, 0)
         self._current = WireBytes(0, 0)
         self._descriptor: tuple[int, int] | None = None
+        self._missed = False
+        """A connection was made whose bytes cannot be counted."""
         self._supported = sys.platform == "linux" and Path("/proc/self/fd").is_dir()
 
-    def attach(self, port: int) -> None:
-        """Find the socket of the connection that was just made to this port of the server."""
+    def attach(self, port: int, made: bool = False) -> None:
+        """Find the socket of the connection that was just made to this port.
+
+        made: whether there is one for certain; where it cannot be counted, ``total`` is None from then on.
+        """
         if not self._supported:
             return
         with self._lock, _claimed_lock:
@@ -76,7 +82,9 @@ class WireCounter:
                 if (port, inode) not in _claimed:
                     _claimed.add((port, inode))
                     self._descriptor = (descriptor, inode)
+                    self._missed |= _read(descriptor, inode) is None and made
                     return
+            self._missed |= made
 
     def sample(self) -> None:
         """Read the counters of the current connection; keeps the last reading once it is closed."""
@@ -95,7 +103,7 @@ class WireCounter:
         """Bytes so far, over all connections."""
         self.sample()
         with self._lock:
-            return _add(self._ended, self._current) if self._supported else None
+            return _add(self._ended, self._current) if self._supported and not self._missed else None
 
 
 def _add(a: WireBytes, b: WireBytes) -> WireBytes:

@@ -199,7 +199,7 @@ async def end(context: Context, error: OfframpError, metrics: ServerMetrics, qui
     if isinstance(error, OverloadError) and error.retry_after_ms:
         trailing = ((transport.RETRY_PUSHBACK, str(error.retry_after_ms)),)
     try:
-        await context.abort(grpc.StatusCode[error.grpc_status], str(error), trailing)
+        await context.abort(grpc.StatusCode[error.grpc_status], f"{transport.SAID}{error}", trailing)
     except grpc.aio.AbortError:
         raise
     except Exception as gone:  # as in write

@@ -8,6 +8,9 @@ import sys
 import urllib.request
 
 SECONDS = 5
+# The container is asked itself: a proxy of the environment (http_proxy, …) has no part in it.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", "")]
 
 
 def main() -> int:
@@ -15,12 +18,12 @@ def main() -> int:
     (target,) = sys.argv[1:]
     try:
         if target.startswith("http://"):
-            with urllib.request.urlopen(target, timeout=SECONDS) as page:
+            with DIRECT.open(target, timeout=SECONDS) as page:
                 return 0 if page.status == 200 else 1
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        with grpc.insecure_channel(target) as channel:
+        with grpc.insecure_channel(target, options=OPTIONS) as channel:
             service = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
             answer = service.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
             return 0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1

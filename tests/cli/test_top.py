@@ -386,3 +386,12 @@ def test_wrong_flags_are_told(capsys: pytest.CaptureFixture[str], arguments: lis
     assert app.main(["top", *arguments]) == 2
     told = capsys.readouterr().err
     assert told.startswith("offramp: ") and error in told
+
+
+def test_bytes_that_a_device_cannot_count_are_unknown_and_not_0() -> None:
+    page = top.read_page('offramp_device_images_total{source="server"} 3\n', at=0.0)
+    watched = top.Watched(top.Target("device:9102", "http://device:9102/metrics"))
+    watched.add(page, 60)
+    row = top.device_row(watched)
+    assert {row[name] for name in row if name.startswith("wire_bytes")} == {None}
+    assert "unknown wire B/s" in top.fleet_line([row])

@@ -18,7 +18,7 @@ import pytest
 
 from offramp.common import transport
 from offramp.common.bundle import Bundle
-from offramp.device.link import BACKOFF_FIRST
+from offramp.device.backoff import BACKOFF_FIRST
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile
@@ -60,7 +60,9 @@ def secured(
     async def offload(_: object, context: Any) -> None:
         shown = dict(context.invocation_metadata()).get(transport.AUTHORIZATION)
         if token is not None and shown != f"Bearer {token}":
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token that is known here")
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, f"{transport.SAID}no token that is known here"
+            )
         await context.read()
         state.streams += 1
         await context.write(hostile.accepted())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -136,13 +138,13 @@ def answering_each(answer: Callable[[int], list[bytes]]) -> Script:
 STEPS = ("before the hello", "after the hello", "after accepting", "after a frame", "after a reply")
 
 
-def leaving(step: str, status: grpc.StatusCode | None) -> Script:
-    """Ends the stream at this step: with a status, or None as if all were well."""
+def leaving(step: str, status: grpc.StatusCode | None, said: str = transport.SAID) -> Script:
+    """Ends the stream at this step: with a status, or None as if all were well. said: begins its detail."""
 
     def script(requests: Requests, context: Context) -> Iterator[bytes]:
         def leave(here: str) -> bool:
             if here == step and status is not None:
-                context.abort(status, f"left {here}\r\nTraceback: \x1b[31mnone")
+                context.abort(status, f"{said}left {here}\r\nTraceback: \x1b[31mnone")
             return here == step
 
         if leave(STEPS[0]):
@@ -189,6 +191,36 @@ def chatting(requests: Requests, _context: Context) -> Iterator[bytes]:
             yield b""
 
 
+def draining_again_and_again(requests: Requests, context: Context) -> Iterator[bytes]:
+    """Says ten times a second that it drains, and answers nothing."""
+    next(requests)
+    yield accepted()
+    while context.is_active():
+        yield draining()
+        time.sleep(0.1)
+
+
+def flooding(message: bytes, after: int = 0) -> Script:
+    """Answers so many frames, then sends this as fast as the device takes it."""
+
+    def script(requests: Requests, context: Context) -> Iterator[bytes]:
+        next(requests)
+        yield accepted()
+        for sequence in islice(sequences(requests), after):
+            yield reply(sequence)
+        while context.is_active():
+            yield message
+
+    return script
+
+
+def breaking_after_accepting(requests: Requests, context: Context) -> Iterator[bytes]:
+    """Accepts each stream, and ends it at once with an error."""
+    next(requests)
+    yield accepted()
+    context.abort(grpc.StatusCode.INTERNAL, "RST_STREAM closed stream")
+
+
 BREAKERS: list[tuple[str, Script, str]] = [
     ("never accepts", first_messages(), "did not accept the stream within"),
     ("garbage for accepted", first_messages(GARBAGE), "no offramp.v1.ServerMessage message"),
@@ -213,5 +245,8 @@ BREAKERS: list[tuple[str, Script, str]] = [
     ("probability above 1", answering(reply(1, probability=1.5)), "with probability 1.5"),
     ("oversized reply", answering(replies(*[pb.Reply(sequence=1)] * 40_000)), "larger than max"),
     ("drains and is silent", draining_silently, "did not end the stream within"),
+    ("drains again and again", draining_again_and_again, "did not end the stream within"),
+    ("empty messages without end", flooding(b""), "sends messages without end"),
+    ("draining without end", flooding(draining()), "sends messages without end"),
 ]  # fmt: skip
 """Name, script, and what the device says of it."""

@@ -17,13 +17,14 @@ import grpc
 import numpy as np
 import pytest
 
-from offramp.common import frame
+from offramp.common import frame, transport
 from offramp.common.bundle import Bundle
 from offramp.common.codec import CodecId
 from offramp.common.engine import Engine
-from offramp.common.errors import MismatchError, PeerError, UnavailableError
+from offramp.common.errors import MessageError, MismatchError, OverloadError, PeerError, UnavailableError
 from offramp.common.frame import ENVELOPE_BYTES
-from offramp.device.link import BACKOFF_FIRST, SENDS, Answer, Outcome, Refusal
+from offramp.device.backoff import BACKOFF_FIRST, BACKOFF_MOST
+from offramp.device.link import SENDS, Answer, Outcome, Refusal
 from offramp.device.metrics import Cause
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
@@ -88,15 +89,83 @@ def test_a_server_may_leave_at_every_step(
             refused(outcomes)
         device.offload(2)
         device.settled()
-        assert isinstance(
-            device.link.failure,
-            {grpc.StatusCode.FAILED_PRECONDITION: MismatchError, grpc.StatusCode.INTERNAL: PeerError}.get(
-                status, UnavailableError
-            )
-            if status
-            else UnavailableError,
-        )
+        refusal = status is grpc.StatusCode.FAILED_PRECONDITION and step != "after a reply"
+        assert isinstance(device.link.failure, MismatchError if refusal else UnavailableError)
         assert all(record.message.isprintable() for record in caplog.records)
+
+
+TRANSIENT = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+
+
+@pytest.mark.parametrize("status", TRANSIENT, ids=[code.name for code in TRANSIENT])
+def test_a_stream_that_somebody_in_between_breaks_is_nobodys_blame(
+    linked: LinkTo, status: grpc.StatusCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first stream is cut with three frames in it, by no words of ours; the next one takes them."""
+    caplog.set_level(logging.DEBUG)
+
+    def script(requests: hostile.Requests, context: hostile.Context) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        numbers = hostile.sequences(requests)
+        if server.streams == 1:
+            yield hostile.reply(next(numbers))
+            next(numbers)
+            context.abort(status, "Received RST_STREAM with error code 2")
+        for sequence in numbers:
+            yield hostile.reply(sequence)
+
+    with hostile.hostile(script) as server, linked(server.port, timeout=20) as device:
+        device.offload(6)
+        if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            device.settled()
+        else:
+            answered(device.settled())
+        assert type(device.link.failure) in (UnavailableError, OverloadError)
+        if status is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    "status", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL]
+)
+@pytest.mark.parametrize("said", [transport.SAID, ""])
+def test_only_what_our_server_says_before_a_frame_is_a_violation(
+    linked: LinkTo, status: grpc.StatusCode, said: str
+) -> None:
+    with hostile.hostile(leaving(STEPS[1], status, said)) as server, linked(server.port, timeout=5) as device:
+        device.offload(1)
+        refused(device.settled())
+        blamed = said and status is not grpc.StatusCode.INTERNAL
+        assert isinstance(device.link.failure, PeerError) == bool(blamed)
+        assert transport.SAID not in str(device.link.failure) or status is grpc.StatusCode.INTERNAL
+
+
+def test_a_server_that_accepts_and_breaks_is_asked_less_and_less_often(
+    linked: LinkTo, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with (
+        hostile.hostile(hostile.breaking_after_accepting) as server,
+        linked(server.port, timeout=5) as device,
+    ):
+        device.offload(2)
+        refused(device.settled())
+        time.sleep(2)
+        seconds = time.monotonic() - device.start
+        # Pauses of 0.05, 0.1, 0.2, 0.4 s at least: the n-th begins after 0.05 (2^n - 1) s.
+        assert server.streams <= 2 + math.log2(1 + seconds / (BACKOFF_FIRST / 2)) + seconds / BACKOFF_MOST
+        assert len(caplog.records) <= 4, [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize("message", [b"", hostile.reply(1)], ids=["empty", "the same reply"])
+def test_a_flood_after_an_answer_ends_the_stream(linked: LinkTo, message: bytes) -> None:
+    script = hostile.flooding(message, after=1)
+    with hostile.hostile(script) as server, linked(server.port, timeout=5) as device:
+        device.offload(1)
+        answered(device.settled())
+        until(lambda: isinstance(device.link.failure, MessageError), "the end of the flood")
+        assert device.sample("offramp_device_message_bytes_total", direction="received") < 100_000
 
 
 @pytest.mark.parametrize(

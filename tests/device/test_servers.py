@@ -23,12 +23,12 @@ def after(servers: Servers, now: float) -> str:
 def test_they_are_tried_in_order_and_round_again(servers: Servers) -> None:
     assert servers.current.target == "a:1"
     assert [after(servers, 0) for _ in range(4)] == ["b:2", "c:3", "a:1", "b:2"]
-    assert servers.current.port == 2
+    assert servers.current.target == "b:2"
 
 
 def test_a_lone_server_is_its_own_successor() -> None:
     alone = Servers(["[::1]:7"], failures=1)
-    assert not alone.go_on(0) and alone.current.port == 7
+    assert not alone.go_on(0) and alone.current.target == "[::1]:7"
     alone.current.breaker.trip(0, "")
     alone.current.away_until = 100
     assert not alone.go_on(0) and not alone.better(0)

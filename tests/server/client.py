@@ -23,7 +23,7 @@ class Ended(Exception):
     def __init__(self, status: str, details: str) -> None:
         super().__init__(f"{status}: {details}")
         self.status = status
-        self.details = details
+        self.details = details.removeprefix(transport.SAID)
 
 
 class Stream:
