@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from offramp.common.address import join_address
 from offramp.common.errors import AddressError
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> I
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
-        raise AddressError(f"metrics on {host}:{port}: {error.strerror}, expected a free port") from None
+        raise AddressError(
+            f"metrics on {join_address(host, port)}: {error.strerror}, expected a free port"
+        ) from None
     try:
         yield server.server_port
     finally:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from offramp.common.address import join_address
 from offramp.common.config import (
     ServerSettings,
     make_parser,
@@ -172,8 +173,10 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
             catalog.add(loaded)
         for name in ("", transport.SERVICE):
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-        where = f", metrics on {settings.metrics_host}:{metrics_port}" if metrics_port is not None else ""
-        log.info("listening on %s:%d%s", host, port, where)
+        where = ""
+        if metrics_port is not None:
+            where = f", metrics on {join_address(settings.metrics_host, metrics_port)}"
+        log.info("listening on %s%s", join_address(host, port), where)
         helpers = [loop.create_task(follow()), loop.create_task(service.watch())]
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
