@@ -143,6 +143,7 @@ def test_tables_and_plots_are_written(capsys: pytest.CaptureFixture[str], tmp_pa
         (["--bits", "nan"], "expected 0.05 … 7"),
         (["--seconds", "0"], "expected more than 0"),
         (["--rounds", "0"], "expected more than 0"),
+        (["--frames", "1"], "--frames 1: expected 2 …"),
         (["--shapes", "--bundle"], "nothing to measure"),
         (["--frequency"], "unrecognized arguments"),
     ],

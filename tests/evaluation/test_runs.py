@@ -23,7 +23,19 @@ SECONDS = 300
 """After which a script hangs."""
 
 MEASURING = {
-    "bench-codec.sh": ["--seconds", "0.01", "--rounds", "1", "--shapes", "8x8x8", "--bits", "5", "--bundle"],
+    "bench-codec.sh": [
+        "--seconds",
+        "0.01",
+        "--rounds",
+        "1",
+        "--frames",
+        "48",
+        "--shapes",
+        "8x8x8",
+        "--bits",
+        "5",
+        "--bundle",
+    ],
     "bench-device.sh": ["--seconds", "0.5", "--rate", "40"],
     "bench-head.sh": ["--exits", "5", "--rounds", "1", "--runs", "2"],
     "bench-link.sh": ["--sent", "2", "--links", "5000/20", "--thresholds", "0.9"],
