@@ -17,6 +17,7 @@ from io import TextIOWrapper
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from offramp.common.address import join_address
 from offramp.common.config import DeviceSettings, make_parser, read_settings
 from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
 from offramp.common.telemetry import serve_metrics, start_log, timed
@@ -180,7 +181,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     totals = Totals()
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
         if port is not None:
-            log.info("metrics on %s:%d", settings.metrics_host, port)
+            log.info("metrics on %s", join_address(settings.metrics_host, port))
         report = Report(arguments.json, arguments.quiet, source.count())
         answers = _Answers(report, totals, bundle.codec.raw_bytes, stop)
         start = time.perf_counter()

@@ -371,7 +371,8 @@ def _opencv() -> Any:
 def _to_pixels(name: str, frame: Any, preprocessing: Preprocessing) -> Item:
     if frame.shape[0] * frame.shape[1] > PIXELS:
         return Item(
-            name, DataError(f"{name}: is {frame.shape[1]}×{frame.shape[0]} pixels, expected {PIXELS:,}")
+            name,
+            DataError(f"{name}: is {frame.shape[1]}×{frame.shape[0]} pixels, expected at most {PIXELS:,}"),
         )
     # OpenCV gives blue, green, red.
     return Item(name, to_input(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])), preprocessing))

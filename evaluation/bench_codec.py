@@ -77,6 +77,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--shapes", nargs="*", default=SHAPES, metavar="CxHxW", help="of synthetic ones")
     parser.add_argument("--bits", nargs="*", type=float, default=BITS, help="entropies of synthetic ones")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=MOST_FRAMES,
+        help=f"activations of a case, at most (default: {MOST_FRAMES})",
+    )
     parser.add_argument("--bundle", nargs="*", type=Path, metavar="DIR", help="default: all in models/")
     parser.add_argument("--images", type=Path, default=Path("examples/digits"), help="for the bundles' heads")
     parser.add_argument("--seconds", type=float, default=2.0, help="timing of each case (default: 2)")
@@ -88,9 +94,13 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if not 0 < arguments.seconds <= 3600 or not 1 <= arguments.rounds <= 1000:
         raise ConfigError("--seconds and --rounds: expected more than 0, up to 3600 and 1000")
+    if not 2 <= arguments.frames <= MOST_FRAMES:
+        raise ConfigError(f"--frames {arguments.frames}: expected 2 … {MOST_FRAMES}")
     bundles = arguments.bundle if arguments.bundle is not None else shipped_bundles()
     tasks = [
-        *synthetic_tasks([parse_shape(shape) for shape in arguments.shapes], arguments.bits),
+        *synthetic_tasks(
+            [parse_shape(shape) for shape in arguments.shapes], arguments.bits, arguments.frames
+        ),
         *(bundle_task(load_bundle(path), arguments.images) for path in bundles),
     ]
     if not tasks:
@@ -133,8 +143,11 @@ def parse_shape(text: str) -> Shape:
     return channels, height, width
 
 
-def synthetic_tasks(shapes: Sequence[Shape], bits: Sequence[float]) -> Iterator[Task]:
-    """Each shape, entropy and kind of channels. Raises ConfigError for an entropy out of reach."""
+def synthetic_tasks(shapes: Sequence[Shape], bits: Sequence[float], frames: int) -> Iterator[Task]:
+    """Each shape, entropy and kind of channels, of so many frames at most.
+
+    Raises ConfigError for an entropy out of reach.
+    """
     for entropy in bits:
         if not 0.05 <= entropy <= 7:
             raise ConfigError(f"--bits {entropy:g}: expected 0.05 … 7")
@@ -142,13 +155,13 @@ def synthetic_tasks(shapes: Sequence[Shape], bits: Sequence[float]) -> Iterator[
         for variant in VARIANTS:
             for entropy in bits:
                 source = Synthetic(shape, entropy, variant)
-                yield Task("synthetic", shape, variant, entropy, _drawn(source))
+                yield Task("synthetic", shape, variant, entropy, _drawn(source, frames))
 
 
-def _drawn(source: Synthetic) -> Callable[[], tuple[Symbols, Symbols]]:
+def _drawn(source: Synthetic, frames: int) -> Callable[[], tuple[Symbols, Symbols]]:
     symbols = source.shape[0] * source.shape[1] * source.shape[2]
     calibration, measured = (
-        min(MOST_FRAMES, max(2, total // symbols)) for total in (CALIBRATION_SYMBOLS, MEASURED_SYMBOLS)
+        min(frames, max(2, total // symbols)) for total in (CALIBRATION_SYMBOLS, MEASURED_SYMBOLS)
     )
     return lambda: (source.frames(calibration, 0), source.frames(measured, 1))
 

@@ -20,7 +20,7 @@ from offramp.common.codebook import Codebook, build_codebook
 from offramp.common.codec import HuffmanCoder, RansCoder, Shape, Symbols, Tables, make_coder
 from offramp.common.errors import OfframpError
 from offramp.common.rans import RansTables
-from offramp.training.codebook import choose_codec, compare, lanes_for, symbol_counts
+from offramp.training.codebook import choose_codec, compare, symbol_counts
 
 PACKAGES = ("numpy", "bitarray", "zstandard", "lz4", "constriction")
 BITARRAY = "bitarray, one table"
@@ -59,9 +59,7 @@ def our_codings(shape: Shape, calibration: Symbols) -> list[Coding]:
     codings = []
     for candidate in compare(counted, others):
         shipped = candidate.name == chosen.name
-        best = (
-            chosen if shipped else replace(candidate, lanes=lanes_for(candidate.payload_bytes_mean, shape[0]))
-        )
+        best = chosen if shipped else replace(candidate, lanes=candidate.lanes_in_use)
         codings.append(our_coding(best.name, shape, best.tables, best.lanes, shipped))
         if isinstance(best.tables, RansTables):
             slow = RansCoder(shape, best.tables, best.lanes)

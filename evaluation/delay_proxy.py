@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from offramp.common.address import join_address
 from offramp.common.config import Parser, split_address
 
 CHUNK = 65_536
@@ -93,7 +94,7 @@ async def serve(host: str, port: int, target: tuple[str, int], lines: tuple[Line
 
     server = await asyncio.start_server(handle, host, port)
     address = server.sockets[0].getsockname()
-    print(f"listening on {address[0]}:{address[1]}", file=sys.stderr, flush=True)
+    print(f"listening on {join_address(*address[:2])}", file=sys.stderr, flush=True)
     await stop.wait()
     server.close()
     # What is still open goes with the process.

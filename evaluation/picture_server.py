@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from offramp.common import cpus
+from offramp.common.address import join_address
 from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.config import Parser, ServerSettings, split_address
@@ -82,7 +83,7 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
     host, _ = split_address("--listen", listen)
     port = server.add_insecure_port(listen)
     await server.start()
-    print(f"listening on {host}:{port}", file=sys.stderr, flush=True)
+    print(f"listening on {join_address(host, port)}", file=sys.stderr, flush=True)
     await stop.wait()
     service.drain()
     await server.stop(1.0)

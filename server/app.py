@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from offramp.common import cpus
+from offramp.common.address import join_address
 from offramp.common.config import (
     ServerSettings,
     make_parser,
@@ -192,8 +193,10 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         for loaded in first:
             catalog.add(loaded)
         healthy.serve(("", transport.SERVICE))
-        where = f", metrics on {settings.metrics_host}:{metrics_port}" if metrics_port is not None else ""
-        log.info("listening on %s:%d%s", host, port, where)
+        where = ""
+        if metrics_port is not None:
+            where = f", metrics on {join_address(settings.metrics_host, metrics_port)}"
+        log.info("listening on %s%s", join_address(host, port), where)
         helpers = [loop.create_task(follower.run()), loop.create_task(service.watch())]
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)

@@ -46,6 +46,13 @@ class Candidate:
     """On the images on which the candidates compete."""
 
     @property
+    def lanes_in_use(self) -> int:
+        """Lanes that a bundle with these tables gets: a context model codes on one, whatever the payload."""
+        if isinstance(self.tables, ContextModel):
+            return 1
+        return lanes_for(self.payload_bytes_mean, len(self.tables.table_of_channel))
+
+    @property
     def entry(self) -> Huffman | RunHuffman | Rans | Context:
         """What the manifest says of it."""
         if isinstance(self.tables, ContextModel):
@@ -112,12 +119,11 @@ def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> C
     rans = _candidate(RANS, rans_tables(calibration), arena)
     if rans.payload_bytes_mean <= best.payload_bytes_mean * (1 - RANS_GAIN):
         best, make = rans, rans_tables
-    lanes = lanes_for(best.payload_bytes_mean, calibration.shape[1])
     if suits_context(calibration):
         context = _candidate(CONTEXT, fit_context(calibration), arena)
         if context.payload_bytes_mean <= best.payload_bytes_mean * (1 - CONTEXT_GAIN):
-            best, make, lanes = context, fit_context, 1
-    tables = make(everything)
+            best, make = context, fit_context
+    tables, lanes = make(everything), best.lanes_in_use
     return Candidate(best.name, tables, lanes, float(payload_bytes(tables, lanes, arena).mean()))
 
 

@@ -29,7 +29,7 @@ RANS = "rANS"
 LZ4 = "LZ4"
 ZSTD = "zstd 3"
 SHIPPED = "shipped"
-"""Names of the ways to code an activation. The first seven in this order, then what the bundle ships."""
+"""Names of the ways to code an activation. All in this order; the last is what the bundle ships."""
 CODECS = (RAW, CSR, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, LZ4, ZSTD, SHIPPED)
 
 

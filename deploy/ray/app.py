@@ -28,6 +28,7 @@ from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 from ray.serve.handle import DeploymentHandle
 
 from offramp.common import transport
+from offramp.common.address import join_address
 from offramp.common.bundle import load_bundle
 from offramp.common.config import ServerSettings
 from offramp.common.engine import Engine
@@ -190,7 +191,7 @@ class Ingress:
             serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
         )
         if port is not None:
-            log.info("metrics on %s:%d", settings.metrics_host, port)
+            log.info("metrics on %s", join_address(settings.metrics_host, port))
 
     async def Offload(
         self, stream: gRPCInputStream[bytes], grpc_context: RayServegRPCContext

@@ -16,6 +16,7 @@ pytest.importorskip("zstandard")
 
 from offramp.cli import app
 from offramp.common.bundle import Bundle
+from offramp.common.codec import Shape
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.evaluation import bench_codec
 from offramp.evaluation.activations import Synthetic
@@ -42,6 +43,7 @@ from offramp.evaluation.coders import (
     payloads,
     peer_codings,
 )
+from offramp.training.codebook import CONTEXT
 
 SHAPE = (4, 8, 8)
 QUICK = ["bench", "codec", "--seconds", "0.02", "--rounds", "2"]
@@ -64,6 +66,19 @@ def test_every_coder_gives_back_what_it_was_given(bits: float) -> None:
         assert len(payloads(coding, frames)) == len(frames), coding.name
     assert len({coding.name for coding in codings}) == len(codings) >= 15
     assert sum(coding.shipped for coding in codings) == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (4, 16, 16), (1, 4, 4), (32, 16, 16)])
+def test_payloads_of_every_size_are_coded_on_lanes_that_their_coder_has(shape: Shape) -> None:
+    calibration = Synthetic(shape, 5.0, "different").frames(12, 0)
+
+    codings = our_codings(shape, calibration)
+
+    lanes = {coding.name: coding.lanes for coding in codings}
+    frame = calibration[0].tobytes()
+    assert all(coding.decode(coding.encode(frame)) == frame for coding in codings if coding.tables)
+    assert lanes.get(CONTEXT, 1) == 1
+    assert max(count for count in lanes.values() if count) == {8: 2, 4: 2, 1: 1, 32: 4}[shape[0]]
 
 
 def test_a_coder_that_loses_symbols_is_not_measured() -> None:
@@ -128,6 +143,7 @@ def test_tables_and_plots_are_written(capsys: pytest.CaptureFixture[str], tmp_pa
         (["--bits", "nan"], "expected 0.05 … 7"),
         (["--seconds", "0"], "expected more than 0"),
         (["--rounds", "0"], "expected more than 0"),
+        (["--frames", "1"], "--frames 1: expected 2 …"),
         (["--shapes", "--bundle"], "nothing to measure"),
         (["--frequency"], "unrecognized arguments"),
     ],
