@@ -56,8 +56,10 @@ class Subject:
     outputs: Ports
 
 
-Key = tuple[bytes, tuple[int, ...], bool]
-_passed: dict[Key, int] = {}
+_passed: set[bytes] = set()
+"""Graphs that run, by ``_key``."""
+_largest: dict[tuple[bytes, tuple[int, ...], bool], int] = {}
+"""What was found for these graphs, these batches and whether they are needed."""
 
 
 def require(
@@ -75,19 +77,22 @@ def require(
     largest batch does not; StoppedError once ``cancelled()``, within 0.1 s.
     """
     wanted = tuple(sorted({size for size in batches if size > 2}))
-    key = _key(subjects), wanted, needed
-    if key not in _passed:
-        if cancelled():
-            raise StoppedError("stopped while a bundle was loaded")
-        _passed[key] = _Child(subjects, min(threads, THREADS), wanted, needed).result(cancelled)
-    return _passed[key]
+    keys = [_key(each) for each in subjects]
+    key = b"".join(keys), wanted, needed
+    if key in _largest:
+        return _largest[key]
+    if not wanted and _passed.issuperset(keys):
+        return 2
+    if cancelled():
+        raise StoppedError("stopped while a bundle was loaded")
+    _largest[key] = _Child(subjects, min(threads, THREADS), wanted, needed).result(cancelled)
+    _passed.update(keys)
+    return _largest[key]
 
 
-def _key(subjects: Sequence[Subject]) -> bytes:
-    digest = hashlib.sha256()
-    for each in subjects:
-        digest.update(hashlib.sha256(each.data).digest())
-        digest.update(repr((each.name, each.inputs, each.outputs)).encode())
+def _key(subject: Subject) -> bytes:
+    digest = hashlib.sha256(subject.data)
+    digest.update(repr((subject.name, subject.inputs, subject.outputs)).encode())
     return digest.digest()
 
 
@@ -242,7 +247,8 @@ def _main(order: dict[str, Any]) -> int:
     try:
         _try(order)
     except BundleError as error:
-        _say(error=str(error))
+        # C++ says so in words only.
+        _say(memory=True) if "bad_alloc" in str(error) else _say(error=str(error))
     except MemoryError:
         _say(memory=True)
     return 0

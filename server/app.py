@@ -17,7 +17,7 @@ from offramp.common.config import (
     require_secure,
     split_address,
 )
-from offramp.common.errors import AddressError, ConfigError, ExitCode, OfframpError
+from offramp.common.errors import AddressError, ConfigError, ExitCode, OfframpError, StoppedError
 from offramp.common.telemetry import package_version, serve_metrics, start_log
 from offramp.common.transport import set_grpc_environment
 
@@ -113,7 +113,11 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     )
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
-    first = reloader.load_all()
+    try:
+        first = await reloader.start(stop)
+    except StoppedError:
+        log.info("stopped before it served")
+        return ExitCode.OK
     assert loader.workers is not None and loader.message_bytes is not None
     tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
@@ -177,6 +181,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         helpers = [loop.create_task(follow()), loop.create_task(service.watch())]
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
+        loader.cancel()
         helpers[0].cancel()
         await healthy.enter_graceful_shutdown()
         service.drain()
