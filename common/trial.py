@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import select
 import signal
@@ -30,7 +31,7 @@ from offramp.common.errors import BundleError, StoppedError, printable
 from offramp.common.session import Graph, Ports
 
 SECONDS = 6.0
-"""For all of one trial, the child's start included; of the clock, and of one core's time."""
+"""For all of one trial, the child's start included; by the clock, and of each thread's time."""
 BYTES = 512 << 20
 """Resident memory of the child. Of a container's or a unit's own limit it takes half at most."""
 SPARE_BYTES = 128 << 20
@@ -39,7 +40,6 @@ BATCH_SECONDS = 1.0
 """How long larger batches are tried. A plan measures several times as long, so no batch beyond."""
 THREADS = 8
 """Threads of the child at most."""
-TOO_LONG = f"takes over {SECONDS:g} s to load and try"
 LOOK_MS = 20
 """How often the parent looks at the child, and whether it is still wanted."""
 
@@ -133,6 +133,7 @@ class _Child:
             "threads": threads,
             "batches": list(batches),
             "needed": needed,
+            "seconds": SECONDS,
             "bytes": self._limit,
             "graphs": [
                 {"name": e.name, "size": len(e.data), "inputs": e.inputs, "outputs": e.outputs}
@@ -171,7 +172,7 @@ class _Child:
                 if cancelled():
                     raise StoppedError("stopped while a bundle was loaded")
                 if time.monotonic() > self._deadline:
-                    raise self._error(TOO_LONG)
+                    raise self._too_long()
                 if _resident_bytes(self._process.pid) > self._limit + SPARE_BYTES:
                     self._answers.append({"memory": True})
                     going = False
@@ -195,7 +196,7 @@ class _Child:
         batches = [answer["batch"] for answer in self._answers if "batch" in answer]
         status = -self._process.returncode
         if status == signal.SIGXCPU:
-            raise self._error(TOO_LONG)
+            raise self._too_long()
         # A larger batch that took all memory is a bound for the plan, not a fault.
         if batches and (not self._needed or any("end" in answer for answer in self._answers)):
             return int(batches[-1])
@@ -203,6 +204,9 @@ class _Child:
             raise self._error(f"takes over {self._limit >> 20} MB to load and try")
         how = f"by {signal.Signals(status).name}" if status in set(signal.Signals) else f"status {-status}"
         raise self._error(f"ends the process that tries it ({how})")
+
+    def _too_long(self) -> BundleError:
+        return self._error(f"takes over {SECONDS:g} s to load and try")
 
     def _error(self, what: str) -> BundleError:
         numbers = [answer["graph"] for answer in self._answers if "graph" in answer]
@@ -243,7 +247,7 @@ def _resident_bytes(pid: int) -> int:
 
 def _main(order: dict[str, Any]) -> int:
     _end_with(order["parent"])
-    _limit(order["bytes"])
+    _limit(order["bytes"], math.ceil(order["seconds"] * order["threads"]))
     try:
         _try(order)
     except BundleError as error:
@@ -298,11 +302,10 @@ def _end_with(parent: int) -> None:
         raise SystemExit(1)
 
 
-def _limit(size: int) -> None:
+def _limit(size: int, seconds: int) -> None:
     """What the parent looks at every now and then, the kernel sees to at once, where it may be asked to."""
     import resource
 
-    seconds = int(SECONDS)
     for what, value in {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_DATA: size + SPARE_BYTES,
