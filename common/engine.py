@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 import offramp.common.telemetry  # noqa: F401 - before onnxruntime, whose telemetry it turns off
 from offramp.common import trial
 from offramp.common.bundle import HEAD, TAIL, Bundle
+from offramp.common.errors import BundleError
 from offramp.common.session import Graph, Port
 
 
@@ -31,6 +33,7 @@ class Engine:
     def __init__(
         self, bundle: Bundle, threads: int = 1, *, cancelled: Callable[[], bool] = lambda: False
     ) -> None:
+        self._path = bundle.path
         self._threads = threads
         self._cancelled = cancelled
         manifest = bundle.manifest
@@ -54,15 +57,25 @@ class Engine:
         if missing:
             self.try_batches(*names)
         for each in missing:
-            graph = Graph(each.name, each.data, self._threads, each.inputs, each.outputs)
+            with self._named():
+                graph = Graph(each.name, each.data, self._threads, each.inputs, each.outputs)
             self._graphs[each.name] = graph
 
     def try_batches(self, *names: str, batches: Sequence[int] = (), needed: bool = False) -> int:
         """The largest of these batches that a child process can run; see ``trial.require``."""
         subjects = [self._subjects[name] for name in names]
-        return trial.require(
-            subjects, self._threads, batches=batches, needed=needed, cancelled=self._cancelled
-        )
+        with self._named():
+            return trial.require(
+                subjects, self._threads, batches=batches, needed=needed, cancelled=self._cancelled
+            )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """A server has several bundles: errors name theirs."""
+        try:
+            yield
+        except BundleError as error:
+            raise type(error)(f"{self._path}: {error}") from None
 
     def load_head(self) -> None:
         """Load the head now; see ``load``."""

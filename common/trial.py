@@ -100,7 +100,7 @@ def _key(subject: Subject) -> bytes:
 def memory_limit(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes that a trial may take: ``BYTES``, or half of what the smallest cgroup around us may."""
     limits = [2 * BYTES]
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
@@ -173,7 +173,7 @@ class _Child:
                     raise StoppedError("stopped while a bundle was loaded")
                 if time.monotonic() > self._deadline:
                     raise self._too_long()
-                if _resident_bytes(self._process.pid) > self._limit + SPARE_BYTES:
+                if _resident_bytes(self._process.pid) > self._limit:
                     self._answers.append({"memory": True})
                     going = False
             with suppress(subprocess.TimeoutExpired):
@@ -247,6 +247,8 @@ def _resident_bytes(pid: int) -> int:
 
 def _main(order: dict[str, Any]) -> int:
     _end_with(order["parent"])
+    with suppress(OSError):  # where memory runs out all the same, this process goes first
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(order["bytes"], math.ceil(order["seconds"] * order["threads"]))
     try:
         _try(order)

@@ -151,7 +151,7 @@ def _() -> onnx.ModelProto:
     return tail([*large("s"), node], w=noise(4, 1, 257, 257))
 
 
-@costly("conv-of-much-padding", FAILS)
+@costly("conv-of-much-padding", rf"({LARGE}|{FAILS})")
 def _() -> onnx.ModelProto:
     node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[20_000] * 4, dilations=[9000, 9000])
     return tail([node], w=noise(4, 4, 3, 3))
@@ -185,7 +185,7 @@ def _() -> onnx.ModelProto:
 # ---- sizes that double with each node -----------------------------------------------------------------
 
 
-@costly("concat-of-itself", FAILS)
+@costly("concat-of-itself", rf"({LARGE}|{FAILS})")
 def _() -> onnx.ModelProto:
     nodes = [helper.make_node("Identity", ["x"], ["s0"])]
     nodes += [helper.make_node("Concat", [f"s{i}"] * 2, [f"s{i + 1}"], axis=2) for i in range(40)]
@@ -202,13 +202,13 @@ def _() -> onnx.ModelProto:
     return tail([*nodes, helper.make_node("Identity", ["s40"], ["y"])])
 
 
-@costly("padding-by-a-pool", FAILS)
+@costly("padding-by-a-pool", rf"({LARGE}|{FAILS})")
 def _() -> onnx.ModelProto:
     node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[20_000] * 2, pads=[19_999] * 4)
     return tail([node])
 
 
-@costly("constants-that-double", FAILS)
+@costly("constants-that-double", rf"({LARGE}|{FAILS})")
 def _() -> onnx.ModelProto:
     nodes = [helper.make_node("Identity", ["w"], ["s0"])]
     nodes += [helper.make_node("Concat", [f"s{i}"] * 2, [f"s{i + 1}"], axis=2) for i in range(30)]
@@ -219,7 +219,7 @@ def _() -> onnx.ModelProto:
     return tail(nodes, w=noise(1, 4, 4, 4))
 
 
-@costly("outer-products-of-the-batch", FAILS)
+@costly("outer-products-of-the-batch", rf"({LARGE}|{FAILS})")
 def _() -> onnx.ModelProto:
     """A tensor that has the batch as each of 40 sides: two inputs are 2^40 values."""
     nodes = [

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -22,7 +22,7 @@ from offramp.common.engine import Engine
 from offramp.common.errors import BundleError
 from tests import toy
 from tests.attacks.costly_graphs import GRAPHS, LONG, large
-from tests.processes import WAIT, Processes, Program, until
+from tests.processes import WAIT, Processes, Program, processes, until
 from tests.server.client import still_serves
 from tests.server.test_bundles import described, variant
 from tests.toy import BundleFolder
@@ -31,6 +31,13 @@ SLOW = [name for name, (_, expected) in GRAPHS.items() if expected == LONG]
 GIGABYTE = 1 << 30
 ENDLESS = "average-pool-of-3003"
 MODELS = sorted(path.parent for path in (Path(__file__).parents[2] / "models").glob(f"*/{MANIFEST}"))
+
+
+@pytest.fixture
+def run(toy_bundle: Bundle) -> Iterator[Processes]:
+    """Programs of one test."""
+    with processes(toy_bundle.path) as started:
+        yield started
 
 
 def costly_tail(folder: BundleFolder, name: str = ENDLESS) -> BundleFolder:
@@ -129,7 +136,7 @@ def test_a_reload_refuses_it_and_loads_what_comes_after(
     wait_for_child(server)
     still_serves(server.address, old)
     until(lambda: described(server) == {"old", "new"}, "the one after")
-    server.wait_for(r"not loaded, what serves goes on: tail\.onnx: takes over 6 s to load and try")
+    server.wait_for(r"not loaded, what serves goes on: \S+/a: tail\.onnx: takes over 6 s to load and try")
     assert server.drain() == 0
 
 
@@ -177,9 +184,8 @@ def test_a_device_refuses_a_costly_head(run: Processes, damaged: BundleFolder, t
     costly_head(damaged)
     status, device = run.device("--server", "127.0.0.1:9", tmp_path, bundle=damaged.path)
     assert status == 4
-    assert device.errors == (
-        "edge-device: head.onnx: takes over 6 s to load and try, expected a classifier's graph"
-    )
+    cause = "head.onnx: takes over 6 s to load and try, expected a classifier's graph"
+    assert device.errors == f"edge-device: {damaged.path}: {cause}"
 
 
 def test_the_child_ends_with_its_parent(run: Processes, damaged: BundleFolder) -> None:
