@@ -36,7 +36,7 @@ BYTES = 512 << 20
 """Resident memory of the child. Of a container's or a unit's own limit it takes half at most."""
 SPARE_BYTES = 128 << 20
 """Above that for what Python and ONNX Runtime map and never touch."""
-BATCH_SECONDS = 1.0
+BATCH_SECONDS = 0.5
 """How long larger batches are tried. A plan measures several times as long, so no batch beyond."""
 THREADS = 8
 """Threads of the child at most."""

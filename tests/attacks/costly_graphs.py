@@ -175,7 +175,7 @@ def _() -> onnx.ModelProto:
 @costly("pools-in-a-row", LONG)
 def _() -> onnx.ModelProto:
     """Each is cheap enough alone."""
-    window = {"kernel_shape": [257, 257], "pads": [128] * 4}
+    window: dict[str, Any] = {"kernel_shape": [257, 257], "pads": [128] * 4}
     nodes = [helper.make_node("Concat", ["x"] * 64, ["s0"], axis=2)]
     nodes += [helper.make_node("MaxPool", [f"s{i}"], [f"s{i + 1}"], **window) for i in range(3000)]
     nodes.append(helper.make_node("Identity", ["s3000"], ["y"]))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -49,7 +50,7 @@ def costly_head(folder: BundleFolder) -> BundleFolder:
     """The toy's head, whose logits wait for a large pool over the image."""
     model = toy.head()
     model.graph.node[-1].output[0] = "plain"
-    window = {"kernel_shape": [3003, 3003], "pads": [1501] * 4, "count_include_pad": 1}
+    window: dict[str, Any] = {"kernel_shape": [3003, 3003], "pads": [1501] * 4, "count_include_pad": 1}
     model.graph.node.extend(
         [
             helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
