@@ -7,7 +7,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from offramp.common.both_exits import ANSWERED_BY
-from offramp.common.bundle import Bundle, Context, Raw, load_bundle
+from offramp.common.bundle import HEAD, TAIL, Bundle, Context, Raw, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.signature import TrustedKeys
@@ -39,9 +39,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     trusted = None if arguments.trusted_key is None else TrustedKeys(arguments.trusted_key)
     bundle = load_bundle(arguments.bundle, trusted)
-    engine = Engine(bundle)
-    engine.load_head()
-    engine.load_tail()
+    Engine(bundle).load(HEAD, TAIL)
     if arguments.json:
         print(json.dumps({"digest": bundle.digest.hex(), **bundle.manifest.model_dump()}, indent=1))
     else:

@@ -7,7 +7,8 @@ Rules this module keeps:
 - Where a signature is required (``signature.py``), it is verified before anything of the manifest is used.
 - What was hashed is what is used: each file is read once, and its bytes are handed on.
 - Nothing is unpickled, unzipped or executed. The two graphs are ONNX, in the standard operator domain,
-  from the list below, without control flow, functions or external data.
+  without control flow, functions or external data (``graphs.py``); what they cost is tried in a child
+  process before they are loaded (``trial.py``).
 - The manifest is strict: an unknown or repeated field, a wrong type or a value out of range is an error.
 - What a stranger chose reaches a message only through ``printable``: one line, no control characters.
 - The SHA-256 of ``manifest.json`` as stored identifies the bundle on the wire.
@@ -23,7 +24,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from offramp.common.both_exits import SentAnswer
@@ -32,68 +32,19 @@ from offramp.common.codec import ActivationCodec, Tables, make_coder
 from offramp.common.context import ContextModel
 from offramp.common.errors import BundleError, CodebookError, printable
 from offramp.common.files import read_bounded
+from offramp.common.graphs import check_graph
 from offramp.common.lanes import MAX_LANES
 from offramp.common.rans import RansTables
 from offramp.common.run_huffman import RunTables
 from offramp.common.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
-from offramp.v1 import onnx_subset_pb2
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 HEAD, TAIL, CODEBOOK = "head.onnx", "tail.onnx", "codebook.bin"
 MANIFEST_BYTES = 1 << 20
 FILE_BYTES = 64 << 20
-"""The paper's largest network has 25 MB at INT8. Parsing takes up to 32 times the size of a hostile file."""
+"""The paper's largest network has 25 MB at INT8."""
 ACTIVATION_SYMBOLS = 1 << 22
-OPSETS = range(13, 24)
-NODES = 10_000
-
-# Operators of a classifier's inference graph. No control flow, nothing that reads files or draws numbers,
-# and nothing whose output size is a value inside the graph rather than a shape (Expand, Tile, Range, …).
-OPERATORS = frozenset(
-    [
-        "Add",
-        "AveragePool",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Constant",
-        "Conv",
-        "DepthToSpace",
-        "DequantizeLinear",
-        "Div",
-        "Flatten",
-        "Gelu",
-        "Gemm",
-        "GlobalAveragePool",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LayerNormalization",
-        "LeakyRelu",
-        "MatMul",
-        "MaxPool",
-        "Mul",
-        "PRelu",
-        "QuantizeLinear",
-        "ReduceMean",
-        "Relu",
-        "Reshape",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "SpaceToDepth",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tanh",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
-
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
 # Printed on terminals and in logs: no control, format or unassigned characters, no line separators.
 Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
@@ -383,52 +334,6 @@ def _distinct(pairs: list[tuple[str, object]]) -> None:
         if key in seen:
             raise BundleError(f"{MANIFEST}: {printable(key)}: is there twice, expected once")
         seen.add(key)
-
-
-def check_graph(name: str, data: bytes) -> None:
-    """Refuse an ONNX file that could reach outside itself or run anything but a plain graph.
-
-    Raises BundleError. It does not check types and shapes; ``engine.Engine`` does.
-    """
-    try:
-        model = onnx_subset_pb2.OnnxModel.FromString(data)
-    except DecodeError:
-        raise BundleError(f"{name}: is no ONNX file") from None
-    graph = model.graph
-    if not 0 < len(graph.node) <= NODES:
-        raise BundleError(f"{name}: has {len(graph.node)} nodes, expected an ONNX graph of 1 … {NODES}")
-    if model.functions or model.training_info or graph.sparse_initializer:
-        raise BundleError(f"{name}: has functions, training data or sparse tensors, expected a plain graph")
-    if not model.opset_import:
-        raise BundleError(f"{name}: names no opset, expected {OPSETS[0]} … {OPSETS[-1]}")
-    for opset in model.opset_import:
-        if opset.domain not in ("", "ai.onnx"):
-            raise BundleError(
-                f"{name}: needs operators of '{printable(opset.domain)}', expected the standard ones only"
-            )
-        if opset.version not in OPSETS:
-            raise BundleError(f"{name}: needs opset {opset.version}, expected {OPSETS[0]} … {OPSETS[-1]}")
-    for tensor in graph.initializer:
-        _check_tensor(name, tensor)
-    for node in graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-            operator = printable(f"{node.domain}:{node.op_type}" if node.domain else node.op_type)
-            raise BundleError(f"{name}: has the operator '{operator}', expected a classifier's only")
-        for attribute in node.attribute:
-            nested = ("g", "sparse_tensor")
-            if any(map(attribute.HasField, nested)) or attribute.graphs or attribute.sparse_tensors:
-                raise BundleError(
-                    f"{name}: '{node.op_type}' has a nested graph or a sparse tensor, expected plain values"
-                )
-            for tensor in (attribute.t, *attribute.tensors):
-                _check_tensor(name, tensor)
-
-
-def _check_tensor(name: str, tensor: onnx_subset_pb2.OnnxTensor) -> None:
-    if tensor.external_data or tensor.data_location:
-        raise BundleError(
-            f"{name}: tensor '{printable(tensor.name)}' lies in another file, expected it inside"
-        )
 
 
 def _read_plain_file(folder: int, name: str, limit: int) -> bytes:

@@ -4,6 +4,7 @@ OfframpError                      exit  gRPC status
 ├── ConfigError                      2  INVALID_ARGUMENT     a flag, a setting or a recipe is wrong
 ├── DataError                        5  INVALID_ARGUMENT     an image or a data set cannot be used
 ├── OutputError                    130  ABORTED              whoever takes the results is gone, or full
+├── StoppedError                   130  ABORTED              we were asked to end before we were ready
 ├── BundleError                      4  FAILED_PRECONDITION  a bundle is damaged, hostile or unsupported
 │   └── CodebookError                4  FAILED_PRECONDITION  its code lengths are no prefix code
 ├── PeerError                        6  INVALID_ARGUMENT     the other side broke the protocol
@@ -74,6 +75,13 @@ class DataError(OfframpError):
 
 class OutputError(OfframpError):
     """Results cannot be written: a closed pipe, a full disk."""
+
+    exit_code = ExitCode.INTERRUPTED
+    grpc_status = "ABORTED"
+
+
+class StoppedError(OfframpError):
+    """A signal came while a bundle was loaded."""
 
     exit_code = ExitCode.INTERRUPTED
     grpc_status = "ABORTED"

@@ -153,19 +153,22 @@ class _Stop:
 
 def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> int:
     """Answer all images. Raises OfframpError for what stops it before the first one."""
-    from offramp.common.bundle import load_bundle
+    notifier = Notifier()
+    stop = _Stop(notifier)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    from offramp.common.bundle import HEAD, load_bundle
+    from offramp.common.engine import Engine
     from offramp.common.signature import TrustedKeys
     from offramp.common.tracing import Tracing
     from offramp.device.pipeline import Device, exit_code
     from offramp.device.report import Report, Totals
     from offramp.device.source import Source
 
-    notifier = Notifier()
-    stop = _Stop(notifier)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
+    # Here, where a signal ends it: `Device` finds what passed.
+    Engine(bundle, settings.threads, cancelled=stop.is_set).try_batches(HEAD)
     source = Source(
         arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait, arguments.repeat
     )

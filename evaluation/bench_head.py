@@ -25,7 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import trange
 
 from offramp.common.config import Parser
-from offramp.common.engine import session
+from offramp.common.session import session
 from offramp.evaluation.timing import environment, one_core
 from offramp.training.export import export
 from offramp.training.models import SplitModel, mobilenet_v2

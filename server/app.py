@@ -22,7 +22,7 @@ from offramp.common.config import (
     split_address,
 )
 from offramp.common.ending import end_process, exit_status
-from offramp.common.errors import AddressError, ConfigError, ExitCode
+from offramp.common.errors import AddressError, ConfigError, ExitCode, StoppedError
 from offramp.common.telemetry import package_version, serve_metrics, start_log
 from offramp.common.transport import set_grpc_environment
 
@@ -143,7 +143,11 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     )
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
-    first = reloader.load_all()
+    try:
+        first = await reloader.start(stop)
+    except StoppedError:
+        log.info("stopped before it served")
+        return ExitCode.OK
     assert loader.workers is not None and loader.message_bytes is not None
     cpus.require_threads(loader.workers + SPARE_THREADS)
     tracing = Tracing("cloud-server") if settings.otel else None
@@ -201,6 +205,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
         leave_by(settings.grace + UNWIND_SECONDS + LAST_SECONDS)
+        loader.cancel()
         service.drain()
         healthy.leave()
         helpers[0].cancel()

@@ -13,19 +13,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from offramp.common import picture, transport
-from offramp.common.bundle import MANIFEST, Bundle, load_bundle
+from offramp.common.bundle import HEAD, MANIFEST, TAIL, Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.engine import Engine
-from offramp.common.errors import BundleError, OfframpError
+from offramp.common.errors import BundleError, OfframpError, StoppedError
 from offramp.common.signature import TrustedKeys
 from offramp.server.batch import Batcher, Lane, Shape, Tail
 from offramp.server.metrics import ServerMetrics
-from offramp.server.plan import Plan, decodes_inline, make_plan, plan_pictures, threads_each
+from offramp.server.plan import (
+    Plan,
+    decodes_inline,
+    largest_batch,
+    make_plan,
+    plan_pictures,
+    threads_each,
+)
 from offramp.server.whole import WholeModel
 
 log = logging.getLogger("offramp.cloud-server")
@@ -188,12 +196,22 @@ class Loader:
         self._threads = threads
         self._max_batch = max_batch
         self._max_wait = max_wait
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """End what is being loaded, and load nothing more: StoppedError from another thread's call."""
+        self._cancelled.set()
 
     def __call__(self, bundle: Bundle, pictures: bool = False) -> Loaded:
         """pictures: to answer pictures as well. Raises BundleError where it cannot be served here."""
         self._check_messages(bundle, message_bytes(bundle, pictures))
         plan, engine = make_plan(
-            bundle, self._threads, workers=self.workers, max_batch=self._max_batch, max_wait=self._max_wait
+            bundle,
+            self._threads,
+            workers=self.workers,
+            max_batch=self._max_batch,
+            max_wait=self._max_wait,
+            cancelled=self._cancelled.is_set,
         )
         self.workers = plan.workers
         return Loaded(bundle, engine, plan, self._whole(bundle, engine) if pictures else None)
@@ -202,7 +220,8 @@ class Loader:
         """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
         self._check_messages(bundle, message_bytes(bundle, True))
         assert self.workers is not None
-        return self._whole(bundle, Engine(bundle, threads_each(self._threads, self.workers)))
+        threads = threads_each(self._threads, self.workers)
+        return self._whole(bundle, Engine(bundle, threads, cancelled=self._cancelled.is_set))
 
     def load_all(self, bundles: Iterable[tuple[Bundle, bool]]) -> list[Loaded]:
         """Those that the server starts with, and whether each is to answer pictures."""
@@ -213,7 +232,8 @@ class Loader:
 
     def _whole(self, bundle: Bundle, engine: Engine) -> Whole:
         assert self.workers is not None
-        engine.load_head()
+        largest = largest_batch(engine, (HEAD, TAIL), self._max_batch)
+        engine.load(HEAD, TAIL)
         model, image = WholeModel(engine), bundle.manifest.preprocessing
         plan = plan_pictures(
             model,
@@ -222,6 +242,8 @@ class Loader:
             self.workers,
             max_batch=self._max_batch,
             max_wait=self._max_wait,
+            largest=largest,
+            cancelled=self._cancelled.is_set,
         )
         return Whole(model, plan)
 
@@ -279,6 +301,16 @@ class Reloader:
             bundles[bundle.digest] = bundle, pictures or before
         return self._loader.load_all(bundles.values())
 
+    async def start(self, stop: asyncio.Event) -> list[Loaded]:
+        """``load_all``, on another thread. Raises StoppedError where ``stop`` is set meanwhile."""
+        loading = asyncio.ensure_future(asyncio.to_thread(self.load_all))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            self._loader.cancel()
+        stopping.cancel()
+        return await loading
+
     def _find(self) -> dict[Path, bool]:
         """Every bundle's directory, and whether it is to answer pictures."""
         pictures = dict.fromkeys(find_bundles(self._pictures), True)
@@ -320,6 +352,8 @@ class Reloader:
                 catalog.take_pictures(catalog.get(bundle.digest), whole)
                 self._metrics.reloads.labels("bundle", "loaded").inc()
             self._digests[path] = bundle.digest
+        except StoppedError:
+            return
         except Exception as error:
             self._metrics.reloads.labels("bundle", "failed").inc()
             told = str(error) if isinstance(error, OfframpError) else f"{path}: {type(error).__name__}"

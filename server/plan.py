@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle import TAIL, Bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.engine import Engine
-from offramp.common.errors import BundleError, ConfigError
+from offramp.common.errors import BundleError, ConfigError, StoppedError
 from offramp.server.batch import Tail
 
 log = logging.getLogger("offramp.cloud-server")
@@ -47,6 +48,7 @@ takes 50 µs and more, and the compiled coder would keep the loop from running a
 
 Curve = dict[int, float]
 """Batch size → activations a second."""
+Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,25 @@ def make_plan(
     workers: int | None = None,
     max_batch: int | None = None,
     max_wait: float | None = None,
+    cancelled: Cancelled = lambda: False,
 ) -> tuple[Plan, Engine]:
     """A plan for ``threads`` threads, and the bundle's tail, loaded, as it wants it.
 
-    None: choose by measurement. Raises BundleError where the tail does not run,
-    ConfigError where there are not as many threads.
+    None: choose by measurement. Raises BundleError where the tail does not run, ConfigError where there are
+    not as many threads, StoppedError if cancelled.
     """
+    largest = largest_batch(Engine(bundle, threads, cancelled=cancelled), (TAIL,), max_batch)
     layouts = [workers] if workers is not None else sorted({1, threads})
     measure = len(layouts) > 1 or max_batch is None or max_wait is None
     best: tuple[Plan, Engine] | None = None
     for count in layouts:
         try:
-            engine = Engine(bundle, threads_each(threads, count))
+            engine = Engine(bundle, threads_each(threads, count), cancelled=cancelled)
             engine.load_tail()
             shape = bundle.manifest.activation.shape
-            curve = batch_curve(engine, shape, count, max_batch) if measure else {}
+            curve: Curve = {}
+            if measure:
+                curve = batch_curve(engine, shape, count, max_batch, largest=largest, cancelled=cancelled)
         except ConfigError as error:  # no threads left for it
             if best is None:
                 raise
@@ -106,6 +112,18 @@ def make_plan(
             best = plan, engine
     assert best is not None
     return best
+
+
+def largest_batch(engine: Engine, graphs: tuple[str, ...], max_batch: int | None) -> int:
+    """The largest batch that a plan may try of these graphs, by trying them in a child process.
+
+    Raises BundleError where they do not run, or where ``max_batch`` is given and takes too much.
+    """
+    return engine.try_batches(*graphs, batches=_sizes(max_batch), needed=max_batch is not None)
+
+
+def _sizes(max_batch: int | None) -> list[int]:
+    return [1 << i for i in range(BATCH_MAX.bit_length())] if max_batch is None else sorted({1, max_batch})
 
 
 def threads_each(threads: int, workers: int) -> int:
@@ -121,13 +139,18 @@ def plan_pictures(
     *,
     max_batch: int | None = None,
     max_wait: float | None = None,
+    largest: int = BATCH_MAX,
+    cancelled: Cancelled = lambda: False,
 ) -> Plan:
     """How a whole model batches pictures of this height and width, with the workers that share the threads.
 
     Raises BundleError where it does not run.
     """
     measure = max_batch is None or max_wait is None
-    curve = batch_curve(whole, (3, *sides), workers, max_batch) if measure else {}
+    shape = (3, *sides)
+    curve = (
+        batch_curve(whole, shape, workers, max_batch, largest=largest, cancelled=cancelled) if measure else {}
+    )
     return _plan(curve, threads, workers, max_batch, max_wait)
 
 
@@ -141,19 +164,32 @@ def _plan(curve: Curve, threads: int, workers: int, max_batch: int | None, max_w
     )
 
 
-def batch_curve(tail: Tail, shape: tuple[int, int, int], workers: int, max_batch: int | None = None) -> Curve:
+def batch_curve(
+    tail: Tail,
+    shape: tuple[int, int, int],
+    workers: int,
+    max_batch: int | None = None,
+    *,
+    largest: int = BATCH_MAX,
+    cancelled: Cancelled = lambda: False,
+) -> Curve:
     """Throughput of ``workers`` threads that run the tail at once, for batches of 1, 2, 4, …
 
-    shape: of one input, uint8. With ``max_batch`` only for 1 and that. Raises BundleError where the tail
-    does not run, ConfigError where there are not as many threads.
+    shape: of one input, uint8. largest: no batch beyond; with ``max_batch`` only 1 and that. Raises
+    BundleError where the tail does not run, ConfigError where there are not as many threads, StoppedError if
+    cancelled.
     """
-    sizes = [1 << i for i in range(BATCH_MAX.bit_length())] if max_batch is None else sorted({1, max_batch})
+    sizes = _sizes(max_batch) if max_batch is not None else [s for s in _sizes(None) if s <= largest]
     curve: Curve = {}
     end = time.perf_counter() + BUDGET_SECONDS
     for size in sizes:
+        rates: list[float] = []
         try:
-            curve[size] = max(_throughput(tail, shape, workers, size) for _ in range(POINT_ROUNDS))
-        except ConfigError:
+            # Of a slow one, one round is enough.
+            while len(rates) < POINT_ROUNDS and not (rates and time.perf_counter() > end):
+                rates.append(_throughput(tail, shape, workers, size, cancelled))
+            curve[size] = max(rates)
+        except (ConfigError, StoppedError):
             raise
         except Exception as error:  # ONNX Runtime has no common base class; mostly it is out of memory
             if size == 1:
@@ -170,7 +206,9 @@ def _flat(curve: Curve) -> bool:
     return len(before) > 1 and max(one, two) < max(before) / SATURATED
 
 
-def _throughput(tail: Tail, shape: tuple[int, int, int], workers: int, size: int) -> float:
+def _throughput(
+    tail: Tail, shape: tuple[int, int, int], workers: int, size: int, cancelled: Cancelled = lambda: False
+) -> float:
     batch = np.zeros((size, *shape), np.uint8)
     runs, spans, failures = [0] * workers, list[tuple[float, float]](), list[Exception]()
     gate = threading.Barrier(workers)
@@ -181,6 +219,8 @@ def _throughput(tail: Tail, shape: tuple[int, int, int], workers: int, size: int
             gate.wait()
             start = now = time.perf_counter()
             while runs[index] < 2 or now < start + POINT_SECONDS:
+                if cancelled():
+                    raise StoppedError("stopped while a bundle was loaded")
                 tail.tail(batch)
                 runs[index] += 1
                 now = time.perf_counter()

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from offramp.common import cpus
 from offramp.common.both_exits import Replied, SentAnswer, Told
-from offramp.common.engine import session, softmax
+from offramp.common.engine import softmax
+from offramp.common.session import session
 from offramp.training.data import Labelled, to_float
 from offramp.training.export import Graphs
 from offramp.training.frontier import THRESHOLDS

@@ -41,8 +41,8 @@ from typing import Any, Literal, Self, TypedDict
 import torch
 from torch import Tensor, nn
 
-from offramp.common.engine import session
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.session import session
 from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape
 from offramp.training.data import (
     Dataset,

@@ -14,11 +14,9 @@ from offramp.common.bundle import (
     CODEBOOK,
     HEAD,
     MANIFEST,
-    OPERATORS,
     TAIL,
     Bundle,
     Manifest,
-    check_graph,
     file_entries,
     load_bundle,
     parse_manifest,
@@ -26,6 +24,7 @@ from offramp.common.bundle import (
 )
 from offramp.common.codec import CodecId
 from offramp.common.errors import BundleError
+from offramp.common.graphs import OPERATORS, check_graph
 from tests import toy
 from tests.toy import BundleFolder
 

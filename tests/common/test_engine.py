@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.engine import Engine, saturates, softmax
+from offramp.common.engine import Engine, softmax
+from offramp.common.session import saturates
 from tests import toy
 from tests.toy import BundleFolder
 

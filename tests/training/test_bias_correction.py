@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.common.engine import session
+from offramp.common.session import session
 from offramp.training import bias_correction
 from offramp.training.bias_correction import with_corrected_biases
 from offramp.training.data import to_float

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from offramp.common.bundle import check_graph
+from offramp.common.graphs import check_graph
 from offramp.training.data import to_float
 from offramp.training.export import Graphs, export
 from offramp.training.models import BACKBONES, SplitModel

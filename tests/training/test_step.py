@@ -9,8 +9,9 @@ import torch
 from onnx import numpy_helper
 
 from offramp.common.bundle import load_bundle
-from offramp.common.engine import Engine, session
+from offramp.common.engine import Engine
 from offramp.common.errors import DataError
+from offramp.common.session import session
 from offramp.training.bottleneck import Bottleneck, BottleneckShape
 from offramp.training.data import Dataset, to_float
 from offramp.training.export import Graphs, export
