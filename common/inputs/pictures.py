@@ -3,11 +3,11 @@
     bytes → sniffed format → checked header → (JPEG: decoded at 1/2, 1/4 or 1/8) → upright → 8 bits a channel
           → composited on the background → resized
 
-Upright: EXIF's orientation (JPEG, MPO, PNG, WebP, AVIF) or TIFF's tag 274, all eight values; a broken or unknown
-one counts as 1. HEIF's own rotation is applied by its decoder. Orientation in XMP is ignored.
+Upright: EXIF's orientation (JPEG, MPO, PNG, WebP, AVIF) or TIFF's tag 274, all eight values; a broken or
+unknown one counts as 1. HEIF's own rotation is applied by its decoder. Orientation in XMP is ignored.
 Of several pictures in one file (GIF, APNG, animated WebP, MPO, TIFF) the first is taken.
-16 bits become 8 as round(v / 257), 12 bits as round(v · 255 / 4095); of a 16-bit RGB PNG Pillow keeps the upper
-8 bits. 32-bit integers are taken for 16-bit values, floats for 0 … 1; other ranges are refused.
+16 bits become 8 as round(v / 257), 12 bits by way of 16; of a 16-bit RGB PNG Pillow keeps the upper 8 bits.
+32-bit integers are taken for 16-bit values, floats for 0 … 1; other ranges are refused.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def decode(name: str, data: bytes, preprocessing: Preprocessing) -> Pixels:
         # Sizes are checked here; Pillow would warn of them a second time.
         with warnings.catch_warnings(action="ignore"):
             return to_input(_upright(kind, data, preprocessing), preprocessing)
-    except Refused as error:
+    except (Refused, DataError) as error:
         raise DataError(f"{name}: {error}") from None
     except Image.DecompressionBombError:
         raise DataError(f"{name}: has too many pixels, expected at most {PIXELS:,}") from None
@@ -122,24 +122,38 @@ def _upright(kind: str, data: bytes, preprocessing: Preprocessing) -> Image.Imag
         picture = Image.open(io.BytesIO(data), formats=(kind,))
     except Image.UnidentifiedImageError:
         raise Refused(f"is a damaged {kind} picture: its header cannot be read") from None
-    with picture:
-        if kind == "JPEG":
-            orientation = _start_jpeg(picture, data, preprocessing)
+    if kind == "JPEG":
+        orientation = _start_jpeg(picture, data, preprocessing)
+    check_size(*picture.size)
+    picture.load()
+    if orientation is None:
+        orientation = orientation_of(_exif(picture))
+    if tiff is not None:
+        picture = _widen(picture, tiff)
+    if kind == "PNG" and picture.mode == "RGB" and data[24] == 16 and "transparency" in picture.info:
+        # Pillow has kept the pixels' upper 8 bits, and the key's 16.
+        picture.info["transparency"] = tuple(value >> 8 for value in picture.info["transparency"])
+    return _turned(picture, orientation)
+
+
+def from_pillow(name: str, picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """A caller's picture → uint8 [3, H, W], upright by its EXIF. Raises DataError that starts with the name."""
+    try:
         check_size(*picture.size)
         picture.load()
-        if orientation is None:
-            orientation = orientation_of(_exif(picture))
-        if tiff is not None:
-            picture = _widen(picture, tiff)
-        method = _TRANSPOSE.get(orientation)
-        # A copy where nothing is turned: the file behind the picture is closed.
-        upright = picture.copy() if method is None else picture.transpose(Image.Transpose(method))
-        if "transparency" in picture.info:
-            upright.info["transparency"] = picture.info["transparency"]
-        if kind == "PNG" and picture.mode == "RGB" and data[24] == 16 and "transparency" in picture.info:
-            # Pillow has kept the pixels' upper 8 bits, and the key's 16.
-            upright.info["transparency"] = tuple(value >> 8 for value in picture.info["transparency"])
-        return upright
+        return to_input(_turned(picture, orientation_of(_exif(picture))), preprocessing)
+    except (Refused, DataError) as error:
+        raise DataError(f"{name}: {error}") from None
+    except Exception as error:  # as in decode
+        reason = printable(str(error), 200) or type(error).__name__
+        raise DataError(f"{name}: is a picture that cannot be used: {reason}") from None
+
+
+def _turned(picture: Image.Image, orientation: int) -> Image.Image:
+    from PIL import Image
+
+    method = _TRANSPOSE.get(orientation)
+    return picture if method is None else picture.transpose(Image.Transpose(method))
 
 
 def _start_jpeg(picture: Image.Image, data: bytes, preprocessing: Preprocessing) -> int:

@@ -18,7 +18,9 @@ from PIL import Image
 
 from offramp.common.bundle import Bundle, Preprocessing
 from offramp.common.errors import ConfigError, DataError
-from offramp.device.source import PIXELS, Item, Source, decode_picture
+from offramp.common.inputs.pictures import PIXELS
+from offramp.common.inputs.pictures import decode as decode_picture
+from offramp.device.source import Item, Source
 from tests import toy
 
 PREPROCESSING = Preprocessing(color="RGB", height=toy.SIDE, width=toy.SIDE, resize="bilinear")
