@@ -1,6 +1,6 @@
 """What a picture file says of itself, read before any decoder sees it: its format, orientation and cost.
 
-Pure functions of bytes. Everything here is bounded: nothing a file claims decides how much memory a read takes.
+Pure functions of bytes, all bounded: nothing that a file claims decides how much memory a read takes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def check_size(width: int, height: int, most: int = PIXELS) -> None:
-    """Raise Refused for a picture that would take too much to decode, or that is no picture any more."""
+    """Raise Refused for sides that take too much to decode."""
     if width < 1 or height < 1:
         raise Refused(f"is {width}×{height} pixels, expected at least 1×1")
     if max(width, height) > SIDE:

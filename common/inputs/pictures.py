@@ -119,7 +119,7 @@ def _upright(kind: str, data: bytes, preprocessing: Preprocessing) -> Image.Imag
         tiff = read_tiff(data)
         data, orientation = tiff.data, tiff.orientation
     try:
-        picture = Image.open(io.BytesIO(data), formats=(kind,))
+        picture = _open(kind, data)
     except Image.UnidentifiedImageError:
         raise Refused(f"is a damaged {kind} picture: its header cannot be read") from None
     if kind == "JPEG":
@@ -137,7 +137,7 @@ def _upright(kind: str, data: bytes, preprocessing: Preprocessing) -> Image.Imag
 
 
 def from_pillow(name: str, picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """A caller's picture → uint8 [3, H, W], upright by its EXIF. Raises DataError that starts with the name."""
+    """A caller's picture → uint8 [3, H, W], upright by its EXIF. Raises DataError starting with the name."""
     try:
         check_size(*picture.size)
         picture.load()
@@ -154,6 +154,16 @@ def _turned(picture: Image.Image, orientation: int) -> Image.Image:
 
     method = _TRANSPOSE.get(orientation)
     return picture if method is None else picture.transpose(Image.Transpose(method))
+
+
+def _open(kind: str, data: bytes) -> Image.Image:
+    """The file's header by Pillow's reader of this format, and no other."""
+    from PIL import Image, JpegImagePlugin
+
+    if kind == "JPEG":
+        # Not by way of Image.open: its own limit, 179 megapixels, knows nothing of decoding at a fraction.
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=(kind,))
 
 
 def _start_jpeg(picture: Image.Image, data: bytes, preprocessing: Preprocessing) -> int:
