@@ -306,11 +306,11 @@ def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[tuple[in
         raise DataError(f"{path}: 'images' is .npy version {version}, expected (1, 0)")
     # Python's integers: NumPy's would wrap around.
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(array)  # type: ignore[arg-type]
-    shown = f"{path}: 'images' is {dtype} {list(shape)}"
+    shown = f"{path}: 'images' is {dtype} {shape}"
     if dtype != np.uint8 or fortran:
         raise DataError(f"{shown}{' in Fortran order' * fortran}, expected uint8 in C order")
     if min(shape, default=0) < 0:
-        raise DataError(f"{shown}, expected no negative side")
+        raise DataError(f"{shown}, expected at least 1×1 pixels and no negative side")
     try:
         channels_first = check_stack(shape)
         height, width = shape[2:4] if channels_first else shape[1:3]
