@@ -148,7 +148,10 @@ def one_dog(values: Rows) -> None:
             change(7, img={"bytes": b"\x89PNG no", "path": "7.png"}),
             r"train: row 7 \(7.png\): is not a picture \(starts with 89 50 4e 47\)",
         ),
-        (change(7, img={"bytes": png((1, 2, 3))[:-30], "path": None}), "train: row 7: is a damaged picture: "),
+        (
+            change(7, img={"bytes": png((1, 2, 3))[:-30], "path": None}),
+            "train: row 7: is a damaged picture: ",
+        ),
         (change(7, img={"bytes": None, "path": None}), "train: row 7 has neither bytes nor a path"),
         (change(7, label=2), "train: row 7 has the label 2, expected 0 … 1"),
         (change(7, label=-1), "train: row 7 has the label -1"),

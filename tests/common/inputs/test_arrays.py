@@ -87,7 +87,7 @@ def test_a_picture_that_was_opened_elsewhere_is_turned_upright() -> None:
         (np.broadcast_to(np.uint8(0), (60_000, 60_000)), "is 60000×60000 pixels, expected at most"),
         (ROWS.astype(np.int64), "is int64 [8, 10, 3], expected uint8, uint16 or floats of 0 … 1"),
         (ROWS > 9, "is bool [8, 10, 3], expected uint8"),
-        (ROWS.astype(float), "is float64 [8, 10, 3] with values of 0 … 255, expected 0 … 1"),
+        (ROWS.astype(float), "is float64 [8, 10, 3] with values of 1 … 254, expected 0 … 1"),
         (np.full((8, 10), np.nan), "is float64 [8, 10] with values of nan … nan, expected 0 … 1"),
         (None, "is object [], expected"),
         ("photo.jpg", "is <U9 [], expected"),
@@ -105,13 +105,15 @@ def test_a_device_takes_what_preprocess_takes(toy_bundle: Bundle) -> None:
     image = toy.images(1)[0]
     file = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(file, "PNG")
-    with Device(toy_bundle, server=closed_port(), threshold=0) as device:
+    with closed_port() as address, Device(toy_bundle, server=address, threshold=0) as device:
         plain = device.infer(image)
         assert plain.decode_seconds == 0
         for given in (image.transpose(1, 2, 0), image / 255, image[None], Image.open(file), file.getvalue()):
             result = device.infer(given)
             assert (result.class_index, result.confidence) == (plain.class_index, plain.confidence)
             assert 0 < result.decode_seconds < result.latency_seconds
-        with pytest.raises(DataError, match=r"image: is uint8 \[2, 3, 8, 8\], expected .* one picture a call"):
+        with pytest.raises(
+            DataError, match=r"image: is uint8 \[2, 3, 8, 8\], expected .* one picture a call"
+        ):
             device.infer(toy.images(2))
         np.testing.assert_array_equal(preprocess(file.getvalue(), toy_bundle), image)

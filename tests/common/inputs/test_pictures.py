@@ -98,9 +98,7 @@ def test_a_turned_picture_is_its_upright_self(kind: str, orientation: int, tmp_p
     np.testing.assert_array_equal(everywhere(oriented(kind, orientation), tmp_path), reference())
 
 
-@pytest.mark.parametrize(
-    ("kind", "orientation", "order"), [*product(["JPEG", "MPO"], range(1, 9), "<>")]
-)
+@pytest.mark.parametrize(("kind", "orientation", "order"), [*product(["JPEG", "MPO"], range(1, 9), "<>")])
 def test_a_turned_jpeg_is_about_its_upright_self(
     kind: str, orientation: int, order: str, tmp_path: Path
 ) -> None:
@@ -268,7 +266,9 @@ def test_of_several_pictures_the_first_is_taken(kind: str, tmp_path: Path) -> No
 
 
 def test_a_jpeg_has_many_names(tmp_path: Path) -> None:
-    assert {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".gif", ".tif", ".tiff"} <= {*EXTENSIONS}
+    assert {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".gif", ".tif", ".tiff"} <= {
+        *EXTENSIONS
+    }
     assert sniff(saved(UPRIGHT, "JPEG")) == "JPEG"
     assert sniff(b"<html>") is None
 
