@@ -221,7 +221,8 @@ class Report:
             self._line(
                 f"latency {summary['latency_seconds_median'] * 1e3:.2f} ms median, "
                 f"{summary['latency_seconds_p99'] * 1e3:.2f} ms p99, after "
-                f"{summary['decode_seconds_median'] * 1e3:.2f} ms of decoding; {n / summary['seconds']:.0f} images/s"
+                f"{summary['decode_seconds_median'] * 1e3:.2f} ms of decoding; "
+                f"{n / summary['seconds']:.0f} images/s"
             )
 
     def _line(self, text: str) -> None:

@@ -107,7 +107,7 @@ def jpeg_bytes(image: Pixels, quality: int) -> int:
 
 def _upright(kind: str, data: bytes, preprocessing: Preprocessing) -> Image.Image:
     """The first picture of a file, decoded and turned as it was taken."""
-    from PIL import Image
+    from PIL import UnidentifiedImageError
 
     orientation = None
     tiff = None
@@ -120,7 +120,7 @@ def _upright(kind: str, data: bytes, preprocessing: Preprocessing) -> Image.Imag
         data, orientation = tiff.data, tiff.orientation
     try:
         picture = _open(kind, data)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise Refused(f"is a damaged {kind} picture: its header cannot be read") from None
     if kind == "JPEG":
         orientation = _start_jpeg(picture, data, preprocessing)

@@ -105,7 +105,7 @@ def test_a_device_takes_what_preprocess_takes(toy_bundle: Bundle) -> None:
     image = toy.images(1)[0]
     file = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(file, "PNG")
-    with closed_port() as address, Device(toy_bundle, server=address, threshold=0) as device:
+    with closed_port() as port, Device(toy_bundle, server=f"127.0.0.1:{port}", threshold=0) as device:
         plain = device.infer(image)
         assert plain.decode_seconds == 0
         for given in (image.transpose(1, 2, 0), image / 255, image[None], Image.open(file), file.getvalue()):

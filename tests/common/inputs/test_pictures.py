@@ -26,7 +26,12 @@ SPEC = Preprocessing(color="RGB", height=SIDE, width=SIDE, resize="bilinear")
 UPRIGHT = Image.fromarray(
     np.random.default_rng(5).integers(0, 256, (5, 3, 3), np.uint8), "RGB"
 ).resize((20, 28), Image.Resampling.NEAREST)  # fmt: skip
-LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_lzw"}}
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "TIFF": {"compression": "tiff_lzw"},
+}
+FINE: dict[str, Any] = {"quality": 95, "subsampling": 0}
 STORED: dict[int, Any] = {
     1: lambda picture: picture,
     2: lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -57,8 +62,7 @@ def oriented(kind: str, orientation: int, order: str = ">") -> bytes:
     picture = STORED.get(orientation, STORED[1])(UPRIGHT)
     if kind == "TIFF":
         return saved(picture, kind, tiffinfo={274: orientation}, compression="raw")
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "MPO": {"quality": 95, "subsampling": 0}}
-    return saved(picture, kind, exif=exif(orientation, order), **options.get(kind, LOSSLESS.get(kind, {})))
+    return saved(picture, kind, exif=exif(orientation, order), **LOSSLESS.get(kind, FINE))
 
 
 def everywhere(data: bytes, folder: Path, spec: Preprocessing = SPEC) -> NDArray[np.uint8]:
@@ -119,7 +123,7 @@ def test_an_unknown_orientation_counts_as_upright(kind: str, orientation: int, t
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_broken_exif_counts_as_upright(kind: str, broken: bytes, tmp_path: Path) -> None:
-    data = saved(UPRIGHT, kind, exif=broken, **LOSSLESS.get(kind, {"quality": 95, "subsampling": 0}))
+    data = saved(UPRIGHT, kind, exif=broken, **LOSSLESS.get(kind, FINE))
     assert np.abs(everywhere(data, tmp_path).astype(int) - reference()).mean() < 4
 
 
