@@ -32,7 +32,7 @@ PIXELS = 50_000_000
 SCALED_PIXELS = 200_000_000
 """Most pixels of a JPEG that is decoded at a fraction of its size, strip by strip."""
 BUFFERED_PIXELS = 64_000_000
-"""The same where it has several scans: its coefficients, 2 bytes each, are all in memory at once."""
+"""The same where it is progressive or has several scans: all its coefficients, 2 bytes each, are in memory."""
 SCANS = 100
 SCANNED_PIXELS = 1_000_000_000
 """Most scans of a JPEG, and most pixels in all of them together; a progressive photo has 10 scans."""
@@ -114,18 +114,20 @@ def orientation_of(exif: bytes) -> int:
 # --- JPEG ---
 
 
-def jpeg_scans(data: bytes) -> int:
-    """How many scans a JPEG has, counted as libjpeg would meet them, up to one over ``SCANS``."""
-    scans, at = 0, 2
+def jpeg_scans(data: bytes) -> tuple[int, int]:
+    """How many scans a JPEG has, as libjpeg meets them, up to one over ``SCANS``; components of the first."""
+    scans, components, at = 0, 0, 2
     while scans <= SCANS and (found := _JPEG_MARKER.search(data, at)):
         marker, at = data[found.start() + 1], found.end()
         if marker == 0xD9:  # the end; a second picture may follow
             break
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # without a segment
             continue
-        scans += marker == 0xDA
+        if marker == 0xDA:
+            scans += 1
+            components = components or int.from_bytes(data[at + 2 : at + 3], "big")
         at += int.from_bytes(data[at : at + 2], "big")
-    return scans
+    return scans, components
 
 
 def check_scans(scans: int, pixels: int) -> None:

@@ -169,10 +169,10 @@ def _open(kind: str, data: bytes) -> Image.Image:
 def _start_jpeg(picture: Image.Image, data: bytes, preprocessing: Preprocessing) -> int:
     """Choose at which fraction a JPEG is decoded, and check what that takes; its orientation."""
     orientation = orientation_of(_exif(picture))
-    scans = jpeg_scans(data)
-    pixels = picture.width * picture.height
-    check_size(*picture.size, BUFFERED_PIXELS if scans > 1 else SCALED_PIXELS)
-    check_scans(scans, pixels)
+    scans, components = jpeg_scans(data)
+    buffered = "progressive" in picture.info or components < len(picture.getbands())
+    check_size(*picture.size, BUFFERED_PIXELS if buffered else SCALED_PIXELS)
+    check_scans(scans, picture.width * picture.height)
     sides = (preprocessing.width * OVERSAMPLING, preprocessing.height * OVERSAMPLING)
     picture.draft(None, sides if orientation < 5 else sides[::-1])
     return orientation

@@ -10,6 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 FOLDER = Path(__file__).parent / "images"
+ALL_COLOURS = b"\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0"
+ONE_COLOUR = b"\xff\xda\0\x08\1\1\0\0\x3f\0"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -72,7 +74,15 @@ def pictures() -> dict[str, bytes]:
         "029-strips-of-no-rows.tif": tiff({256: 8, 257: 8, 258: 8, 262: 1, 278: 0}, bytes(64)),
         "030-directory-behind-the-end.tif": b"II*\0\xff\xff\xff\x7f",
         "031-avif-of-nothing.avif": b"\0\0\0\x20ftypavif" + bytes(20),
+        "032-progressive-of-13000x13000.jpg": resized(jpeg.replace(b"\xff\xc0", b"\xff\xc2"), 13_000),
+        "033-first-scan-of-one-colour.jpg": resized(jpeg.replace(ALL_COLOURS, ONE_COLOUR), 13_000),
     }
+
+
+def resized(jpeg: bytes, side: int) -> bytes:
+    """The JPEG with these sides in its header."""
+    at = max(jpeg.find(b"\xff\xc0"), jpeg.find(b"\xff\xc2")) + 5
+    return jpeg[:at] + struct.pack(">HH", side, side) + jpeg[at + 4 :]
 
 
 def scans(side: int, count: int) -> bytes:

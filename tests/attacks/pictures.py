@@ -47,4 +47,6 @@ EXPECTED = {
     "029-strips-of-no-rows.tif": r"is a TIFF with strips of no rows",
     "030-directory-behind-the-end.tif": r"is a damaged TIFF: its directory ends after the file",
     "031-avif-of-nothing.avif": r"is (HEIC or AVIF: pip install .+|a damaged AVIF picture: .+)",
+    "032-progressive-of-13000x13000.jpg": r"is 13000×13000 pixels, expected at most 64,000,000 in all",
+    "033-first-scan-of-one-colour.jpg": r"is 13000×13000 pixels, expected at most 64,000,000 in all",
 }
