@@ -32,7 +32,7 @@ PIXELS = 50_000_000
 SCALED_PIXELS = 200_000_000
 """Most pixels of a JPEG that is decoded at a fraction of its size, strip by strip."""
 BUFFERED_PIXELS = 64_000_000
-"""The same where it is progressive or has several scans: all its coefficients, 2 bytes each, are in memory."""
+"""The same where it is progressive or has several scans: all coefficients, 2 bytes each, are in memory."""
 SCANS = 100
 SCANNED_PIXELS = 1_000_000_000
 """Most scans of a JPEG, and most pixels in all of them together; a progressive photo has 10 scans."""
