@@ -46,7 +46,7 @@ __all__ = ["EXTENSIONS", "PIXELS", "decode", "jpeg_bytes", "sniff", "to_input"]
 
 Pixels = NDArray[np.uint8]
 
-OVERSAMPLING = 2
+OVERSAMPLING = 4
 """A JPEG is decoded at a fraction of its size that is at least this many times the network's, each side."""
 _ROWS = 256
 """Rows of 16-bit pixels that are converted at a time."""
