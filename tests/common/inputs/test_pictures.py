@@ -335,3 +335,13 @@ def test_an_ordinary_jpeg_changes_no_bit() -> None:
     data = saved(UPRIGHT, "JPEG")
     with Image.open(io.BytesIO(data)) as picture:
         np.testing.assert_array_equal(decode("it", data, SPEC), reference(picture))
+
+
+def test_a_manifest_may_state_its_background() -> None:
+    plain = '{"color": "RGB", "height": 8, "width": 8, "resize": "bilinear"'
+    assert Preprocessing.model_validate_json(plain + "}").background == (255, 255, 255)
+    stated = Preprocessing.model_validate_json(plain + ', "background": [0, 10, 255]}')
+    assert stated.background == (0, 10, 255)
+    for wrong in ("[0, 10]", "[0, 10, 256]", "[0.5, 0, 0]", '"white"'):
+        with pytest.raises(ValueError, match="background"):
+            Preprocessing.model_validate_json(plain + f', "background": {wrong}}}')
