@@ -31,7 +31,7 @@ from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser, share
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
-from offramp.device.source import to_input
+from offramp.common.inputs.pictures import to_input
 from offramp.evaluation.baselines import head_answers, whole_answers
 
 EPILOG = """\

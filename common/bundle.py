@@ -52,6 +52,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Side = Annotated[int, Field(ge=1, le=4096)]
+Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Strict(BaseModel):
@@ -75,6 +76,8 @@ class Preprocessing(_Strict):
     height: Side
     width: Side
     resize: Literal["bilinear"]
+    background: tuple[Level, Level, Level] = (255, 255, 255)
+    """Red, green and blue behind what is transparent: white, also in manifests that do not say."""
 
 
 class SplitPoint(_Strict):

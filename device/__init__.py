@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp.device.pipeline import Correction, Device, Result
+    from offramp.device.pipeline import Correction, Device, Result, preprocess
 
-__all__ = ["Correction", "Device", "Result"]
+__all__ = ["Correction", "Device", "Result", "preprocess"]
 
 
 def __getattr__(name: str) -> Any:

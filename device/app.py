@@ -210,7 +210,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
 
 def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _Answers, stop: _Stop) -> None:
     """Hand in all images, no faster than ``--rate``, until told to stop."""
-    from offramp.device.source import jpeg_bytes
+    from offramp.common.inputs.pictures import jpeg_bytes
 
     due = time.monotonic()
     items = iter(source)
@@ -225,7 +225,10 @@ def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _An
         else:
             if settings.compare_jpeg is not None:
                 device.metrics.jpeg_bytes.inc(jpeg_bytes(item.image, settings.compare_jpeg))
-            answers.expect(index, item.name, device.submit(item.image, name=item.name, index=index))
+            future = device.submit(
+                item.image, name=item.name, index=index, decode_seconds=item.decode_seconds
+            )
+            answers.expect(index, item.name, future)
         stop.beat()
         if settings.rate is not None:
             due += 1 / settings.rate

@@ -179,6 +179,7 @@ class DeviceMetrics:
         )
         # To look a child up costs more than to count in it.
         self.read_seconds = self.stage_seconds.labels("read")
+        self.decode_seconds = self.stage_seconds.labels("decode")
         self.head_seconds = self.stage_seconds.labels("head")
         self.encode_seconds = self.stage_seconds.labels("encode")
         self.round_trip_seconds = Histogram(

@@ -24,23 +24,24 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.arguments import check_argument
 from offramp.common.both_exits import both_exits
-from offramp.common.bundle import Bundle
+from offramp.common.bundle import Bundle, Preprocessing
 from offramp.common.codec import CodecId
 from offramp.common.config import DeviceSettings, split_address
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.frame import ENVELOPE_BYTES
+from offramp.common.inputs.arrays import to_pixels
 from offramp.common.tracing import Tracing
 from offramp.device.adapt import Steering, bounds_of
 from offramp.device.head import run_head
@@ -63,6 +64,8 @@ EXPECTED_BYTES = FRAME_OVERHEAD + REPLY_BYTES + 2 * ENVELOPE_BYTES
 """What one offloaded image is taken to cost beside its payload, until its answer tells."""
 
 Pixels = NDArray[np.uint8]
+Input = Any
+"""A picture as ``preprocess`` takes it: a Pillow picture, a file's bytes or an array."""
 Source = Literal["early_exit", "server", "fallback"]
 
 
@@ -76,7 +79,7 @@ class Result:
     """Probability of the class, by whoever answered: one exit, or both (``both_exits.py``)."""
     source: Source
     latency_seconds: float
-    """From handing the image in to its answer."""
+    """From handing the image in to its answer; of a file, without its decoding."""
     payload_bytes: int
     """The coded activation and the picture, each time that they were sent."""
     message_bytes: float
@@ -91,6 +94,8 @@ class Result:
     """What of the payload was its picture; 0 where none was sent."""
     threshold: float | None = None
     """T_c that decided, where it is steered."""
+    decode_seconds: float = 0.0
+    """From a picture's bytes, or the caller's own kind of picture, to the head's input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +114,14 @@ class Correction:
 
 @dataclass(slots=True)
 class _Cost:
-    """What one image has sent, and its share of what came back."""
+    """What one image has sent, its share of what came back, and what its decoding took."""
 
     payload: int = 0
     picture: int = 0
     message: float = 0.0
     wire: float = 0.0
     sends: int = 0
+    decode_seconds: float = 0.0
 
     def add(self, answer: Answer) -> None:
         self.message += answer.message_bytes
@@ -135,7 +141,7 @@ class _Unsure:
     trace: bytes
     image: Pixels | None
     """For a picture of it; None where there will be none."""
-    cost: _Cost = field(default_factory=_Cost)
+    cost: _Cost
 
 
 class Device:
@@ -326,13 +332,17 @@ class Device:
 
     # --- one image ---
 
-    def submit(self, image: Pixels, *, name: str = "", index: int | None = None) -> Future[Result]:
-        """Start one image, uint8 [3, H, W]. The future is done at once if it takes the early exit.
+    def submit(
+        self, image: Input, *, name: str = "", index: int | None = None, decode_seconds: float = 0.0
+    ) -> Future[Result]:
+        """Start one image. The future is done at once if it takes the early exit.
 
-        It blocks while the window is full; then the image is the caller's again. The future never fails:
-        without the server the early exit answers, as ``fallback``. name, index: told again by a correction;
-        index is by default the number of images before this one. Raises ConfigError where the device is
-        closed or was made before this process was forked, and for a name or index that is not one.
+        image: uint8 [3, H, W] as the head takes it, or whatever ``preprocess`` takes. It blocks while the
+        window is full; then the image is the caller's again. The future never fails: without the server the
+        early exit answers, as ``fallback``. name, index: repeated by a correction; index is by default the
+        number of images before this one. decode_seconds: what decoding has taken already. Raises DataError
+        for what is not one picture, ConfigError where the device is closed or was made before this process
+        was forked, and for a name or index that is not one.
         """
         if not isinstance(name, str):
             raise ConfigError(f"name={name!r:.80}: expected a string")
@@ -343,14 +353,21 @@ class Device:
             self._check_open()
             self._submitting += 1
         try:
-            return self._submit(image, name, index)
+            return self._submit(image, name, index, decode_seconds)
         finally:
             with self._changed:
                 self._submitting -= 1
                 self._changed.notify_all()
 
-    def _submit(self, image: Pixels, name: str = "", index: int | None = None) -> Future[Result]:
+    def _submit(
+        self, image: Input, name: str = "", index: int | None = None, decode_seconds: float = 0.0
+    ) -> Future[Result]:
         start = time.perf_counter()
+        image, own_seconds = self._as_pixels(image, name)
+        cost = _Cost(decode_seconds=decode_seconds + own_seconds)
+        if cost.decode_seconds:
+            self.metrics.decode_seconds.observe(cost.decode_seconds)
+        before_head = time.perf_counter()
         future: Future[Result] = Future()
         trace = b""
         if self._tracing is not None:
@@ -358,12 +375,12 @@ class Device:
             trace = self._tracing.context_of(span)
             future.add_done_callback(partial(_end_span, self._tracing, span))
         exit_ = run_head(self._engine, image)
-        self.metrics.head_seconds.observe(time.perf_counter() - start)
+        self.metrics.head_seconds.observe(time.perf_counter() - before_head)
         number = next(self._indices) if index is None else index
         threshold = self.threshold if self._steering is None else self._steer()
         own = exit_.class_index, exit_.confidence
         if exit_.is_confident(threshold):
-            self._finish(future, start, own, "early_exit", threshold, _Cost())
+            self._finish(future, start, own, "early_exit", threshold, cost)
             return future
         before = time.perf_counter()
         with self._lock:
@@ -371,7 +388,7 @@ class Device:
         self.metrics.encode_seconds.observe(time.perf_counter() - before)
         entry = Entry(codec, payload, number, name, exit_.probabilities.tobytes() if self._both else b"")
         kept = None if self._pictures is None else image.copy()
-        unsure = _Unsure(future, start, threshold, own, entry, trace, kept)
+        unsure = _Unsure(future, start, threshold, own, entry, trace, kept, cost)
         with self._changed:
             # Images that wait for the picture's answer are in no window.
             if self._pictures is not None:
@@ -381,25 +398,25 @@ class Device:
         self._offload(codec, payload, partial(self._replied, unsure), trace, late)
         return future
 
-    def infer(self, image: Pixels) -> Result:
-        """One image, uint8 [3, H, W], and its result; at most ``timeout`` after its head has run.
+    def infer(self, image: Input) -> Result:
+        """One image, as ``submit`` takes it, and its result; at most ``timeout`` after its head has run.
 
         Twice that where its picture is sent as well. Raises as ``submit`` does.
         """
         return self.submit(image).result()
 
-    async def infer_async(self, image: Pixels) -> Result:
+    async def infer_async(self, image: Input) -> Result:
         """As ``infer``; the event loop goes on meanwhile."""
         return await asyncio.wrap_future(await self._submit_async(image))
 
     # --- many images ---
 
-    def map(self, images: Iterable[Pixels]) -> Iterator[Result]:
+    def map(self, images: Iterable[Input]) -> Iterator[Result]:
         """The images' results, in their order; up to a window of them are under way. Raises as ``submit``."""
         self._check_usable()
         return self._map(images)
 
-    def _map(self, images: Iterable[Pixels]) -> Iterator[Result]:
+    def _map(self, images: Iterable[Input]) -> Iterator[Result]:
         pending: deque[Future[Result]] = deque()
         for image in images:
             pending.append(self.submit(image))
@@ -408,12 +425,12 @@ class Device:
         while pending:
             yield pending.popleft().result()
 
-    def map_async(self, images: Iterable[Pixels] | AsyncIterable[Pixels]) -> AsyncIterator[Result]:
+    def map_async(self, images: Iterable[Input] | AsyncIterable[Input]) -> AsyncIterator[Result]:
         """As ``map``, over an iterable or an asynchronous one, such as a camera's."""
         self._check_usable()
         return self._map_async(images)
 
-    async def _map_async(self, images: Iterable[Pixels] | AsyncIterable[Pixels]) -> AsyncIterator[Result]:
+    async def _map_async(self, images: Iterable[Input] | AsyncIterable[Input]) -> AsyncIterator[Result]:
         pending: deque[Future[Result]] = deque()
         async for image in _each(images):
             pending.append(await self._submit_async(image))
@@ -422,7 +439,7 @@ class Device:
         while pending:
             yield await asyncio.wrap_future(pending.popleft())
 
-    async def _submit_async(self, image: Pixels) -> Future[Result]:
+    async def _submit_async(self, image: Input) -> Future[Result]:
         self._check_process()
         # The caller's span, if there is one, goes along to the thread.
         submit = partial(contextvars.copy_context().run, self._submit, image)
@@ -603,6 +620,12 @@ class Device:
 
     # --- inside ---
 
+    def _as_pixels(self, image: Input, name: str) -> tuple[Pixels, float]:
+        """The head's input, and the seconds that making it took. Raises DataError."""
+        start = time.perf_counter()
+        pixels = to_pixels(image, self.bundle.manifest.preprocessing, name or "image")
+        return pixels, 0.0 if pixels is image else time.perf_counter() - start
+
     def _owes(self) -> bool:
         """Whether the budget is overdrawn: then nothing is sent that has an answer already."""
         if self._steering is None:
@@ -699,6 +722,7 @@ class Device:
                 sends=cost.sends,
                 picture_bytes=cost.picture,
                 threshold=None if self._steering is None else threshold,
+                decode_seconds=cost.decode_seconds,
             )
         )
 
@@ -740,7 +764,17 @@ def _end_span(tracing: Tracing, span: Span, future: Future[Result]) -> None:
     )
 
 
-async def _each(images: Iterable[Pixels] | AsyncIterable[Pixels]) -> AsyncIterator[Pixels]:
+def preprocess(image: Input, like: Bundle | Preprocessing) -> Pixels:
+    """One picture as a bundle's head takes it, uint8 [3, H, W]; what ``Device.infer`` does first.
+
+    image: a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of 0 … 1, as
+    [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. Raises DataError, saying shape and dtype, for what
+    is not clearly one picture.
+    """
+    return to_pixels(image, like.manifest.preprocessing if isinstance(like, Bundle) else like)
+
+
+async def _each(images: Iterable[Input] | AsyncIterable[Input]) -> AsyncIterator[Input]:
     if isinstance(images, AsyncIterable):
         async for image in images:
             yield image

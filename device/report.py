@@ -54,6 +54,7 @@ class Totals:
     picture_bytes: int = 0
     raw_activation_bytes: int = 0
     latencies: Sample = field(default_factory=Sample)
+    decoding: Sample = field(default_factory=Sample)
 
     def add(self, result: Result, raw_bytes: int) -> None:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
@@ -63,11 +64,13 @@ class Totals:
         self.picture_bytes += result.picture_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
         self.latencies.add(result.latency_seconds)
+        self.decoding.add(result.decode_seconds)
 
     def summary(self, seconds: float, threshold: float, wire: WireBytes | None) -> dict[str, Any]:
         """The run in figures; means are over all answered images, also those that were never sent."""
         answered = sum(self.images.values())
         latencies = sorted(self.latencies.values)
+        decoding = sorted(self.decoding.values)
         wire_bytes = None if wire is None else {"sent": wire.sent, "received": wire.received}
         segments = {"tcp_segments": None, "tcp_ip_header_bytes": None} if wire is None else {
             "tcp_segments": {"sent": wire.segments_sent, "received": wire.segments_received},
@@ -90,6 +93,8 @@ class Totals:
             "seconds": round(seconds, 6),
             "latency_seconds_median": latencies[len(latencies) // 2] if answered else None,
             "latency_seconds_p99": latencies[len(latencies) * 99 // 100] if answered else None,
+            "decode_seconds_median": decoding[len(decoding) // 2] if answered else None,
+            "decode_seconds_p99": decoding[len(decoding) * 99 // 100] if answered else None,
         }
 
 
@@ -118,6 +123,7 @@ class Report:
                 "confidence": round(result.confidence, 6),
                 "source": result.source,
                 "latency_seconds": round(result.latency_seconds, 6),
+                "decode_seconds": round(result.decode_seconds, 6),
                 "payload_bytes": result.payload_bytes,
                 "message_bytes": round(result.message_bytes, 1),
                 "wire_bytes": round(result.wire_bytes, 1),
@@ -214,7 +220,9 @@ class Report:
             self._line(f"wire (TCP payload, all of the connection): {told}")
             self._line(
                 f"latency {summary['latency_seconds_median'] * 1e3:.2f} ms median, "
-                f"{summary['latency_seconds_p99'] * 1e3:.2f} ms p99; {n / summary['seconds']:.0f} images/s"
+                f"{summary['latency_seconds_p99'] * 1e3:.2f} ms p99, after "
+                f"{summary['decode_seconds_median'] * 1e3:.2f} ms of decoding; "
+                f"{n / summary['seconds']:.0f} images/s"
             )
 
     def _line(self, text: str) -> None:

@@ -6,14 +6,12 @@ waits for images (``--watch``, standard input, a camera) does so through ``wait`
 
 from __future__ import annotations
 
-import io
 import os
 import select
 import stat
 import sys
 import threading
 import time
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,16 +20,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.inputs.arrays import check_stack
+from offramp.common.inputs.headers import Refused, check_size
+from offramp.common.inputs.pictures import EXTENSIONS, decode, to_input
 
-EXTENSIONS = (".png", ".jpg", ".jpeg")
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
 FILE_BYTES = 64 << 20
-PIXELS = 50_000_000
-"""Most pixels of one picture; above it nothing is decoded."""
 LIST_BYTES = 64 << 20
 LINE_BYTES = 1 << 16
 WATCH_SECONDS = 0.2
@@ -50,6 +48,8 @@ class Item:
 
     name: str
     image: Pixels | DataError
+    decode_seconds: float = 0.0
+    """From its bytes to the head's input."""
 
 
 def _sleep(seconds: float) -> bool:
@@ -254,60 +254,16 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 def _read_picture(path: Path, preprocessing: Preprocessing) -> Item:
     try:
-        return Item(str(path), decode_picture(str(path), _read_file(path, FILE_BYTES), preprocessing))
+        data = _read_file(path, FILE_BYTES)
+        start = time.perf_counter()
+        pixels = decode(str(path), data, preprocessing)
     except DataError as error:
         return Item(str(path), error)
-
-
-def decode_picture(name: str, data: bytes, preprocessing: Preprocessing) -> Pixels:
-    """A PNG or JPEG file's bytes → uint8 [3, H, W]. Raises DataError naming the file."""
-    from io import BytesIO
-
-    try:
-        # Only these two decoders ever see the bytes. The size is known before any pixel is decoded, so
-        # Pillow's own warning of it would only be said twice.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(BytesIO(data), formats=("PNG", "JPEG")) as picture,
-        ):
-            if picture.width * picture.height > PIXELS:
-                raise DataError(
-                    f"{name}: is {picture.width}×{picture.height} pixels, expected at most {PIXELS:,} in all"
-                )
-            # Pillow would cut such pixels off at 255 rather than scale them.
-            if picture.mode.startswith(("I", "F")):
-                raise DataError(f"{name}: has pixels of mode {picture.mode}, expected 8 bits a channel")
-            return to_input(picture, preprocessing)
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{name}: is no PNG or JPEG picture") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"{name}: has too many pixels, expected at most {PIXELS:,}") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, … here
-        raise DataError(f"{name}: is a damaged picture: {error}") from None
-
-
-def to_input(picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """A picture in the network's colours and size, uint8 [3, H, W]."""
-    size = (preprocessing.width, preprocessing.height)
-    converted = picture.convert(preprocessing.color)
-    if converted.size != size:
-        converted = converted.resize(size, Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(converted, np.uint8).transpose(2, 0, 1))
-
-
-def jpeg_bytes(image: Pixels, quality: int) -> int:
-    """What an image, uint8 [3, H, W], takes as a JPEG of this quality (1 … 95), bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(
-        buffer, "JPEG", quality=quality, optimize=True
-    )
-    return buffer.tell()
+    return Item(str(path), pixels, time.perf_counter() - start)
 
 
 def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
-    """The array ``images`` of an ``.npz``, uint8 [N, H, W, 3] or [N, H, W], one image at a time.
+    """The array ``images`` of an ``.npz``, uint8 as in ``check_stack``, one image at a time.
 
     It is read as a stream: neither the file's claims nor its compression decide how much memory it takes.
     """
@@ -317,7 +273,7 @@ def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
             zipfile.ZipFile(file) as archive,
             archive.open("images.npy") as array,
         ):
-            shape = _npy_shape(path, array)
+            shape, channels_first = _npy_shape(path, array)
             size = int(np.prod(shape[1:], dtype=np.int64))
             for index in range(shape[0]):
                 data = array.read(size)
@@ -327,8 +283,13 @@ def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
                         name, DataError(f"{name}: the array ends early, its header says {shape[0]} images")
                     )
                     return
-                picture = Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape[1:]))
-                yield Item(name, to_input(picture, preprocessing))
+                start = time.perf_counter()
+                pixels = np.frombuffer(data, np.uint8).reshape(shape[1:])
+                if channels_first:
+                    pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+                picture = Image.fromarray(pixels[..., 0] if shape[-1] == 1 and len(shape) == 4 else pixels)
+                image = to_input(picture, preprocessing)
+                yield Item(name, image, time.perf_counter() - start)
     except KeyError:
         yield Item(str(path), DataError(f"{path}: has no array named 'images'"))
     except DataError as error:
@@ -337,23 +298,26 @@ def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
         yield Item(str(path), DataError(f"{path}: is a damaged .npz: {error}"))
 
 
-def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[int, ...]:
+def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[tuple[int, ...], bool]:
+    """The stack's shape, and whether its channels come before its rows."""
     version = np.lib.format.read_magic(array)  # type: ignore[arg-type]
     # Version 2.0 is for headers above 64 KiB, and NumPy reads one of up to 4 GiB before it refuses it.
     if version != (1, 0):
         raise DataError(f"{path}: 'images' is .npy version {version}, expected (1, 0)")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(array)  # type: ignore[arg-type]
-    fits = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
-    if not fits or dtype != np.uint8 or fortran:
-        raise DataError(
-            f"{path}: 'images' is {dtype} {shape}, expected uint8 [N, H, W, 3] or [N, H, W] in C order"
-        )
     # Python's integers: NumPy's would wrap around.
-    if min(shape) < 0 or 0 in shape[1:] or shape[1] * shape[2] > PIXELS:
-        raise DataError(
-            f"{path}: 'images' is {shape}, expected pictures of at least 1×1 and at most {PIXELS:,} pixels"
-        )
-    return tuple(int(side) for side in shape)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(array)  # type: ignore[arg-type]
+    shown = f"{path}: 'images' is {dtype} {shape}"
+    if dtype != np.uint8 or fortran:
+        raise DataError(f"{shown}{' in Fortran order' * fortran}, expected uint8 in C order")
+    if min(shape, default=0) < 0:
+        raise DataError(f"{shown}, expected at least 1×1 pixels and no negative side")
+    try:
+        channels_first = check_stack(shape)
+        height, width = shape[2:4] if channels_first else shape[1:3]
+        check_size(width, height)
+    except Refused as error:
+        raise DataError(f"{shown} and {error}") from None
+    return shape, channels_first
 
 
 def _opencv() -> Any:
@@ -369,13 +333,14 @@ def _opencv() -> Any:
 
 
 def _to_pixels(name: str, frame: Any, preprocessing: Preprocessing) -> Item:
-    if frame.shape[0] * frame.shape[1] > PIXELS:
-        return Item(
-            name,
-            DataError(f"{name}: is {frame.shape[1]}×{frame.shape[0]} pixels, expected at most {PIXELS:,}"),
-        )
+    start = time.perf_counter()
+    try:
+        check_size(frame.shape[1], frame.shape[0])
+    except Refused as error:
+        return Item(name, DataError(f"{name}: {error}"))
     # OpenCV gives blue, green, red.
-    return Item(name, to_input(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])), preprocessing))
+    image = to_input(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])), preprocessing)
+    return Item(name, image, time.perf_counter() - start)
 
 
 def _read_video(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:

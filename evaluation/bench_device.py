@@ -6,6 +6,7 @@ directions, below TLS and above IP.
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import time
@@ -33,7 +34,9 @@ example:
 envelope: payloads of about --payload bytes at --rate images/s, with and without --coalesce.
 offload: one image at a time (--window 1), beside head and tail in this process; medians.
 loop: all images exit early, beside the head alone in a bare loop; processor time of one thread.
+photo: a JPEG of 12 megapixels, from its bytes to the head's input, and through the head; medians.
 """
+PHOTO = (4000, 3000)
 WAIT = 30.0
 ROUNDS = 5
 
@@ -75,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
         ]
         result["offload"] = offload_cost(bundle, address, images)
         result["loop"] = loop_cost(bundle, address, images)
+    result["photo"] = photo_cost(bundle)
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:
@@ -207,6 +211,33 @@ def loop_cost(bundle: Bundle, address: str, images: list[NDArray[np.uint8]]) -> 
     return {"head_us": statistics.median(heads) * 1e6, "loop_over_head": statistics.median(shares)}
 
 
+def photo_cost(bundle: Bundle) -> dict[str, float]:
+    """What a 12-megapixel JPEG takes before the head, and the head: milliseconds, medians."""
+    from PIL import Image
+
+    from offramp.device import preprocess
+
+    noise = np.random.default_rng(0).integers(0, 256, (PHOTO[1] // 40, PHOTO[0] // 40, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize(PHOTO).save(buffer, "JPEG", quality=90)
+    data = buffer.getvalue()
+    engine = Engine(bundle)
+    decoding, heads = [], []
+    for number in range(2 * ROUNDS + 1):
+        start = time.perf_counter()
+        image = preprocess(data, bundle)
+        middle = time.perf_counter()
+        engine.head(image[None])
+        if number:  # the first round warms up
+            decoding.append(middle - start)
+            heads.append(time.perf_counter() - middle)
+    return {
+        "bytes": len(data),
+        "decode_ms": statistics.median(decoding) * 1000,
+        "head_ms": statistics.median(heads) * 1000,
+    }
+
+
 def report(result: dict[str, Any]) -> None:
     """Print it."""
     surroundings = result["environment"]
@@ -233,3 +264,8 @@ def report(result: dict[str, Any]) -> None:
     )
     loop = result["loop"]
     print(f"loop with all images exiting early: {loop['loop_over_head']:.2f} of the bare head's throughput")
+    photo = result["photo"]
+    print(
+        f"JPEG of 12 megapixels, {photo['bytes']:,} B: decoded in {photo['decode_ms']:.1f} ms, "
+        f"head {photo['head_ms']:.2f} ms"
+    )

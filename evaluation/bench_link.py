@@ -35,8 +35,8 @@ from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
 from offramp.common.errors import ConfigError, UnavailableError
+from offramp.common.inputs.pictures import to_input
 from offramp.common.transport import set_grpc_environment
-from offramp.device.source import to_input
 from offramp.evaluation.baselines import head_answers, whole_answers
 from offramp.evaluation.picture_server import PictureCodec
 from offramp.evaluation.plots import Plot, Series, publish

@@ -24,8 +24,8 @@ from offramp.common.bundle import Bundle, load_bundle
 from offramp.common.codec import ActivationCodec
 from offramp.common.config import Parser, ServerSettings, split_address
 from offramp.common.errors import PayloadError
+from offramp.common.inputs.pictures import to_input
 from offramp.common.transport import set_grpc_environment
-from offramp.device.source import to_input
 
 BATCH = 32
 

@@ -23,8 +23,8 @@ from offramp.common.bundle import load_bundle
 from offramp.common.codec import CodecId
 from offramp.common.config import Parser
 from offramp.common.engine import Engine
+from offramp.common.inputs.pictures import to_input
 from offramp.common.transport import set_grpc_environment
-from offramp.device.source import to_input
 
 WAIT = 120.0
 """Seconds that an answer is waited for: a slow link is to be measured, not given up."""

@@ -11,7 +11,6 @@ Whatever cannot be used is a `DataError` that names the part, the row or file, a
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError, printable
+from offramp.common.inputs.pictures import EXTENSIONS, decode
 from offramp.training.data import Dataset, Labelled, Source, split
 from offramp.training.recipe import (
     DataRecipe,
@@ -37,7 +38,6 @@ from offramp.training.recipe import (
 if TYPE_CHECKING:
     import datasets
 
-EXTENSIONS = (".png", ".jpg", ".jpeg")
 NAMED = 20
 """Pictures that cannot be used are named in an error up to this number."""
 
@@ -203,25 +203,19 @@ def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object])
 
 
 def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.uint8]:
-    """One picture as the device would read it: uint8 [3, size, size], RGB, resized bilinearly."""
+    """One picture, decoded as the device does: uint8 [3, size, size], RGB."""
     cell = cell or {}
     data, path = cell.get("bytes"), cell.get("path")
     if path:
         where = f"{where} ({printable(Path(path).name)})"
-    try:
-        if data is None:
-            if path is None:
-                raise DataError(f"{where} has neither bytes nor a path, expected a picture")
+    if data is None:
+        if path is None:
+            raise DataError(f"{where} has neither bytes nor a path, expected a picture")
+        try:
             data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as picture:
-            rgb = picture.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything for a damaged file
-        raise DataError(f"{where} cannot be decoded: {printable(type(error).__name__)}") from None
-    if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb, np.uint8).transpose(2, 0, 1)
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read: {error.strerror}") from None
+    return decode(where, data, Preprocessing(color="RGB", height=size, width=size, resize="bilinear"))
 
 
 def _hub(recipe: HubRecipe) -> tuple[_Part, _Part]:

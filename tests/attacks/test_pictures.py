@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +56,21 @@ def test_a_named_pipe_in_place_of_a_picture(good: Path) -> None:
     assert isinstance(hostile.image, DataError)
     assert str(hostile.image) == f"{pipe}: is not a plain file"
     assert isinstance(after.image, np.ndarray)
+
+
+def test_all_of_them_together_take_little_memory() -> None:
+    code = (
+        "import resource, sys\n"
+        "from offramp.common.bundle import Preprocessing\n"
+        "from offramp.device.source import Source\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "size = Preprocessing(color='RGB', height=8, width=8, resize='bilinear')\n"
+        "list(Source([sys.argv[1]], size))\n"
+        "before = peak()\n"
+        "hostile = list(Source(sys.argv[2:], size))\n"
+        "print(len(hostile), peak() - before)\n"
+    )
+    paths = [FOLDER / "001-text.png", *(FOLDER / name for name in EXPECTED)]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    count, kilobytes = map(int, done.stdout.split())
+    assert count == len(EXPECTED) and kilobytes < 100_000

@@ -29,6 +29,7 @@ FIELDS = {
     "confidence",
     "source",
     "latency_seconds",
+    "decode_seconds",
     "payload_bytes",
     "message_bytes",
     "wire_bytes",
@@ -49,6 +50,7 @@ def test_json_has_one_record_for_each_image_and_the_summary_last(
         assert Path(answer["image"]) == toy_images / f"{answer['index']:02}.png"
         assert answer["label"] == toy.CLASSES[answer["class_index"]]
         assert 0 < answer["confidence"] <= 1 and answer["latency_seconds"] > 0
+        assert answer["decode_seconds"] > 0
         assert (answer["source"] == "early_exit") == (answer["payload_bytes"] == 0)
         assert (answer["source"] == "early_exit") == (answer["confidence"] > 0.7) or (
             answer["source"] == "server"

@@ -22,6 +22,7 @@ def result(source: Source = "server", latency: float = 0.01, payload: int = 10, 
         confidence=0.87654321,
         source=source,
         latency_seconds=latency,
+        decode_seconds=latency / 5,
         payload_bytes=payload,
         message_bytes=2.5 * payload,
         wire_bytes=3.25 * payload,
@@ -59,6 +60,7 @@ def test_totals_count_bytes_of_what_was_sent() -> None:
 def test_latencies_are_order_statistics(latencies: list[float], median: float, p99: float) -> None:
     summary = totals(*(result(latency=latency) for latency in latencies)).summary(1.0, 0.5, None)
     assert (summary["latency_seconds_median"], summary["latency_seconds_p99"]) == (median, p99)
+    assert (summary["decode_seconds_median"], summary["decode_seconds_p99"]) == (median / 5, p99 / 5)
 
 
 def test_memory_does_not_grow_with_the_run() -> None:
@@ -79,6 +81,8 @@ def test_a_run_without_images_has_no_means() -> None:
         "wire_bytes",
         "latency_seconds_median",
         "latency_seconds_p99",
+        "decode_seconds_median",
+        "decode_seconds_p99",
     )
     assert all(summary[name] is None for name in nothing)
     assert (summary["images"], summary["unreadable"]) == (0, 2)
@@ -103,6 +107,7 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "confidence": 0.876543,
         "source": "server",
         "latency_seconds": 0.01,
+        "decode_seconds": 0.002,
         "payload_bytes": 10,
         "message_bytes": 25.0,
         "wire_bytes": 32.5,
