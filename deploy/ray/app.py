@@ -39,7 +39,8 @@ from offramp.server.calls import Context, end
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.security import Tokens
-from offramp.server.service import InferenceService, StreamLimits, handlers
+from offramp.server.service import InferenceService, handlers
+from offramp.server.stream import StreamLimits
 
 log = logging.getLogger("offramp.ray")
 
