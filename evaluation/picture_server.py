@@ -54,7 +54,8 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
     from offramp.server.bundles import Catalog, Loaded
     from offramp.server.metrics import ServerMetrics
     from offramp.server.plan import make_plan
-    from offramp.server.service import InferenceService, StreamLimits, handlers
+    from offramp.server.service import InferenceService, handlers
+    from offramp.server.stream import StreamLimits
     from offramp.server.whole import WholeModel
 
     stop = asyncio.Event()

@@ -117,7 +117,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.server.metrics import ServerMetrics
     from offramp.server.reflection import Reflection
     from offramp.server.security import Certificates, Tokens
-    from offramp.server.service import InferenceService, StreamLimits
+    from offramp.server.service import InferenceService
+    from offramp.server.stream import StreamLimits
 
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -36,10 +36,12 @@ from offramp.common.errors import AccessError, BundleError, ConfigError, Overloa
 from offramp.common.telemetry import serve_metrics, start_log
 from offramp.server.batch import Batcher
 from offramp.server.bundles import Catalog, Loaded, find_bundles
+from offramp.server.calls import Context, end
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.security import Tokens
-from offramp.server.service import Context, InferenceService, StreamLimits, handlers
+from offramp.server.service import InferenceService, handlers
+from offramp.server.stream import StreamLimits
 
 log = logging.getLogger("offramp.ray")
 
@@ -229,7 +231,7 @@ class Ingress:
         try:
             self._tokens.check(shown[0] if len(shown) == 1 else None)
         except AccessError as error:
-            await self._service.abort(cast(Context, call), error)
+            await end(cast(Context, call), error, self._service.metrics, self._service.quiet)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -23,7 +23,8 @@ from offramp.server.batch import Batcher
 from offramp.server.bundles import Catalog, Loaded
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
-from offramp.server.service import REPLIES_WAITING, InferenceService, StreamLimits, handlers
+from offramp.server.service import InferenceService, handlers
+from offramp.server.stream import REPLIES_WAITING, StreamLimits
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.attacks.frames import Aborted, FrameAttack, attacks, good_frame, message
@@ -452,4 +453,4 @@ def test_no_task_outlives_its_stream(toy_bundle: Bundle, toy_engine: Engine, lea
 
 def _of_the_service(tasks: set[asyncio.Task[Any]]) -> list[str]:
     names = [getattr(task.get_coro(), "__qualname__", "") for task in tasks]
-    return [name for name in names if name.startswith(("_Stream.", "InferenceService.", "Batcher."))]
+    return [name for name in names if name.startswith(("Stream.", "InferenceService.", "Batcher."))]
