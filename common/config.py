@@ -253,7 +253,10 @@ class ServerSettings(Settings):
         examples=["FILE"],
     )
     threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None, description="threads that the tails may use (default: one for each core)", examples=["N"]
+        None,
+        description="threads that the tails may use (default: one for each CPU that the affinity and the "
+        "container's quota allow)",
+        examples=["N"],
     )
     workers: Annotated[int, Field(ge=1, le=256)] | None = Field(
         None,
@@ -280,7 +283,9 @@ class ServerSettings(Settings):
         64, description="unanswered frames of one stream; more are refused", examples=["N"]
     )
     max_streams: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
-        1024, description="open streams; more are refused", examples=["N"]
+        1024,
+        description="open streams; more are refused; lowered at start to fit the limit on open files",
+        examples=["N"],
     )
     message_bytes: Annotated[int, Field(ge=16_384, le=1 << 26)] | None = Field(
         None,

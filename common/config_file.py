@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -51,7 +51,7 @@ def read_table(path: str, program: str, fields: Mapping[str, FieldInfo]) -> dict
 
 def _check_type(field: FieldInfo, origin: str, value: object) -> None:
     """Refuse what only a text would be converted from: ``threshold = true`` is not 1.0."""
-    kind = Annotated[(field.annotation, "of a setting", *field.metadata)]  # type: ignore[valid-type]
+    kind: Any = Annotated[(cast(Any, field).annotation, "of a setting", *field.metadata)]
     try:
         TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
     except ValidationError as error:

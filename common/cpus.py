@@ -113,7 +113,7 @@ def _limits(root: Path) -> Iterator[float]:
 
 def _own_groups(text: str) -> dict[str, str]:
     """Of /proc/self/cgroup: controller → path; v2 is the one without a name."""
-    found = {}
+    found: dict[str, str] = {}
     for line in text.splitlines():
         _, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")

@@ -72,7 +72,7 @@ def _reason(problem: OSError | ValueError, path: Path | str, folder: int | None,
         return "is a symbolic link"
     if problem.errno == errno.ENXIO:
         return "is a socket or a device without a driver"
-    return problem.strerror
+    return str(problem.strerror)
 
 
 def _is_link(path: Path | str, folder: int | None) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common import files
 from offramp.common.errors import BundleError, ConfigError
 from offramp.common.files import read_bounded
 
@@ -119,7 +118,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     def broken(*_: object) -> bytes:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(files.os, "read", broken)
+    monkeypatch.setattr(os, "read", broken)
     with pytest.raises(ConfigError, match="cannot be read: Input/output error"):
         read_bounded(path, LIMIT)
 

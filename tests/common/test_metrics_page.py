@@ -87,7 +87,7 @@ def test_without_threads_it_closes_and_goes_on(port: int, monkeypatch: pytest.Mo
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics_page.threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", refuse)
         for _ in range(CONNECTIONS + 2):
             with connect(port) as stranger:
                 assert stranger.recv(1) == b""

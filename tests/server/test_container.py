@@ -15,7 +15,7 @@ import pytest
 from offramp.common.bundle import Bundle
 from offramp.common.cpus import require_threads
 from offramp.common.errors import ConfigError
-from offramp.server import plan
+from offramp.server import batch, plan
 from offramp.server.descriptors import RESERVE, SPARE_CONNECTIONS, fit
 from tests.processes import WAIT, Processes, until
 from tests.server.client import Ended, Stream, channel_to
@@ -114,7 +114,7 @@ def test_the_other_layout_serves_where_one_gets_no_threads(
 ) -> None:
     real = plan.batch_curve
 
-    def refused(tail: plan.Tail, shape: tuple[int, int, int], workers: int, *more: int | None) -> plan.Curve:
+    def refused(tail: batch.Tail, shape: tuple[int, int, int], workers: int, *more: int | None) -> plan.Curve:
         if workers > 1:
             raise ConfigError("no threads")
         return real(tail, shape, workers, *more)
