@@ -655,7 +655,7 @@ class Link:
         self._metrics.connects.inc()
         self._metrics.connected.set(1)
         with self._lock:
-            came_back = self._state is _State.DOWN
+            came_back = self._state is _State.DOWN and not self._fruitless
             session.limits = limits
             session.accepted_at = time.monotonic()
             if self._state is not _State.CLOSED:
