@@ -1,4 +1,4 @@
-"""Devices behind a real nginx, where TLS ends: with our configuration, and with what nginx does by default."""
+"""Devices behind a real nginx, where TLS ends: with our configuration, and with nginx's default body limit."""
 
 from __future__ import annotations
 
