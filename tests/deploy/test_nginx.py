@@ -1,4 +1,4 @@
-"""Devices behind a real nginx, where TLS ends: with our configuration, and with nginx's default body limit."""
+"""Devices behind a real nginx, where TLS ends: our configuration, and the default body limit."""
 
 from __future__ import annotations
 
