@@ -477,7 +477,8 @@ class Link:
             self._fruitless = 0 if useful else self._fruitless + broken
             worked = session.limits is not None and passing and not silent and not closed
             worked &= self._fruitless < FRUITLESS
-            brief = type(error) is UnavailableError and now - server.worked_at < BRIEF_SECONDS
+            costs_none = worked or not (self._outbox or session.sent)
+            brief = type(error) is UnavailableError and now - server.worked_at < BRIEF_SECONDS and costs_none
             if worked:
                 server.worked_at = now
                 servers.worked()
