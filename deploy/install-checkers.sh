@@ -4,6 +4,7 @@ set -eu
 packages=
 want() { command -v "$1" >/dev/null || packages="$packages $2"; }
 want promtool prometheus
+want nginx nginx-light
 want docker-compose docker-compose
 want kubectl kubernetes-client
 want node nodejs

@@ -45,7 +45,8 @@ The answers come in the order in which they are ready; `index` is the image's pl
 
 exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 the server did not answer
   for some images (their early exit did), 4 unusable bundle, 5 some images could not be read, 6 the server
-  runs another bundle or breaks the protocol, 7 the metrics port cannot be bound, 130 interrupted
+  runs another bundle, refuses the token or breaks the protocol, 7 the metrics port cannot be bound,
+  130 interrupted
 """
 
 

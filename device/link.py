@@ -477,7 +477,8 @@ class Link:
             self._fruitless = 0 if useful else self._fruitless + broken
             worked = session.limits is not None and passing and not silent and not closed
             worked &= self._fruitless < FRUITLESS
-            brief = type(error) is UnavailableError and now - server.worked_at < BRIEF_SECONDS
+            costs_none = worked or not (self._outbox or session.sent)
+            brief = type(error) is UnavailableError and now - server.worked_at < BRIEF_SECONDS and costs_none
             if worked:
                 server.worked_at = now
                 servers.worked()
@@ -655,7 +656,7 @@ class Link:
         self._metrics.connects.inc()
         self._metrics.connected.set(1)
         with self._lock:
-            came_back = self._state is _State.DOWN
+            came_back = self._state is _State.DOWN and not self._fruitless
             session.limits = limits
             session.accepted_at = time.monotonic()
             if self._state is not _State.CLOSED:

@@ -57,7 +57,7 @@ def forward_proxy(port: int | None = None) -> Iterator[Proxy]:
         if not line.startswith("CONNECT "):
             client.sendall(b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\n\r\n")
             return
-        host, _, named = line.split()[1].rpartition(":")
+        host, _colon, named = line.split()[1].rpartition(":")
         target = (host, int(named)) if port is None else ("127.0.0.1", port)
         with socket.create_connection(target) as server:
             client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")

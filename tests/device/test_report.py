@@ -149,7 +149,7 @@ def test_quiet_prints_the_summary_only() -> None:
     report.finish(totals(result()).summary(1.0, 0.5, None))
     assert (
         "1 images" in out.getvalue()
-        and "wire (TCP payload, all of the connection): not known" in out.getvalue()
+        and "wire (TCP payload, all of the connection): unknown" in out.getvalue()
     )
 
 

@@ -185,3 +185,19 @@ def test_flags_reach_the_server_and_the_secret_no_output(
         assert status == 0 and device.summary["server"] == 40
         assert device.summary["wire_bytes"]["sent"] == pytest.approx(proxy.up, rel=0.02)
     assert SECRET not in device.errors + "\n".join(device.stdout)
+
+
+def test_a_wrong_token_is_exit_status_6_and_help_says_so(
+    run: Processes, toy_npz: Path, tmp_path: Path
+) -> None:
+    known, wrong = tmp_path / "tokens", tmp_path / "token"
+    known.write_text("a-token-that-is-known-here")
+    wrong.write_text("another-token-that-is-not")
+    server = run.server("--token-file", known)
+    status, device = run.device(
+        *("--server", server.address, "--token-file", wrong, "--threshold", 1, "--json", toy_npz)
+    )
+    assert status == 6 and device.summary["fallback"] == 300
+    assert "the token is not known here" in device.errors and "another-token" not in device.errors
+    _, asked = run.device("--help")
+    assert "refuses the token" in " ".join(asked.stdout).partition("6 the server")[2].partition(", 7 ")[0]

@@ -21,9 +21,10 @@ class Ended(Exception):
     """The stream ended with this status instead of a message."""
 
     def __init__(self, status: str, details: str) -> None:
+        details = details.removeprefix(transport.SAID)
         super().__init__(f"{status}: {details}")
         self.status = status
-        self.details = details.removeprefix(transport.SAID)
+        self.details = details
 
 
 class Stream:
