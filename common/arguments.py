@@ -44,7 +44,8 @@ def _check_number(shown: str, value: object, whole: bool, limits: dict[str, floa
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         raise ConfigError(f"{shown}: {expected}")
     # NaN fails every comparison.
-    if not low <= value <= high or (over and value == low) or (not whole and not math.isfinite(value)):
+    exact = float(value)
+    if not low <= exact <= high or (over and exact == low) or not math.isfinite(exact):
         raise ConfigError(f"{shown}: {expected}")
 
 

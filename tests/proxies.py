@@ -59,11 +59,11 @@ def forward_proxy(port: int | None = None) -> Iterator[Proxy]:
             return
         host, _colon, named = line.split()[1].rpartition(":")
         target = (host, int(named)) if port is None else ("127.0.0.1", port)
-        with socket.create_connection(target) as server:
+        with socket.create_connection(target) as upstream:
             client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+            back = threading.Thread(target=_pump, args=(upstream, client), daemon=True)
             back.start()
-            _pump(client, server, proxy.heard)
+            _pump(client, upstream, proxy.heard)
             back.join(WAIT)
 
     with tcp_peer(handle) as peer:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -66,9 +66,9 @@ def test_what_is_in_range_is_taken_whatever_kind_of_number_it_is(toy_bundle: Bun
         with Device(
             toy_bundle,
             server=("127.0.0.1:1",),
-            threshold=threshold,
-            window=np.int64(4),
-            timeout=1,  # type: ignore[arg-type]
+            threshold=cast(float, threshold),
+            window=cast(int, np.int64(4)),
+            timeout=1,
         ) as device:
             assert 0 <= device.threshold <= 1
 

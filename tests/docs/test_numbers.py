@@ -23,22 +23,22 @@ from offramp.cli.app import EPILOG as TOOL
 from offramp.common import (
     codebook,
     context,
-    engine,
     frame,
     lanes,
     picture,
     rans,
     run_huffman,
+    session,
     tracing,
     transport,
 )
 from offramp.common.codec import CodecId
 from offramp.common.config import Parser
 from offramp.common.errors import ExitCode
-from offramp.device import app, link, report, security, wire_bytes
+from offramp.device import app, backoff, report, security, wire_bytes
 from offramp.evaluation.bench import BENCHMARKS
 from offramp.server import app as server_app
-from offramp.server import plan, service
+from offramp.server import descriptors, plan, stream
 from offramp.server import security as server_security
 
 training = pytest.importorskip("offramp.training.codebook")
@@ -63,12 +63,12 @@ def stated(file: str, pattern: str, phrase: str, unit: float = 1) -> str:
 OPERATIONS, OPERATIONS_DEVICE = "docs/operations.md", "docs/operations-device.md"
 WIRE, CODEC, DEPLOY, SCALE_OUT = "docs/wire-format.md", "docs/codec.md", "docs/deploy.md", "docs/scale-out.md"
 PHRASES = [
-    (OPERATIONS_DEVICE, f"attempts go on, {link.BACKOFF_FIRST:g} … {link.BACKOFF_MOST:g} s apart"),
+    (OPERATIONS_DEVICE, f"attempts go on, {backoff.BACKOFF_FIRST:g} … {backoff.BACKOFF_MOST:g} s apart"),
     (OPERATIONS_DEVICE, f"all of them up to {report.LATENCIES:,}, then"),
     (OPERATIONS, f"the latencies of {report.LATENCIES:,} images"),
-    (OPERATIONS, f"more connections than streams + {server_app.SPARE_CONNECTIONS} |"),
-    (OPERATIONS, f"not read further at {service.REPLIES_WAITING:,} waiting replies"),
-    (OPERATIONS, f"`--message-bytes` and {service.REPLIES_WAITING:,} replies for each stream"),
+    (OPERATIONS, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
+    (OPERATIONS, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
+    (OPERATIONS, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),
     (OPERATIONS, f"{transport.HANDSHAKE_MS / 1000:g} s for TCP, TLS and HTTP/2"),
     (OPERATIONS, f"closed after {transport.CONNECTION_IDLE_MS / 60_000:g} minutes"),
     (OPERATIONS, f"within {(transport.KEEPALIVE_MS + transport.KEEPALIVE_TIMEOUT_MS) / 1000:g} s"),
@@ -80,7 +80,7 @@ PHRASES = [
     (OPERATIONS, f"to {security.TOKEN_BYTES:,} visible ASCII characters"),
     (OPERATIONS, f"waits {tracing.FLUSH_SECONDS:g} s at most for the last spans"),
     (OPERATIONS, f"W3C trace context, {tracing.CONTEXT_BYTES + 2} bytes"),
-    (OPERATIONS, f"{engine.MEMORY_BYTES >> 30} GiB at most, in one arena"),
+    (OPERATIONS, f"{session.MEMORY_BYTES >> 30} GiB at most, in one arena"),
     (WIRE, f"W3C trace context in {tracing.CONTEXT_BYTES} bytes"),
     (WIRE, f"`traces`, with `--otel` | {tracing.CONTEXT_BYTES + 2} a sampled frame"),
     (WIRE, f"pings every {transport.KEEPALIVE_MS // 1000} s"),
@@ -108,7 +108,7 @@ PHRASES = [
     (CODEC, f"*reach* R (1 … {context.MAX_REACH})"),
     (CODEC, f"its mode, −{context.NEAR} … {context.NEAR}, and"),
     ("common/config.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
-    ("common/config.py", f"age, give or take {service.AGE_JITTER * 100:g} %"),
+    ("common/config.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
     (OPERATIONS, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
     (WIRE, f"{picture.LEFT_OUT} or {picture.LEFT_OUT + 1} bytes shorter than its WebP file"),
     (WIRE, f"| message on the stream | {frame.ENVELOPE_BYTES} (gRPC {frame.GRPC_PREFIX_BYTES},"),
@@ -117,7 +117,7 @@ PHRASES = [
     (DEPLOY, stated("systemd/edge-device.service", r"^MemoryMax=(\d+)M$", "may take {:g} MB")),
     (DEPLOY, stated("containers/Dockerfile", r"--timeout=(\d+)s", "may now take {:g}.")),
     (DEPLOY, stated("kubernetes/deployment.yaml", r'STREAM_AGE, value: "(\d+)"', "({:g} minutes here,", 60)),
-    (DEPLOY, f"minutes here, give or take {service.AGE_JITTER * 100:g} %)"),
+    (DEPLOY, f"minutes here, give or take {stream.AGE_JITTER * 100:g} %)"),
     (SCALE_OUT, stated("ray/app.py", r"^CALLS = (\d+)$", "on their way (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^MAX_BATCH = (\d+)$", "is not measured (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^BUSY_MS = (\d+)$", "becomes it, {:g} ms |")),
