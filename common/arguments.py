@@ -43,8 +43,12 @@ def _check_number(shown: str, value: object, whole: bool, limits: dict[str, floa
     # A numpy.bool is neither; a bool is an int.
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         raise ConfigError(f"{shown}: {expected}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     # NaN fails every comparison.
-    if not low <= value <= high or (over and value == low) or (not whole and not math.isfinite(value)):
+    if not low <= number <= high or (over and number == low) or not math.isfinite(number):
         raise ConfigError(f"{shown}: {expected}")
 
 
