@@ -43,9 +43,12 @@ def _check_number(shown: str, value: object, whole: bool, limits: dict[str, floa
     # A numpy.bool is neither; a bool is an int.
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         raise ConfigError(f"{shown}: {expected}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     # NaN fails every comparison.
-    exact = float(value)
-    if not low <= exact <= high or (over and exact == low) or not math.isfinite(exact):
+    if not low <= number <= high or (over and number == low) or not math.isfinite(number):
         raise ConfigError(f"{shown}: {expected}")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -60,7 +61,7 @@ class CodecId(IntEnum):
 
 
 class Coder(Protocol):
-    """Codes the C·H·W symbols of one activation, as bytes in C, H, W order."""
+    """Codes the C·H·W symbols of one activation, as bytes in C, H, W order; several threads may share one."""
 
     def encode(self, symbols: bytes, /) -> bytes:
         """The payload of these symbols; it may be longer than they are."""
@@ -100,14 +101,18 @@ def make_coder(shape: Shape, tables: Tables, lanes: int) -> Coder:
 
 
 class CompiledCoder:
-    """Any of the coders, in C."""
+    """Any of the coders, in C.
+
+    One in C has scratch memory, so each call has one for itself: an idle one, or a new one where all are
+    busy. A lock would be held for ever in a process that is forked meanwhile.
+    """
 
     def __init__(self, shape: Shape, tables: Tables, lanes: int) -> None:
-        coder = self._coder(shape, tables, lanes)
-        self.encode, self._decode = coder.encode, coder.decode
+        self._arguments = shape, tables, lanes
+        self._idle = deque([self._make(shape, tables, lanes)])
 
     @staticmethod
-    def _coder(shape: Shape, tables: Tables, lanes: int) -> Coder:
+    def _make(shape: Shape, tables: Tables, lanes: int) -> Coder:
         assert _kernel is not None
         coder: Coder
         if isinstance(tables, ContextModel):
@@ -124,12 +129,29 @@ class CompiledCoder:
             coder = _kernel.Rans(channels, plane, lanes, tables.to_kernel(), of_channel)
         return coder
 
+    def encode(self, symbols: bytes, /) -> bytes:
+        """See ``Coder``."""
+        coder = self._take()
+        try:
+            return coder.encode(symbols)
+        finally:
+            self._idle.append(coder)
+
     def decode(self, payload: bytes, /) -> bytes:
         """See ``Coder``."""
+        coder = self._take()
         try:
-            return self._decode(payload)
+            return coder.decode(payload)
         except ValueError as error:
             raise PayloadError(str(error)) from None
+        finally:
+            self._idle.append(coder)
+
+    def _take(self) -> Coder:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make(*self._arguments)
 
 
 @dataclass(frozen=True)
@@ -281,7 +303,7 @@ class ActivationCodec:
     """What both sides call: the bundle's codec, with the escape to raw.
 
     shape: (C, H, W) of the activation. coder: the codec that the bundle names; None for a bundle that
-    sends raw symbols. A codec may be used by one thread at a time.
+    sends raw symbols. Several threads may use one codec at once.
     """
 
     shape: Shape

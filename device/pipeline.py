@@ -247,7 +247,7 @@ class Device:
         self._charged = 0.0
         self._control_bytes = 0.0
         self._lock = threading.Lock()
-        """For the codec and the steering, which are for one thread at a time."""
+        """For the steering, which is for one thread at a time."""
         self._codec = bundle.codec
         self._engine = Engine(bundle, threads)
         self._engine.load_head()
@@ -383,8 +383,7 @@ class Device:
             self._finish(future, start, own, "early_exit", threshold, cost)
             return future
         before = time.perf_counter()
-        with self._lock:
-            codec, payload = self._codec.encode(exit_.symbols)
+        codec, payload = self._codec.encode(exit_.symbols)
         self.metrics.encode_seconds.observe(time.perf_counter() - before)
         entry = Entry(codec, payload, number, name, exit_.probabilities.tobytes() if self._both else b"")
         kept = None if self._pictures is None else image.copy()

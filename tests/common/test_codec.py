@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -421,3 +423,72 @@ def test_raw_payloads_are_the_symbols_in_order(symbols: Symbols) -> None:
 
     assert codec.encode(symbols) == (CodecId.RAW, symbols.tobytes())
     assert (codec.decode(CodecId.RAW, symbols.tobytes()) == symbols).all()
+
+
+class OneAtATime:
+    """A coder that notices a second call while the first one runs, as scratch memory would."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.shared = False
+
+    def encode(self, symbols: bytes, /) -> bytes:
+        self.shared |= self.busy
+        self.busy = True
+        time.sleep(0.001)
+        self.busy = False
+        return symbols[:1]
+
+    decode = encode
+
+
+@pytest.mark.skipif(not coders.COMPILED, reason="needs the compiled coders")
+def test_each_call_has_scratch_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[OneAtATime] = []
+
+    def make(*_: object) -> OneAtATime:
+        made.append(OneAtATime())
+        return made[-1]
+
+    monkeypatch.setattr(CompiledCoder, "_make", make)
+    coder = CompiledCoder((1, 2, 2), Codebook(LENGTHS[:1], np.zeros(1, np.uint16)), 1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda index: (coder.encode, coder.decode)[index % 2](bytes(4)), range(100)))
+    assert not any(each.shared for each in made) and 2 <= len(made) <= 4
+
+
+KINDS: dict[str, Tables] = {
+    "huffman": Codebook(LENGTHS[[2]], np.zeros(4, np.uint16)),
+    "rans": RansTables((coders.rans_table(1, 0, [(0, 0), (0, 1), (0, 2)], [128]),), np.zeros(4, np.uint16)),
+    "context": coders.context_model((4, 6, 6), 2, 9),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reference", [False, True])
+def test_several_threads_share_a_codec(kind: str, reference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reference:
+        monkeypatch.setenv("OFFRAMP_CODER", "reference")
+    shape = (4, 6, 6)
+    coder = make_coder(shape, KINDS[kind], 1)
+    rng = np.random.default_rng(5)
+    frames = [rng.integers(0, 3, shape, np.uint8).tobytes() for _ in range(8)]
+    payloads = [coder.encode(frame) for frame in frames]
+    read = [outcome(coder, payload) for payload in payloads]
+    damaged = [outcome(coder, payload[:-1]) for payload in payloads]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work(start: int) -> bool:
+        right = True
+        for index in range(start, start + (16 if reference else 800)):
+            at = index % 8
+            right &= coder.encode(frames[at]) == payloads[at] and outcome(coder, payloads[at]) == read[at]
+            right &= outcome(coder, payloads[at][:-1]) == damaged[at]
+        return right
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(before)
