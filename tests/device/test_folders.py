@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,9 +119,16 @@ def test_what_fails_in_the_middle_of_a_folder_keeps_what_was_found(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="has to become another user")
 def test_a_sub_folder_without_permission_as_a_process(
-    toy_bundle: Bundle, toy_images: Path, tmp_path: Path
+    toy_bundle: Bundle, toy_images: Path
 ) -> None:
     """Without search permission it is listed and its files cannot be read; without any it is not listed."""
+    # pytest's own folders are for their user alone.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        _without_permission(toy_bundle, toy_images, Path(name))
+
+
+def _without_permission(toy_bundle: Bundle, toy_images: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for name, mode in (("search", 0o644), ("list", 0o000), ("good", 0o755)):
         folder = photos / name
@@ -128,8 +136,8 @@ def test_a_sub_folder_without_permission_as_a_process(
         shutil.copy(toy_images / "00.png", folder / "a.png")
         folder.chmod(mode)
     code = (
-        "import os, sys; from offramp.device.app import main; import offramp.device.pipeline, PIL.PngImagePlugin;"
-        f"from offramp.common.bundle import load_bundle; from offramp.common.engine import Engine;"
+        "import os, sys; from offramp.device.app import main; import offramp.device.pipeline;"
+        "from offramp.common.bundle import load_bundle; import PIL.PngImagePlugin;"
         "import offramp.device.source, offramp.device.report;"
         "bundle = load_bundle(sys.argv[1]);"
         "import offramp.common.bundle as b; b.load_bundle = lambda *_: bundle;"
@@ -293,10 +301,10 @@ def test_a_closed_standard_input_is_one_error(toy_bundle: Bundle, flags: list[st
 
 
 def test_a_standard_input_that_cannot_be_read_is_one_error(run: Processes, tmp_path: Path) -> None:
-    handle = os.open(tmp_path, os.O_RDONLY)
+    handle = os.open(tmp_path / "lines", os.O_WRONLY | os.O_CREAT)
     status, device = run.device("--threshold", 0, "--json", "-", stdin=handle)
     os.close(handle)
-    assert status == 5 and device.stderr == ["edge-device: -: cannot be read: Is a directory"]
+    assert status == 5 and device.stderr == ["edge-device: -: cannot be read: Bad file descriptor"]
 
 
 def test_a_vanishing_folder_ends_no_process(run: Processes, toy_images: Path, tmp_path: Path) -> None:
