@@ -12,6 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from offramp.cli.stdout import checked_stdout
 from offramp.common.config import Parser, ShowVersion
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
 
@@ -72,7 +73,12 @@ exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with checked_stdout() as stdout:
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+    return ExitCode.INTERRUPTED if stdout.failed and status == ExitCode.OK else status
+
+
+def _main(arguments: list[str]) -> int:
     try:
         parser = Parser("offramp", epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter)
         parser.add_argument("--version", action=ShowVersion)

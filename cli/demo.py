@@ -210,6 +210,11 @@ def _device_command(bundle: Path, server: Server, images: Path, threshold: float
 
 def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: dict[str, str]) -> Row:
     """Accuracy, exit rate and mean bytes of one run, over all images."""
+    if not records:
+        raise DataError("edge-device found no pictures, expected those of labels.csv")
+    for record in records:
+        if Path(record["image"]).name not in labels:
+            raise DataError(f"{record['image']}: is not in labels.csv, expected a label for each picture")
     right = sum(record["label"] == labels[Path(record["image"]).name] for record in records)
     wire = summary["wire_bytes"]
     return Row(
@@ -413,6 +418,9 @@ def print_saving(say: Callable[[str], None], rows: list[Row], baselines: list[Ro
     chosen = next(row for row in rows if row.name == f"T_c = {threshold:g}")
     say(f"\nAt the bundle's own threshold ({chosen.name}, {chosen.accuracy:.2%}) an image costs")
     for row in baselines:
+        if not row.payload_bytes_mean:
+            say(f"  as {row.name} sends nothing, {chosen.payload_bytes_mean:.1f} B more ({row.accuracy:.2%})")
+            continue
         share = chosen.payload_bytes_mean / row.payload_bytes_mean
         say(f"  {share:7.1%} of the bytes of {row.name} ({row.accuracy:.2%})")
 

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.inputs.pictures import decode
 from offramp.device.sources.folders import Folders
 from offramp.device.sources.lists import check_stdin, paths_of, stdin_paths
 from offramp.device.sources.watch import PATIENCE, WATCH_SECONDS, Watch, is_hollow, missing
@@ -180,7 +181,7 @@ class Source:
                     f"{path}: is not whole: zeros at its end, and unchanged for {seconds:g} s, "
                     "expected a picture that was written to its end"
                 )
-            return Item(str(path), decode_picture(str(path), data, self.preprocessing))
+            return Item(str(path), decode(str(path), data, self.preprocessing))
         except DataError as error:
             return Item(str(path), error) if last else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -20,7 +21,9 @@ from PIL import Image
 
 from offramp.common.bundle import Bundle, Preprocessing
 from offramp.common.errors import DataError
+from offramp.common.inputs.pictures import decode
 from offramp.device.source import Item, Source
+from offramp.device.sources.watch import PATIENCE, Watch, is_hollow, missing
 from tests import toy
 from tests.processes import Processes, until
 
@@ -118,9 +121,7 @@ def test_what_fails_in_the_middle_of_a_folder_keeps_what_was_found(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="has to become another user")
-def test_a_sub_folder_without_permission_as_a_process(
-    toy_bundle: Bundle, toy_images: Path
-) -> None:
+def test_a_sub_folder_without_permission_as_a_process(toy_bundle: Bundle, toy_images: Path) -> None:
     """Without search permission it is listed and its files cannot be read; without any it is not listed."""
     # pytest's own folders are for their user alone.
     with tempfile.TemporaryDirectory() as name:
@@ -268,7 +269,7 @@ def test_a_repeated_folder_of_faults_only_does_not_spin(
 def test_lines_of_a_list_end_with_newlines_only(tmp_path: Path) -> None:
     odd = [f"a{mark}b.png".encode() for mark in "\u2028\u2029\x0b\x0c\x85\x1c\r"] + [b"caf\xe9.png"]
     for name in odd:
-        shutil.copy(png(tmp_path / "good"), os.path.join(os.fsencode(tmp_path), name))  # noqa: PTH118
+        shutil.copy(png(tmp_path / "good"), os.path.join(os.fsencode(tmp_path), name))
     path = tmp_path / "list.txt"
     path.write_bytes(b"\xef\xbb\xbfgood\r\n\r\n" + b"\n".join(odd) + b"\r\ngood")
     items = list(Source([path], PREPROCESSING))
@@ -276,11 +277,13 @@ def test_lines_of_a_list_end_with_newlines_only(tmp_path: Path) -> None:
     assert all(isinstance(item.image, np.ndarray) for item in items)
 
 
-def test_lines_of_standard_input_are_those_of_a_list(run: Processes, toy_images: Path, tmp_path: Path) -> None:
+def test_lines_of_standard_input_are_those_of_a_list(
+    run: Processes, toy_images: Path, tmp_path: Path
+) -> None:
     odd = [b"a\xe2\x80\xa8b.png", b"a\x0bb\x0c", b"caf\xe9.png"]
     text = b"\xef\xbb\xbf"
     for name in odd:
-        path = os.path.join(os.fsencode(tmp_path), name)  # noqa: PTH118
+        path = os.path.join(os.fsencode(tmp_path), name)
         shutil.copy(toy_images / "00.png", path)
         text += path + b"\r\n"
     (tmp_path / "lines").write_bytes(text)
@@ -319,3 +322,53 @@ def test_a_vanishing_folder_ends_no_process(run: Processes, toy_images: Path, tm
     until(lambda: device.answers, "the one that stays")
     device.send(signal.SIGTERM)
     assert device.wait() == 130 and device.summary["unreadable"] == 0
+
+
+# --- files that are being written ---
+
+
+def whole_of(kind: str) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("preallocated", [False, True])
+def test_half_a_picture_is_not_answered(kind: str, preallocated: bool, tmp_path: Path) -> None:
+    """It does not change for many looks in the middle of being written, as on a slow link."""
+    whole = whole_of(kind) + bytes(0)
+    half = whole[: len(whole) // 2]
+    path = tmp_path / f"a.{kind.lower()}"
+    watch = Watch()
+    source = Source([tmp_path], PREPROCESSING, True)
+
+    def look() -> list[Item]:
+        found, _ = source._folders.look_at_all()
+        return list(watch.whole(found, source._read_whole))
+
+    path.write_bytes(half + bytes(len(whole) - len(half)) if preallocated else half)
+    for _ in range(PATIENCE - 2):
+        assert look() == []
+    with path.open("r+b") as file:
+        file.seek(len(half))
+        file.write(whole[len(half) :])
+    (item,) = [item for _ in range(PATIENCE) for item in look()]
+    np.testing.assert_array_equal(item.image, decode("a", whole, PREPROCESSING))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_half_a_picture_that_stays_so_is_one_error(kind: str, tmp_path: Path) -> None:
+    whole = whole_of(kind)
+    (tmp_path / f"a.{kind.lower()}").write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+    items, end = watched(tmp_path)
+    until(lambda: items, "its error")
+    end()
+    assert "is not whole: zeros at its end" in fault_of(items) or kind == "WEBP"
+    assert names(items) == []
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_whole_picture_lacks_nothing(kind: str) -> None:
+    assert missing(whole_of(kind)) is None and not is_hollow(whole_of(kind))

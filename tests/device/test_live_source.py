@@ -17,10 +17,10 @@ from PIL import Image
 
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.inputs.folder import Found
 from offramp.device import source
 from offramp.device.source import Item, Source
 from offramp.device.sources import folders
-from offramp.common.inputs.folder import Found
 from tests import toy
 from tests.processes import WAIT, Processes, until
 

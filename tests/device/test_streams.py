@@ -59,21 +59,20 @@ def test_a_signal_ends_a_run_whose_stdout_nobody_reads(
 ) -> None:
     reading, writing = os.pipe()
     device = run.start_device(
-        *("--threshold", 0, "--json", "--metrics-port", 0, *flags, *[toy_npz, toy_images] * 12), stdout=writing
+        *("--threshold", 0, "--json", "--metrics-port", 0, *flags, *[toy_npz, toy_images] * 12),
+        stdout=writing,
     )
     os.close(writing)
     device.wait_for("metrics on")
     # Once the pipe is full nothing more is printed.
-    until(lambda: _held(reading) > 60_000 or not flags and _held(reading) > 1000, "answers")
+    until(lambda: _held(reading) > 60_000 or (not flags and _held(reading) > 1000), "answers")
     device.send(signal.SIGTERM)
     status = device.process.wait(30)
     os.close(reading)
     assert status == 130
 
 
-def test_what_waits_for_a_reader_of_stdout_is_bounded(
-    toy_bundle: Bundle, toy_images: Path
-) -> None:
+def test_what_waits_for_a_reader_of_stdout_is_bounded(toy_bundle: Bundle, toy_images: Path) -> None:
     """Images are not read on and on while nobody takes their answers."""
     code = (
         "import sys; from offramp.device import app; app.PENDING = 300;"
