@@ -50,6 +50,7 @@ your own pictures:
        backbone = "mobilenet-v2"
        exit = 12
 
+     Paths are relative to the recipe's file; those of --set, --train-data and --test-data to the current folder.
      validation is the share of train that chooses epochs, ranges, code tables and the threshold. The test
      part is for the figures that are reported, and for nothing else.
   3. offramp train my.toml --out my-bundle
@@ -129,11 +130,18 @@ def _parser() -> Parser:
         help="folder for checkpoints (default: checkpoints/<the file's name>)",
     )
     parser.add_argument(
-        "--train-data", nargs="+", metavar="FILE", help="Parquet files in place of the recipe's train part"
+        "--train-data",
+        nargs="+",
+        metavar="FILE",
+        help="Parquet files, or a folder, in place of the recipe's train part",
     )
     parser.add_argument(
-        "--test-data", nargs="+", metavar="FILE", help="Parquet files in place of the recipe's test part"
+        "--test-data",
+        nargs="+",
+        metavar="FILE",
+        help="Parquet files, or a folder, in place of the recipe's test part",
     )
+    parser.add_argument("--skip-bad", action="store_true", help="leave pictures out that cannot be decoded")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
     parser.add_argument(
         "--precision",
@@ -175,7 +183,7 @@ def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
     found = recipes.read(arguments.recipe, settings=arguments.settings, only=arguments.only)
     hardware = choose_hardware(arguments.device, arguments.precision, arguments.compile)
     display = _Display()
-    datasets = _Datasets(arguments.train_data, arguments.test_data, display)
+    datasets = _Datasets(arguments.train_data, arguments.test_data, arguments.skip_bad, display)
     nested = recipes.has_variants(arguments.recipe)
     for recipe, text in found:
         out = arguments.out / recipe.name if nested else arguments.out
@@ -229,7 +237,10 @@ def choose_hardware(device: str, precision: str | None, compiled: bool) -> Hardw
 class _Datasets:
     """Each data set once, however many recipes learn from it."""
 
-    def __init__(self, train: list[str] | None, test: list[str] | None, display: _Display) -> None:
+    def __init__(
+        self, train: list[str] | None, test: list[str] | None, skip_bad: bool, display: _Display
+    ) -> None:
+        self._skip_bad = skip_bad
         if (train is None) != (test is None):
             raise ConfigError("--train-data and --test-data: expected both or neither")
         self._files = None if train is None or test is None else (train, test)
@@ -244,7 +255,7 @@ class _Datasets:
             recipe = recipe.with_files(*self._files)
         key = f"{recipe.seed} {recipe.data.model_dump_json()}"
         if key not in self._loaded:
-            self._loaded[key] = sources.load(recipe.data, seed=recipe.seed)
+            self._loaded[key] = sources.load(recipe.data, seed=recipe.seed, skip_bad=self._skip_bad)
             data = self._loaded[key]
             self._display.line(
                 f"{data.name}: {len(data.train):,} images to train, {len(data.validation):,} to validate, "

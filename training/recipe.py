@@ -352,16 +352,41 @@ class Recipe(_Strict):
             field = ".".join(str(part) for part in first["loc"] if part not in SOURCES) or "top level"
             raise ConfigError(f"{origin}: {field}: {first['msg']}") from error
 
+    def located(self, folder: Path, fields: Iterable[str] = ("train", "test")) -> Recipe:
+        """This recipe with the relative paths in these fields of its data taken from a folder: its file's."""
+        data = self.data
+        if not isinstance(data, _LocalRecipe):
+            return self
+        update: dict[str, str | list[str]] = {}
+        for field in fields:
+            value = getattr(data, field)
+            joined = [str(folder / one) for one in _listed(value)]
+            update[field] = joined[0] if isinstance(value, str) else joined
+        return self.model_copy(update={"data": data.model_copy(update=update)})
+
     def with_files(self, train: Sequence[str], test: Sequence[str]) -> Recipe:
-        """This recipe on local Parquet files of the same columns.
+        """This recipe on local Parquet files of the same columns, or on a folder for each part.
 
         Raises:
-            ConfigError: a recipe whose data are no pictures.
+            ConfigError: a recipe whose data are not pictures, or folders mixed with files.
         """
         data = self.data
         if not isinstance(data, PicturesRecipe):
             raise ConfigError(f"recipe {self.name} takes its data from {data.source}, not from files")
         fields = {name: getattr(data, name) for name in PicturesRecipe.model_fields}
+        folders = [path for path in (*train, *test) if Path(path).is_dir()]
+        if folders:
+            if len(folders) != 2 or len(train) != 1 or len(test) != 1:
+                raise ConfigError(
+                    f"{folders[0]}: is a folder, expected one folder for each part, or Parquet files for both"
+                )
+            folder = FolderRecipe(
+                source="imagefolder",
+                train=train[0],
+                test=test[0],
+                **fields | {"image": "image", "label": "label"},
+            )
+            return self.model_copy(update={"data": folder})
         files = ParquetRecipe(source="parquet", train=list(train), test=list(test), **fields)
         return self.model_copy(update={"data": files})
 
@@ -427,12 +452,19 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
         raise ConfigError(f"cannot read recipe {path}: {error}") from error
     values = _toml(text, str(path))
     variants = values.pop("variants", None)
+    given: set[str] = set()
     for setting in settings:
-        values = _merged(values, _toml(setting, f"--set {setting}"))
+        replaced = _toml(setting, f"--set {setting}")
+        values = _merged(values, replaced)
+        given |= set(replaced["data"]) if isinstance(replaced.get("data"), dict) else set()
+
+    def located(recipe: Recipe) -> Recipe:
+        return recipe.located(path.parent, {"train", "test"} - given)
+
     if variants is None:
         if only:
             raise ConfigError(f"{path} has no variants")
-        return [(Recipe._checked(values, str(path)), to_toml(values) if settings else text)]
+        return [(located(Recipe._checked(values, str(path))), to_toml(values) if settings else text)]
     found: dict[str, tuple[Recipe, str]] = {}
     for variant in variants if isinstance(variants, list) else [None]:
         if not isinstance(variant, dict) or not isinstance(variant.get("name"), str):
@@ -441,7 +473,7 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
         if name in found:
             raise ConfigError(f"{path}: variants: {name!r} is there twice")
         own = _merged(values, {**variant, "name": f"{values.get('name')}-{name}"})
-        found[name] = (Recipe._checked(own, f"{path}, variant {name}"), to_toml(own))
+        found[name] = (located(Recipe._checked(own, f"{path}, variant {name}")), to_toml(own))
     for name in only:
         _one_of_variants(name, found, path)
     return [found[name] for name in (only or found)]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from offramp.common.errors import ConfigError, DataError, printable
+from offramp.common.inputs.folder import find, kinds_of
 from offramp.training.data import Dataset, Labelled, Source, split
 from offramp.training.recipe import (
     DataRecipe,
@@ -36,13 +37,20 @@ if TYPE_CHECKING:
     import datasets
 
 
-def load(recipe: DataRecipe, *, seed: int, progress: Callable[[], object] = lambda: None) -> Dataset:
+SHOWN_ERRORS = 20
+"""Pictures that one error names, at most."""
+
+
+def load(
+    recipe: DataRecipe, *, seed: int, progress: Callable[[], object] = lambda: None, skip_bad: bool = False
+) -> Dataset:
     """Read and split what a recipe's ``[data]`` names.
 
     Args:
         recipe: the ``[data]`` table.
         seed: decides which images validate.
         progress: called for each picture that was decoded.
+        skip_bad: leave pictures out that cannot be decoded.
 
     Raises:
         ConfigError: a file, folder or name that does not exist.
@@ -56,8 +64,8 @@ def load(recipe: DataRecipe, *, seed: int, progress: Callable[[], object] = lamb
         elif isinstance(recipe, ParquetRecipe):
             train, test = _parquet("train", recipe.train, cache), _parquet("test", recipe.test, cache)
         else:
-            train, test = _folder("train", recipe.train, cache), _folder("test", recipe.test, cache)
-        source = _source(recipe, train, test, progress)
+            train, test = _folder("train", recipe.train), _folder("test", recipe.test)
+        source = _source(recipe, train, test, progress, skip_bad)
     return split(source, validation=recipe.validation, seed=seed)
 
 
@@ -69,7 +77,9 @@ class _Part:
     rows: datasets.Dataset
 
 
-def _source(recipe: PicturesRecipe, train: _Part, test: _Part, progress: Callable[[], object]) -> Source:
+def _source(
+    recipe: PicturesRecipe, train: _Part, test: _Part, progress: Callable[[], object], skip_bad: bool
+) -> Source:
     train_labels, names = _labels(train, recipe.label, recipe.classes)
     test_labels, test_names = _labels(test, recipe.label, recipe.classes)
     classes = names or tuple(str(label) for label in range(int(train_labels.max()) + 1))
@@ -77,20 +87,24 @@ def _source(recipe: PicturesRecipe, train: _Part, test: _Part, progress: Callabl
         raise DataError(f"test has the classes {_shown(test_names)}, train has {_shown(classes)}")
     if len(classes) < 2:
         raise DataError(f"train has the one class {_shown(classes)}, expected two at least")
+    parts = []
     for part, labels in ((train, train_labels), (test, test_labels)):
         bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if len(bad):
             raise DataError(
                 f"{part.name}: row {bad[0]} has the label {labels[bad[0]]}, expected 0 … {len(classes) - 1}"
             )
-        for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
-            raise DataError(f"{part.name}: class {printable(classes[label])!r} has no images")
-    return Source(
-        recipe.title,
-        classes,
-        Labelled(_pixels(train, recipe.image, recipe.size, progress), train_labels),
-        Labelled(_pixels(test, recipe.image, recipe.size, progress), test_labels),
-    )
+        _check_classes(part.name, labels, classes)
+    for part, labels in ((train, train_labels), (test, test_labels)):
+        pixels, good = _pixels(part, recipe.image, recipe.size, progress, skip_bad)
+        _check_classes(part.name, labels[good], classes)
+        parts.append(Labelled(pixels, labels[good]))
+    return Source(recipe.title, classes, *parts)
+
+
+def _check_classes(part: str, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+    for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
+        raise DataError(f"{part}: class {printable(classes[label])!r} has no images")
 
 
 def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -123,8 +137,13 @@ def _feature(part: _Part, column: str, what: str) -> Any:
     return features[column]
 
 
-def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object]) -> NDArray[np.uint8]:
-    """Every picture of a part, decoded and resized: uint8 [N, 3, size, size], RGB."""
+def _pixels(
+    part: _Part, column: str, size: int, progress: Callable[[], object], skip_bad: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A part's pictures, decoded and resized: uint8 [N, 3, size, size], RGB; and which rows they are.
+
+    Raises DataError that lists what cannot be decoded, unless that is left out.
+    """
     import datasets
 
     feature = _feature(part, column, "picture")
@@ -137,10 +156,24 @@ def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object])
             "expected a struct of bytes and path"
         )
     pixels = np.empty((len(rows), 3, size, size), np.uint8)
+    good = np.ones(len(rows), np.bool_)
+    errors: list[str] = []
     for number, cell in enumerate(rows[column]):
-        pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
+        try:
+            pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
+        except DataError as error:
+            good[number] = False
+            if len(errors) < SHOWN_ERRORS:
+                errors.append(str(error))
         progress()
-    return pixels
+    if errors and not skip_bad:
+        count = int((~good).sum())
+        more = f"; and {count - len(errors)} more" if count > len(errors) else ""
+        raise DataError(
+            f"{part.name}: {count} of {len(rows)} pictures cannot be used (--skip-bad leaves them out): "
+            f"{'; '.join(errors)}{more}"
+        )
+    return (pixels if good.all() else pixels[good]), good
 
 
 def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.uint8]:
@@ -190,28 +223,35 @@ def _parquet(name: str, files: str | Sequence[str], cache: str) -> _Part:
         raise DataError(f"{name}: {', '.join(paths)} is no Parquet file: {_first_line(cause)}") from None
 
 
-def _folder(name: str, folder: str, cache: str) -> _Part:
+def _folder(name: str, folder: str) -> _Part:
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"{name}: {folder} is no folder")
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     if not classes:
         raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, one in enumerate(classes):
+        found = find(root / one)
+        for path, error in found.faults.items():
+            raise DataError(f"{name}: {path} cannot be listed: {error.strerror}")
+        if not found.pictures:
+            over = f" of a known format: {kinds_of(found.passed_over)}" if found.passed_over else ""
+            raise DataError(
+                f"{name}: class {printable(one)!r} has no {'pictures' if over else 'images'}{over}"
+            )
+        paths += map(str, found.pictures)
+        labels += [label] * len(found.pictures)
     datasets = _library()
-    empty = (one for one in classes if not any(path.is_file() for path in (root / one).rglob("*")))
-    for one in empty:
-        raise DataError(f"{name}: class {printable(one)!r} has no images")
-    try:
-        rows = datasets.load_dataset(
-            "imagefolder", data_dir=folder, split="train", cache_dir=cache, drop_labels=False
-        )
-    except Exception as error:
-        raise DataError(f"{name}: {folder} is no folder of pictures: {_first_line(error)}") from None
-    found = tuple(rows.features["label"].names)
-    if found != tuple(classes):
-        missing = _shown(sorted(set(classes) - set(found)))
-        raise DataError(f"{name}: class {missing} has no pictures of a known format")
-    return _Part(name, rows)
+    features = datasets.Features(
+        {
+            "image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "label": datasets.ClassLabel(names=classes),
+        }
+    )
+    cells = [{"bytes": None, "path": path} for path in paths]
+    return _Part(name, datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features))
 
 
 def _library() -> Any:

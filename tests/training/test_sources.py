@@ -1,6 +1,7 @@
 """Pictures from Parquet files and folders; each kind of bad data is one clear error."""
 
 import io
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from offramp.common.errors import ConfigError, DataError, OfframpError
 from offramp.training.app import main
-from offramp.training.recipe import FolderRecipe, HubRecipe, ParquetRecipe
+from offramp.training.recipe import FolderRecipe, HubRecipe, ParquetRecipe, read, to_toml
 from offramp.training.sources import load
 
 SIZE = 16
@@ -243,4 +244,46 @@ def test_train_says_so_in_one_line(
     assert "--train-data and --test-data: expected both" in capsys.readouterr().err
     assert main([*arguments, "--test-data", str(files.test)]) == 5
     printed = capsys.readouterr()
-    assert printed.err == "offramp train: train: row 3 (3.png) cannot be decoded: UnidentifiedImageError\n"
+    assert (
+        "train: 1 of 24 pictures cannot be used (--skip-bad leaves them out): train: row 3 (3.png)"
+        in printed.err
+    )
+
+
+def test_paths_are_relative_to_the_recipe_and_flags_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    values = tomllib.loads((Path(__file__).parents[2] / "runs" / "digits.toml").read_text())
+    data = {"source": "imagefolder", "train": "train", "test": "test", "validation": 0.25}
+    text = to_toml({**values, "data": data})
+    path = tmp_path / "mine" / "recipe.toml"
+    path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    ((recipe, kept),) = read(path)
+    assert isinstance(recipe.data, FolderRecipe) and kept == text
+    assert recipe.data.train == str(tmp_path / "mine" / "train")
+    ((recipe, _),) = read(path, settings=['data.train="other"'])
+    assert isinstance(recipe.data, FolderRecipe)
+    assert (recipe.data.train, recipe.data.test) == ("other", str(tmp_path / "mine" / "test"))
+    folders(tmp_path)
+    given = recipe.with_files(["train"], ["test"]).data
+    assert isinstance(given, FolderRecipe) and (given.train, given.test) == ("train", "test")
+    with pytest.raises(ConfigError, match="train: is a folder, expected one folder"):
+        recipe.with_files(["train"], ["a.parquet"])
+
+
+def test_nested_folders_count_as_their_first_folder_and_all_damage_is_listed(tmp_path: Path) -> None:
+    folders(tmp_path)
+    cat = tmp_path / "train" / "cat"
+    (cat / "deep" / "er").mkdir(parents=True)
+    for path in list(cat.glob("*.png"))[:3]:
+        path.rename(cat / "deep" / "er" / path.name)
+    data = load(folder_recipe(tmp_path), seed=1)
+    assert data.classes == CLASSES and len(data.train) + len(data.validation) == 16
+    bad = sorted((tmp_path / "train").rglob("*.png"))[:2]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    fails(folder_recipe(tmp_path), "train: 2 of 16 pictures cannot be used.*row 0.*row 1")
+    kept = load(folder_recipe(tmp_path), seed=1, skip_bad=True)
+    assert len(kept.train) + len(kept.validation) == 14
