@@ -13,7 +13,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from io import TextIOWrapper
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
 from offramp.common.telemetry import serve_metrics, start_log, timed
 from offramp.common.transport import set_grpc_environment
 from offramp.device.notify import Notifier
+from offramp.device.streams import ready_streams, stdout_until
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -52,6 +52,8 @@ exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 t
 
 BATCH = 256
 """Answers that are written to stdout at once, at most."""
+PENDING = 8192
+"""Images whose answers are not printed yet, at most: then the next one waits for the reader of stdout."""
 LOOK_SECONDS = 0.5
 """How often the waiting main thread looks up: a signal that comes just before it blocks does not wake it."""
 
@@ -59,7 +61,15 @@ LOOK_SECONDS = 0.5
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     set_grpc_environment()
-    _ready_output()
+    stderr = ready_streams()
+    try:
+        return _main(argv)
+    finally:
+        if stderr is not None:
+            stderr.end()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         parser = make_parser(
             "edge-device",
@@ -101,16 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Python would complain once more when it flushes stdout at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error.exit_code
-
-
-def _ready_output() -> None:
-    """Make stdout and stderr take all: Python has None for a closed one, and file names hold any byte."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - open until the process ends
-        elif isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 class _Stop:
@@ -186,7 +186,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
         if port is not None:
             log.info("metrics on %s", join_address(settings.metrics_host, port))
-        report = Report(arguments.json, arguments.quiet, source.count())
+        report = Report(arguments.json, arguments.quiet, source.count(), stdout_until(stop.is_set))
         answers = _Answers(report, totals, bundle.codec.raw_bytes, stop)
         start = time.perf_counter()
         with device:
@@ -198,6 +198,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
         answers.finish()
         if tracing is not None:
             tracing.close()
+        totals.passed_over = source.passed_over
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
         interrupted = stop.is_set()
         if interrupted:
@@ -218,7 +219,7 @@ def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _An
     for index in range(sys.maxsize):
         with timed(device.metrics.read_seconds):
             item = next(items, None)
-        if item is None or stop.is_set():
+        if item is None or stop.is_set() or not answers.wait_for_room():
             return
         if isinstance(item.image, DataError):
             device.metrics.image_errors.inc()
@@ -247,7 +248,10 @@ def _wait_for_corrections(device: Device, settings: DeviceSettings, stop: _Stop)
 
 
 class _Answers:
-    """Prints answers as they come, on a thread of its own: a slow reader of stdout delays no image."""
+    """Prints answers as they come, on a thread of its own.
+
+    A slow reader of stdout delays no image before ``PENDING`` answers wait for it.
+    """
 
     def __init__(self, report: Report, totals: Totals, raw_bytes: int, stop: _Stop) -> None:
         self._report = report
@@ -256,15 +260,26 @@ class _Answers:
         self._stop = stop
         self._ready: SimpleQueue[tuple[int, str, Result | DataError] | Correction | None] = SimpleQueue()
         self._failure: BaseException | None = None
+        # Each is written by one thread alone.
+        self._handed_in = self._printed = 0
         self._thread = threading.Thread(target=self._print, name="offramp-report", daemon=True)
         self._thread.start()
 
+    def wait_for_room(self) -> bool:
+        """Wait until another image may be handed in; False where a signal came first."""
+        while self._handed_in - self._printed >= PENDING:
+            if self._stop.wait(0.005):
+                return False
+        return True
+
     def expect(self, index: int, name: str, future: Future[Result]) -> None:
         """Print this image's result once it is there."""
+        self._handed_in += 1
         future.add_done_callback(partial(self._done, index, name))
 
     def unreadable(self, index: int, name: str, error: DataError) -> None:
         """Print that this image could not be used."""
+        self._handed_in += 1
         self._ready.put((index, name, error))
 
     def correct(self, correction: Correction) -> None:
@@ -300,6 +315,7 @@ class _Answers:
                 going = going and None not in ready
                 self._failure = self._failure or error
                 self._stop.set()
+            self._printed += sum(isinstance(answer, tuple) for answer in ready)
 
     def _print_one(self, answer: tuple[int, str, Result | DataError] | Correction) -> None:
         if not isinstance(answer, tuple):

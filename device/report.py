@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from offramp.common.errors import DataError, OutputError, printable
+from offramp.common.inputs.folder import kinds_of
 from offramp.device.metrics import SOURCES
 from offramp.device.pipeline import Correction, Result
 from offramp.device.wire_bytes import WireBytes
@@ -55,6 +57,8 @@ class Totals:
     raw_activation_bytes: int = 0
     latencies: Sample = field(default_factory=Sample)
     decoding: Sample = field(default_factory=Sample)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Files in folders that are no pictures by their names, by suffix."""
 
     def add(self, result: Result, raw_bytes: int) -> None:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
@@ -79,6 +83,7 @@ class Totals:
         return {
             "images": answered,
             "unreadable": self.unreadable,
+            "passed_over": self.passed_over,
             **self.images,
             "threshold": threshold,
             "exit_rate": self.images["early_exit"] / answered if answered else None,
@@ -206,6 +211,11 @@ class Report:
             f"\n{n} images at T_c = {summary['threshold']:g}: {summary['early_exit']} early exit, "
             f"{summary['server']} server, {summary['fallback']} fallback; {summary['unreadable']} unreadable"
         )
+        if passed_over := Counter(summary["passed_over"]):
+            self._line(
+                f"passed over {passed_over.total():,} files that are not pictures by their names: "
+                f"{kinds_of(passed_over)}"
+            )
         if n:
             self._line(
                 f"payload {summary['payload_bytes']:,} B, {summary['payload_bytes_mean']:.1f} B an image "

@@ -7,14 +7,13 @@ waits for images (``--watch``, standard input, a camera) does so through ``wait`
 from __future__ import annotations
 
 import os
-import select
 import stat
 import sys
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,15 +25,14 @@ from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.inputs.arrays import check_stack
 from offramp.common.inputs.headers import Refused, check_size
-from offramp.common.inputs.pictures import EXTENSIONS, decode, to_input
+from offramp.common.inputs.pictures import decode, to_input
+from offramp.device.sources.folders import Folders
+from offramp.device.sources.lists import check_stdin, paths_of, stdin_paths
+from offramp.device.sources.watch import PATIENCE, WATCH_SECONDS, Watch, is_hollow, missing
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
 FILE_BYTES = 64 << 20
 LIST_BYTES = 64 << 20
-LINE_BYTES = 1 << 16
-WATCH_SECONDS = 0.2
-"""Between two looks at a watched folder."""
-STDIN_SECONDS = 0.02
 REOPEN_SECONDS, REOPEN_SECONDS_MOST = 1.0, 30.0
 """Between two attempts to open a camera: the first pause, doubled each time up to the second."""
 LIVE_SECONDS = 0.01
@@ -61,7 +59,7 @@ def _sleep(seconds: float) -> bool:
 class Source:
     """All images of the command line, in order.
 
-    paths: folders (their PNG and JPEG files by name, sub-folders too), pictures, ``.npz`` files, ``.txt``
+    paths: folders (their pictures by name, sub-folders too), pictures, ``.npz`` files, ``.txt``
     files with one path a line, relative to the list's own folder, video files; ``-`` (a path a line on
     standard input), ``camera:N`` and ``rtsp://…``. watch: folders are looked at again and again for new
     files. wait: sleeps so many seconds; returns True early when there is to be no further image. repeat: what
@@ -73,9 +71,12 @@ class Source:
     watch: bool = False
     wait: Callable[[float], bool] = _sleep
     repeat: bool = False
+    _folders: Folders = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for path in self.paths:
+            if path == "-":
+                check_stdin()
             if _is_stream(path):
                 continue
             try:
@@ -84,7 +85,10 @@ class Source:
                 raise ConfigError(f"{path}: {error.strerror}, expected a file or a folder") from None
         if any(_is_video(path) for path in self.paths):
             _opencv()
-        if self.watch and not any(Path(path).is_dir() for path in self.paths):
+        # Which they are is settled here: one that is gone for a while is still a folder.
+        roots = [Path(path) for path in self.paths if not _is_stream(path) and os.path.isdir(path)]  # noqa: PTH112
+        object.__setattr__(self, "_folders", Folders(roots))
+        if self.watch and not roots:
             raise ConfigError("--watch: expected a folder to watch")
         if self.repeat and (self.watch or any(_is_stream(path) for path in self.paths)):
             raise ConfigError(
@@ -101,33 +105,85 @@ class Source:
             )
         ):
             return None
-        return sum(1 for path in self.paths for _ in _files(Path(path)))
+        return sum(
+            self._folders.count(Path(path)) if Path(path) in self._folders else len(_files(Path(path)))
+            for path in self.paths
+        )
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """Files in the folders that are no pictures by their names: how many, by suffix."""
+        return dict(self._folders.passed_over.most_common())
 
     def __iter__(self) -> Iterator[Item]:
-        yield from self._once()
+        yield from self._once(first=True)
         while self.repeat:
             found = False
-            for item in self._once():
-                found = True
+            for item in self._once(first=False):
+                found |= not isinstance(item.image, DataError)
                 yield item
-            # Folders that are empty, for now.
+            # Folders that are empty or cannot be read, for now.
             if not found and self.wait(WATCH_SECONDS):
                 return
 
-    def _once(self) -> Iterator[Item]:
+    def _once(self, first: bool) -> Iterator[Item]:
         for path in self.paths:
             if path == "-":
-                for line in _stdin_lines(self.wait):
-                    yield from self._read(Path(line))
+                yield from self._read_stdin()
             elif _is_live(path):
                 yield from _live(str(path), self.preprocessing, self.wait)
-            elif not (self.watch and Path(path).is_dir()):
-                for file in _files(Path(path)):
+            elif Path(path) not in self._folders:
+                yield from self._read_named(Path(path), first)
+            elif not self.watch:
+                found, faults = self._folders.look(Path(path))
+                yield from (Item(str(folder), fault) for folder, fault in faults.items())
+                for file in found.pictures:
                     yield from self._read(file)
-        folders = [Path(path) for path in self.paths if not _is_stream(path) and Path(path).is_dir()]
         if self.watch:
-            for file in _watch(folders, self.wait):
-                yield from self._read(file)
+            yield from self._read_watched()
+
+    def _read_stdin(self) -> Iterator[Item]:
+        try:
+            for line in stdin_paths(self.wait):
+                yield from self._read(Path(line))
+        except DataError as error:
+            yield Item("-", error)
+
+    def _read_named(self, path: Path, first: bool) -> Iterator[Item]:
+        try:
+            files = _files(path)
+        except ConfigError as error:
+            if first:
+                raise
+            yield Item(str(path), DataError(str(error)))
+            return
+        for file in files:
+            yield from self._read(file)
+
+    def _read_watched(self) -> Iterator[Item]:
+        watch = Watch()
+        while True:
+            found, faults = self._folders.look_at_all()
+            yield from (Item(str(folder), fault) for folder, fault in faults.items())
+            yield from watch.whole(found, self._read_whole)
+            if self.wait(WATCH_SECONDS):
+                return
+
+    def _read_whole(self, path: Path, last: bool) -> Item | None:
+        """A picture in a watched folder; None where it may still be written and this is not the last try."""
+        try:
+            data = _read_file(path, FILE_BYTES)
+            if not last and missing(data):
+                return None
+            if is_hollow(data):
+                seconds = PATIENCE * WATCH_SECONDS
+                raise DataError(
+                    f"{path}: is not whole: zeros at its end, and unchanged for {seconds:g} s, "
+                    "expected a picture that was written to its end"
+                )
+            return Item(str(path), decode(str(path), data, self.preprocessing))
+        except DataError as error:
+            return Item(str(path), error) if last else None
 
     def _read(self, path: Path) -> Iterator[Item]:
         if path.suffix.lower() == ".npz":
@@ -150,80 +206,14 @@ def _is_video(path: Path | str) -> bool:
     return _is_live(path) or Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from _pictures_in(path)
-    elif path.suffix.lower() == ".txt":
-        yield from _read_list(path)
-    else:
-        yield path
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(
-        child for child in folder.rglob("*") if child.suffix.lower() in EXTENSIONS and not child.is_dir()
-    )
-
-
-def _watch(folders: list[Path], wait: Callable[[float], bool]) -> Iterator[Path]:
-    """Pictures of these folders, then those that are new or written anew.
-
-    A file is taken once two looks at it saw the same: one that is still being written is left alone. Its time
-    is only compared with itself, so that no clock matters.
-    """
-    taken: dict[Path, tuple[int, ...]] = {}
-    before: dict[Path, tuple[int, ...]] = {}
-    while True:
-        now: dict[Path, tuple[int, ...]] = {}
-        for folder in folders:
-            for path in _pictures_in(folder):
-                try:
-                    status = path.stat()
-                except OSError:
-                    continue
-                now[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
-        # What is gone is forgotten: memory holds what the folders hold.
-        taken = {path: stamp for path, stamp in taken.items() if path in now}
-        for path, stamp in now.items():
-            if stamp[1] and before.get(path) == stamp and taken.get(path) != stamp:
-                taken[path] = stamp
-                yield path
-        before = now
-        if wait(WATCH_SECONDS):
-            return
-
-
-def _stdin_lines(wait: Callable[[float], bool]) -> Iterator[str]:
-    """The lines of standard input. Raises ConfigError for one that is longer than a path may be."""
-    handle = sys.stdin.fileno()
-    held = b""
-    while True:
-        # A read alone would go on waiting after a signal.
-        if not select.select([handle], [], [], 0)[0]:
-            if wait(STDIN_SECONDS):
-                return
-            continue
-        data = os.read(handle, 1 << 16)
-        *lines, held = (held + data).split(b"\n")
-        for line in [*lines, held] if not data else lines:
-            if line.strip():
-                yield os.fsdecode(line.strip())
-        if not data:
-            return
-        if len(held) > LINE_BYTES:
-            raise ConfigError(f"-: a line of over {LINE_BYTES} bytes, expected one path a line")
-
-
-def _read_list(path: Path) -> Iterator[Path]:
+def _files(path: Path) -> list[Path]:
+    """The file, or those that a list names. Raises ConfigError for a list that cannot be read."""
+    if path.suffix.lower() != ".txt":
+        return [path]
     try:
-        lines = _read_file(path, LIST_BYTES).decode().splitlines()
+        return list(paths_of(path, _read_file(path, LIST_BYTES)))
     except DataError as error:
         raise ConfigError(str(error)) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is no UTF-8 text, expected one path a line") from None
-    for line in lines:
-        if line.strip():
-            yield path.parent / line.strip()
 
 
 def _open(path: Path) -> BinaryIO:

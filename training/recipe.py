@@ -377,17 +377,17 @@ class Recipe(_Strict):
             )
         return self.model_copy(update={"data": local})
 
-    def beside(self, folder: Path) -> Recipe:
-        """This recipe with local data where a recipe in ``folder`` means them; absolute paths stay."""
+    def beside(self, folder: Path, fields: Iterable[str] = ("train", "test")) -> Recipe:
+        """This recipe with the relative paths in these fields of its data taken from a folder: its file's."""
         data = self.data
         if not isinstance(data, _LocalRecipe):
             return self
-
-        def resolved(names: str | list[str]) -> str | list[str]:
-            return str(folder / names) if isinstance(names, str) else [str(folder / name) for name in names]
-
-        changed = {"train": resolved(data.train), "test": resolved(data.test)}
-        return self.model_copy(update={"data": data.model_copy(update=changed)})
+        update: dict[str, str | list[str]] = {}
+        for field in fields:
+            names = getattr(data, field)
+            joined = [str(folder / name) for name in _listed(names)]
+            update[field] = joined[0] if isinstance(names, str) else joined
+        return self.model_copy(update={"data": data.model_copy(update=update)})
 
     def stage_sha256(self, stage: Stage) -> str:
         """Hash of all that decides how a stage ends: recipes that agree on it can share its checkpoint."""
@@ -450,13 +450,21 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
     text = _text(path)
     values = _toml(text, str(path))
     variants = values.pop("variants", None)
+    # Paths in the file are relative to it, those of --set to the current directory.
+    own_paths = {"train", "test"}
     for setting in settings:
-        values = _merged(values, _toml(setting, f"--set {setting}"))
+        replaced = _toml(setting, f"--set {setting}")
+        values = _merged(values, replaced)
+        if isinstance(replaced.get("data"), dict):
+            own_paths -= set(replaced["data"])
     if variants is None:
         if only:
             raise ConfigError(f"{path} has no variants")
         return [
-            (Recipe._checked(values, str(path)).beside(path.parent), to_toml(values) if settings else text)
+            (
+                Recipe._checked(values, str(path)).beside(path.parent, own_paths),
+                to_toml(values) if settings else text,
+            )
         ]
     found: dict[str, tuple[Recipe, str]] = {}
     for variant in variants if isinstance(variants, list) else [None]:
@@ -466,7 +474,7 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
         if name in found:
             raise ConfigError(f"{path}: variants: {name!r} is there twice")
         own = _merged(values, {**variant, "name": f"{values.get('name')}-{name}"})
-        recipe = Recipe._checked(own, f"{path}, variant {name}").beside(path.parent)
+        recipe = Recipe._checked(own, f"{path}, variant {name}").beside(path.parent, own_paths)
         found[name] = (recipe, to_toml(own))
     for name in only:
         _one_of_variants(name, found, path)

@@ -11,7 +11,6 @@ Whatever cannot be used is a `DataError` that names the part, the row or file, a
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from PIL import Image
 
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError, printable
-from offramp.common.inputs.pictures import EXTENSIONS, decode
+from offramp.common.inputs.folder import find, kinds_of
+from offramp.common.inputs.pictures import decode
 from offramp.training.data import Dataset, Labelled, Source, split
 from offramp.training.recipe import (
     DataRecipe,
@@ -135,7 +135,7 @@ def _unusable(messages: Sequence[str]) -> str:
     if len(messages) == 1:
         return messages[0]
     more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
-    return f"{len(messages)} pictures cannot be used: {'; '.join(messages[:NAMED])}{more}"
+    return f"{len(messages)} pictures cannot be used (--skip-bad leaves them out): {'; '.join(messages[:NAMED])}{more}"
 
 
 def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -277,21 +277,13 @@ def _folder(name: str, folder: str, recipe: FolderRecipe) -> _Part:
 
 
 def _pictures_of(name: str, folder: Path) -> list[Path]:
-    def stop(error: OSError) -> None:
-        raise error
-
-    found: list[Path] = []
-    others = 0
-    for directory, below, files in os.walk(folder, onerror=stop):
-        below[:] = sorted(one for one in below if not one.startswith("."))
-        paths = [Path(directory, one) for one in sorted(files) if not one.startswith(".")]
-        pictures = [path for path in paths if path.suffix.lower() in EXTENSIONS]
-        found += pictures
-        others += len(paths) - len(pictures)
-    if not found:
-        passed = f" of a known format, {others} other files" if others else ""
+    found = find(folder)
+    for path, error in found.faults.items():
+        raise DataError(f"{name}: {path} cannot be listed: {error.strerror}")
+    if not found.pictures:
+        passed = f" of a known format: {kinds_of(found.passed_over)}" if found.passed_over else ""
         raise DataError(f"{name}: class {printable(folder.name)!r} has no images{passed}")
-    return found
+    return found.pictures
 
 
 def _hidden(path: Path) -> bool:

@@ -17,8 +17,10 @@ from PIL import Image
 
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.inputs.folder import Found
 from offramp.device import source
 from offramp.device.source import Item, Source
+from offramp.device.sources import folders
 from tests import toy
 from tests.processes import WAIT, Processes, until
 
@@ -102,9 +104,9 @@ def test_a_half_written_picture_is_waited_for(
     whole = (tmp_path / "whole").read_bytes()
     path = tmp_path / "growing.png"
     looks = 0
-    real = source._pictures_in
+    real = folders.find
 
-    def grow(folder: Path) -> list[Path]:
+    def grow(folder: Path) -> Found:
         nonlocal looks
         looks += 1
         if looks <= 10:
@@ -112,7 +114,7 @@ def test_a_half_written_picture_is_waited_for(
             path.write_bytes(whole[:end])
         return real(folder)
 
-    monkeypatch.setattr(source, "_pictures_in", grow)
+    monkeypatch.setattr(folders, "find", grow)
     reader = read(tmp_path, watch=True)
     until(lambda: reader.items, "the picture")
     assert looks > 10 and isinstance(reader.items[0].image, np.ndarray)

@@ -116,7 +116,7 @@ def test_a_list_is_relative_to_its_own_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfe\n", "is no UTF-8 text"), (b"", "has 0 bytes"), (None, "is not a plain file")],
+    [(b"\xff\xfe\n", "is not UTF-8 text but UTF-16"), (b"", "has 0 bytes"), (None, "is not a plain file")],
     ids=["bytes", "empty", "pipe"],
 )
 def test_a_list_that_cannot_be_read_stops_the_run(
