@@ -460,12 +460,8 @@ def read(path: Path, *, settings: Sequence[str] = (), only: Sequence[str] = ()) 
     if variants is None:
         if only:
             raise ConfigError(f"{path} has no variants")
-        return [
-            (
-                Recipe._checked(values, str(path)).beside(path.parent, own_paths),
-                to_toml(values) if settings else text,
-            )
-        ]
+        recipe = Recipe._checked(values, str(path)).beside(path.parent, own_paths)
+        return [(recipe, to_toml(values) if settings else text)]
     found: dict[str, tuple[Recipe, str]] = {}
     for variant in variants if isinstance(variants, list) else [None]:
         if not isinstance(variant, dict) or not isinstance(variant.get("name"), str):

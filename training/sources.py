@@ -135,7 +135,8 @@ def _unusable(messages: Sequence[str]) -> str:
     if len(messages) == 1:
         return messages[0]
     more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
-    return f"{len(messages)} pictures cannot be used (--skip-bad leaves them out): {'; '.join(messages[:NAMED])}{more}"
+    named = "; ".join(messages[:NAMED])
+    return f"{len(messages)} pictures cannot be used (--skip-bad leaves them out): {named}{more}"
 
 
 def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -252,7 +253,7 @@ def _folder(name: str, folder: str, recipe: FolderRecipe) -> _Part:
     if not root.is_dir():
         raise ConfigError(f"{name}: {folder} is no folder")
     try:
-        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path))
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
         if not classes:
             raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
         if recipe.classes and sorted(recipe.classes) != classes:
@@ -278,17 +279,18 @@ def _folder(name: str, folder: str, recipe: FolderRecipe) -> _Part:
 
 def _pictures_of(name: str, folder: Path) -> list[Path]:
     found = find(folder)
+    # What programs leave behind, as ._1.jpg or .thumbnails, is not a user's picture.
+    pictures = [path for path in found.pictures if not any(map(_hidden, path.relative_to(folder).parts))]
     for path, error in found.faults.items():
         raise DataError(f"{name}: {path} cannot be listed: {error.strerror}")
-    if not found.pictures:
+    if not pictures:
         passed = f" of a known format: {kinds_of(found.passed_over)}" if found.passed_over else ""
         raise DataError(f"{name}: class {printable(folder.name)!r} has no images{passed}")
-    return found.pictures
+    return pictures
 
 
-def _hidden(path: Path) -> bool:
-    """What programs leave behind, as .cache or .ipynb_checkpoints, is no class."""
-    return path.name.startswith(".")
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _library() -> Any:

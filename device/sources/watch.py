@@ -2,8 +2,8 @@
 
 A file is whole when two looks at it saw the same, it has not changed while it was read, and its format's end
 is there. One that is stable and not whole (preallocated, or growing slower than the looks follow each other)
-is left until it has not changed for ``PATIENCE`` looks; then what is wrong with it is reported. Time is counted
-in looks, and a file's times are only compared with themselves, so that no clock matters.
+is left until it has not changed for ``PATIENCE`` looks; then what is wrong with it is reported. Time is
+counted in looks, and a file's times are only compared with themselves, so that no clock matters.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def test_a_repeated_folder_of_faults_only_does_not_spin(
 def test_lines_of_a_list_end_with_newlines_only(tmp_path: Path) -> None:
     odd = [f"a{mark}b.png".encode() for mark in "\u2028\u2029\x0b\x0c\x85\x1c\r"] + [b"caf\xe9.png"]
     for name in odd:
-        shutil.copy(png(tmp_path / "good"), os.path.join(os.fsencode(tmp_path), name))
+        shutil.copy(png(tmp_path / "good"), os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
     path = tmp_path / "list.txt"
     path.write_bytes(b"\xef\xbb\xbfgood\r\n\r\n" + b"\n".join(odd) + b"\r\ngood")
     items = list(Source([path], PREPROCESSING))
@@ -284,7 +284,7 @@ def test_lines_of_standard_input_are_those_of_a_list(
     text = b"\xef\xbb\xbf"
     for name in odd:
         path = os.path.join(os.fsencode(tmp_path), name)
-        shutil.copy(toy_images / "00.png", path)
+        shutil.copy(toy_images / "00.png", os.fsdecode(path))
         text += path + b"\r\n"
     (tmp_path / "lines").write_bytes(text)
     with (tmp_path / "lines").open() as lines:

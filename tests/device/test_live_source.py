@@ -17,10 +17,9 @@ from PIL import Image
 
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
-from offramp.common.inputs.folder import Found
-from offramp.device import source
+from offramp.common.inputs.folder import Found, find
 from offramp.device.source import Item, Source
-from offramp.device.sources import folders
+from offramp.device.sources import folders, watch
 from tests import toy
 from tests.processes import WAIT, Processes, until
 
@@ -104,7 +103,7 @@ def test_a_half_written_picture_is_waited_for(
     whole = (tmp_path / "whole").read_bytes()
     path = tmp_path / "growing.png"
     looks = 0
-    real = folders.find
+    real = find
 
     def grow(folder: Path) -> Found:
         nonlocal looks
@@ -167,7 +166,7 @@ def test_repeating_an_empty_folder_waits_until_told_to_stop(tmp_path: Path) -> N
         return len(waits) == 3
 
     assert list(Source([tmp_path], PREPROCESSING, wait=wait, repeat=True)) == []
-    assert waits == [source.WATCH_SECONDS] * 3
+    assert waits == [watch.WATCH_SECONDS] * 3
 
 
 @pytest.mark.parametrize(("path", "watch"), [("-", False), ("camera:0", False), (".", True)])
