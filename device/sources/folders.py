@@ -55,7 +55,7 @@ class Folders:
 
     def look_at_all(self) -> tuple[Found, dict[Path, DataError]]:
         """The same of all of them. A sub-folder that vanishes meanwhile is gone, and nothing is wrong."""
-        whole, new = Found(), {}
+        whole, new = Found(), dict[Path, DataError]()
         for root in self.roots:
             found, faults = self.look(root)
             whole.pictures += found.pictures

@@ -18,6 +18,7 @@ from PIL import Image
 from offramp.common.bundle import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.inputs.folder import Found, find
+from offramp.device import source
 from offramp.device.source import Item, Source
 from offramp.device.sources import folders, watch
 from tests import toy
