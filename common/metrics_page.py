@@ -18,6 +18,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, MetricsHandler, disable_created_metrics
 
+from offramp.common.address import join_address
 from offramp.common.errors import AddressError
 
 log = logging.getLogger("offramp")
@@ -130,7 +131,9 @@ def serve_page(registry: CollectorRegistry, host: str, port: int) -> Iterator[in
     try:
         page = _Page(registry, host, port)
     except OSError as error:
-        raise AddressError(f"metrics on {host}:{port}: {error.strerror}, expected a free port") from None
+        raise AddressError(
+            f"metrics on {join_address(host, port)}: {error.strerror}, expected a free port"
+        ) from None
     thread = threading.Thread(target=page.serve_forever, daemon=True)
     thread.start()
     try:

@@ -144,6 +144,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     )
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
+    # Before anything wants a thread: neither ONNX Runtime nor an executor says what is missing.
+    cpus.require_threads(SPARE_THREADS)
     try:
         first = await reloader.start(stop)
     except StoppedError:

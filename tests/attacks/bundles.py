@@ -768,13 +768,13 @@ def doubling(first: onnx.NodeProto, **initializers: Any) -> onnx.ModelProto:
 
 attack_file(
     "graph-of-a-petabyte",
-    r"tail\.onnx: does not run: .*",
+    r"tail\.onnx: (does not run: .*|takes over 512 MB to load and try, expected a classifier's graph)",
     TAIL,
     lambda: doubling(helper.make_node("Cast", ["symbols"], ["x0"], to=TensorProto.FLOAT)),
 )
 attack_file(
     "graph-of-a-petabyte-of-constants",
-    r"tail\.onnx: does not run: .*",
+    r"tail\.onnx: (does not run: .*|takes over 512 MB to load and try, expected a classifier's graph)",
     TAIL,
     lambda: doubling(helper.make_node("Identity", ["seed"], ["x0"]), seed=np.zeros((2, 4, 4, 4), np.float32)),
 )

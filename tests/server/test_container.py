@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,10 +115,12 @@ def test_the_other_layout_serves_where_one_gets_no_threads(
 ) -> None:
     real = plan.batch_curve
 
-    def refused(tail: batch.Tail, shape: tuple[int, int, int], workers: int, *more: int | None) -> plan.Curve:
+    def refused(
+        tail: batch.Tail, shape: tuple[int, int, int], workers: int, *more: Any, **others: Any
+    ) -> plan.Curve:
         if workers > 1:
             raise ConfigError("no threads")
-        return real(tail, shape, workers, *more)
+        return real(tail, shape, workers, *more, **others)
 
     monkeypatch.setattr(plan, "batch_curve", refused)
     assert plan.make_plan(toy_bundle, 2)[0].workers == 1
@@ -128,11 +131,12 @@ def test_the_other_layout_serves_where_one_gets_no_threads(
 def test_trying_for_threads_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = len(os.listdir("/proc/self/task"))
     require_threads(40)
-    assert len(os.listdir("/proc/self/task")) == tasks
+    # Other tests' threads may end meanwhile.
+    assert len(os.listdir("/proc/self/task")) <= tasks
     few_threads(monkeypatch, 3)
     with pytest.raises(ConfigError, match=r"^3 threads can be started here, 5 are needed"):
         require_threads(5)
-    assert len(os.listdir("/proc/self/task")) == tasks
+    assert len(os.listdir("/proc/self/task")) <= tasks
 
 
 # --- open files ---
