@@ -76,7 +76,7 @@ def require_threads(count: int) -> None:
         # The kernel counts a thread for a moment after it has ended.
         end = time.monotonic() + SETTLE_SECONDS
         while threads and _tasks() > before and time.monotonic() < end:
-            time.sleep(1e-4)
+            threading.Event().wait(1e-4)
 
 
 def _tasks() -> int:

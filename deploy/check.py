@@ -177,6 +177,30 @@ def ray_serve() -> str:
     return "its names, and cloud-server's settings; make test-ray runs it"
 
 
+def nginx() -> str:
+    """By nginx itself, with a certificate made for it and on a port that anybody may have."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificate, key = folder / "offramp.pem", folder / "offramp.key"
+        names = ("-subj", "/CN=gateway.example", "-keyout", key, "-out", certificate)
+        call(tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names)
+        text = (DEPLOY / "nginx" / "offramp.conf").read_text()
+        for old, new in (
+            ("/etc/nginx/offramp.pem", certificate),
+            ("/etc/nginx/offramp.key", key),
+            ("listen 443", "listen 127.0.0.1:44343"),
+            ("listen [::]:443 ssl http2;", ""),
+        ):
+            if old not in text:
+                raise Failed(f"deploy/nginx/offramp.conf: has no '{old}', expected it to be tried")
+            text = text.replace(old, str(new))
+        (folder / "nginx.conf").write_text(
+            f"pid {folder}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{text}\n}}\n"
+        )
+        call(tool("nginx"), "-t", "-q", "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf")
+    return "nginx -t"
+
+
 CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
     (dockerfile, ("containers/Dockerfile", "containers/hadolint.yaml")),
     (scripts, ("**/*.sh",)),
@@ -187,6 +211,7 @@ CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
     (kubernetes, ("kubernetes/*.yaml", "kubernetes/schemas/*.json", "kubernetes/schemas/*.mjs")),
     (systemd, ("systemd/*.service",)),
     (settings, ("systemd/*.toml",)),
+    (nginx, ("nginx/*.conf",)),
     (ray_serve, ("ray/serve.yaml", "ray/py.typed")),
 ]
 
