@@ -304,6 +304,9 @@ class _Answers:
             with suppress(Empty):
                 while len(ready) < BATCH:
                     ready.append(self._ready.get_nowait())
+            if self._failure is not None:  # each write would wait again for a reader that reads nothing
+                going = None not in ready
+                continue
             try:
                 with self._report.batch():
                     for answer in ready:
@@ -313,7 +316,7 @@ class _Answers:
                             self._print_one(answer)
             except Exception as error:  # mostly an OutputError
                 going = going and None not in ready
-                self._failure = self._failure or error
+                self._failure = error
                 self._stop.set()
             self._printed += sum(isinstance(answer, tuple) for answer in ready)
 

@@ -202,7 +202,7 @@ async def end(context: Context, error: OfframpError, metrics: ServerMetrics, qui
         await context.abort(grpc.StatusCode[error.grpc_status], f"{transport.SAID}{error}", trailing)
     except grpc.aio.AbortError:
         raise
-    except Exception as gone:  # as in write
+    except Exception as gone:  # as in request
         raise asyncio.CancelledError from gone
 
 
@@ -215,6 +215,9 @@ async def request(context: Context, kind: type[M], seconds: float) -> M | None:
         data: Any = await asyncio.wait_for(context.read(), seconds)
     except TimeoutError:
         raise MessageError(f"no request within {seconds:g} s") from None
+    except Exception as error:
+        # The call or the server has ended. gRPC has no public class for that.
+        raise asyncio.CancelledError from error
     if data is grpc.aio.EOF:
         return None
     if len(data) > REQUEST_BYTES:
@@ -237,7 +240,7 @@ async def write(context: Context, message: Message, seconds: float) -> None:
     except TimeoutError:
         raise DroppedCall from None
     except Exception as error:
-        # The peer is gone. gRPC has no public class for that.
+        # As in request.
         raise asyncio.CancelledError from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
 import shutil
@@ -65,10 +66,12 @@ def costly_head(folder: BundleFolder) -> BundleFolder:
 
 def child_of(program: Program) -> int | None:
     """The process that tries a bundle for this one, if there is one."""
-    for task in Path(f"/proc/{program.pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if "offramp.common.trial" in Path(f"/proc/{child}/cmdline").read_text():
-                return int(child)
+    for process in Path("/proc").glob("[0-9]*"):
+        # Not every kernel lists children: what each process says of its parent is everywhere.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == program.pid and "offramp.common.trial" in (process / "cmdline").read_text():
+                return int(process.name)
     return None
 
 

@@ -236,3 +236,13 @@ def test_a_device_that_leaves_is_counted(run: Processes, toy_bundle: Bundle) -> 
     )
     assert server.metrics()[f"{CALLS}{{method=Offload,status=OK}}"] == 1
     assert server.drain() == 0
+
+
+def test_a_call_that_waits_for_its_request_when_the_server_ends_is_no_fault(run: Processes) -> None:
+    server = run.server("--grace", 0.2)
+    with Raw(server.port) as raw:
+        raw.call(1, transport.DESCRIBE, None)
+        until(lambda: server.metrics().get(OPEN, 0) >= 1, "its call")
+        server.drain()
+    assert "internal" not in server.errors
+    assert "Traceback" not in server.errors
