@@ -242,7 +242,7 @@ def test_a_device_that_leaves_is_counted(run: Processes, toy_bundle: Bundle) -> 
 
 
 def test_a_request_that_fails_as_the_server_ends_is_a_cancelled_call() -> None:
-    """gRPC raises an error of its own where the server stops between two steps of a call; no client can time that."""
+    """gRPC raises an error of its own where the server stops between two steps of a call."""
 
     class Stopped:
         async def read(self) -> bytes:
