@@ -9,7 +9,6 @@
 # make check-release  the three above, and the definitions for a forge; CI runs it
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-FOLDERS := common device server training evaluation cli
 
 .PHONY: demo test check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
 
@@ -46,10 +45,10 @@ check-release: dist sbom docs
 	.venv-release/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv-release/bin/cibuildwheel --print-build-identifiers --platform linux
 
-lint: .venv/ready .typecheck/ready
+lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy $(addprefix .typecheck/offramp/,$(FOLDERS) ray) tests
+	.venv/bin/mypy offramp research tests
 
 proto: .venv-proto/ready
 	.venv-proto/bin/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto \
@@ -85,13 +84,5 @@ proto-check: proto
 	.venv-proto/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.75.1
 	touch $@
 
-# For the type checker, the folders under the name that they are installed as.
-.typecheck/ready:
-	mkdir -p .typecheck/offramp
-	for folder in $(FOLDERS); do ln -sfn ../../$$folder .typecheck/offramp/$$folder; done
-	ln -sfn ../../proto/offramp/v1 .typecheck/offramp/v1
-	ln -sfn ../../deploy/ray .typecheck/offramp/ray
-	touch $@
-
 clean:
-	rm -rf .venv .venv-demo .venv-proto .venv-release .venv-ray .typecheck build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-proto .venv-release .venv-ray build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

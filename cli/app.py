@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from offramp.cli.output import guard_output
-from offramp.common.config import Parser, ShowVersion
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
+from offramp.common.settings import Parser, ShowVersion
 
 
 class Command(NamedTuple):
@@ -26,27 +26,23 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "bench": Command(
-        "offramp.evaluation.bench", "device,server,bench", "measure speed and bytes against others"
-    ),
-    "codec": Command(
-        "offramp.evaluation.codec_compare", "device", "compare the coders on a bundle's activations"
-    ),
+    "bench": Command("offramp.bench.bench", "device,server,bench", "measure speed and bytes against others"),
+    "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
-    "plan": Command(
-        "offramp.evaluation.plan", "train,bench", "choose split, training and threshold for a device"
-    ),
+    "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
     "report": Command(
-        "offramp.evaluation.report", "train,bench", "print the paper's tables and figures, ours beside them"
+        "research.paper.report", "train,bench", "print the paper's tables and figures, ours beside them"
     ),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
     "step": Command(
-        "offramp.training.step", "train", "make a rate-trained bundle for a wider or narrower link"
+        "offramp.training.calibrate.step", "train", "make a rate-trained bundle for a wider or narrower link"
     ),
     "threshold": Command(
-        "offramp.training.threshold", "train", "choose a bundle's threshold for an accuracy or a byte budget"
+        "offramp.training.calibrate.threshold",
+        "train",
+        "choose a bundle's threshold, for an accuracy or a byte budget",
     ),
     "top": Command("offramp.cli.top", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),

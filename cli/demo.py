@@ -26,13 +26,13 @@ import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from offramp.bench.baselines import head_answers, whole_answers
 from offramp.common import cpus
-from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.config import Parser, share
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
 from offramp.common.inputs.pictures import to_input
-from offramp.evaluation.baselines import head_answers, whole_answers
+from offramp.common.part.engine import Engine
+from offramp.common.settings import Parser, share
 
 EPILOG = """\
 examples:

@@ -6,11 +6,11 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from offramp.common.both_exits import ANSWERED_BY
-from offramp.common.bundle import HEAD, TAIL, Bundle, Context, Raw, load_bundle
-from offramp.common.config import Parser
-from offramp.common.engine import Engine
-from offramp.common.signature import TrustedKeys
+from offramp.common.bundle.load import HEAD, TAIL, Bundle, Context, Raw, load_bundle
+from offramp.common.bundle.signature import TrustedKeys
+from offramp.common.part.answer import ANSWERED_BY
+from offramp.common.part.engine import Engine
+from offramp.common.settings import Parser
 
 EPILOG = """\
 examples:

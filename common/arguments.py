@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from offramp.common.config import Settings
 from offramp.common.errors import ConfigError
+from offramp.common.settings import Settings
 
 
 def check_argument(kind: type[Settings], name: str, value: object, *, per_unit: float = 1.0) -> None:

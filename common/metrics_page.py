@@ -18,8 +18,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, MetricsHandler, disable_created_metrics
 
-from offramp.common.address import join_address
 from offramp.common.errors import AddressError
+from offramp.common.wire.address import join_address
 
 log = logging.getLogger("offramp")
 

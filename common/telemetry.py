@@ -24,7 +24,7 @@ from offramp.common.cpus import limit_libraries
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge, Histogram
 
-    from offramp.common.bundle import Bundle
+    from offramp.common.bundle.load import Bundle
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 limit_libraries()
@@ -42,7 +42,7 @@ def package_version() -> str:
 
 def version_line(program: str) -> str:
     """What ``--version`` prints: the release, and whether activations are coded by the compiled coder."""
-    from offramp.common.codec import coder_kind
+    from offramp.common.codec.activation import coder_kind
 
     return f"{program} {package_version()} ({coder_kind()} coder)"
 
@@ -54,7 +54,7 @@ def add_info_metrics(registry: CollectorRegistry, *bundles: Bundle) -> Gauge:
     """
     from prometheus_client import Gauge
 
-    from offramp.common.codec import coder_kind
+    from offramp.common.codec.activation import coder_kind
 
     build = Gauge(
         "offramp_build_info", "This release and its coder.", ["version", "coder"], registry=registry

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp.device.pipeline import Correction, Device, Result, preprocess
+    from offramp.device.device import Correction, Device, Result, preprocess
 
 __all__ = ["Correction", "Device", "Result", "preprocess"]
 
@@ -16,6 +16,6 @@ __all__ = ["Correction", "Device", "Result", "preprocess"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from offramp.device import pipeline
+    from offramp.device import device as pipeline
 
     return getattr(pipeline, name)

@@ -16,20 +16,20 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from offramp.common.address import join_address
-from offramp.common.config import DeviceSettings, make_parser, read_settings
 from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
+from offramp.common.settings import DeviceSettings, make_parser, read_settings
 from offramp.common.telemetry import serve_metrics, start_log, timed
-from offramp.common.transport import set_grpc_environment
+from offramp.common.wire.address import join_address
+from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.notify import Notifier
 from offramp.device.streams import ready_streams, stdout_until
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from offramp.device.pipeline import Correction, Device, Result
+    from offramp.device.device import Correction, Device, Result
     from offramp.device.report import Report, Totals
-    from offramp.device.source import Source
+    from offramp.device.sources.source import Source
 
 EPILOG = """\
 examples:
@@ -158,13 +158,13 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     stop = _Stop(notifier)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    from offramp.common.bundle import HEAD, load_bundle
-    from offramp.common.engine import Engine
-    from offramp.common.signature import TrustedKeys
+    from offramp.common.bundle.load import HEAD, load_bundle
+    from offramp.common.bundle.signature import TrustedKeys
+    from offramp.common.part.engine import Engine
     from offramp.common.tracing import Tracing
-    from offramp.device.pipeline import Device, exit_code
+    from offramp.device.device import Device, exit_code
     from offramp.device.report import Report, Totals
-    from offramp.device.source import Source
+    from offramp.device.sources.source import Source
 
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)

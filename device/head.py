@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.engine import Engine
+from offramp.common.part.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)

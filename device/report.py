@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from offramp.common.errors import DataError, OutputError, printable
 from offramp.common.inputs.folder import kinds_of
+from offramp.device.device import Correction, Result
 from offramp.device.metrics import SOURCES
-from offramp.device.pipeline import Correction, Result
-from offramp.device.wire_bytes import WireBytes
+from offramp.link.wire_bytes import WireBytes
 
 COLUMNS = "{:>6}  {:<11} {:>7}  {:<12} {:>9} {:>8} {:>8} {:>8}  {}"
 

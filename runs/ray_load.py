@@ -19,8 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from offramp.common.bundle import load_bundle
-from offramp.evaluation.timing import environment
+from offramp.bench.timing import environment
+from offramp.common.bundle.load import load_bundle
 
 RATE = 40
 CONFIG = Path("deploy/ray/serve.yaml")

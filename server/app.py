@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from offramp.common import cpus
-from offramp.common.address import join_address
-from offramp.common.config import (
+from offramp.common.ending import end_process, exit_status
+from offramp.common.errors import AddressError, ConfigError, ExitCode, StoppedError
+from offramp.common.settings import (
     ServerSettings,
     make_parser,
     read_settings,
     require_secure,
     split_address,
 )
-from offramp.common.ending import end_process, exit_status
-from offramp.common.errors import AddressError, ConfigError, ExitCode, StoppedError
 from offramp.common.telemetry import package_version, serve_metrics, start_log
-from offramp.common.transport import set_grpc_environment
+from offramp.common.wire.address import join_address
+from offramp.common.wire.transport import set_grpc_environment
 
 EPILOG = """\
 examples:
@@ -103,10 +103,10 @@ def leave_by(seconds: float) -> None:
 async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     import grpc.aio
 
-    from offramp.common import transport
-    from offramp.common.picture import require_webp
-    from offramp.common.signature import TrustedKeys
+    from offramp.common.bundle.signature import TrustedKeys
     from offramp.common.tracing import Tracing
+    from offramp.common.wire import transport
+    from offramp.common.wire.picture import require_webp
     from offramp.server import health
     from offramp.server.batch import Batcher
     from offramp.server.bundles import Catalog, Loader, Reloader

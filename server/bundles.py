@@ -18,12 +18,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from offramp.common import picture, transport
-from offramp.common.bundle import HEAD, MANIFEST, TAIL, Bundle, load_bundle
-from offramp.common.codec import ActivationCodec
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import HEAD, MANIFEST, TAIL, Bundle, load_bundle
+from offramp.common.bundle.signature import TrustedKeys
+from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, OfframpError, StoppedError
-from offramp.common.signature import TrustedKeys
+from offramp.common.part.engine import Engine
+from offramp.common.wire import picture, transport
 from offramp.server.batch import Batcher, Lane, Shape, Tail
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import (

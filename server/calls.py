@@ -22,8 +22,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from offramp.common import frame, transport
 from offramp.common.errors import MessageError, OfframpError, OverloadError
+from offramp.common.wire import frame, transport
 from offramp.server.metrics import ServerMetrics
 from offramp.server.security import Tokens
 

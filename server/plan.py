@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.common.bundle import TAIL, Bundle
-from offramp.common.codec import ActivationCodec
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import TAIL, Bundle
+from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, ConfigError, StoppedError
+from offramp.common.part.engine import Engine
 from offramp.server.batch import Tail
 
 log = logging.getLogger("offramp.cloud-server")

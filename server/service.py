@@ -1,6 +1,6 @@
 """The server's whole flow: message → frames → decode → batch → tail → replies → message.
 
-A frame may be a picture instead, where a bundle here answers such: it is decoded by ``common/picture.py`` and
+A frame may be a picture instead, where a bundle here answers such: ``wire/picture.py`` decodes it and it is
 batched for that bundle's head and tail, on the same stream, with the same limits.
 
 ``stream.py`` is one stream. Limits (docs/operations.md) bound what it may hold here: frames in flight,
@@ -19,7 +19,6 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
-from offramp.common import frame, transport
 from offramp.common.errors import (
     MessageError,
     OfframpError,
@@ -27,6 +26,7 @@ from offramp.common.errors import (
 )
 from offramp.common.telemetry import package_version
 from offramp.common.tracing import Tracing
+from offramp.common.wire import frame, transport
 from offramp.server.batch import Batcher
 from offramp.server.bundles import Catalog, Served
 from offramp.server.calls import (

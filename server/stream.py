@@ -21,13 +21,13 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common import frame, transport
-from offramp.common.codec import CodecId
-from offramp.common.config import ServerSettings
+from offramp.common.codec.activation import CodecId
 from offramp.common.errors import MessageError, OfframpError, OverloadError, UnavailableError
-from offramp.common.frame import BadFrame, Frame
-from offramp.common.picture import decode_picture, most_bytes
+from offramp.common.settings import ServerSettings
 from offramp.common.tracing import Attribute
+from offramp.common.wire import frame, transport
+from offramp.common.wire.frame import BadFrame, Frame
+from offramp.common.wire.picture import decode_picture, most_bytes
 from offramp.server.batch import Job
 from offramp.server.bundles import Served, message_bytes
 from offramp.server.calls import Context, DroppedCall

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.engine import Engine
+from offramp.common.part.engine import Engine
 
 
 class WholeModel:

@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 from PIL import Image
 
-from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.part.engine import Engine
 from tests import toy
 from tests.toy import BundleFolder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offramp.training.data import Dataset
+from offramp.training.data.datasets import Dataset
 from offramp.training.recipe import Recipe
 from offramp.training.record import Stage
 from offramp.training.train import Epoch, Progress, Trained, train

@@ -17,10 +17,19 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.common.bundle import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, Manifest, file_entries, write_bundle
-from offramp.common.codebook import build_codebook, package_merge
-from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
-from offramp.common.run_huffman import RunTable, RunTables
+from offramp.common.bundle.load import (
+    CODEBOOK,
+    HEAD,
+    MANIFEST,
+    TAIL,
+    Bundle,
+    Manifest,
+    file_entries,
+    write_bundle,
+)
+from offramp.common.codec.huffman import build_codebook, package_merge
+from offramp.common.codec.rans import TOTAL, Kind, RansTable, RansTables, Token
+from offramp.common.codec.run_huffman import RunTable, RunTables
 
 SIDE = 8
 SHAPE = (4, 4, 4)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from offramp.common.both_exits import ANSWERED_BY
-from offramp.common.bundle import Bundle, Context, Raw, load_bundle
-from offramp.common.config import Parser
+from offramp.common.bundle.load import Bundle, Context, Raw, load_bundle
 from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
+from offramp.common.part.answer import ANSWERED_BY
+from offramp.common.settings import Parser
 
 # What needs torch is imported once there is something to train: --help answers at once.
 if TYPE_CHECKING:
-    from offramp.training.data import Dataset
+    from offramp.training.data.datasets import Dataset
     from offramp.training.recipe import Recipe
     from offramp.training.train import Epoch, Hardware, Progress
 
@@ -178,7 +178,7 @@ def _positive(text: str) -> float:
 def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
     """Make each bundle in turn, or leave it as it is where that is asked for and right."""
     from offramp.training import recipe as recipes
-    from offramp.training.data import write_images
+    from offramp.training.data.datasets import write_images
     from offramp.training.run import Job, run
     from offramp.training.train import Clock, OutOfTime
 
@@ -252,7 +252,7 @@ class _Datasets:
 
     def of(self, recipe: Recipe) -> Dataset:
         """The data of a recipe, or the files that were given in its data's place."""
-        from offramp.training import sources
+        from offramp.training.data import sources
 
         if self._files is not None:
             recipe = recipe.with_files(*self._files)

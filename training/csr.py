@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.codec import Shape, Symbols
+from offramp.common.codec.activation import Shape, Symbols
 from offramp.common.errors import ConfigError, PayloadError
 
 _MODULUS = 1 << 16

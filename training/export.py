@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.training.quantized import (
+from offramp.training.quantize.quantized import (
     IMAGE,
     Affine,
     QuantAdd,

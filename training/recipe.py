@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from offramp.common.errors import ConfigError
 from offramp.common.files import read_bounded
-from offramp.training.models import BACKBONES
+from offramp.training.models.networks import BACKBONES
 from offramp.training.record import Stage
 
 Share = Annotated[float, Field(gt=0, lt=1)]

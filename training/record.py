@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from offramp.common.bundle import Dataset
+from offramp.common.bundle.load import Dataset
 from offramp.common.errors import DataError, printable
 
 if TYPE_CHECKING:
     # It imports torch, which reading records needs not.
-    from offramp.training.models import SplitModel
+    from offramp.training.models.networks import SplitModel
 
 RECORD = "measured.json"
 
@@ -153,7 +153,7 @@ def measure_cost(model: SplitModel) -> Cost:
     """The cost of a split model."""
     import torch
 
-    from offramp.training.models import Flow, partition
+    from offramp.training.models.networks import Flow, partition
 
     sides = partition(model)
     training = model.training

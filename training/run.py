@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from offramp.common.bundle import (
+from offramp.common.bundle.load import (
     CODEBOOK,
     HEAD,
     TAIL,
@@ -28,13 +28,13 @@ from offramp.common.bundle import (
     file_entries,
     write_bundle,
 )
-from offramp.common.bundle import Dataset as DatasetEntry
-from offramp.common.codebook import entropy_bits
-from offramp.common.codec import Tables
-from offramp.common.rans import RansTables
+from offramp.common.bundle.load import Dataset as DatasetEntry
+from offramp.common.codec.activation import Tables
+from offramp.common.codec.huffman import entropy_bits
+from offramp.common.codec.rans import RansTables
 from offramp.training import csr, record
-from offramp.training.calibration import ece
-from offramp.training.codebook import (
+from offramp.training.calibrate.calibration import ece
+from offramp.training.calibrate.codebook import (
     Candidate,
     choose_codec,
     huffman_tables,
@@ -43,12 +43,18 @@ from offramp.training.codebook import (
     share_symbols,
     symbol_counts,
 )
-from offramp.training.data import Dataset
+from offramp.training.calibrate.frontier import THRESHOLDS
+from offramp.training.calibrate.measure import (
+    Answers,
+    choose_threshold,
+    run_float,
+    run_graphs,
+    with_better_answer,
+)
+from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
-from offramp.training.frontier import THRESHOLDS
-from offramp.training.measure import Answers, choose_threshold, run_float, run_graphs, with_better_answer
-from offramp.training.quantize import calibration_part, quantize_calibrated
-from offramp.training.quantized import QuantModel
+from offramp.training.quantize.quantize import calibration_part, quantize_calibrated
+from offramp.training.quantize.quantized import QuantModel
 from offramp.training.recipe import STAGES_OF_A_CODE, Recipe
 from offramp.training.record import Record
 from offramp.training.train import Clock, Hardware, Progress, Trained, train

@@ -42,9 +42,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError, DataError
-from offramp.common.session import session
-from offramp.training.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape
-from offramp.training.data import (
+from offramp.common.part.session import session
+from offramp.training.data.datasets import (
     Dataset,
     Labelled,
     augment,
@@ -56,8 +55,17 @@ from offramp.training.data import (
 )
 from offramp.training.export import export
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
-from offramp.training.models import BACKBONES, Backbone, ExitBranch, Flow, Outputs, SplitModel, folded
-from offramp.training.quantize import quantize_calibrated
+from offramp.training.models.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape
+from offramp.training.models.networks import (
+    BACKBONES,
+    Backbone,
+    ExitBranch,
+    Flow,
+    Outputs,
+    SplitModel,
+    folded,
+)
+from offramp.training.quantize.quantize import quantize_calibrated
 from offramp.training.recipe import (
     STAGES_OF_A_CODE,
     BaseRecipe,

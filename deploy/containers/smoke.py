@@ -10,9 +10,9 @@ def device() -> None:
     from PIL import Image
 
     import offramp.device.app
-    import offramp.device.pipeline
-    import offramp.device.source
-    import offramp.device.spool  # noqa: F401
+    import offramp.device.device
+    import offramp.device.sources.source
+    import offramp.device.spool.spool  # noqa: F401
 
     picture = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
     for kind in ("PNG", "JPEG"):
@@ -33,7 +33,7 @@ def pictures() -> None:
     """Write and read a picture of an image that is unsure twice."""
     import numpy as np
 
-    from offramp.common.picture import decode_picture, encode_picture, require_webp
+    from offramp.common.wire.picture import decode_picture, encode_picture, require_webp
 
     require_webp("--pictures")
     decode_picture(encode_picture(np.zeros((3, 16, 16), np.uint8), 20), 16, 16)
@@ -42,7 +42,7 @@ def pictures() -> None:
 {"device": device, "server": server}[sys.argv[1]]()
 pictures()
 
-from offramp.common.codec import coder_kind  # noqa: E402
+from offramp.common.codec.activation import coder_kind  # noqa: E402
 
 if coder_kind() != "compiled":
     raise SystemExit("the compiled coder is missing")

@@ -55,7 +55,7 @@ rm -rf numpy/f2py numpy/_core/include numpy/_core/lib numpy/_pyinstaller numpy/d
   onnxruntime/tools onnxruntime/quantization onnxruntime/datasets onnxruntime/backend \
   onnxruntime/capi/libonnxruntime.so* google/protobuf/compiler bitarray/examples bitarray/test_*.py grpc/beta \
   grpc/framework pydantic/v1 \
-  offramp/training offramp/evaluation offramp/cli ./*.dist-info/RECORD
+  offramp/training offramp/bench offramp/cli ./*.dist-info/RECORD
 find . -depth -type d \( -name tests -o -name test_data -o -name __pycache__ \) -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' \) -delete
 if [ -d PIL ]; then

@@ -27,13 +27,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 from ray.serve.handle import DeploymentHandle
 
-from offramp.common import transport
-from offramp.common.address import join_address
-from offramp.common.bundle import load_bundle
-from offramp.common.config import ServerSettings
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import AccessError, BundleError, ConfigError, OverloadError
+from offramp.common.part.engine import Engine
+from offramp.common.settings import ServerSettings
 from offramp.common.telemetry import serve_metrics, start_log
+from offramp.common.wire import transport
+from offramp.common.wire.address import join_address
 from offramp.server.batch import Batcher
 from offramp.server.bundles import Catalog, Loaded, find_bundles
 from offramp.server.calls import Context, end

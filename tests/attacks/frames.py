@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.common import transport
-from offramp.common.bundle import Bundle
-from offramp.common.codec import CodecId
-from offramp.common.frame import LAST_SEQUENCE, PROTOCOL_VERSION, Frame, FrameWriter, checksum, hello
+from offramp.common.bundle.load import Bundle
+from offramp.common.codec.activation import CodecId
+from offramp.common.wire import transport
+from offramp.common.wire.frame import LAST_SEQUENCE, PROTOCOL_VERSION, Frame, FrameWriter, checksum, hello
 from offramp.v1 import inference_pb2 as pb
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import BundleError, ExitCode
+from offramp.common.part.engine import Engine
 from tests import toy
 from tests.attacks.bundles import ATTACKS, BundleAttack
 from tests.toy import BundleFolder

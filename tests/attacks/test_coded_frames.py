@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.common.bundle import Bundle
-from offramp.common.codec import ActivationCodec, CodecId, Symbols
+from offramp.common.bundle.load import Bundle
+from offramp.common.codec.activation import ActivationCodec, CodecId, Symbols
 from offramp.common.errors import PayloadError
 from tests import toy
 

@@ -17,10 +17,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from offramp.common import trial
-from offramp.common.bundle import HEAD, MANIFEST, TAIL, Bundle, load_bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import HEAD, MANIFEST, TAIL, Bundle, load_bundle
 from offramp.common.errors import BundleError
+from offramp.common.part import trial
+from offramp.common.part.engine import Engine
 from tests import toy
 from tests.attacks.costly_graphs import GRAPHS, LONG, large
 from tests.processes import WAIT, Processes, Program, processes, until
@@ -70,7 +70,7 @@ def child_of(program: Program) -> int | None:
         # Not every kernel lists children: what each process says of its parent is everywhere.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == program.pid and "offramp.common.trial" in (process / "cmdline").read_text():
+            if parent == program.pid and "offramp.common.part.trial" in (process / "cmdline").read_text():
                 return int(process.name)
     return None
 

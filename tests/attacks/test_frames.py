@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from offramp.common import transport
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from offramp.common.errors import OfframpError
-from offramp.common.frame import BadFrame, Frame, FrameReader, check_hello, parse, reason_name, refusal
+from offramp.common.wire import transport
+from offramp.common.wire.frame import BadFrame, Frame, FrameReader, check_hello, parse, reason_name, refusal
 from offramp.v1 import inference_pb2 as pb
 from tests.attacks.frames import Aborted, FrameAttack, Refused, attacks, good_frame, message, sealed
 

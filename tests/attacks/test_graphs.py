@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import pytest
 
-from offramp.common.bundle import HEAD, TAIL, load_bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import HEAD, TAIL, load_bundle
 from offramp.common.errors import BundleError
+from offramp.common.part.engine import Engine
 from offramp.v1 import onnx_subset_pb2
 from tests import toy
 from tests.attacks.bundles import external
@@ -95,8 +95,8 @@ def test_a_refused_graph_prints_nothing(damaged: BundleFolder, capfd: pytest.Cap
 FUZZ = """
 import sys
 import numpy as np
-from offramp.common.bundle import load_bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import load_bundle
+from offramp.common.part.engine import Engine
 from offramp.common.errors import BundleError
 from tests import toy
 from tests.toy import BundleFolder

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.common.bundle import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, load_bundle, parse_manifest
+from offramp.common.bundle.load import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, load_bundle, parse_manifest
 from offramp.common.errors import BundleError
 from tests.toy import BundleFolder
 

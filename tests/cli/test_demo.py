@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from offramp.cli import demo
-from offramp.common.bundle import Bundle, write_bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import Bundle, write_bundle
 from offramp.common.errors import ConfigError
+from offramp.common.part.engine import Engine
 from tests import toy
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from offramp.cli import inspect
-from offramp.common.bundle import load_bundle
+from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import BundleError
 
 MODELS = Path(__file__).parents[2] / "models"

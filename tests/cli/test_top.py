@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from offramp.cli import app, top
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
 from tests.processes import Peer, Processes, Program, closed_port, processes, tcp_peer, until
 

@@ -8,9 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from offramp.common import codec as codec_module
-from offramp.common.codebook import SYMBOLS, Codebook, code_lengths, package_merge
-from offramp.common.codec import (
+from offramp.common.codec import activation as codec_module
+from offramp.common.codec.activation import (
     Coder,
     CompiledCoder,
     HuffmanCoder,
@@ -19,11 +18,12 @@ from offramp.common.codec import (
     Shape,
     Tables,
 )
-from offramp.common.context import AROUND, MAX_REACH, ContextCoder, ContextModel
+from offramp.common.codec.context import AROUND, MAX_REACH, ContextCoder, ContextModel
+from offramp.common.codec.huffman import SYMBOLS, Codebook, code_lengths, package_merge
+from offramp.common.codec.lanes import MAX_LANES, lane_channels, length_bytes
+from offramp.common.codec.rans import TOTAL, Kind, RansTable, RansTables, Token
+from offramp.common.codec.run_huffman import MAX_ORDER, MAX_RUNS, RunTable, RunTables
 from offramp.common.errors import PayloadError
-from offramp.common.lanes import MAX_LANES, lane_channels, length_bytes
-from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
-from offramp.common.run_huffman import MAX_ORDER, MAX_RUNS, RunTable, RunTables
 
 COMPILED = codec_module._kernel is not None
 """Whether this installation has the compiled coders."""

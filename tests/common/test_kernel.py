@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.common import codec as codec_module
-from offramp.common.codebook import Codebook
-from offramp.common.codec import CompiledCoder, HuffmanCoder, RansCoder, RunHuffmanCoder, Shape
-from offramp.common.context import ContextCoder
+from offramp.common.codec import activation as codec_module
+from offramp.common.codec.activation import CompiledCoder, HuffmanCoder, RansCoder, RunHuffmanCoder, Shape
+from offramp.common.codec.context import ContextCoder
+from offramp.common.codec.huffman import Codebook
+from offramp.common.codec.rans import RansTables
+from offramp.common.codec.run_huffman import RunTable, RunTables
 from offramp.common.errors import PayloadError
-from offramp.common.rans import RansTables
-from offramp.common.run_huffman import RunTable, RunTables
 from tests.common import coders
 from tests.common.coders import LENGTHS, Reference, compiled, outcome, size_of
 
-pytestmark = pytest.mark.skipif(not coders.COMPILED, reason="no compiler built offramp.common._kernel here")
+pytestmark = pytest.mark.skipif(not coders.COMPILED, reason="no compiler built the kernel here")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from tests.processes import WAIT, Server
 
 SWITCH = "ORT_DISABLE_TELEMETRY"
@@ -51,7 +51,7 @@ def test_a_server_leaves_nothing_behind(toy_bundle: Bundle, home: Path) -> None:
     "program",
     [
         "from offramp.device import Device",
-        "import offramp.common.engine",
+        "import offramp.common.part.engine",
         "import offramp.server.app",
         "import offramp.cli.app",
     ],

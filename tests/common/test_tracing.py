@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from offramp.common.errors import MessageError
-from offramp.common.frame import Frame, FrameReader, FrameWriter
 from offramp.common.tracing import CONTEXT_BYTES, Tracing
+from offramp.common.wire.frame import Frame, FrameReader, FrameWriter
 from offramp.v1 import inference_pb2 as pb
 from tests.processes import WAIT, Processes, closed_port, processes, until
 
@@ -159,7 +159,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from offramp.common.bundle import load_bundle
+from offramp.common.bundle.load import load_bundle
 from offramp.common.tracing import Tracing
 from offramp.device import Device
 from tests import toy

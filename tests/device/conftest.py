@@ -16,9 +16,9 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from offramp.common import transport
-from offramp.common.bundle import Bundle
-from offramp.device.backoff import BACKOFF_FIRST
+from offramp.common.bundle.load import Bundle
+from offramp.common.wire import transport
+from offramp.link.backoff import BACKOFF_FIRST
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from offramp.common import transport
+from offramp.common.wire import transport
 from offramp.v1 import inference_pb2 as pb
 from tests.processes import WAIT
 

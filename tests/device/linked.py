@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from offramp.common.bundle import Bundle
-from offramp.common.codec import CodecId
-from offramp.device.link import Link, Outcome
+from offramp.common.bundle.load import Bundle
+from offramp.common.codec.activation import CodecId
 from offramp.device.metrics import DeviceMetrics
+from offramp.link.link import Link, Outcome
 from tests.processes import until
 
 PAYLOAD = b"payload"

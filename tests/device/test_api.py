@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from offramp.common.both_exits import both_exits
-from offramp.common.bundle import Bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import Bundle
+from offramp.common.part.answer import both_exits
+from offramp.common.part.engine import Engine
 from offramp.device import Correction, Device
 from tests import toy
 from tests.device import hostile
@@ -30,7 +30,7 @@ def test_importing_it_loads_nothing() -> None:
         "import sys, offramp.device\n"
         "assert not {'numpy', 'grpc', 'onnxruntime', 'PIL'} & sys.modules.keys()\n"
         "from offramp.device import Correction, Device, Result\n"
-        "from offramp.device.pipeline import Device as D\n"
+        "from offramp.device.device import Device as D\n"
         "assert Device is D\n"
         "try: offramp.device.Nothing\n"
         "except AttributeError: pass\n"

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from offramp.common.arguments import check_argument
-from offramp.common.bundle import Bundle
-from offramp.common.config import DeviceSettings
+from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
+from offramp.common.settings import DeviceSettings
 from offramp.device import Device
 from tests import toy
 from tests.processes import WAIT, Processes, closed_port, until
@@ -159,7 +159,7 @@ def test_closing_beside_other_threads_leaves_no_image_without_an_answer(
 FORKED = """
 import asyncio, os, sys
 sys.path.insert(0, sys.argv[4])
-from offramp.common.bundle import load_bundle
+from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError
 from offramp.device import Device
 from tests import toy
@@ -204,7 +204,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(
 SPOOLED = """
 import gc, os, sys, time
 sys.path.insert(0, sys.argv[3])
-from offramp.common.bundle import load_bundle
+from offramp.common.bundle.load import load_bundle
 from offramp.device import Device
 from tests import toy
 

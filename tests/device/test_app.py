@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle import HEAD, Bundle
+from offramp.common.bundle.load import HEAD, Bundle
 from tests import toy
 from tests.device import hostile
 from tests.processes import Processes, closed_port, processes, scrape, until

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle import Bundle, Preprocessing
+from offramp.common.bundle.load import Bundle, Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.pictures import decode
-from offramp.device.source import Item, Source
+from offramp.device.sources.source import Item, Source
 from offramp.device.sources.watch import PATIENCE, Watch, is_hollow, missing
 from tests import toy
 from tests.processes import Processes, until
@@ -137,13 +137,13 @@ def _without_permission(toy_bundle: Bundle, toy_images: Path, tmp_path: Path) ->
         shutil.copy(toy_images / "00.png", folder / "a.png")
         folder.chmod(mode)
     code = (
-        "import os, sys; from offramp.device.app import main; import offramp.device.pipeline;"
-        "from offramp.common.bundle import load_bundle; import PIL.PngImagePlugin;"
-        "import offramp.device.source, offramp.device.report;"
+        "import os, sys; from offramp.device.app import main; import offramp.device.device;"
+        "from offramp.common.bundle.load import load_bundle; import PIL.PngImagePlugin;"
+        "import offramp.device.sources.source, offramp.device.report;"
         "bundle = load_bundle(sys.argv[1]);"
-        "import offramp.common.bundle as b; b.load_bundle = lambda *_: bundle;"
+        "import offramp.common.bundle.load as b; b.load_bundle = lambda *_: bundle;"
         # What tries the graph could not even find Python where it lies below /root: it has passed already.
-        "from offramp.common.engine import Engine; Engine(bundle).load_head();"
+        "from offramp.common.part.engine import Engine; Engine(bundle).load_head();"
         "os.chdir(sys.argv[2]); os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         "sys.exit(main(['--bundle', '.', '--threshold', '0', '--json', 'photos']))"
     )

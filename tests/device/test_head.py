@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from offramp.common.engine import Engine
+from offramp.common.part.engine import Engine
 from offramp.device.head import EarlyExit, run_head
 from tests import toy
 

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle import Preprocessing
+from offramp.common.bundle.load import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.inputs.folder import Found, find
-from offramp.device import source
-from offramp.device.source import Item, Source
-from offramp.device.sources import folders, watch
+from offramp.device.sources import folders, source, watch
+from offramp.device.sources.source import Item, Source
 from tests import toy
 from tests.processes import WAIT, Processes, until
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from offramp.common.both_exits import both_exits
-from offramp.common.bundle import Bundle
-from offramp.common.codec import CodecId
-from offramp.common.engine import Engine
-from offramp.common.frame import FrameReader
-from offramp.common.picture import decode_picture, encode_picture, most_bytes
-from offramp.device.link import Answer, Outcome, Refusal
+from offramp.common.bundle.load import Bundle
+from offramp.common.codec.activation import CodecId
+from offramp.common.part.answer import both_exits
+from offramp.common.part.engine import Engine
+from offramp.common.wire.frame import FrameReader
+from offramp.common.wire.picture import decode_picture, encode_picture, most_bytes
+from offramp.device.device import Device, Result
 from offramp.device.metrics import Cause, DeviceMetrics
 from offramp.device.pictures import Pictures
-from offramp.device.pipeline import Device, Result
+from offramp.link.link import Answer, Outcome, Refusal
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile

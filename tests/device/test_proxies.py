@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from offramp.common import transport
-from offramp.common.bundle import Bundle
-from offramp.common.config import is_loopback
+from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
+from offramp.common.settings import is_loopback
+from offramp.common.wire import transport
 from offramp.device import Device
-from offramp.device.security import Security
+from offramp.link.security import Security
 from tests import toy
 from tests.device.conftest import secured
 from tests.processes import Peer, Processes, tcp_peer
@@ -205,7 +205,7 @@ def test_bytes_that_cannot_be_counted_are_unknown_and_not_0(
     toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none: list[Any] = []
-    monkeypatch.setattr("offramp.device.wire_bytes._connected_sockets", lambda *_: none)
+    monkeypatch.setattr("offramp.link.wire_bytes._connected_sockets", lambda *_: none)
     with secured(None) as server:
         with Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=20) as device:
             assert device.wire_bytes() is not None

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from offramp.common.errors import DataError, OutputError
-from offramp.device.pipeline import Result, Source
+from offramp.device.device import Result, Source
 from offramp.device.report import Report, Sample, Totals
-from offramp.device.wire_bytes import WireBytes
+from offramp.link.wire_bytes import WireBytes
 
 
 def result(source: Source = "server", latency: float = 0.01, payload: int = 10, label: str = "cat") -> Result:

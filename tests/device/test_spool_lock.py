@@ -85,7 +85,7 @@ def test_looking_beside_a_device_that_is_killed_loses_no_row(
 
 HOST = """
 import fcntl, sqlite3, subprocess, sys
-from offramp.common.bundle import load_bundle
+from offramp.common.bundle.load import load_bundle
 from offramp.device import Device
 sys.path.insert(0, sys.argv[4])
 from tests import toy

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from tests.processes import Processes, until
 
 

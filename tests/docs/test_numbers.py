@@ -18,30 +18,24 @@ from unittest.mock import patch
 
 import pytest
 
+from offramp.bench.bench import BENCHMARKS
 from offramp.cli.app import COMMANDS
 from offramp.cli.app import EPILOG as TOOL
-from offramp.common import (
-    codebook,
-    context,
-    frame,
-    lanes,
-    picture,
-    rans,
-    run_huffman,
-    session,
-    tracing,
-    transport,
-)
-from offramp.common.codec import CodecId
-from offramp.common.config import Parser
+from offramp.common import tracing
+from offramp.common.codec import context, lanes, rans, run_huffman
+from offramp.common.codec import huffman as codebook
+from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExitCode
-from offramp.device import app, backoff, report, security, wire_bytes
-from offramp.evaluation.bench import BENCHMARKS
+from offramp.common.part import session
+from offramp.common.settings import Parser
+from offramp.common.wire import frame, picture, transport
+from offramp.device import app, report
+from offramp.link import backoff, security, wire_bytes
 from offramp.server import app as server_app
 from offramp.server import descriptors, plan, stream
 from offramp.server import security as server_security
 
-training = pytest.importorskip("offramp.training.codebook")
+training = pytest.importorskip("offramp.training.calibrate.codebook")
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,8 +101,8 @@ PHRASES = [
     (CODEC, f"they sum to {rans.TOTAL}."),
     (CODEC, f"*reach* R (1 … {context.MAX_REACH})"),
     (CODEC, f"its mode, −{context.NEAR} … {context.NEAR}, and"),
-    ("common/config.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
-    ("common/config.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
+    ("common/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
+    ("common/settings.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
     (OPERATIONS, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
     (WIRE, f"{picture.LEFT_OUT} or {picture.LEFT_OUT + 1} bytes shorter than its WebP file"),
     (WIRE, f"| message on the stream | {frame.ENVELOPE_BYTES} (gRPC {frame.GRPC_PREFIX_BYTES},"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common import transport
+from offramp.common.wire import transport
 from tests.faults.load import FAST
 from tests.processes import Processes, resident_bytes
 from tests.server import raw

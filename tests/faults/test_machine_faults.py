@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common import bundle
 from tests.faults.load import FAST, frames_of, load
 from tests.processes import WAIT, Processes, closed_port, until
 
-ROOT = Path(bundle.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 STEPS = ("+400d", "-3000d", "+0", "+9000d", "-1s", "+2s")
 """Of the wall clock."""
@@ -70,7 +69,7 @@ def test_only_what_is_shown_reads_the_wall_clock() -> None:
         if re.search(r"\btime\.time(_ns)?\(|\bdatetime\b|\blocaltime\b", path.read_text())
     }
     # The time of a log line, and that of a spooled row, for whoever reads the file.
-    assert found == {"common/telemetry.py", "device/spool_store.py"}
+    assert found == {"common/telemetry.py", "device/spool/store.py"}
 
 
 @pytest.fixture

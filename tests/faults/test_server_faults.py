@@ -6,7 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from tests.faults.load import FAST, SERVER, Holdings, Load, frames_of, load
 from tests.processes import WAIT, Processes, Server, until
 from tests.server.test_bundles import variant

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common.bundle import Bundle
-from offramp.evaluation.bench_soak import GROWTH_BYTES, WINDOW, Reading, grows, is_flat, slope, soaking
+from offramp.bench.soak import GROWTH_BYTES, WINDOW, Reading, grows, is_flat, slope, soaking
+from offramp.common.bundle.load import Bundle
 
 MB = 1 << 20
 ROUNDS = 60

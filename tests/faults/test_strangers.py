@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from tests.faults.load import FAST, SERVER, Account, Holdings, frames_of, load
 from tests.processes import WAIT, Processes, until
 from tests.server.certificates import Authority

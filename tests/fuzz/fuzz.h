@@ -4,7 +4,7 @@
 #ifndef OFFRAMP_FUZZ_H
 #define OFFRAMP_FUZZ_H
 
-#include "../../common/kernel/coder.h"
+#include "../../common/codec/kernel/coder.h"
 
 #include <stdint.h>
 #include <stdlib.h>

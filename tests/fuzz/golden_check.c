@@ -3,7 +3,7 @@
  * hex; of run-huffman the modes stand behind the tables.
  *
  * A vector that was sent raw is encoded too: its payload must be no shorter than the symbols. */
-#include "../../common/kernel/coder.h"
+#include "../../common/codec/kernel/coder.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -16,7 +16,7 @@ for coder in huffman run_huffman rans context; do
   # Without trace-cmp: the sanitizers' own comparisons would take two thirds of the time.
   clang -std=c11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -Werror \
     -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp -fno-sanitize-recover=all \
-    -o "$folder/fuzz_$coder" "tests/fuzz/fuzz_$coder.c" "common/kernel/$coder.c"
+    -o "$folder/fuzz_$coder" "tests/fuzz/fuzz_$coder.c" "common/codec/kernel/$coder.c"
   "$folder/fuzz_$coder" -max_total_time="$seconds" -max_len=600 -len_control=0 -timeout=60 -rss_limit_mb=2048 \
     -print_final_stats=1 -verbosity=0 -artifact_prefix="$folder/" "$folder/$coder" "tests/fuzz/corpus/$coder" &
   pids+=($!)

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.common.run_huffman import RunTables
+from offramp.common.codec.run_huffman import RunTables
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 VECTORS = json.loads((ROOT / "tests" / "golden" / "codec.json").read_bytes())
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-pedantic"]
 SOURCES = ("huffman.c", "run_huffman.c", "rans.c", "context.c")
-KERNEL = [str(ROOT / "common" / "kernel" / name) for name in SOURCES]
+KERNEL = [str(ROOT / "common" / "codec" / "kernel" / name) for name in SOURCES]
 
 TARGETS = {
     "native": (["gcc"], []),

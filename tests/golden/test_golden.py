@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.common.codebook import Codebook
-from offramp.common.codec import ActivationCodec, CodecId, Tables, make_coder
-from offramp.common.context import ContextModel
-from offramp.common.frame import Frame, FrameReader, FrameWriter, check_hello, hello, parse
-from offramp.common.rans import Kind, RansTable, RansTables, Token
-from offramp.common.run_huffman import RunTable, RunTables
+from offramp.common.codec.activation import ActivationCodec, CodecId, Tables, make_coder
+from offramp.common.codec.context import ContextModel
+from offramp.common.codec.huffman import Codebook
+from offramp.common.codec.rans import Kind, RansTable, RansTables, Token
+from offramp.common.codec.run_huffman import RunTable, RunTables
+from offramp.common.wire.frame import Frame, FrameReader, FrameWriter, check_hello, hello, parse
 from offramp.v1 import inference_pb2 as pb
 from tests.golden.vectors import FOLDER, files
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.codebook import SYMBOLS, Codebook, build_codebook, package_merge
-from offramp.common.codec import ActivationCodec, CodecId, Symbols, Tables, make_coder
-from offramp.common.context import ContextModel
-from offramp.common.frame import Frame, FrameWriter, hello
-from offramp.common.rans import TOTAL, Kind, RansTable, RansTables, Token
-from offramp.common.run_huffman import RunTable, RunTables
+from offramp.common.codec.activation import ActivationCodec, CodecId, Symbols, Tables, make_coder
+from offramp.common.codec.context import ContextModel
+from offramp.common.codec.huffman import SYMBOLS, Codebook, build_codebook, package_merge
+from offramp.common.codec.rans import TOTAL, Kind, RansTable, RansTables, Token
+from offramp.common.codec.run_huffman import RunTable, RunTables
+from offramp.common.wire.frame import Frame, FrameWriter, hello
 
 FOLDER = Path(__file__).parent
 

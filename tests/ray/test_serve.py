@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.frame import FrameWriter
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.wire.frame import FrameWriter
 from offramp.v1 import inference_pb2 as pb
 from tests.processes import WAIT, Processes, Program, processes, scrape, until
 from tests.server.client import Ended, good_frames, stream_to

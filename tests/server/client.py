@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from offramp.common import frame, transport
-from offramp.common.bundle import Bundle
-from offramp.common.frame import Frame, FrameWriter
+from offramp.common.bundle.load import Bundle
+from offramp.common.wire import frame, transport
+from offramp.common.wire.frame import Frame, FrameWriter
 from offramp.v1 import inference_pb2 as pb
 from tests.processes import WAIT
 

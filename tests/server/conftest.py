@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from tests.processes import Processes, processes
 
 

@@ -15,9 +15,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from offramp.common import frame, transport
-from offramp.common.bundle import HEAD, TAIL, Bundle
-from offramp.common.frame import FrameWriter
+from offramp.common.bundle.load import HEAD, TAIL, Bundle
+from offramp.common.wire import frame, transport
+from offramp.common.wire.frame import FrameWriter
 from tests.attacks.frames import message
 from tests.processes import WAIT, Processes, scrape, until
 from tests.server.client import Ended, Stream, channel_to, good_frames, good_message, still_serves, stream_to

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.engine import Engine
 from offramp.common.errors import ExpiredError, OverloadError
+from offramp.common.part.engine import Engine
 from offramp.server.batch import RETRY_MS_MAX, RETRY_MS_MIN, Batcher, Job, Lane, Shape
 from offramp.server.batch import Tail as Runs
 from offramp.server.metrics import ServerMetrics

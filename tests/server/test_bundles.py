@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
-from offramp.common import frame, transport
-from offramp.common.bundle import MANIFEST, TAIL, Bundle, load_bundle
-from offramp.common.frame import FrameWriter
+from offramp.common.bundle.load import MANIFEST, TAIL, Bundle, load_bundle
+from offramp.common.wire import frame, transport
+from offramp.common.wire.frame import FrameWriter
 from offramp.server import bundles
 from offramp.server.batch import Batcher
 from offramp.server.bundles import Catalog, Loader, Reloader

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from offramp.common import frame, transport
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
+from offramp.common.wire import frame, transport
 from offramp.server import calls
 from offramp.v1 import inference_pb2 as pb
 from tests.processes import WAIT, Processes, until

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from offramp.common.cpus import require_threads
 from offramp.common.errors import ConfigError
 from offramp.server import batch, plan

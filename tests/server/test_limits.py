@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from offramp.common import frame, transport
-from offramp.common.bundle import Bundle
-from offramp.common.frame import FrameWriter
+from offramp.common.bundle.load import Bundle
+from offramp.common.wire import frame, transport
+from offramp.common.wire.frame import FrameWriter
 from offramp.v1 import inference_pb2 as pb
 from tests.attacks.frames import message
 from tests.processes import WAIT, Processes, resident_bytes, until

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common.bundle import Bundle
-from offramp.common.config import (
+from offramp.common.bundle.load import Bundle
+from offramp.common.settings import (
     DeviceSettings,
     ServerSettings,
     Settings,
@@ -20,7 +20,7 @@ from offramp.common.config import (
     variable_of,
 )
 from offramp.device.metrics import DeviceMetrics
-from offramp.device.wire_bytes import WireBytes
+from offramp.link.wire_bytes import WireBytes
 from offramp.server.metrics import ServerMetrics
 
 DOCS = Path(__file__).parents[2] / "docs"

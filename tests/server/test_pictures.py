@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.common import transport
-from offramp.common.bundle import Bundle, load_bundle
-from offramp.common.codec import CodecId
-from offramp.common.engine import Engine
-from offramp.common.frame import Frame, FrameWriter, reason_name
-from offramp.common.picture import decode_picture, encode_picture, most_bytes
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.codec.activation import CodecId
+from offramp.common.part.engine import Engine
+from offramp.common.wire import transport
+from offramp.common.wire.frame import Frame, FrameWriter, reason_name
+from offramp.common.wire.picture import decode_picture, encode_picture, most_bytes
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.processes import Processes, until

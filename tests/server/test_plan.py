@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from offramp.common.bundle import Bundle
-from offramp.common.engine import Engine
+from offramp.common.bundle.load import Bundle
+from offramp.common.part.engine import Engine
 from offramp.server.plan import (
     BATCH_MAX,
     TIMER_SECONDS,

@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 import pytest
 
-from offramp.common import transport
-from offramp.common.bundle import Bundle
+from offramp.common.bundle.load import Bundle
 from offramp.common.errors import AccessError
+from offramp.common.wire import transport
 from offramp.server.metrics import ServerMetrics
 from offramp.server.security import Tokens
 from tests.processes import WAIT, Processes, Server, until

@@ -14,11 +14,11 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from offramp.common import frame, transport
-from offramp.common.bundle import Bundle
-from offramp.common.engine import Engine
-from offramp.common.frame import FrameWriter
+from offramp.common.bundle.load import Bundle
+from offramp.common.part.engine import Engine
 from offramp.common.telemetry import package_version
+from offramp.common.wire import frame, transport
+from offramp.common.wire.frame import FrameWriter
 from offramp.server.batch import Batcher
 from offramp.server.bundles import Catalog, Loaded
 from offramp.server.metrics import ServerMetrics

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.training.data import Dataset
-from offramp.training.models import BACKBONES, Add, Backbone, ConvUnit, SubBlock
+from offramp.training.data.datasets import Dataset
+from offramp.training.data.sources import load
+from offramp.training.models.networks import BACKBONES, Add, Backbone, ConvUnit, SubBlock
 from offramp.training.recipe import DigitsRecipe, Recipe
-from offramp.training.sources import load
 
 RECIPE = """
 name = "tiny-digits"

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.common.bundle import Rans, RunHuffman, load_bundle
-from offramp.common.engine import Engine
-from offramp.evaluation.baselines import tail_answers
+from offramp.bench.baselines import tail_answers
+from offramp.common.bundle.load import Rans, RunHuffman, load_bundle
+from offramp.common.part.engine import Engine
 from offramp.training.app import main
-from offramp.training.data import Dataset
-from offramp.training.models import BACKBONES
+from offramp.training.data.datasets import Dataset
+from offramp.training.models.networks import BACKBONES
 from offramp.training.record import CODECS, RECORD, read_record, read_records
 from offramp.training.train import Hardware, _Base, _gradients, _Graphs
 

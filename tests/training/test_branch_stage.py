@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from offramp.common.errors import ConfigError
-from offramp.training.data import Dataset
+from offramp.training.calibrate.measure import run_float, run_graphs
+from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
-from offramp.training.measure import run_float, run_graphs
-from offramp.training.models import BACKBONES, ExitBranch, SplitModel, mobilenet_v2, partition
-from offramp.training.quantize import quantize_calibrated
+from offramp.training.models.networks import BACKBONES, ExitBranch, SplitModel, mobilenet_v2, partition
+from offramp.training.quantize.quantize import quantize_calibrated
 from offramp.training.recipe import BranchRecipe, Recipe
 from offramp.training.train import _answers_loss, _Branch, train
 from tests.kill import ends_as_unbroken, in_the_middle

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from offramp.common.codec import Symbols
+from offramp.common.codec.activation import Symbols
 from offramp.common.errors import ConfigError, PayloadError
 from offramp.training import csr
 

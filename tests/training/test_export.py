@@ -9,12 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from offramp.common.graphs import check_graph
-from offramp.training.data import to_float
+from offramp.common.bundle.graphs import check_graph
+from offramp.training.data.datasets import to_float
 from offramp.training.export import Graphs, export
-from offramp.training.models import BACKBONES, SplitModel
-from offramp.training.quantize import quantize
-from offramp.training.quantized import QuantModel
+from offramp.training.models.networks import BACKBONES, SplitModel
+from offramp.training.quantize.quantize import quantize
+from offramp.training.quantize.quantized import QuantModel
 
 
 def session(

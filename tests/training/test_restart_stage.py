@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offramp.common.errors import ConfigError
-from offramp.training.data import Dataset, pasted
+from offramp.training.data.datasets import Dataset, pasted
 from offramp.training.recipe import Recipe
 from offramp.training.train import _answers_loss, train
 from tests.kill import ends_as_unbroken, in_the_middle

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.training.data import Dataset, to_float, to_pixels
+from offramp.training.calibrate.measure import Answers, run_graphs
+from offramp.training.data.datasets import Dataset, to_float, to_pixels
 from offramp.training.export import Graphs, export
-from offramp.training.measure import Answers, run_graphs
-from offramp.training.models import SplitModel
-from offramp.training.quantize import calibration_part, quantize
+from offramp.training.models.networks import SplitModel
+from offramp.training.quantize.quantize import calibration_part, quantize
 from offramp.training.recipe import Recipe
 from offramp.training.train import Trained, train
 from tests.kill import ends_as_unbroken, in_the_middle

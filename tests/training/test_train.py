@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from offramp.common.errors import ConfigError, DataError
-from offramp.training.data import Dataset, recompressed
-from offramp.training.models import BACKBONES, Backbone, Flow, SplitModel
+from offramp.training.data.datasets import Dataset, recompressed
+from offramp.training.models.networks import BACKBONES, Backbone, Flow, SplitModel
 from offramp.training.recipe import Recipe
 from offramp.training.train import Clock, Epoch, Hardware, OutOfTime, Progress, Trained, train
 from tests.kill import Killed, before_the_checkpoint, in_the_middle, killed_and_resumed

@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from offramp.common.bundle import Preprocessing
+from offramp.common.bundle.load import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.pictures import EXTENSIONS, decode, sniff
 from offramp.device import preprocess
-from offramp.device.source import Source
-from offramp.training.sources import _decode
+from offramp.device.sources.source import Source
+from offramp.training.data.sources import _decode
 
 SIDE = 12
 SPEC = Preprocessing(color="RGB", height=SIDE, width=SIDE, resize="bilinear")

@@ -1,0 +1,398 @@
+"""``offramp plan``: which split, which training and which threshold suit a device and its link.
+
+Every run of a folder is measured: its accuracy, exit rate and payload at each T_c, its weights and MACs. A
+device profile turns these into latency and energy:
+
+    latency = device MACs / speed + offloaded share · (round trip + message · 8 / link rate + server's time)
+    energy  = device MACs · J per MAC + mean message bytes · J per byte
+
+Exits that nobody trained are modelled, and marked so: their costs are exact, as they follow from the network;
+their accuracy and exit rates at each T_c lie on the line between the nearest exits that were measured, over
+the logarithm of the device's MACs, and their payload is the nearest run's share of raw bytes. Nothing is
+modelled outside the exits that were measured.
+
+What is listed is the Pareto set: no other choice is at least as good in accuracy, message bytes, latency and
+energy, and better in one. Message bytes are the payload and the frame's protobuf bytes, a mean over images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError, printable
+from offramp.common.files import read_bounded
+from offramp.common.settings import Parser
+
+if TYPE_CHECKING:
+    from offramp.bench.report_tables import Report
+    from offramp.training.record import Record
+
+PROFILE_BYTES = 1 << 20
+_DESCRIPTION = """\
+Choose a split point, a training and a threshold for a device and its link.
+
+Reads the records that `offramp train` leaves beside its bundles, and a profile of the device: a TOML file, or
+flags. Prints the Pareto set of accuracy, bytes, latency and energy. Exits between measured ones are modelled
+and marked so; --measured leaves them out.
+
+a profile:
+  macs_per_second = 2e9              # of one image on the device
+  memory_bytes = 4_000_000           # for the head's weights and its two largest activations, one byte each
+  link_bits_per_second = 50_000
+  round_trip_seconds = 0.3
+  server_seconds = 0.005             # queue and tail, for one image
+  joules_per_mac = 5e-12
+  joules_per_byte = 2e-5             # of the radio
+"""
+
+_EXAMPLES = """\
+examples:
+  offramp plan --runs build/cifar10 --profile lte-m.toml
+  offramp plan --runs build/cifar10 --set link_bits_per_second=5e6 round_trip_seconds=0.02 --accuracy 0.85
+  offramp plan --runs build/cifar10 --out build/plan --json | jq '.rows[0]'
+
+exit status: 0 done, 2 wrong flags or profile, 5 unusable or missing records, or nothing that fits
+"""
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Profile(BaseModel):
+    """A device and its link; the defaults are a small processor behind LTE-M."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    macs_per_second: Positive = 2e9
+    memory_bytes: Positive = 4e6
+    link_bits_per_second: Positive = 50e3
+    round_trip_seconds: NotNegative = 0.3
+    server_seconds: NotNegative = 0.005
+    joules_per_mac: NotNegative = 5e-12
+    joules_per_byte: NotNegative = 2e-5
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One way to split, at every threshold of a grid: arrays are [T]."""
+
+    name: str
+    exit_number: int
+    measured: bool
+    device_macs: int
+    device_weights: int
+    memory_bytes: int
+    thresholds: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    exit_rate: NDArray[np.float64]
+    message_bytes: NDArray[np.float64]
+    """Means over all images."""
+    offloaded_bytes: float
+    """Of one offloaded image."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One curve at one threshold, and what it costs on a device."""
+
+    curve: Curve
+    threshold: float
+    accuracy: float
+    exit_rate: float
+    message_bytes: float
+    latency_seconds: float
+    energy_joules: float
+
+    @property
+    def costs(self) -> tuple[float, float, float, float]:
+        """All to be small."""
+        return (-self.accuracy, self.message_bytes, self.latency_seconds, self.energy_joules)
+
+
+def measured_curve(record: Record) -> Curve:
+    """A run as it was measured, in its shipped codec."""
+    from offramp.training.record import SHIPPED
+    from research.pareto.pareto import message_bytes
+
+    curve = record.curve
+    payload = record.bytes[SHIPPED]
+    frame = message_bytes(round(payload)) - round(payload)
+    exits = np.array(curve.exit_rate)
+    return Curve(
+        name=record.name,
+        exit_number=record.exit,
+        measured=True,
+        device_macs=record.cost.device_macs,
+        device_weights=record.cost.device_weights,
+        memory_bytes=record.cost.device_weights + record.cost.activations,
+        thresholds=np.array(curve.threshold),
+        accuracy=np.array(curve.accuracy),
+        exit_rate=exits,
+        message_bytes=np.array(curve.bytes[SHIPPED]) + frame * (1 - exits),
+        offloaded_bytes=payload + frame,
+    )
+
+
+def modelled_curves(records: Sequence[Record], classes: int = 10, size: int = 32) -> list[Curve]:
+    """Exits of each backbone between two that were measured and have the activation itself travel."""
+    from offramp.training.models.networks import BACKBONES, SplitModel
+    from offramp.training.record import measure_cost
+
+    found = []
+    for backbone in sorted({record.backbone for record in records}):
+        plain = [r for r in records if r.backbone == backbone and not r.bottleneck]
+        # Of several runs at one exit the one without a regulariser: its neighbours' are comparable.
+        known = {r.exit: r for r in sorted(plain, key=lambda r: -(r.entropy_weight + r.sparsity_weight))}
+        if len(known) < 2:
+            continue
+        network = BACKBONES[backbone](classes, size)
+        for number in range(min(known) + 1, max(known)):
+            if number in known:
+                continue
+            try:
+                split = SplitModel(network, number)
+            except ConfigError:
+                continue
+            below, above = max(n for n in known if n < number), min(n for n in known if n > number)
+            cost = measure_cost(split)
+            ends = [measured_curve(known[n]) for n in (below, above)]
+            reach = [math.log(end.device_macs) for end in ends]
+            share = (math.log(cost.device_macs) - reach[0]) / max(reach[1] - reach[0], 1e-9)
+            share = min(1.0, max(0.0, share))
+            nearest = ends[round(share)]
+            raw = math.prod(split.split_shape)
+            payload = nearest.offloaded_bytes * raw / known[above if share >= 0.5 else below].raw_bytes
+            exits = _between(ends, "exit_rate", share)
+            found.append(
+                Curve(
+                    name=f"{backbone}, exit {number}",
+                    exit_number=number,
+                    measured=False,
+                    device_macs=cost.device_macs,
+                    device_weights=cost.device_weights,
+                    memory_bytes=cost.device_weights + cost.activations,
+                    thresholds=ends[0].thresholds,
+                    accuracy=_between(ends, "accuracy", share),
+                    exit_rate=exits,
+                    message_bytes=payload * (1 - exits),
+                    offloaded_bytes=payload,
+                )
+            )
+    return found
+
+
+def _between(ends: Sequence[Curve], what: str, share: float) -> NDArray[np.float64]:
+    """A figure of two curves at the thresholds of the first, ``share`` of the way to the second."""
+    first, second = ends
+    other = np.interp(first.thresholds, second.thresholds, getattr(second, what))
+    return np.asarray((1 - share) * getattr(first, what) + share * other)
+
+
+def choices(curves: Sequence[Curve], profile: Profile) -> list[Choice]:
+    """Every threshold of every curve that fits the device's memory."""
+    found = []
+    for curve in curves:
+        if curve.memory_bytes > profile.memory_bytes:
+            continue
+        at_home = curve.device_macs / profile.macs_per_second
+        away = (
+            profile.round_trip_seconds
+            + curve.offloaded_bytes * 8 / profile.link_bits_per_second
+            + profile.server_seconds
+        )
+        for threshold, accuracy, exits, sent in zip(
+            curve.thresholds.tolist(),
+            curve.accuracy.tolist(),
+            curve.exit_rate.tolist(),
+            curve.message_bytes.tolist(),
+            strict=True,
+        ):
+            energy = curve.device_macs * profile.joules_per_mac + sent * profile.joules_per_byte
+            latency = at_home + (1 - exits) * away
+            found.append(Choice(curve, threshold, accuracy, exits, sent, latency, energy))
+    return found
+
+
+def pareto_set(found: Sequence[Choice]) -> list[Choice]:
+    """Those that no other beats, the most accurate first; of equal ones the first."""
+    costs = np.array([choice.costs for choice in found])
+    kept: list[Choice] = []
+    for number, own in enumerate(costs):
+        better = (costs <= own).all(axis=1)
+        same = (costs == own).all(axis=1)
+        if not (better & ~same).any() and not same[:number].any():
+            kept.append(found[number])
+    return sorted(kept, key=lambda choice: choice.costs)
+
+
+def thinned(found: Sequence[Choice], most: int) -> list[Choice]:
+    """At most so many, evenly over the range of accuracy, both ends among them."""
+    if len(found) <= most:
+        return list(found)
+    wanted = np.linspace(found[0].accuracy, found[-1].accuracy, most)
+    picked = {int(np.argmin([abs(choice.accuracy - at) for choice in found])) for at in wanted}
+    return [found[i] for i in sorted(picked)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+        made = _plan(arguments)
+        print(made.to_json() if arguments.json else made.to_markdown(), end="\n" if arguments.json else "")
+        if arguments.out is not None:
+            for path in made.write(arguments.out):
+                print(f"wrote {path}", file=sys.stderr)
+    except OfframpError as error:
+        print(f"offramp plan: {error}", file=sys.stderr)
+        return error.exit_code
+    return ExitCode.OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="offramp plan",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--runs", type=Path, required=True, metavar="DIR", help="folder of bundles with their records"
+    )
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="TOML file of the device and its link")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="replace fields of the profile",
+    )
+    parser.add_argument(
+        "--accuracy", type=float, default=0.0, metavar="A", help="leave out what is below, 0 … 1"
+    )
+    parser.add_argument("--measured", action="store_true", help="leave out what is modelled")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows at most (default: 20)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="also write plan.md, .json, .png and .svg here"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    return parser
+
+
+def read_profile(path: Path | None, settings: Sequence[str] = ()) -> Profile:
+    """A profile from a TOML file, with fields replaced. Raises ConfigError naming the field that is wrong."""
+    text, origin = "", "--set"
+    if path is not None:
+        origin = str(path)
+        try:
+            text = read_bounded(
+                path, PROFILE_BYTES, name=f"cannot read profile {path}", expected="a TOML file"
+            ).decode()
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"cannot read profile {path}: is not UTF-8 text, expected a TOML file"
+            ) from None
+    try:
+        values = tomllib.loads(text)
+        for setting in settings:
+            values |= tomllib.loads(setting)
+        return Profile.model_validate(values)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin} is not TOML: {printable(str(error))}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = printable(".".join(str(part) for part in first["loc"]))
+        raise ConfigError(f"{origin}: {field}: {printable(first['msg'])}") from None
+
+
+def _plan(arguments: argparse.Namespace) -> Report:
+    from offramp.training.record import read_records
+
+    if not 0 <= arguments.accuracy <= 1:
+        raise ConfigError(f"--accuracy {arguments.accuracy:g}, expected 0 … 1")
+    if arguments.limit < 2:
+        raise ConfigError(f"--limit {arguments.limit}, expected 2 or more")
+    profile = read_profile(arguments.profile, arguments.settings)
+    records = read_records(arguments.runs)
+    curves = [measured_curve(record) for record in records]
+    if not arguments.measured:
+        curves += modelled_curves(records)
+    fitting = choices(curves, profile)
+    if not fitting:
+        least = min(curve.memory_bytes for curve in curves)
+        raise DataError(
+            f"nothing fits memory_bytes = {profile.memory_bytes:,.0f}: the smallest head takes {least:,}"
+        )
+    accurate = [choice for choice in fitting if choice.accuracy >= arguments.accuracy]
+    if not accurate:
+        best = max(choice.accuracy for choice in fitting)
+        raise DataError(f"nothing reaches --accuracy {arguments.accuracy:g}: the best has {best:.4f}")
+    return report(pareto_set(accurate), profile, most=arguments.limit)
+
+
+def report(found: Sequence[Choice], profile: Profile, *, most: int = 20) -> Report:
+    """The table and plot of a Pareto set."""
+    from offramp.bench.plots import Plot, Series
+    from offramp.bench.report_tables import Column, Report
+
+    series = []
+    for name in dict.fromkeys(choice.curve.name for choice in found):
+        own = [choice for choice in found if choice.curve.name == name]
+        series.append(
+            Series(
+                name,
+                [1000 * choice.latency_seconds for choice in own],
+                [100 * choice.accuracy for choice in own],
+                paper=not own[0].curve.measured,
+            )
+        )
+    given = ", ".join(f"{name} = {value:g}" for name, value in profile.model_dump().items())
+    return Report(
+        "plan",
+        "Pareto set: accuracy, message bytes, latency, energy",
+        [
+            Column("name", "split"),
+            Column("basis", "figures"),
+            Column("threshold", "T_c", 2),
+            Column("accuracy", "accuracy %", 2),
+            Column("exit_rate", "exit rate %", 1),
+            Column("bytes", "message B an image", 1),
+            Column("latency", "latency ms", 2),
+            Column("energy", "energy mJ", 3),
+            Column("macs", "device M MAC", 1),
+            Column("weights", "weights KB, INT8", 1),
+        ],
+        [
+            {
+                "name": choice.curve.name,
+                "basis": "measured" if choice.curve.measured else "modelled",
+                "threshold": choice.threshold,
+                "accuracy": 100 * choice.accuracy,
+                "exit_rate": 100 * choice.exit_rate,
+                "bytes": choice.message_bytes,
+                "latency": 1000 * choice.latency_seconds,
+                "energy": 1000 * choice.energy_joules,
+                "macs": choice.curve.device_macs / 1e6,
+                "weights": choice.curve.device_weights / 1024,
+            }
+            for choice in thinned(found, most)
+        ],
+        Plot("Pareto set (modelled: dashed)", "mean latency, ms", "top-1 accuracy, %", series, log_x=True),
+        [
+            f"Profile: {given}.",
+            f"{len(found)} choices in the set, at most {most} shown. Latency and energy follow from the "
+            "profile; the other figures of a measured split are of its test images.",
+        ],
+    )

@@ -1,0 +1,311 @@
+"""Unsure activations on disk, for hours without a server: a bounded queue in one file (``spool_store.py``).
+
+Rules this module keeps:
+- Nothing here delays or stops an answer: ``put`` hands over to a thread and returns. A disk that is full or
+  a file that is damaged is said once, counted, and tried again; meanwhile activations are given up, counted.
+- Memory and disk are bounded. Where the file is full, the oldest activations go first; where the disk is too
+  slow, the newest do.
+- They are sent oldest first, and only while the link has nothing better to do (``Link.offload``,
+  ``background``). One that is answered, or that the server refuses for good, is deleted. A device that dies
+  between answer and deletion gets that correction a second time: nothing is lost, and none is wrong.
+- A row is checked as a frame from outside is before it is sent; a bad one is dropped, counted and said once.
+- The time in a row is the wall clock's, for whoever reads the file; nothing here decides by it.
+
+The file is this user's only: activations may tell what the camera saw.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from offramp.common.errors import OfframpError, PeerError
+from offramp.device.metrics import DeviceMetrics
+from offramp.device.spool.store import Entry, Rules, Store, fits, is_damage
+from offramp.link.link import Answer, Link, Outcome, Refusal
+
+log = logging.getLogger("offramp.edge-device")
+
+WAITING_MOST = 256
+"""Activations in memory on their way to the disk."""
+SENDING_MOST = 8
+"""Spooled frames under way at a time."""
+RETRY_SECONDS, RETRY_SECONDS_MOST = 0.25, 30.0
+"""How long the thread sleeps while the link does not take frames; after the disk failed, doubled each time up
+to the second."""
+QUIET_SECONDS = 600.0
+"""Between two complaints of the disk."""
+UNWANTED_MOST = 1000
+"""Rows that wait to be deleted; while there are more, no others are sent."""
+STOP_SECONDS = 5.0
+
+
+class Spool:
+    """One file, and the thread that writes it and sends what is in it.
+
+    capacity: bytes. rules: of the running bundle's rows. deliver: called from this thread or from the link's
+    with each answer.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        capacity: int,
+        rules: Rules,
+        link: Link,
+        metrics: DeviceMetrics,
+        deliver: Callable[[Entry, Answer], None],
+    ) -> None:
+        self._store = Store(path, capacity, rules)
+        self._capacity = capacity
+        self._check = rules.check
+        self._link = link
+        self._metrics = metrics
+        self._deliver = deliver
+        self._fresh: queue.Queue[Entry] = queue.Queue(WAITING_MOST)
+        self._late: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+        self._under_way: dict[int, Entry] = {}
+        self._unwanted: set[int] = set()
+        """Rows to delete; none of them is sent or delivered again."""
+        self._wake = threading.Event()
+        self._sending = True
+        self._stop = False
+        self._failing = False
+        self._said_bad = False
+        self._pause = RETRY_SECONDS
+        self._retry_at = 0.0
+        self._quiet_until = -math.inf
+        self._empty = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="offramp-spool", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: Entry) -> None:
+        """Keep an activation for later; it never waits and never fails."""
+        try:
+            self._fresh.put_nowait(entry)
+        except queue.Full:
+            self._metrics.spool_dropped.labels("busy").inc()
+        self._empty.clear()
+        self._wake.set()
+
+    def forget(self, entry: Entry) -> None:
+        """An activation that was put here was answered after all."""
+        self._late.put(entry)
+        self._wake.set()
+
+    def hold(self) -> None:
+        """Send nothing more; what is under way is still delivered."""
+        self._sending = False
+
+    def wait_empty(self, seconds: float) -> bool:
+        """Wait until all of this bundle's activations are answered, no longer than this; whether they are."""
+        return self._empty.wait(seconds)
+
+    def close(self) -> None:
+        """Write what is still in memory, and stop; what is on disk stays there for the next run."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join(STOP_SECONDS)
+
+    def _work(self) -> None:
+        while True:
+            # What comes in from here on wakes the thread once more.
+            self._wake.clear()
+            stopping = self._stop
+            waiting = time.monotonic() < self._retry_at and not stopping
+            busy = waiting
+            try:
+                if waiting:
+                    self._give_up_fresh()
+                if self._store.is_open or not waiting:
+                    self._open()
+                    self._settle()
+                    if not waiting:
+                        self._write_and_delete()
+                    if not self._store.is_open:
+                        busy = True
+                    elif self._sending and not stopping:
+                        busy |= self._send()
+            except Exception as error:  # whatever it is, the answers to come need this thread
+                self._fail(error)
+                self._store.close()
+                if is_damage(error):
+                    self._set_aside()
+                busy = True
+            if stopping:
+                self._store.close()
+                return
+            self._wake.wait(RETRY_SECONDS if busy else None)
+
+    # --- the file ---
+
+    def _open(self) -> None:
+        if self._store.is_open:
+            return
+        removed = self._store.open()
+        self._count()
+        if removed:
+            self._drop_bad(removed, "its type, length or range is none that a device writes")
+
+    def _drop_bad(self, count: int, reason: str) -> None:
+        self._metrics.spool_dropped.labels("damaged").inc(count)
+        level = logging.DEBUG if self._said_bad else logging.WARNING
+        log.log(level, "the spool %s: %d rows dropped: %s", self._store.path, count, reason)
+        self._said_bad = True
+
+    def _fail(self, error: Exception) -> None:
+        self._metrics.spool_errors.inc()
+        # A disk that is nearly full takes one and refuses the next.
+        news = not self._failing and time.monotonic() >= self._quiet_until
+        level = logging.WARNING if news else logging.DEBUG
+        log.log(level, "the spool %s fails: %s; answers go on without it", self._store.path, _said(error))
+        if news:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+        self._failing = True
+        self._retry_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, RETRY_SECONDS_MOST)
+        self._give_up_fresh()
+
+    def _set_aside(self) -> None:
+        """Start over with a new file; the damaged one is kept for whoever wants to look."""
+        rows = self._store.rows
+        try:
+            self._store.set_aside()
+        except OSError as error:
+            log.debug("the spool %s cannot be set aside: %s", self._store.path, error)
+            return
+        self._metrics.spool_dropped.labels("damaged").inc(rows)
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        self._under_way.clear()
+        self._unwanted.clear()
+        self._retry_at = 0.0
+        self._count()
+
+    def _give_up_fresh(self) -> None:
+        """What waits for a disk that takes nothing must not pile up."""
+        while not self._fresh.empty():
+            self._fresh.get_nowait()
+            self._metrics.spool_dropped.labels("busy").inc()
+
+    def _write_and_delete(self) -> None:
+        """Write what is new and delete what is done with. A disk that takes nothing can still be read."""
+        try:
+            if self._write():
+                self._failing, self._pause = False, RETRY_SECONDS
+            self._delete_unwanted()
+        except sqlite3.OperationalError as error:
+            self._fail(error)
+            full = _code(error) == sqlite3.SQLITE_FULL
+            if full and self._store.rows == len(self._unwanted) and not self._under_way:
+                self._store.start_over()
+                self._forget_rows()
+
+    def _write(self) -> bool:
+        """Write what waits; whether that was something."""
+        entries = []
+        while not self._fresh.empty():
+            entry = self._fresh.get_nowait()
+            if fits(entry, self._capacity):
+                entries.append(entry)
+            else:
+                self._metrics.spool_dropped.labels("full").inc()
+        if not entries:
+            return False
+        try:
+            dropped = self._store.write(entries)
+        except Exception:
+            self._metrics.spool_dropped.labels("busy").inc(len(entries))
+            raise
+        self._metrics.spooled.inc(len(entries))
+        self._metrics.spool_dropped.labels("full").inc(dropped)
+        self._count()
+        return True
+
+    def _delete_unwanted(self) -> None:
+        for number in list(self._unwanted):
+            self._store.delete(number)
+            self._unwanted.discard(number)
+        self._count()
+
+    def _count(self) -> None:
+        self._metrics.spool_entries.set(self._store.rows)
+        self._metrics.spool_bytes.set(self._store.bytes)
+
+    # --- the link ---
+
+    def _send(self) -> bool:
+        """Hand the oldest to the link while it takes them; whether it did not take all."""
+        if len(self._unwanted) > UNWANTED_MOST:
+            return True
+        room = SENDING_MOST - len(self._under_way)
+        rows = self._store.oldest([*self._under_way, *self._unwanted], room)
+        if not rows and not self._under_way and self._fresh.empty():
+            self._empty.set()
+        for number, entry in rows:
+            try:
+                self._check(entry)
+            except PeerError as error:
+                self._unwanted.add(number)
+                self._drop_bad(1, str(error))
+                self._wake.set()
+                continue
+            turned_away: list[Outcome] = []
+
+            def done(
+                outcome: Outcome, number: int = number, turned_away: list[Outcome] = turned_away
+            ) -> None:
+                turned_away.append(outcome)
+                self._answered.put((number, outcome))
+                self._wake.set()
+
+            self._under_way[number] = entry
+            self._link.offload(entry.codec, entry.payload, done, background=True)
+            if turned_away and isinstance(turned_away[0], Refusal) and not turned_away[0].sends:
+                # The wake that this caused is not news; the next try comes after a while.
+                self._under_way.pop(number, None)
+                self._wake.clear()
+                return True
+        return False
+
+    def _settle(self) -> None:
+        """What came back since the last time."""
+        while not self._answered.empty():
+            number, outcome = self._answered.get_nowait()
+            entry = self._under_way.pop(number, None)
+            if entry is None:
+                continue
+            if isinstance(outcome, Answer):
+                self._unwanted.add(number)
+                self._deliver(entry, outcome)
+            elif outcome.final:
+                self._unwanted.add(number)
+                self._metrics.spool_dropped.labels("refused").inc()
+        while not self._late.empty():
+            entry = self._late.get_nowait()
+            row = self._store.find(entry)
+            if row is not None:
+                self._under_way.pop(row, None)
+                self._unwanted.add(row)
+
+
+def _code(error: Exception) -> int | None:
+    """SQLite's code of an error; None for one that is not from SQLite itself."""
+    return getattr(error, "sqlite_errorcode", None)
+
+
+def _said(error: Exception) -> str:
+    """An error for the log; one of SQLite's may leave out what to do."""
+    if _code(error) == sqlite3.SQLITE_BUSY:
+        return f"{error}: another process has it open, expected a file for this device alone"
+    if isinstance(error, sqlite3.Error | OSError | OfframpError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,158 @@
+"""How the device's connection is made and secured: plaintext, TLS or mutual TLS, a bearer token, a proxy.
+
+Rules this module keeps:
+- Files are read again for each connection: a rotated certificate or token is used from the next one on.
+- Nothing that is secret reaches a message, a log or a metric: errors name files, never their contents.
+- A token is one line of visible ASCII; anything else is refused before it is sent.
+- A proxy is used only where ``--proxy`` names it, never to this machine, and never sees a token.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from offramp.common.errors import ConfigError, printable
+from offramp.common.files import read_bounded
+from offramp.common.settings import is_loopback, require_secure, split_address
+from offramp.common.wire import transport
+
+FILE_BYTES = 1 << 20
+TOKEN_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Security:
+    """What the command line says of it; ``Security()`` is plaintext without a token.
+
+    ca: PEM file of the authorities to trust instead of the system's. certificate, key: PEM files of the
+    device's own, for mutual TLS. server_name: the name that the server's certificate must have, where it is
+    not the address's. token_file: holds a bearer token. proxy: ``http://[USER:PASSWORD@]HOST:PORT`` of an
+    HTTP proxy that takes CONNECT.
+    """
+
+    tls: bool = False
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+    token_file: str | None = None
+    proxy: str | None = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection is TLS."""
+        return self.tls or self.ca is not None or self.certificate is not None
+
+    def check(self, host: str, insecure: bool) -> None:
+        """Refuse what cannot work, or would be plaintext beyond this machine. Raises ConfigError."""
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("--tls-cert and --tls-key: expected both or neither")
+        if self.encrypted and insecure:
+            raise ConfigError("--insecure: asks for plaintext, but --tls or --tls-… asks for TLS")
+        if not self.encrypted:
+            if self.server_name is not None:
+                raise ConfigError("--tls-server-name: expected --tls or --tls-ca with it")
+            require_secure("--server", host, insecure)
+        self._refuse_token_in_the_clear(host)
+        self._files()
+        self.metadata()
+
+    def channel(self, target: str, options: list[tuple[str, Any]]) -> Any:
+        """A gRPC channel to HOST:PORT. Raises ConfigError where a file cannot be read."""
+        import grpc
+
+        options = [*options, *transport.DIRECT]
+        proxy = self._proxy_for(target)
+        if proxy is not None:
+            self._refuse_token_in_the_clear(split_address("--server", target)[0])
+            # As gRPC's own mapper does it; that one would look at no_proxy, and connect without the proxy.
+            options.append(("grpc.http_connect_server", target))
+            if self.server_name is None:
+                options.append(("grpc.default_authority", target))
+            if proxy.login is not None:
+                options.append(("grpc.http_connect_headers", f"Proxy-Authorization:Basic {proxy.login}"))
+            target = proxy.target
+        if not self.encrypted:
+            return grpc.insecure_channel(target, options=options)
+        ca, key, certificate = self._files()
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        if self.server_name is not None:
+            options = [*options, ("grpc.ssl_target_name_override", self.server_name)]
+        return grpc.secure_channel(target, credentials, options=options)
+
+    def peer_port(self, target: str) -> int:
+        """The port that the connection to HOST:PORT is made to: the proxy's where it goes through one."""
+        proxy = self._proxy_for(target)
+        return split_address("--server", target if proxy is None else proxy.target)[1]
+
+    def _proxy_for(self, target: str) -> _Proxy | None:
+        if self.proxy is None or is_loopback(split_address("--server", target)[0]):
+            return None
+        return _Proxy.parse(self.proxy)
+
+    def _refuse_token_in_the_clear(self, host: str) -> None:
+        if self.proxy is None:
+            return
+        proxy = _Proxy.parse(self.proxy)
+        if self.token_file is not None and not self.encrypted and not is_loopback(host):
+            raise ConfigError(
+                f"--proxy http://{proxy.target}: would see the token of --token-file in plaintext; expected "
+                "--tls or --tls-ca with it"
+            )
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """What is sent with each call. Raises ConfigError where the token cannot be used."""
+        if self.token_file is None:
+            return []
+        text = _read("--token-file", self.token_file, TOKEN_BYTES).strip()
+        if not text or not all(0x21 <= byte <= 0x7E for byte in text):
+            raise ConfigError(f"--token-file {self.token_file}: expected one line of visible ASCII")
+        return [(transport.AUTHORIZATION, f"Bearer {text.decode('ascii')}")]
+
+    def _files(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        return (
+            _pem("--tls-ca", self.ca),
+            _pem("--tls-key", self.key),
+            _pem("--tls-cert", self.certificate),
+        )
+
+
+@dataclass(frozen=True)
+class _Proxy:
+    """An HTTP proxy: HOST:PORT, and USER:PASSWORD in base64 where it asks for them."""
+
+    target: str
+    login: str | None
+
+    @classmethod
+    def parse(cls, url: str) -> _Proxy:
+        """Raises ConfigError, which never repeats a password."""
+        wrong = f"--proxy {printable(url.rpartition('@')[2])}: expected http://[USER:PASSWORD@]HOST:PORT"
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ConfigError(wrong) from None
+        if parts.scheme != "http" or not host or not port or parts.path not in ("", "/") or parts.query:
+            raise ConfigError(wrong)
+        login = None
+        if parts.username is not None:
+            text = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            login = b64encode(text.encode()).decode()
+        return cls(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", login)
+
+
+def _pem(flag: str, path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    data = _read(flag, path, FILE_BYTES)
+    if b"-----BEGIN " not in data:
+        raise ConfigError(f"{flag} {path}: is no PEM file")
+    return data
+
+
+def _read(flag: str, path: str, limit: int) -> bytes:
+    return read_bounded(path, limit, name=f"{flag} {path}", expected="a file")

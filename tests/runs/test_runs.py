@@ -1,0 +1,155 @@
+"""Every script of a published table runs: benchmarks for real and small, trainings as far as their commands.
+
+A script in runs/ or an ``offramp bench`` without an entry here fails ``test_nothing_is_left_out``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from offramp.bench.bench import BENCHMARKS
+from tests.bench.conftest import namespaces
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300
+"""After which a script hangs."""
+
+MEASURING = {
+    "bench-codec.sh": [
+        "--seconds",
+        "0.01",
+        "--rounds",
+        "1",
+        "--frames",
+        "48",
+        "--shapes",
+        "8x8x8",
+        "--bits",
+        "5",
+        "--bundle",
+    ],
+    "bench-device.sh": ["--seconds", "0.5", "--rate", "40"],
+    "bench-head.sh": ["--exits", "5", "--rounds", "1", "--runs", "2"],
+    "bench-link.sh": ["--sent", "2", "--links", "5000/20", "--thresholds", "0.9"],
+    "bench-serve.sh": ["--seconds", "0.1", "--streams", "2", "--batches", "1"],
+    "bench-steering.sh": ["--seconds", "3"],
+    "soak.sh": ["--seconds", "2", "--connects", "4", "--rounds", "3", "--rate", "20"],
+}
+"""Run for real. bench-codec has the case that once ended in a traceback, a payload of two lanes' size."""
+PARSED: dict[str, list[list[str]]] = {
+    "cifar10.sh": [[], ["--short", "--parallel", "--precision", "bfloat16"], ["--seconds", "600"]],
+    "cifar10-rate.sh": [[], ["--short"]],
+    "cifar10-steps.sh": [[]],
+    "imagenette.sh": [["--set", "train.base.epochs=41"]],
+    "digits.sh": [[]],
+}
+"""Hours of training: each command is parsed, see ``parsed.py``. Those with --data get files."""
+CHECKED = {
+    "footprint.sh": "installs every extra from the package index",
+    "image-size.sh": "bootstraps Debian and builds containers",
+    "ray.sh": "needs Ray, 0.7 GB: make test-ray has its tests",
+}
+"""Only their syntax is checked, and why."""
+PARTS = {"then-pictures.sh"}
+"""Called by a script above."""
+
+
+def test_nothing_is_left_out() -> None:
+    scripts = {path.name: path.read_text() for path in (ROOT / "runs").glob("*.sh")}
+
+    assert set(scripts) == MEASURING.keys() | PARSED.keys() | CHECKED.keys() | PARTS
+    measured = "\n".join(scripts[name] for name in MEASURING)
+    assert [name for name in BENCHMARKS if f"offramp bench {name} " not in measured] == []
+    for part in PARTS:
+        assert any(f"runs/{part} " in scripts[name] for name in PARSED)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout in which scripts may leave what they make."""
+    shutil.copytree(ROOT / "runs", tmp_path / "runs")
+    for name in ("models", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run(checkout: Path, name: str, arguments: list[str]) -> str:
+    """What the script prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (checkout / "output").open("w+") as output:
+        process = subprocess.Popen(
+            [checkout / "runs" / name, *arguments], env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+            cwd=checkout, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            status = process.wait(SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        text = output.read()
+    # So short a soak is all warm-up: that it grew is a verdict, not a fault.
+    verdict = name == "soak.sh" and "grew: " in text and "accounted: True" in text
+    assert (status == 0 or verdict) and "Traceback" not in text, f"{name}: status {status}\n{text}"
+    return text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=namespaces if name in ("bench-link.sh", "bench-steering.sh") else ())
+        for name in MEASURING
+    ],
+)
+def test_a_measuring_script_runs(checkout: Path, name: str) -> None:
+    for needed in ("constriction", "lz4", "matplotlib", "zstandard", "torch"):
+        pytest.importorskip(needed)
+
+    text = run(checkout, name, MEASURING[name])
+
+    assert any(character.isdigit() for character in text)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [(name, arguments) for name, calls in PARSED.items() for arguments in calls]
+)
+def test_every_command_of_a_training_script_is_parsed(
+    checkout: Path, name: str, arguments: list[str]
+) -> None:
+    pytest.importorskip("torch")
+    tool = checkout / ".venv" / "bin" / "offramp"
+    tool.parent.mkdir(parents=True)
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.runs.parsed "$@"\n')
+    tool.chmod(0o755)
+    if name != "digits.sh":
+        for file in ("train", "train-0", "train-1", "test", "val"):
+            (checkout / f"{file}.parquet").touch()
+        arguments = [*arguments, "--data", str(checkout)]
+    else:
+        (checkout / "examples").unlink()
+        (checkout / "models").unlink()
+
+    text = run(checkout, name, arguments)
+
+    assert "offramp train parsed" in text or name == "cifar10-steps.sh"
+    if "then-pictures" in (ROOT / "runs" / name).read_text():
+        assert text.count("offramp demo parsed") >= 2
+        assert any((checkout / "build").glob("*/report/then-pictures-*.txt"))
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_script_that_cannot_run_here_is_well_formed(name: str) -> None:
+    script = ROOT / "runs" / name
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    for program in [word for word in script.read_text().split() if word.startswith("runs/")]:
+        compile((ROOT / program).read_bytes(), program, "exec")

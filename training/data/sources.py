@@ -1,0 +1,325 @@
+"""Where labelled images come from: a data recipe in, a `Source` with every image decoded out.
+
+    sklearn-digits   scikit-learn's handwritten digits, which need no download
+    hub              a data set of the Hugging Face hub, such as uoft-cs/cifar10
+    parquet          local Parquet files of the hub's schema: a picture column (struct of bytes and path) and
+                     a label column (integers, or class labels with names)
+    imagefolder      a folder with one sub-folder a class, with its pictures at any depth
+
+Whatever cannot be used is a `DataError` that names the part, the row or file, and what was expected.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from offramp.common.bundle.load import Preprocessing
+from offramp.common.errors import ConfigError, DataError, printable
+from offramp.common.inputs.folder import find, kinds_of
+from offramp.common.inputs.pictures import decode
+from offramp.training.data.datasets import Dataset, Labelled, Source, split
+from offramp.training.recipe import (
+    DataRecipe,
+    DigitsRecipe,
+    FolderRecipe,
+    HubRecipe,
+    ParquetRecipe,
+    PicturesRecipe,
+)
+
+if TYPE_CHECKING:
+    import datasets
+
+NAMED = 20
+"""Pictures that cannot be used are named in an error up to this number."""
+
+
+def load(
+    recipe: DataRecipe,
+    *,
+    seed: int,
+    progress: Callable[[], object] = lambda: None,
+    skipped: Callable[[str], object] | None = None,
+) -> Dataset:
+    """Read and split what a recipe's ``[data]`` names.
+
+    Args:
+        recipe: the ``[data]`` table.
+        seed: decides which images validate.
+        progress: called for each picture that was decoded.
+        skipped: called with one line for each picture that cannot be used, which is then left out; None: all
+            such pictures together are one error.
+
+    Raises:
+        ConfigError: a file, folder or name that does not exist.
+        DataError: pictures or labels that cannot be used.
+    """
+    if isinstance(recipe, DigitsRecipe):
+        return split(_digits(), validation=recipe.validation, test=recipe.test, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="offramp-data-") as cache:
+        if isinstance(recipe, HubRecipe):
+            train, test = _hub(recipe)
+        elif isinstance(recipe, ParquetRecipe):
+            train, test = _parquet("train", recipe.train, cache), _parquet("test", recipe.test, cache)
+        else:
+            train, test = (
+                _folder(name, path, recipe) for name, path in (("train", recipe.train), ("test", recipe.test))
+            )
+        source = _source(recipe, train, test, progress, skipped)
+    return split(source, validation=recipe.validation, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a source before its pictures are decoded."""
+
+    name: str
+    rows: datasets.Dataset
+
+
+def _source(
+    recipe: PicturesRecipe,
+    train: _Part,
+    test: _Part,
+    progress: Callable[[], object],
+    skipped: Callable[[str], object] | None,
+) -> Source:
+    train_labels, names = _labels(train, recipe.label, recipe.classes)
+    test_labels, test_names = _labels(test, recipe.label, recipe.classes)
+    classes = names or tuple(str(label) for label in range(int(train_labels.max()) + 1))
+    if test_names and test_names != classes:
+        raise DataError(f"test has the classes {_shown(test_names)}, train has {_shown(classes)}")
+    if len(classes) < 2:
+        raise DataError(f"train has the one class {_shown(classes)}, expected two at least")
+    for part, labels in ((train, train_labels), (test, test_labels)):
+        bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if len(bad):
+            raise DataError(
+                f"{part.name}: row {bad[0]} has the label {labels[bad[0]]}, expected 0 … {len(classes) - 1}"
+            )
+        _require_all(part, labels, classes)
+    # Both parts are read before any bad picture is an error: all of them are named at once.
+    read = [_pixels(part, recipe.image, recipe.size, progress) for part in (train, test)]
+    unusable = [message for one in read for message in one.unusable.values()]
+    if unusable and skipped is None:
+        raise DataError(_unusable(unusable))
+    for message in unusable:
+        assert skipped is not None
+        skipped(message)
+    parts = []
+    for part, labels, one in zip((train, test), (train_labels, test_labels), read, strict=True):
+        good = np.setdiff1d(np.arange(len(labels)), list(one.unusable))
+        _require_all(part, labels[good], classes)
+        parts.append(
+            Labelled(one.pixels[good], labels[good]) if one.unusable else Labelled(one.pixels, labels)
+        )
+    return Source(recipe.title, classes, *parts)
+
+
+def _require_all(part: _Part, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+    for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
+        if not count:
+            raise DataError(f"{part.name}: class {printable(name)!r} has no images")
+
+
+def _unusable(messages: Sequence[str]) -> str:
+    """One line for all pictures that cannot be used."""
+    if len(messages) == 1:
+        return messages[0]
+    more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
+    named = "; ".join(messages[:NAMED])
+    return f"{len(messages)} pictures cannot be used (--skip-bad leaves them out): {named}{more}"
+
+
+def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels, int64 [N], and class names, which may be none."""
+    import datasets
+
+    if not len(part.rows):
+        raise DataError(f"{part.name}: has no images")
+    feature = _feature(part, column, "label")
+    names = tuple(given)
+    if isinstance(feature, datasets.ClassLabel):
+        names = names or tuple(feature.names)
+    elif not (isinstance(feature, datasets.Value) and "int" in feature.dtype):
+        kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        raise DataError(
+            f"{part.name}: label column {column!r} holds {printable(str(kind))}, expected integers 0 … K-1"
+        )
+    values = list(part.rows[column])
+    if None in values:
+        raise DataError(f"{part.name}: row {values.index(None)} has no label")
+    return np.array(values, np.int64), names
+
+
+def _feature(part: _Part, column: str, what: str) -> Any:
+    features = part.rows.features
+    if column not in features:
+        raise DataError(
+            f"{part.name}: has no {what} column {column!r}, expected one of {_shown(list(features))}"
+        )
+    return features[column]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A part's pictures."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 [N, 3, size, size], RGB; anything where a picture cannot be used."""
+    unusable: dict[int, str]
+    """By row: why its picture cannot be used."""
+
+
+def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object]) -> _Read:
+    """Every picture of a part, decoded and resized."""
+    import datasets
+
+    feature = _feature(part, column, "picture")
+    rows = part.rows
+    if isinstance(feature, datasets.Image):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    elif not (isinstance(feature, dict) and {"bytes", "path"} <= set(feature)):
+        raise DataError(
+            f"{part.name}: picture column {column!r} is {printable(str(feature), 80)}, "
+            "expected a struct of bytes and path"
+        )
+    pixels = np.empty((len(rows), 3, size, size), np.uint8)
+    unusable: dict[int, str] = {}
+    for number, cell in enumerate(rows[column]):
+        try:
+            pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
+        except DataError as error:
+            unusable[number] = str(error)
+        progress()
+    return _Read(pixels, unusable)
+
+
+def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.uint8]:
+    """One picture, decoded as the device does: uint8 [3, size, size], RGB."""
+    cell = cell or {}
+    data, path = cell.get("bytes"), cell.get("path")
+    if path:
+        where = f"{where} ({printable(Path(path).name)})"
+    if data is None:
+        if path is None:
+            raise DataError(f"{where} has neither bytes nor a path, expected a picture")
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read: {error.strerror}") from None
+    return decode(where, data, Preprocessing(color="RGB", height=size, width=size, resize="bilinear"))
+
+
+def _hub(recipe: HubRecipe) -> tuple[_Part, _Part]:
+    datasets = _library()
+    try:
+        parts = datasets.load_dataset(recipe.name, recipe.config, revision=recipe.revision)
+    except Exception as error:  # offline, no such name, no right to read it
+        raise ConfigError(f"cannot load {recipe.name} from the hub: {_first_line(error)}") from None
+    for name in (recipe.train, recipe.test):
+        if name not in parts:
+            raise ConfigError(f"{recipe.name} has no part {name!r}, expected one of {_shown(list(parts))}")
+    return _Part("train", parts[recipe.train]), _Part("test", parts[recipe.test])
+
+
+def _parquet(name: str, files: str | Sequence[str], cache: str) -> _Part:
+    paths = [files] if isinstance(files, str) else list(files)
+    for path in paths:
+        if not Path(path).is_file():
+            raise ConfigError(f"{name}: {path} is no file")
+    datasets = _library()
+    try:
+        return _Part(name, datasets.Dataset.from_parquet(paths, cache_dir=cache))
+    except Exception as error:  # Arrow's errors and the library's own have no common base
+        cause = error.__cause__ or error
+        raise DataError(f"{name}: {', '.join(paths)} is no Parquet file: {_first_line(cause)}") from None
+
+
+def _folder(name: str, folder: str, recipe: FolderRecipe) -> _Part:
+    """Pictures by class: each sub-folder of ``folder`` is a class, its pictures at any depth below it.
+
+    Classes are in the recipe's order, where it names them; else in the order of their names.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"{name}: {folder} is no folder")
+    try:
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+        if not classes:
+            raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
+        if recipe.classes and sorted(recipe.classes) != classes:
+            raise DataError(
+                f"{name}: {folder} has the folders {_shown(classes)}, expected the recipe's classes "
+                f"{_shown(sorted(recipe.classes))}"
+            )
+        classes = recipe.classes or classes
+        files = [_pictures_of(name, root / one) for one in classes]
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}, expected a folder to read") from None
+    datasets = _library()
+    features = {
+        recipe.image: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        recipe.label: datasets.ClassLabel(names=classes),
+    }
+    rows = {
+        recipe.image: [{"bytes": None, "path": str(path)} for paths in files for path in paths],
+        recipe.label: [label for label, paths in enumerate(files) for _ in paths],
+    }
+    return _Part(name, datasets.Dataset.from_dict(rows, features=datasets.Features(features)))
+
+
+def _pictures_of(name: str, folder: Path) -> list[Path]:
+    found = find(folder)
+    # What programs leave behind, as ._1.jpg or .thumbnails, is not a user's picture.
+    pictures = [path for path in found.pictures if not any(map(_hidden, path.relative_to(folder).parts))]
+    for path, error in found.faults.items():
+        raise DataError(f"{name}: {path} cannot be listed: {error.strerror}")
+    if not pictures:
+        passed = f" of a known format: {kinds_of(found.passed_over)}" if found.passed_over else ""
+        raise DataError(f"{name}: class {printable(folder.name)!r} has no images{passed}")
+    return pictures
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _library() -> Any:
+    """The ``datasets`` package, silent. Imported late: it takes seconds, and the digits do not need it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    return datasets
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits: 8x8 with 17 grey levels, made 32x32 RGB."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
+    grey = np.stack(
+        [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in small]
+    )
+    images = np.repeat(grey[:, None], 3, axis=1)
+    labels = np.asarray(digits.target, dtype=np.int64)
+    return Source("sklearn-digits", tuple(str(digit) for digit in range(10)), Labelled(images, labels))
+
+
+def _shown(names: Iterable[str]) -> str:
+    return ", ".join(repr(printable(name)) for name in names)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return printable(lines[0]) if lines else type(error).__name__
