@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +105,41 @@ def test_a_child_that_dies_is_one_line(toy_bundle: Bundle, monkeypatch: pytest.M
 def test_batches_are_tried_up_to_the_largest(toy_bundle: Bundle) -> None:
     assert Engine(toy_bundle).try_batches(TAIL, batches=[1, 2, 4, 8], needed=True) == 8
     assert Engine(toy_bundle).try_batches(TAIL) == 2
+
+
+@pytest.mark.usefixtures("nothing_passed")
+def test_a_child_that_waits_for_a_busy_machine_is_waited_for(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is of work, not of time that others took: here the child is stopped for longer than it."""
+    monkeypatch.setattr(trial, "SECONDS", 2.0)
+    start = trial.subprocess.Popen
+    resume: list[threading.Timer] = []
+
+    def stopped(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child = start(*arguments, **options)
+        child.send_signal(signal.SIGSTOP)
+        resume.append(threading.Timer(2.5, child.send_signal, [signal.SIGCONT]))
+        resume[-1].start()
+        return child
+
+    monkeypatch.setattr(trial.subprocess, "Popen", stopped)
+    Engine(toy_bundle).load_tail()
+    assert len(resume) == 1
+
+
+@pytest.mark.usefixtures("nothing_passed")
+def test_a_child_that_gets_nowhere_is_not_waited_for_without_end(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "SECONDS", 0.1)
+    start = trial.subprocess.Popen
+
+    def stopped(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child = start(*arguments, **options)
+        child.send_signal(signal.SIGSTOP)
+        return child
+
+    monkeypatch.setattr(trial.subprocess, "Popen", stopped)
+    with pytest.raises(BundleError, match="to load and try"):
+        Engine(toy_bundle).load_tail()
