@@ -113,17 +113,17 @@ def test_a_child_that_waits_for_a_busy_machine_is_waited_for(
 ) -> None:
     """The limit is of work, not of time that others took: here the child is stopped for longer than it."""
     monkeypatch.setattr(trial, "SECONDS", 2.0)
-    start = trial.subprocess.Popen
+    start = subprocess.Popen
     resume: list[threading.Timer] = []
 
     def stopped(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        child = start(*arguments, **options)
+        child: subprocess.Popen[bytes] = start(*arguments, **options)
         child.send_signal(signal.SIGSTOP)
         resume.append(threading.Timer(2.5, child.send_signal, [signal.SIGCONT]))
         resume[-1].start()
         return child
 
-    monkeypatch.setattr(trial.subprocess, "Popen", stopped)
+    monkeypatch.setattr(subprocess, "Popen", stopped)
     Engine(toy_bundle).load_tail()
     assert len(resume) == 1
 
@@ -133,13 +133,13 @@ def test_a_child_that_gets_nowhere_is_not_waited_for_without_end(
     toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "SECONDS", 0.1)
-    start = trial.subprocess.Popen
+    start = subprocess.Popen
 
     def stopped(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        child = start(*arguments, **options)
+        child: subprocess.Popen[bytes] = start(*arguments, **options)
         child.send_signal(signal.SIGSTOP)
         return child
 
-    monkeypatch.setattr(trial.subprocess, "Popen", stopped)
+    monkeypatch.setattr(subprocess, "Popen", stopped)
     with pytest.raises(BundleError, match="to load and try"):
         Engine(toy_bundle).load_tail()

@@ -9,8 +9,8 @@ from offramp.training.data.datasets import to_float
 from offramp.training.export import export
 from offramp.training.models.networks import BACKBONES, SplitModel
 from offramp.training.quantize import bias_correction
-from offramp.training.quantize.quantize import quantize
 from offramp.training.quantize.bias_correction import with_corrected_biases
+from offramp.training.quantize.quantize import quantize
 from offramp.training.quantize.quantized import QuantLayer, QuantModel
 
 
