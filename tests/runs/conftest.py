@@ -1,0 +1,5 @@
+"""The scripts run on the pictures of the benchmarks."""
+
+from tests.bench.conftest import labelled_images
+
+__all__ = ["labelled_images"]
