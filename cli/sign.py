@@ -8,11 +8,12 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from offramp.common.bundle.load import MANIFEST, MANIFEST_BYTES, load_bundle
+from offramp.common.arguments import Parser
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import MANIFEST, MANIFEST_BYTES
 from offramp.common.bundle.signature import SIGNATURE, SIGNATURE_BYTES, add_signature, sign
 from offramp.common.errors import BundleError, OutputError
 from offramp.common.files import read_bounded
-from offramp.common.settings import Parser
 
 EPILOG = """\
 examples:

@@ -25,9 +25,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, ExitCode, printable
 from offramp.common.files import read_bounded
-from offramp.common.settings import Parser, split_address
+from offramp.common.wire.address import split_address
 
 PAGE_BYTES = 1 << 20
 """Ours have 20 kB."""

@@ -33,20 +33,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.arguments import check_argument
-from offramp.common.bundle.load import Bundle, Preprocessing
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.inputs.arrays import to_pixels
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine
-from offramp.common.settings import DeviceSettings, split_address
+from offramp.common.settings import check_argument
 from offramp.common.tracing import Tracing
+from offramp.common.wire.address import split_address
 from offramp.common.wire.frame import ENVELOPE_BYTES
 from offramp.device.adapt import Steering, bounds_of
 from offramp.device.head import run_head
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.pictures import Pictures
+from offramp.device.settings import DeviceSettings
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
 from offramp.link.link import FRAME_OVERHEAD, Answer, Link, Outcome

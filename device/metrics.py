@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from offramp.common.bundle.load import Bundle, ThresholdFigures
-from offramp.common.telemetry import ROUND_TRIP_BUCKETS, STAGE_BUCKETS, add_info_metrics
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import ThresholdFigures
+from offramp.common.metrics import ROUND_TRIP_BUCKETS, STAGE_BUCKETS, add_info_metrics
 from offramp.link.wire_bytes import WireBytes
 
 SOURCES = ("early_exit", "server", "fallback")

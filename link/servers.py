@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from offramp.common.settings import split_address
+from offramp.common.wire.address import split_address
 from offramp.link.breaker import Breaker
 
 

@@ -21,7 +21,7 @@ from offramp.common.errors import BundleError, printable
 if TYPE_CHECKING:
     import onnxruntime
 
-# As ``telemetry.py`` does, which the child does not import: it would take longer than the trial itself.
+# As ``libraries.py`` does, which the child does not import: it would take longer than the trial itself.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 MEMORY_BYTES = 2 << 30

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.common.bundle.load import CODEBOOK, HEAD, MANIFEST, TAIL
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL
 from offramp.common.codec.rans import Kind
 from tests import toy
 from tests.toy import BundleFolder

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.common.arguments import check_argument
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.common.settings import DeviceSettings
+from offramp.common.settings import check_argument
 from offramp.device import Device
+from offramp.device.settings import DeviceSettings
 from tests import toy
 from tests.processes import WAIT, Processes, closed_port, until
 

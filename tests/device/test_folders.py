@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle.load import Bundle, Preprocessing
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.pictures import decode
 from offramp.device.sources.source import Item, Source

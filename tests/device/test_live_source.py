@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.inputs.folder import Found, find
 from offramp.device.sources import folders, source, watch

@@ -22,12 +22,12 @@ from offramp.bench.bench import BENCHMARKS
 from offramp.cli.app import COMMANDS
 from offramp.cli.app import EPILOG as TOOL
 from offramp.common import tracing
+from offramp.common.arguments import Parser
 from offramp.common.codec import context, lanes, rans, run_huffman
 from offramp.common.codec import huffman as codebook
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExitCode
 from offramp.common.part import session
-from offramp.common.settings import Parser
 from offramp.common.wire import frame, picture, transport
 from offramp.device import app, report
 from offramp.link import backoff, security, wire_bytes

@@ -10,18 +10,12 @@ from pathlib import Path
 import pytest
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.settings import (
-    DeviceSettings,
-    ServerSettings,
-    Settings,
-    default_of,
-    flag_of,
-    make_parser,
-    variable_of,
-)
+from offramp.common.settings import Settings, default_of, flag_of, make_parser, variable_of
 from offramp.device.metrics import DeviceMetrics
+from offramp.device.settings import DeviceSettings
 from offramp.link.wire_bytes import WireBytes
 from offramp.server.metrics import ServerMetrics
+from offramp.server.settings import ServerSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 START, END = "<!-- settings: written by tests/server/test_operations.py -->\n", "<!-- end -->\n"

@@ -16,7 +16,7 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.part.engine import Engine
-from offramp.common.telemetry import package_version
+from offramp.common.release import package_version
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import FrameWriter
 from offramp.server.batch import Batcher

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from offramp.cli.app import main
-from offramp.common.bundle.load import MANIFEST, TAIL, load_bundle
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import MANIFEST, TAIL
 from offramp.common.bundle.signature import CONTEXT, SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 from offramp.common.errors import BundleError, ConfigError, ExitCode
 from tests.processes import Processes, processes

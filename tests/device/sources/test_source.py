@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.common.bundle.load import Bundle, Preprocessing
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.inputs.pictures import PIXELS
 from offramp.common.inputs.pictures import decode as decode_picture
