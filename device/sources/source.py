@@ -7,7 +7,6 @@ waits for images (``--watch``, standard input, a camera) does so through ``wait`
 from __future__ import annotations
 
 import os
-import stat
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from PIL import Image
 
 from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.files import open_plain, read_bounded
 from offramp.common.inputs.arrays import check_stack
 from offramp.common.inputs.headers import Refused, check_size
 from offramp.common.inputs.pictures import decode, to_input
@@ -216,30 +216,12 @@ def _files(path: Path) -> list[Path]:
         raise ConfigError(str(error)) from None
 
 
-def _open(path: Path) -> BinaryIO:
-    """One plain file. Raises DataError naming it."""
-    try:
-        # O_NONBLOCK: opening a named pipe must not wait for its writer.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: cannot be read: {reason}") from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise DataError(f"{path}: is not a plain file")
-    return os.fdopen(handle, "rb")
-
-
 def _read_file(path: Path, limit: int) -> bytes:
-    """The whole of one plain file. Raises DataError naming it."""
-    with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if not 0 < size <= limit:
-            raise DataError(f"{path}: has {size} bytes, expected 1 … {limit}")
-        try:
-            return file.read(size)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    """The whole of one plain file of 1 … limit bytes. Raises DataError naming it."""
+    data = read_bounded(path, limit, error=DataError)
+    if not data:
+        raise DataError(f"{path}: is empty, expected 1 … {limit} bytes")
+    return data
 
 
 def _read_picture(path: Path, preprocessing: Preprocessing) -> Item:
@@ -259,7 +241,7 @@ def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
     """
     try:
         with (
-            _open(path) as file,
+            open_plain(path, DataError) as file,
             zipfile.ZipFile(file) as archive,
             archive.open("images.npy") as array,
         ):
@@ -336,7 +318,7 @@ def _to_pixels(name: str, frame: Any, preprocessing: Preprocessing) -> Item:
 def _read_video(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
     """Every frame of a video file."""
     try:
-        _open(path).close()
+        open_plain(path, DataError).close()
         cv2 = _opencv()
         video = cv2.VideoCapture(str(path))
         try:

@@ -120,25 +120,25 @@ def _(folder: BundleFolder) -> None:
     (folder.path / TAIL).symlink_to("/nonexistent")
 
 
-@attack("file-is-a-named-pipe", r"tail\.onnx: is no plain file, expected one")
+@attack("file-is-a-named-pipe", r"tail\.onnx: is a named pipe, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / TAIL).unlink()
     os.mkfifo(folder.path / TAIL)
 
 
-@attack("manifest-is-a-named-pipe", r"manifest\.json: is no plain file, expected one")
+@attack("manifest-is-a-named-pipe", r"manifest\.json: is a named pipe, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / MANIFEST).unlink()
     os.mkfifo(folder.path / MANIFEST)
 
 
-@attack("file-is-a-directory", r"codebook\.bin: is no plain file, expected one")
+@attack("file-is-a-directory", r"codebook\.bin: is a directory, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / CODEBOOK).unlink()
     (folder.path / CODEBOOK).mkdir()
 
 
-@attack("manifest-is-a-directory", r"manifest\.json: is no plain file, expected one")
+@attack("manifest-is-a-directory", r"manifest\.json: is a directory, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / MANIFEST).unlink()
     (folder.path / MANIFEST).mkdir()

@@ -54,7 +54,7 @@ def test_a_named_pipe_in_place_of_a_picture(good: Path) -> None:
     hostile, after = Source([pipe, good], PREPROCESSING)
 
     assert isinstance(hostile.image, DataError)
-    assert str(hostile.image) == f"{pipe}: is not a plain file"
+    assert str(hostile.image) == f"{pipe}: is a named pipe, expected a plain file"
     assert isinstance(after.image, np.ndarray)
 
 
