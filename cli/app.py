@@ -44,7 +44,7 @@ COMMANDS = {
         "train",
         "choose a bundle's threshold, for an accuracy or a byte budget",
     ),
-    "top": Command("offramp.cli.top", "top", "watch a running fleet by its metrics pages"),
+    "top": Command("offramp.cli.fleet.app", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
 }
 
