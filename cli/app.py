@@ -61,7 +61,7 @@ examples:
   offramp bench codec
   offramp top device-1:9102 server:9101
 
-`offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
+`offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.
 
 exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
   130 interrupted, or nobody reads the output

@@ -33,7 +33,7 @@ class ShowVersion(argparse.Action):
 
 
 def number(kind: Callable[[str], Number], low: float, high: float, expected: str) -> Callable[[str], Number]:
-    """An argparse type: a flag's value, ``low`` to ``high``; anything else is told what is ``expected``."""
+    """An argparse type: a flag's value, ``low`` to ``high``; anything else is an error: ``expected``."""
 
     def read(text: str) -> Number:
         with suppress(ValueError):

@@ -200,7 +200,7 @@ def read_settings(
 
 
 def check_variables(environment: Mapping[str, str], settings: Collection[str]) -> None:
-    """Raises ConfigError for a variable that begins like ours and is none of these settings of our programs.
+    """Raises ConfigError for a variable that begins like ours and is not one of these settings.
 
     Its value is not repeated: it may be a secret in the wrong place.
     """
@@ -244,7 +244,7 @@ def read_table(path: str, program: str, fields: Mapping[str, FieldInfo]) -> dict
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply, expected tables of settings") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: is no TOML file: {error}") from None
+        raise ConfigError(f"{path}: is not a TOML file: {error}") from None
     known = {program, *PROGRAMS}
     for name, value in document.items():
         if not isinstance(value, dict):

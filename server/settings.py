@@ -96,7 +96,7 @@ class ServerSettings(Settings):
     max_stream_age: Seconds | None = Field(
         None,
         description="age, give or take 10 %, at which a stream is asked to end, so that its device connects "
-        "anew and a load balancer may choose another server (default: none)",
+        "again and a load balancer may choose another server (default: none)",
         examples=["SECONDS"],
     )
     write_timeout: Seconds = Field(

@@ -66,7 +66,7 @@ class SplitPoint(_Strict):
 
 
 class Activation(_Strict):
-    """What travels: uint8 symbols of this shape, real value = scale · (symbol − zero_point)."""
+    """The transmitted activation: uint8 symbols of this shape, real value = scale · (symbol − zero_point)."""
 
     shape: tuple[Side, Side, Side]
     """C, H, W."""
@@ -107,7 +107,7 @@ class RunHuffman(_Coded):
 
     kind: Literal["run-huffman"]
     mode_of_channel: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)]
-    """The symbol that each channel's symbols are told from; its likeliest one."""
+    """The symbol that each channel's symbols are measured from; its likeliest one."""
 
 
 class Rans(_Coded):

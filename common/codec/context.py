@@ -38,7 +38,7 @@ MAX_CHANNELS = 256
 MAX_WORK = 1 << 26
 """Most steps for one activation (`work`): tens of milliseconds."""
 NEAR = 2
-"""How far from its mode a symbol is told apart by those that come after it."""
+"""How far from its mode a symbol is still distinguished by those after it."""
 AROUND = 4
 """Places whose symbols are looked at beside a symbol's own."""
 

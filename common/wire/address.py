@@ -45,6 +45,6 @@ def is_loopback(host: str) -> bool:
 
 
 def require_secure(flag: str, host: str, insecure: bool) -> None:
-    """Refuse plaintext beyond this machine unless it was asked for. Raises ConfigError."""
+    """Refuse plaintext beyond this machine unless a flag allows it. Raises ConfigError."""
     if not insecure and not is_loopback(host):
         raise ConfigError(f"{flag} {host}: the connection would be plaintext; say --insecure to allow that")

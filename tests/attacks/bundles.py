@@ -447,7 +447,7 @@ attack_values(
 
 # ---- the graphs --------------------------------------------------------------------------------------
 
-NO_ONNX = r"tail\.onnx: is no ONNX file"
+NO_ONNX = r"tail\.onnx: is not an ONNX file"
 
 
 def zipped() -> bytes:
@@ -790,7 +790,7 @@ def port_named_no_text() -> bytes:
 
 attack_file(
     "dimension-whose-name-is-no-text",
-    r"tail\.onnx: its inputs have names that are no text, expected .*",
+    r"tail\.onnx: its inputs have names that are not text, expected .*",
     TAIL,
     port_named_no_text,
 )

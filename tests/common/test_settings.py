@@ -65,8 +65,8 @@ def test_every_setting_can_come_from_each_place() -> None:
         ("x = " + "[" * 20_000, "is "),
         ("queue = 1\n", r"queue: expected it in a table, as in \[cloud-server\]"),
         ("[cloud-server]\nqueue = 0\n", "queue = 0: Input should be greater"),
-        ("[cloud-server\n", "is no TOML file"),
-        ("\0", "is no TOML file"),
+        ("[cloud-server\n", "is not a TOML file"),
+        ("\0", "is not a TOML file"),
         (None, "No such file or directory"),
     ],
 )

@@ -119,12 +119,12 @@ DAMAGE: dict[str, tuple[Callable[[BundleFolder, Path], object], str]] = {
     ),
     "another kind": (
         lambda b, _: (b.path / SIGNATURE).write_text("rsa AA== AA==\n"),
-        "line 1 is no signature",
+        "line 1 is not a signature",
     ),
-    "too few words": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519\n"), "line 1 is no signature"),
-    "no base64": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 !! ??\n"), "line 1 is no signature"),
-    "short": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 AAAA AAAA\n"), "line 1 is no signature"),
-    "no text": (lambda b, _: (b.path / SIGNATURE).write_bytes(b"\xff\0"), "is no ASCII text"),
+    "too few words": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519\n"), "line 1 is not a signature"),
+    "no base64": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 !! ?\n"), "line 1 is not a sig"),
+    "short": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 AA== AA==\n"), "line 1 is not a sig"),
+    "no text": (lambda b, _: (b.path / SIGNATURE).write_bytes(b"\xff\0"), "is not ASCII text"),
     "long": (
         lambda b, _: (b.path / SIGNATURE).write_bytes(b"a" * (SIGNATURE_BYTES + 1)),
         f"is longer than {SIGNATURE_BYTES} bytes",
