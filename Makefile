@@ -1,5 +1,6 @@
 # make demo   a real server and a real device on the shipped model; needs no torch
 # make test   lint, types and all tests
+# make check  lint, types and the tests that start no program and need no torch: for the edit loop
 # make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
 # make test-ray       the tests of Ray Serve, which needs 0.7 GB of its own
 # make dist           source archive and wheel in dist/, checked
@@ -10,13 +11,16 @@
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
+.PHONY: demo test check check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
 
 test: lint proto-check
 	.venv/bin/pytest
+
+check: lint
+	.venv/bin/pytest -q -m "not process and not torch and not root"
 
 check-deploy: .venv/ready
 	.venv/bin/python deploy/check.py
