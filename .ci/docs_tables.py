@@ -348,11 +348,14 @@ def classes() -> str:
     def rows(kind: type[errors.OfframpError], depth: int) -> Iterator[Sequence[str]]:
         first = (kind.__doc__ or "").strip().splitlines()[0]
         yield "· " * depth + f"`{kind.__name__}`", str(int(kind.exit_code)), f"`{kind.grpc_status}`", first
-        for child in kind.__subclasses__():
+        for child in below(kind):
             yield from rows(child, depth + 1)
 
-    below = (row for child in errors.OfframpError.__subclasses__() for row in rows(child, 0))
-    return table(("class", "exit status", "gRPC status", "what"), below)
+    def below(kind: type[errors.OfframpError]) -> list[type[errors.OfframpError]]:
+        return [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+
+    drawn = (row for child in below(errors.OfframpError) for row in rows(child, 0))
+    return table(("class", "exit status", "gRPC status", "what"), drawn)
 
 
 def reasons() -> str:

@@ -1,0 +1,63 @@
+"""Tables of docs/reference are what the code gives; a digest has the figures of the page that it links."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DIGESTS = ["README.md", "docs/results/summary.md", "docs/results/speed.md"]
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w%]*\])")
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    for needed in ("torch", "constriction", "lz4", "matplotlib", "zstandard"):
+        pytest.importorskip(needed)
+    spec = importlib.util.spec_from_file_location("docs_tables", ROOT / ".ci" / "docs_tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_tables_are_what_the_code_gives(tables: ModuleType) -> None:
+    pages = list(tables.pages())
+
+    assert len(pages) == 6
+    stale = [path.name for path, shown, made in pages if shown != made]
+    assert stale == [], "make docs-tables"
+
+
+def test_a_flag_that_is_no_setting_is_documented(tables: ModuleType) -> None:
+    text = (ROOT / "docs" / "reference" / "edge-device.md").read_text()
+    parser = tables.parser_of("offramp.device.app")
+    flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+
+    assert {flag for flag in flags if f"`{flag}`" not in text and not flag.startswith("--no-")} == set()
+
+
+def numbers(text: str) -> set[str]:
+    """Figures with more than one digit: they are not names or counts of things."""
+    return {found.replace(",", "") for found in NUMBER.findall(text) if len(re.sub(r"\D", "", found)) > 1}
+
+
+@pytest.mark.parametrize("digest", DIGESTS)
+def test_figures_of_a_digest_are_those_of_the_page_that_it_links(digest: str) -> None:
+    path = ROOT / digest
+    compared = 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = line.strip("|").split(" | ")
+        links = LINK.findall(cells[-1])
+        if not line.startswith("| ") or len(links) != 1:
+            continue
+        figures = numbers(" ".join(cells[1:-1]))
+        compared += len(figures)
+        page = (path.parent / links[0]).resolve()
+        assert figures - numbers(page.read_text(encoding="utf-8")) == set(), f"{line}: not in {links[0]}"
+    assert compared > 5
