@@ -3,8 +3,8 @@
 Rule: in README.md, CONTRIBUTING.md and all pages of docs/ every block marked ``sh`` or ``python`` is run,
 from the root of the repository, in the order of its page; Python blocks of a page share their names. Before
 one that cannot be run here stands ``<!-- skip: next "the reason" -->``. Where a block says 127.0.0.1:50051 it
-meets a real server on a port of its own; 50052, 9101 and 9102 become free ports. What a block leaves running is
-ended with it.
+meets a real server on a port of its own; 50052, 9101 and 9102 become free ports. What a block leaves running
+is ended with it.
 
 A block marked ``text`` is the output of the ``sh`` block before it: line by line, but for times, ports and
 the connection's own bytes; ``…`` stands for anything, on a line of its own for any lines.
@@ -36,7 +36,7 @@ BUNDLE = ROOT / "models" / "digits-mobilenetv2-exit12"
 SECONDS = 100
 VARIES = [
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
-    (r"\d+ B sent, [\d,]+ B received", "CONNECTION"),
+    (r"[\d,]+ B sent, [\d,]+ B received", "CONNECTION"),
     (r"[\d,]+(\.\d+)? (ms|s|images/s)\b", "TIME"),
     (r'"((latency|decode|tcp)\w*|seconds|wire_bytes)": ([\d.e-]+|\{.*?\})', "TIME"),
 ]

@@ -42,6 +42,15 @@ def test_a_flag_that_is_no_setting_is_documented(tables: ModuleType) -> None:
     assert {flag for flag in flags if f"`{flag}`" not in text and not flag.startswith("--no-")} == set()
 
 
+@pytest.mark.parametrize("page", ["docs/tutorials/your-own-model.md", "docs/reference/recipe.md"])
+def test_a_recipe_that_a_page_shows_is_one(page: str) -> None:
+    recipe = pytest.importorskip("offramp.training.recipe")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = re.findall(r"^name = .*?(?=^END|^```)", text, re.MULTILINE | re.DOTALL)
+
+    assert [recipe.Recipe.parse(block).data.source for block in shown] == ["imagefolder"]
+
+
 def numbers(text: str) -> set[str]:
     """Figures with more than one digit: they are not names or counts of things."""
     return {found.replace(",", "") for found in NUMBER.findall(text) if len(re.sub(r"\D", "", found)) > 1}
