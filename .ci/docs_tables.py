@@ -38,6 +38,7 @@ from offramp.device.wire_bytes import WireBytes
 from offramp.evaluation.bench import BENCHMARKS
 from offramp.server.metrics import ServerMetrics
 from offramp.training import recipe
+from offramp.training.models import BACKBONES
 from offramp.v1 import inference_pb2 as pb
 
 ROOT = Path(__file__).parents[1]
@@ -317,7 +318,7 @@ def metrics(program: str) -> str:
 
     def rows() -> Iterator[Sequence[str]]:
         labelled = {
-            collector._name: collector._labelnames
+            getattr(collector, "_name"): getattr(collector, "_labelnames")  # noqa: B009 - of no public type
             for collector in registry._collector_to_names
             if hasattr(collector, "_labelnames")
         }
@@ -417,7 +418,7 @@ def fields() -> str:
             raise AssertionError(f"{section}: has no {', '.join(sorted(missing))}")
         parts.append(f"### {section}\n" + (f"\n{text}\n" if text else ""))
         parts.append(table(("field", "type", "default", "what"), iter(rows)))
-    backbones = ", ".join(f"`{name}`" for name in sorted(recipe.BACKBONES))
+    backbones = ", ".join(f"`{name}`" for name in sorted(BACKBONES))
     return "\n".join(parts).replace("the network |", f"the network: {backbones} |")
 
 

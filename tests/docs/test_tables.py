@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DIGESTS = ["README.md", "docs/results/summary.md", "docs/results/speed.md"]
+DIGESTS = ["README.md", *(f"docs/results/{name}.md" for name in ("summary", "speed", "when-it-pays"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w%]*\])")
 
@@ -56,17 +56,45 @@ def numbers(text: str) -> set[str]:
     return {found.replace(",", "") for found in NUMBER.findall(text) if len(re.sub(r"\D", "", found)) > 1}
 
 
+def rows(path: Path) -> list[list[str]]:
+    """The rows of all tables of a page, in cells."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+
+
 @pytest.mark.parametrize("digest", DIGESTS)
 def test_figures_of_a_digest_are_those_of_the_page_that_it_links(digest: str) -> None:
     path = ROOT / digest
     compared = 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        cells = line.strip("|").split(" | ")
-        links = LINK.findall(cells[-1])
-        if not line.startswith("| ") or len(links) != 1:
+    for cells in rows(path):
+        links = LINK.findall(" ".join(cells))
+        if len(links) != 1:
             continue
-        figures = numbers(" ".join(cells[1:-1]))
+        figures = numbers(" ".join(cell for cell in cells[1:] if links[0] not in cell))
         compared += len(figures)
         page = (path.parent / links[0]).resolve()
-        assert figures - numbers(page.read_text(encoding="utf-8")) == set(), f"{line}: not in {links[0]}"
+        assert figures - numbers(page.read_text(encoding="utf-8")) == set(), f"{cells}: not in {links[0]}"
     assert compared > 5
+
+
+@pytest.mark.parametrize(
+    ("heading", "note", "count"),
+    [
+        ("## CIFAR-10", "2026-11-25-cifar10-accuracy-for-bytes.md", 6),
+        ("## Imagenette", "2026-11-25-imagenette-accuracy-for-bytes.md", 6),
+    ],
+)
+def test_accuracy_for_bytes_has_the_figures_of_its_note(heading: str, note: str, count: int) -> None:
+    page = (ROOT / "docs" / "results" / "accuracy-for-bytes.md").read_text(encoding="utf-8")
+    section = page[page.index(heading) :].partition("\n## ")[0]
+    shown = {
+        cells[0]: cells
+        for line in section.splitlines()
+        if (cells := line.strip("| ").split(" | "))[0].isdigit()
+    }
+    measured = {cells[0]: cells for cells in rows(ROOT / "research" / "notes" / note) if cells[0].isdigit()}
+
+    assert len(shown) == count
+    for below, cells in shown.items():
+        found = {cell.split(" ")[0] for cell in measured[below]}
+        assert {cell for cell in cells if cell != "—"} - found == set(), f"{below} points below"
