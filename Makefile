@@ -6,12 +6,13 @@
 # make dist           source archive and wheel in dist/, checked
 # make sbom           what a device and a server install, in dist/ (CycloneDX)
 # make docs           the documentation in build/site
+# make docs-tables    tables of flags, metrics, errors and recipe fields in docs/reference, from the code
 # make docs-version VERSION=0.1   the same on the branch gh-pages, beside the other versions
 # make check-release  the three above, and the definitions for a forge; CI runs it
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test check check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
+.PHONY: demo test check check-deploy test-ray dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
@@ -41,6 +42,9 @@ sbom: .venv-release/ready .venv-demo/ready
 
 docs: .venv-release/ready
 	NO_MKDOCS_2_WARNING=1 .venv-release/bin/mkdocs build --strict --quiet
+
+docs-tables: .venv/ready
+	.venv/bin/python .ci/docs_tables.py
 
 docs-version: .venv-release/ready
 	.venv-release/bin/mike deploy --update-aliases $(VERSION) latest
