@@ -21,6 +21,11 @@ from offramp.common.errors import ConfigError, printable
 MAX_BATCH = 65_536
 WRAPPED = "module"
 _TOLERANCE = 1e-4
+_RESHAPES = {
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.reshape.default,
+}
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def _modules(node: fx.Node, wrapped: bool) -> tuple[tuple[str, str], ...]:
 
 def _leave_open(node: fx.Node) -> None:
     """Write -1 for the only size that depends on the batch, so that no runtime has to compute it."""
-    if node.target in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
+    if node.target in _RESHAPES:
         # A view refuses tensors whose channels are last in memory, which a caller may pass.
         node.target = torch.ops.aten.reshape.default
         sizes = node.args[1]

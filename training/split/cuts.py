@@ -297,7 +297,7 @@ class _Measure:
         return sum(math.prod(shape) for at, shape in enumerate(shapes) if not items or at in items)
 
 
-_VIEWS = {"reshape", "_unsafe_view"}
+_VIEWS = {"reshape"}
 _MOVES = {"permute", "transpose", "t", "expand"}
 """Views in PyTorch, copies in other runtimes."""
 _IN_PLACE = {"_native_batch_norm_legit_no_training", "batch_norm", "clamp", "hardtanh"}
