@@ -34,7 +34,7 @@ class Cut:
     """A point that exactly one tensor crosses.
 
     name: the outermost module that ends there, such as ``layer2.0``; a second run of the same module has
-        ``@2`` behind it. Where no module ends: the operator's name in the graph, such as ``add_3``.
+        ``@2`` behind it. Where no module ends: the operator in its module, such as ``blocks.1:add``.
     node: the operator's name in the graph.
     modules: every module that ends there, outermost first.
     shape: of the float32 tensor that crosses, without the batch.
@@ -105,12 +105,12 @@ class Cuts:
         raise ConfigError(f"{asked}: no such cut; expected one of {len(names)}, such as {', '.join(close)}")
 
     def places(self) -> tuple[Cut, ...]:
-        """The cuts worth a choice: of those between which nothing is multiplied and no shape changes, such as
+        """The cuts worth a choice: of those between which nothing is multiplied and no size changes, such as
         before and after an activation function, the last that a module ends at, else the last; none before
         the first multiplication."""
-        kept: dict[tuple[int, tuple[int, ...]], Cut] = {}
+        kept: dict[tuple[int, int], Cut] = {}
         for cut in self.cuts:
-            place = cut.head.macs, cut.shape
+            place = cut.head.macs, cut.int8_bytes
             if cut.head.macs and (cut.modules or place not in kept or not kept[place].modules):
                 kept[place] = cut
         return tuple(kept.values())
@@ -213,7 +213,8 @@ class _Names:
         self.given: Counter[str] = Counter()
 
     def give(self, modules: tuple[str, ...], node: fx.Node) -> str:
-        name = modules[0] if modules else node.name
+        around = node.meta.get("modules", ())
+        name = modules[0] if modules else ":".join((*(path for _, path in around[-1:]), operator_name(node)))
         self.given[name] += 1
         return name if self.given[name] == 1 else f"{name}@{self.given[name]}"
 
@@ -300,7 +301,8 @@ class _Measure:
 _VIEWS = {"reshape"}
 _MOVES = {"permute", "transpose", "t", "expand"}
 """Views in PyTorch, copies in other runtimes."""
-_IN_PLACE = {"_native_batch_norm_legit_no_training", "batch_norm", "clamp", "hardtanh"}
+_USUAL = {"_native_batch_norm_legit_no_training": "batch_norm", "max_pool2d_with_indices": "max_pool2d"}
+_IN_PLACE = {"batch_norm", "clamp", "hardtanh"}
 
 
 def _shares_memory(node: fx.Node) -> bool:
@@ -317,8 +319,8 @@ def _in_place(node: fx.Node) -> bool:
 
 
 def operator_name(node: fx.Node) -> str:
-    """``conv2d`` for ``torch.ops.aten.conv2d.default``; batch norm by its usual name."""
+    """``conv2d`` for ``torch.ops.aten.conv2d.default``; what PyTorch splits or renames by its usual name."""
     target: Callable[..., object] | str = node.target
     packet = getattr(target, "overloadpacket", None)
     name = str(getattr(packet if packet is not None else target, "__name__", target))
-    return {"_native_batch_norm_legit_no_training": "batch_norm"}.get(name, name)
+    return _USUAL.get(name, name)

@@ -47,9 +47,7 @@ def test_inside_a_block_the_nearest_cuts_are_named(resnet: Cuts) -> None:
         resnet.find("layer1.1.conv1")
     assert str(caught.value) == (
         "layer1.1.conv1: 2 tensors cross where it ends, so it is not a cut; "
-        f"the nearest cuts are layer1.0 before it and {resnet.find('layer1').node.replace('relu', 'add')} after it"
-    ) or str(caught.value).startswith(
-        "layer1.1.conv1: 2 tensors cross where it ends, so it is not a cut; the nearest cuts are layer1.0 before it"
+        "the nearest cuts are layer1.0 before it and layer1.1:add after it"
     )
 
 
@@ -63,12 +61,7 @@ def test_what_is_sent_and_what_each_half_costs(resnet: Cuts) -> None:
     assert cut.int8_bytes == 8 * 16 * 16
     # conv1 and its batch norm.
     assert cut.head == Cost(macs=3 * 9 * 8 * 32 * 32, weights=3 * 9 * 8 + 16)
-    assert cut.operators == ("batch_norm", "conv2d", "max_pool2d_with_indices", "relu") or cut.operators == (
-        "batch_norm",
-        "conv2d",
-        "max_pool2d",
-        "relu",
-    )
+    assert cut.operators == ("batch_norm", "conv2d", "max_pool2d", "relu")
     for each in resnet.cuts:
         assert each.head.macs + each.tail.macs == resnet.whole.macs
         assert each.head.weights + each.tail.weights == resnet.whole.weights
@@ -117,7 +110,7 @@ def test_a_tensor_that_is_added_later_is_held_meanwhile() -> None:
 
 def test_attention_is_counted_and_its_weights_are_held() -> None:
     cuts = cuts_of(build("vit"))
-    before, after = cuts.cuts[4], cuts.find("blocks.0")
+    before, after = cuts.find("add"), cuts.find("blocks.0")
     # Projections to and from, and for each pair of tokens a product and a weighted sum.
     assert after.head.macs - before.head.macs == 17 * 16 * (48 + 16) + 2 * 17 * 17 * 16
     # 4 heads of 17 × 17 weights; queries, keys, values; their sum; the residual branch.
