@@ -60,7 +60,7 @@ class _Logits(nn.Module):
 
 
 def _find_logits(answer: Any) -> Tensor | None:
-    """The logits in what a model returns: the tensor, ``.logits``, ``["logits"]``, or the only tensor of it."""
+    """The logits in what a model returns: it, its ``.logits``, ``["logits"]`` or only tensor."""
     if isinstance(answer, Tensor):
         return answer
     found = getattr(answer, "logits", None)

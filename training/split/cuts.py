@@ -158,7 +158,9 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
     depends: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or (
-            node.op != "output" and not is_size(node) and any(each in depends for each in node.all_input_nodes)
+            node.op != "output"
+            and not is_size(node)
+            and any(each in depends for each in node.all_input_nodes)
         ):
             depends.add(node)
     return [node for node in graph.nodes if node in depends]

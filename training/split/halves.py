@@ -1,7 +1,7 @@
 """The two halves of a captured classifier at a cut: the same operators, the same parameters, the same bits.
 
-    head   float32 [N, *input]       -> float32 [N, *activation]
-    tail   float32 [N, *activation]  -> float32 [N, K]
+head   float32 [N, *input]       -> float32 [N, *activation]
+tail   float32 [N, *activation]  -> float32 [N, K]
 """
 
 from __future__ import annotations

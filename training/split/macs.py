@@ -49,7 +49,9 @@ class _Counter(fx.Interpreter):
         with FlopCounterMode(display=False, custom_mapping=_COUNTED) as counter:
             result = super().run_node(n)
         returned = result if isinstance(result, list | tuple) else [result]
-        shapes = tuple(tuple(int(side) for side in each.shape) for each in returned if isinstance(each, Tensor))
+        shapes = tuple(
+            tuple(int(side) for side in each.shape) for each in returned if isinstance(each, Tensor)
+        )
         self.costs[n] = NodeCost(counter.get_total_flops() // 2, shapes, self._scratch(n))
         return result
 

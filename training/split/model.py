@@ -9,7 +9,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -72,7 +72,11 @@ def load_model(
         ConfigError: no such form or model, a package is missing, or the weights do not fit.
     """
     kind, colon, rest = name.partition(":")
-    loaders: dict[str, Callable[..., Model]] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
+    loaders: dict[str, Callable[..., Model]] = {
+        "timm": _timm,
+        "torchvision": _torchvision,
+        "hf": _hugging_face,
+    }
     wanted = pretrained and weights is None
     if name.lower().endswith(".onnx"):
         raise ConfigError(
@@ -122,7 +126,9 @@ def _torchvision(name: str, pretrained: bool, classes: int | None, side: int | N
     known = models.list_models(module=models)
     if name not in known:
         near = difflib.get_close_matches(name, known, 4, 0.5)
-        raise ConfigError(f"torchvision:{printable(name)}: torchvision has no such classifier{_such_as(near)}")
+        raise ConfigError(
+            f"torchvision:{printable(name)}: torchvision has no such classifier{_such_as(near)}"
+        )
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     chosen = models.get_model_weights(name).DEFAULT
     if pretrained and classes is not None:
@@ -131,7 +137,8 @@ def _torchvision(name: str, pretrained: bool, classes: int | None, side: int | N
             "expected no other number"
         )
     module = _built(
-        f"torchvision:{name}", lambda: models.get_model(name, weights=chosen if pretrained else None, **options)
+        f"torchvision:{name}",
+        lambda: models.get_model(name, weights=chosen if pretrained else None, **options),
     )
     return _with_side(module, 3, side, preprocessing.of_torchvision(chosen.transforms()))
 
@@ -160,14 +167,14 @@ def _hugging_face(name: str, pretrained: bool, classes: int | None, side: int | 
     file = Path(name) / "preprocessor_config.json"
     if not file.is_file():
         hub = importlib.import_module("transformers.utils.hub")
-        try:
+        with suppress(OSError):
             file = Path(hub.cached_file(name, file.name, _raise_exceptions_for_missing_entries=False) or file)
-        except OSError:
-            pass
     found = preprocessing.of_hugging_face(file)
     size = getattr(config, "image_size", None)
     size = size[0] if isinstance(size, list | tuple) else size
-    return _with_side(module, int(getattr(config, "num_channels", 3)), side or (None if found else size), found)
+    return _with_side(
+        module, int(getattr(config, "num_channels", 3)), side or (None if found else size), found
+    )
 
 
 def _function(package: str, function: str, classes: int | None, side: int | None) -> Model:
@@ -181,7 +188,9 @@ def _function(package: str, function: str, classes: int | None, side: int | None
                 raise ConfigError(
                     f"{printable(name)}: no module '{printable(missing)}' here or installed; expected {FORMS}"
                 ) from None
-            raise ConfigError(f"{printable(name)}: its import needs the package '{printable(missing)}'") from None
+            raise ConfigError(
+                f"{printable(name)}: its import needs the package '{printable(missing)}'"
+            ) from None
         except Exception as error:  # the module is the user's
             raise ConfigError(f"{printable(name)}: its import failed: {_first_line(error)}") from error
     build = getattr(source, function, None)
@@ -194,9 +203,7 @@ def _function(package: str, function: str, classes: int | None, side: int | None
     return _with_side(module, 3, side, None)
 
 
-def _with_side(
-    module: nn.Module, channels: int, side: int | None, found: Preprocessing | None
-) -> Model:
+def _with_side(module: nn.Module, channels: int, side: int | None, found: Preprocessing | None) -> Model:
     if side is None:
         side = found.side if found is not None else _SIDE
     if found is not None and found.side != side:
@@ -221,7 +228,9 @@ def _library(package: str, name: str) -> ModuleType:
         return _imported(package)
     except ModuleNotFoundError as error:
         missing = error.name or package
-        raise ConfigError(f"{printable(name)}: needs the package '{missing}': pip install {missing}") from None
+        raise ConfigError(
+            f"{printable(name)}: needs the package '{missing}': pip install {missing}"
+        ) from None
     except Exception as error:  # a compiled part that does not fit
         raise ConfigError(
             f"{printable(name)}: {package} cannot be imported beside torch {torch.__version__}: "

@@ -134,5 +134,7 @@ def _checked(
     if not isinstance(side, int) or not 1 <= side <= 65_535:
         raise ConfigError(f"{source}: the side is {printable(repr(side))}; expected 1 to 65535 pixels")
     if not isinstance(crop, int | float) or not 0 < crop <= 1:
-        raise ConfigError(f"{source}: the crop is {printable(repr(crop))}; expected a share over 0 and up to 1")
+        raise ConfigError(
+            f"{source}: the crop is {printable(repr(crop))}; expected a share over 0 and up to 1"
+        )
     return Preprocessing(tuple(means), tuple(stds), side, interpolation, float(crop), source)

@@ -41,9 +41,7 @@ def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
     tensors, notes = _read(path)
     wanted = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     tensors, more = _without_prefix(tensors, wanted)
-    missing = [
-        name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")
-    ]
+    missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in wanted]
     other = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
     if missing or unexpected or other:
@@ -67,7 +65,9 @@ def _misfit(
     if missing:
         parts.append(f"{len(missing)} of the model's {len(wanted)} are missing ({_first(missing)})")
     if unexpected:
-        parts.append(f"{len(unexpected)} of the file's {len(tensors)} are not in the model ({_first(unexpected)})")
+        parts.append(
+            f"{len(unexpected)} of the file's {len(tensors)} are not in the model ({_first(unexpected)})"
+        )
     if other:
         name = other[0]
         parts.append(

@@ -127,7 +127,11 @@ class Mlp(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.layers = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(0.1), nn.Linear(2 * width, width), nn.Dropout(0.1)
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Dropout(0.1),
+            nn.Linear(2 * width, width),
+            nn.Dropout(0.1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ def test_channels_that_are_last_in_memory_are_taken() -> None:
 
 def test_nothing_is_changed_in_place() -> None:
     captured = capture(build("resnet"), SHAPE)
-    assert not [node.name for node in captured.graph.graph.nodes if str(node.target).split(".")[1:2] == ["relu_"]]
+    assert not [
+        node.name for node in captured.graph.graph.nodes if str(node.target).split(".")[1:2] == ["relu_"]
+    ]
     x = torch.randn(2, *SHAPE)
     before = x.clone()
     captured.graph(x)

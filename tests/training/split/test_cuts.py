@@ -28,7 +28,10 @@ def test_a_residual_network_is_cut_between_its_blocks(resnet: Cuts) -> None:
         *("conv1", "bn1", "relu", "maxpool"),
         *("layer1.0", "layer1", "layer2.0", "layer2", "avgpool"),
     ]
-    assert [cut.shape for cut in resnet.cuts if cut.name in ("maxpool", "layer2")] == [(8, 16, 16), (16, 8, 8)]
+    assert [cut.shape for cut in resnet.cuts if cut.name in ("maxpool", "layer2")] == [
+        (8, 16, 16),
+        (16, 8, 8),
+    ]
 
 
 def test_the_places_worth_a_choice_leave_out_what_only_changes_values(resnet: Cuts) -> None:
@@ -145,9 +148,11 @@ def test_a_tensor_whose_first_axis_is_not_the_batch_is_not_a_cut() -> None:
             return y
 
     cuts = cuts_of(Swin(), (16, 8))
-    assert all(16 * 8 >= cut.int8_bytes for cut in cuts.cuts)
+    assert all(cut.int8_bytes <= 16 * 8 for cut in cuts.cuts)
     assert [cut.name for cut in cuts.cuts if cut.name == "windows"]
-    with pytest.raises(ConfigError, match="what crosses where it ends is not one float tensor for each input"):
+    with pytest.raises(
+        ConfigError, match="what crosses where it ends is not one float tensor for each input"
+    ):
         cuts.find("windows.attention")
 
 

@@ -1,4 +1,4 @@
-"""Halves as ONNX graphs: ONNX Runtime agrees with PyTorch, and no graph computes a shape that it could know."""
+"""Halves as ONNX graphs: ONNX Runtime agrees with PyTorch, and no shape is computed that could be known."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_onnx_runtime_agrees_with_both_halves(name: str, batch: int | None) -> N
 def test_a_graph_says_nothing_of_the_machine_that_made_it() -> None:
     captured = capture(build("mobilenet"), NETWORKS["mobilenet"][1])
     model = to_onnx(captured.graph, captured.shape, names=("image", "logits"))
-    assert b"/" not in b"".join(onnx.load_model_from_string(model).graph.node[0].SerializeToString().split(b"/1"))
+    assert b"/" not in b"".join(
+        onnx.load_model_from_string(model).graph.node[0].SerializeToString().split(b"/1")
+    )
     assert b".py" not in model and b"stack_trace" not in model
     graph = onnx.load_model_from_string(model).graph
     assert [graph.input[0].name, graph.output[0].name] == ["image", "logits"]

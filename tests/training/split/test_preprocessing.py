@@ -32,7 +32,13 @@ def write(folder: Path, config: object) -> Path:
 
 def test_timm_states_it_in_its_configuration() -> None:
     found = of_timm(
-        {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "input_size": (3, 192, 192), "crop_pct": 0.9, "interpolation": "x"}
+        {
+            "mean": (0.1, 0.2, 0.3),
+            "std": (1, 1, 1),
+            "input_size": (3, 192, 192),
+            "crop_pct": 0.9,
+            "interpolation": "x",
+        }
     )
     assert found is not None
     assert (found.mean, found.std, found.side) == ((0.1, 0.2, 0.3), (1, 1, 1), 192)
@@ -63,7 +69,15 @@ def test_hugging_face_states_it_in_a_file(tmp_path: Path) -> None:
     ("change", "side", "crop"),
     [
         ({"size": 192}, 192, 1),
-        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}, 224, 0.875),
+        (
+            {
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "do_center_crop": True,
+            },
+            224,
+            0.875,
+        ),
         ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": False}, 256, 1),
         ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 224, 0.875),
     ],

@@ -22,7 +22,10 @@ def network() -> nn.Module:
 
 @pytest.fixture
 def trained() -> dict[str, Tensor]:
-    return {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in network().state_dict().items()}
+    return {
+        name: torch.randn_like(t) if t.is_floating_point() else t
+        for name, t in network().state_dict().items()
+    }
 
 
 def holds(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
@@ -136,7 +139,9 @@ def huge_header(path: Path) -> None:
 
 
 def lying_header(path: Path) -> None:
-    header = json.dumps({"0.weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    header = json.dumps(
+        {"0.weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
+    ).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
 
 
@@ -146,13 +151,19 @@ def lying_header(path: Path) -> None:
         (whole_module, r"refused: it is more than tensors in plain containers"),
         (damaged, "a damaged torch.save file: "),
         (not_finite, r"'3\.bias' has values that are not finite"),
-        (lambda path: path.write_bytes(b"hello world, no weights"), "not a safetensors file or a torch.save file"),
+        (
+            lambda path: path.write_bytes(b"hello world, no weights"),
+            "not a safetensors file or a torch.save file",
+        ),
         (lambda path: path.write_bytes(b""), "not a safetensors file or a torch.save file"),
         (lambda path: path.mkdir(), "Is a directory"),
         (lambda path: None, "No such file or directory; expected a file of weights"),
         (lambda path: torch.save([torch.zeros(2)], path), "holds list; expected tensors by name"),
         (lambda path: torch.save({}, path), "holds dict, empty; expected tensors by name"),
-        (lambda path: torch.save({"a": torch.zeros(2), "b": 3}, path), "'b' is int; expected tensors by name"),
+        (
+            lambda path: torch.save({"a": torch.zeros(2), "b": 3}, path),
+            "'b' is int; expected tensors by name",
+        ),
         (lambda path: path.write_bytes(b"\x80\x02]q\x00."), "holds list, empty|damaged"),
     ],
 )
