@@ -135,8 +135,8 @@ def report(model: Model, shape: tuple[int, ...], classes: int, found: Cuts, *, e
     shown = found.cuts if every else found.places()
     lines += ["", *_table(shown, whole.macs), ""]
     lines.append(
-        f"{len(shown)} of {len(found.cuts)} cuts. 'crosses' and 'bytes' are what is sent at one byte a value, "
-        "not coded; 'holds' is the most bytes of activations that the device has at once."
+        f"{len(shown)} of {len(found.cuts)} cuts. 'crosses' and 'bytes' are what is sent at one byte a value,"
+        " not coded; 'holds' is the most bytes of activations that the device has at once."
     )
     if len(shown) < len(found.cuts):
         lines.append("The others differ from these in neither size nor multiplications: --all.")

@@ -59,7 +59,7 @@ class _Counter(fx.Interpreter):
         if n.target is not aten.scaled_dot_product_attention.default:
             return 0
         query, key = (self.env[arg] for arg in n.args[:2] if isinstance(arg, fx.Node))
-        return math.prod(query.shape[:-1]) * int(key.shape[-2])
+        return int(math.prod(query.shape[:-1]) * key.shape[-2])
 
 
 def count(graph: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, NodeCost]:

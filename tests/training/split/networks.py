@@ -119,7 +119,8 @@ class Windows(nn.Module):
         count, w = self.side // self.window, self.window
         y = x.view(n, count, w, count, w, width).transpose(2, 3).reshape(-1, w * w, width)
         y = self.attention(y).view(n, count, count, w, w, width).transpose(2, 3)
-        return y.reshape(n, tokens, width)
+        out: Tensor = y.reshape(n, tokens, width)
+        return out
 
 
 class Mlp(nn.Module):

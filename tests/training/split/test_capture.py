@@ -13,7 +13,8 @@ from tests.training.split.networks import CLASSES, NETWORKS, SHAPE, MobileNet, R
 
 def answer(module: nn.Module, x: Tensor) -> Tensor:
     found = module(x)
-    return found["logits"] if isinstance(found, dict) else found
+    logits: Tensor = found["logits"] if isinstance(found, dict) else found
+    return logits
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -65,6 +65,8 @@ def test_a_graph_says_nothing_of_the_machine_that_made_it() -> None:
 
 
 class Masked(nn.Module):
+    mask: Tensor | None
+
     def __init__(self, mask: Tensor | None, *, causal: bool = False) -> None:
         super().__init__()
         self.register_buffer("mask", mask)

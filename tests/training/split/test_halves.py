@@ -57,7 +57,7 @@ def test_training_the_tail_trains_the_module(name: str) -> None:
     optimizer = torch.optim.SGD(halves.tail.parameters(), lr=0.1)
     activation = halves.head(x).detach()
     loss = torch.nn.functional.cross_entropy(halves.tail(activation), torch.tensor([0, 1, 2, 3]))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None for parameter in halves.tail.parameters())
     optimizer.step()
     with torch.no_grad():

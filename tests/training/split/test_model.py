@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -92,12 +93,10 @@ def test_what_is_not_a_model_is_one_clear_line(own: Path, name: str, message: st
 
 @pytest.mark.parametrize("package", ["timm", "torchvision", "transformers"])
 def test_a_package_that_is_missing_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from offramp.training.split import model as source
-
     def absent(name: str) -> ModuleType:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
-    monkeypatch.setattr(source.importlib, "import_module", absent)
+    monkeypatch.setattr(importlib, "import_module", absent)
     kind = "hf" if package == "transformers" else package
     with pytest.raises(
         ConfigError, match=f"^{kind}:net: needs the package '{package}': pip install {package}$"
