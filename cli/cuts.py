@@ -32,7 +32,7 @@ examples:
   offramp cuts my_model:build --weights best.safetensors --json | jq .cuts[].name
 """
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-MAX_SIDE = 4096
+MAX_SIDE = 65_536
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +41,9 @@ def main(argv: Sequence[str]) -> int:
         "offramp cuts", description=DESCRIPTION, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--side", type=_side, metavar="PIXELS", help="of its pictures; its own by default")
-    parser.add_argument(
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--side", type=_side, metavar="PIXELS", help="of its pictures; its own by default")
+    size.add_argument(
         "--shape", type=_shape, metavar="CxH…", help="of one input that is not a square picture, as 1x40x98"
     )
     parser.add_argument("--classes", type=_side, metavar="N", help="number of classes, if not its own")
@@ -84,8 +85,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _side(text: str) -> int:
     value = int(text) if text.isascii() and text.isdigit() else 0
-    if not 1 <= value <= MAX_SIDE * 16:
-        raise argparse.ArgumentTypeError(f"'{printable(text, 40)}': expected a whole number from 1 on")
+    if not 1 <= value <= MAX_SIDE:
+        raise argparse.ArgumentTypeError(
+            f"'{printable(text, 40)}': expected a whole number from 1 to {MAX_SIDE:,}"
+        )
     return value
 
 

@@ -99,6 +99,7 @@ def test_a_plot(own: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> N
             "--plot no/a.png: cannot be written: No",
         ),
         (["resnet32", "--side", "0"], "--side: '0': expected a whole number"),
+        (["resnet32", "--side", "9", "--shape", "3x9x9"], "not allowed with argument --side"),
         (["resnet32", "--shape", "3x"], "--shape: '3x': expected numbers with x between"),
         (["my_cut_models:Whole", "--shape", "7"], r"my_cut_models:Whole: does not run on float32 \[2, 7\]"),
         (["my_cut_models:Never"], "my_cut_models:Never: nowhere does one tensor cross alone"),

@@ -167,7 +167,7 @@ def _plain(exported: nn.Module, *, wrapped: bool) -> fx.GraphModule:
     graph.output(made[logits])
     graph.eliminate_dead_code()
     graph.lint()
-    return fx.GraphModule(exported, graph)
+    return fx.GraphModule(exported, graph).eval()
 
 
 def closure(node: fx.Node, stop: fx.Node | None = None) -> set[fx.Node]:

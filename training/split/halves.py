@@ -51,7 +51,7 @@ def _head(captured: Captured, cut: fx.Node) -> fx.GraphModule:
             made[node] = graph.node_copy(node, lambda old: made[old])
     graph.output(made[cut])
     graph.lint()
-    return fx.GraphModule(captured.graph, graph)
+    return fx.GraphModule(captured.graph, graph).eval()
 
 
 def _tail(captured: Captured, cut: fx.Node, name: str) -> fx.GraphModule:
@@ -70,7 +70,7 @@ def _tail(captured: Captured, cut: fx.Node, name: str) -> fx.GraphModule:
             made[node] = graph.node_copy(node, lambda old: made[old])
     graph.output(made[logits])
     graph.lint()
-    return fx.GraphModule(captured.graph, graph)
+    return fx.GraphModule(captured.graph, graph).eval()
 
 
 def _add_sizes(
