@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from offramp.training.models import mobilenet_v2, resnet_32, vgg_19
+from offramp.training.split.capture import Captured, capture
+from offramp.training.split.cuts import Cuts, find_cuts
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -222,3 +225,10 @@ NETWORKS = {
     "paper-mobilenetv2": (lambda: mobilenet_v2(CLASSES), SHAPE),
 }
 """Class and shape of one input, by name."""
+
+
+@cache
+def found(name: str) -> tuple[Captured, Cuts]:
+    """One of NETWORKS, captured, and its cuts; only read them."""
+    captured = capture(build(name), NETWORKS[name][1])
+    return captured, find_cuts(captured)

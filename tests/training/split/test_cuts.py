@@ -10,7 +10,7 @@ from offramp.common.errors import ConfigError
 from offramp.training.models import SplitModel, mobilenet_v2, partition
 from offramp.training.split.capture import capture
 from offramp.training.split.cuts import Cost, Cuts, find_cuts
-from tests.training.split.networks import CLASSES, NETWORKS, SHAPE, Windows, build
+from tests.training.split.networks import CLASSES, NETWORKS, SHAPE, Windows, build, found
 
 
 def cuts_of(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> Cuts:
@@ -19,7 +19,7 @@ def cuts_of(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> Cuts:
 
 @pytest.fixture(scope="module")
 def resnet() -> Cuts:
-    return cuts_of(build("resnet"))
+    return found("resnet")[1]
 
 
 def test_a_residual_network_is_cut_between_its_blocks(resnet: Cuts) -> None:
@@ -72,7 +72,7 @@ def test_what_is_sent_and_what_each_half_costs(resnet: Cuts) -> None:
 
 
 def test_costs_are_those_that_the_paper_counts() -> None:
-    cuts = cuts_of(build("paper-mobilenetv2"))
+    _, cuts = found("paper-mobilenetv2")
     counted = partition(SplitModel(mobilenet_v2(CLASSES), 12))
     cut = next(cut for cut in cuts.cuts if "blocks.12" in cut.modules)
     # The early exit is not in the graph.
@@ -112,7 +112,7 @@ def test_a_tensor_that_is_added_later_is_held_meanwhile() -> None:
 
 
 def test_attention_is_counted_and_its_weights_are_held() -> None:
-    cuts = cuts_of(build("vit"))
+    _, cuts = found("vit")
     before, after = cuts.find("add"), cuts.find("blocks.0")
     # Projections to and from, and for each pair of tokens a product and a weighted sum.
     assert after.head.macs - before.head.macs == 17 * 16 * (48 + 16) + 2 * 17 * 17 * 16
@@ -176,7 +176,7 @@ def test_a_module_that_runs_twice_has_two_names() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_costs_grow_from_cut_to_cut(name: str) -> None:
-    cuts = cuts_of(build(name), NETWORKS[name][1])
+    _, cuts = found(name)
     assert len(cuts.cuts) > 3 and cuts.places()
     heads = [cut.head.macs for cut in cuts.cuts]
     assert heads == sorted(heads) and heads[-1] <= cuts.whole.macs
@@ -186,4 +186,4 @@ def test_costs_grow_from_cut_to_cut(name: str) -> None:
 
 
 def test_a_name_in_a_wrapped_model_is_the_models_own() -> None:
-    assert "backbone.1" in [cut.name for cut in cuts_of(build("logits")).cuts]
+    assert "backbone.1" in [cut.name for cut in found("logits")[1].cuts]

@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from offramp.common.errors import ConfigError
-from offramp.training.split.capture import Captured, capture
-from offramp.training.split.cuts import Cuts, find_cuts
+from offramp.training.split.capture import capture
+from offramp.training.split.cuts import find_cuts
 from offramp.training.split.halves import split
-from tests.training.split.networks import NETWORKS, build
-
-
-def found(name: str) -> tuple[Captured, Cuts]:
-    captured = capture(build(name), NETWORKS[name][1])
-    return captured, find_cuts(captured)
+from tests.training.split.networks import NETWORKS, build, found
 
 
 @pytest.mark.parametrize("name", NETWORKS)
