@@ -1,4 +1,4 @@
-"""The server's Prometheus metrics. docs/metrics.md says what to ask of them."""
+"""The server's Prometheus metrics. docs/how-to/watch-a-fleet.md says what to ask of them."""
 
 from __future__ import annotations
 

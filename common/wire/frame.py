@@ -1,6 +1,6 @@
 """Frames inside messages: what goes on the stream, as pure functions of bytes.
 
-Invariants (docs/wire-format.md has the byte counts):
+Invariants (docs/reference/wire-format.md has the byte counts):
 - A stream's frames are numbered from 1. A message's first frame follows the last one of the stream unless
   ``first_sequence`` says otherwise; numbers only ever rise, with gaps where the device gave a frame up.
 - A frame is its payload and four bytes: CRC-32, little-endian, over sequence number (8 bytes,
