@@ -65,7 +65,7 @@ def test_the_parser_has_the_flags_of_the_table_and_no_others(program: str) -> No
 def test_every_metric_is_documented(toy_bundle: Bundle) -> None:
     text = (DOCS / "metrics.md").read_text()
     device, server = DeviceMetrics(toy_bundle), ServerMetrics()
-    device.watch_wire(lambda: WireBytes(0, 0))
+    device.link.watch_wire(lambda: WireBytes(0, 0))
     server.watch_connections(0)
     for prefix, registry in (("offramp_device_", device.registry), ("offramp_server_", server.registry)):
         for family in registry.collect():
