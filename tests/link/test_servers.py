@@ -1,11 +1,14 @@
-"""Which server is next: in order and round again, past those that want to be left alone."""
+"""Which server is next, and what the end of a stream means for frames, pauses and the log."""
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from offramp.common.errors import ConfigError
-from offramp.link.servers import Servers
+from offramp.common.errors import ConfigError, MessageError, OfframpError, OverloadError, UnavailableError
+from offramp.link.backoff import SAY_SECONDS
+from offramp.link.servers import BRIEF_SECONDS, FRUITLESS, End, Servers
 
 ADDRESSES = ["a:1", "b:2", "c:3"]
 
@@ -58,23 +61,106 @@ def test_where_none_is_ready_the_first_to_be_is_next(servers: Servers) -> None:
 def test_a_better_one_has_no_open_breaker(servers: Servers) -> None:
     assert not servers.better(0)
     servers.current.breaker.trip(0, "overloaded")
-    assert servers.better(0) and servers.opens == 1
+    assert servers.better(0) and servers.new_opens() == 1
     for _ in range(2):
         servers.go_on(0)
         servers.current.breaker.trip(0, "overloaded")
-    assert not servers.better(0) and servers.opens == 3
+    assert not servers.better(0) and servers.new_opens() == 2
+    assert servers.new_opens() == 0
+
+
+# --- what the end of a stream means ---
+
+GONE = UnavailableError("gone")
+
+
+def end(error: OfframpError | None = GONE, **changed: bool) -> End:
+    """A stream that was accepted, answered frames and broke, but for these changes."""
+    facts = {"accepted": True, "useful": True, "silent": False, "waiting": True, **changed}
+    return End(error, **facts)
+
+
+def refused() -> End:
+    """A server that cannot be reached."""
+    return end(accepted=False, useful=False)
 
 
 def test_a_round_is_over_when_all_have_failed(servers: Servers) -> None:
     for _ in range(2):
-        servers.failed()
-        assert not servers.round_is_over
-    servers.failed()
-    assert servers.round_is_over
-    servers.failed()
-    assert servers.round_is_over
-    servers.worked()
-    assert not servers.round_is_over
+        assert servers.ended(servers.current, refused(), 0.0, down=False).waits
+        assert not servers.round_is_over and servers.going_round
+    assert not servers.ended(servers.current, refused(), 0.0, down=False).waits
+    assert servers.round_is_over and not servers.going_round
+    assert servers.ended(servers.current, end(), 0.0, down=True).waits
+    assert not servers.round_is_over and not servers.going_round
+
+
+def test_where_the_link_is_down_frames_wait_for_a_stream_that_works_only(servers: Servers) -> None:
+    assert not servers.ended(servers.current, refused(), 0.0, down=True).waits
+    assert servers.ended(servers.current, end(), 0.0, down=True).waits
+
+
+@pytest.mark.parametrize(
+    ("facts", "worked"),
+    [
+        (end(), True),
+        (end(None), True),
+        (end(useful=False), True),
+        (refused(), False),
+        (end(silent=True), False),
+        (end(MessageError("nonsense")), False),
+        (end(OverloadError("full")), False),
+    ],
+)
+def test_a_stream_worked_if_it_was_accepted_and_nobody_is_to_blame(
+    servers: Servers, facts: End, worked: bool
+) -> None:
+    assert servers.ended(servers.current, facts, 0.0, down=False).worked is worked
+
+
+def test_streams_that_break_in_a_row_and_were_of_no_use_are_not_believed_in(servers: Servers) -> None:
+    for _ in range(2):
+        for _ in range(FRUITLESS - 1):
+            assert servers.ended(servers.current, end(useful=False), 0.0, down=False).worked
+        # One of use begins the row again; one that both sides ended is not in it.
+        assert servers.ended(servers.current, end(None, useful=False), 0.0, down=False).worked
+        assert servers.ended(servers.current, end(), 0.0, down=False).worked
+    for _ in range(FRUITLESS - 1):
+        servers.ended(servers.current, end(useful=False), 0.0, down=False)
+    assert not servers.ended(servers.current, end(useful=False), 0.0, down=False).worked
+
+
+def test_a_failure_is_a_warning_once_a_kind_until_the_server_answers(servers: Servers) -> None:
+    server = servers.current
+
+    def level(facts: End) -> int:
+        return servers.ended(server, facts, 100.0, down=False).level
+
+    other = MessageError("nonsense")
+    assert [level(refused()), level(refused())] == [logging.WARNING, logging.DEBUG]
+    assert [level(end(other, useful=False)), level(end(other, useful=False))] == [
+        logging.WARNING,
+        logging.DEBUG,
+    ]
+    server.warned_of = None
+    assert level(end(other, useful=False)) == logging.WARNING
+
+
+def test_a_stream_that_worked_is_no_warning_and_said_now_and_then(servers: Servers) -> None:
+    levels = [servers.ended(servers.current, end(), now, down=False).level for now in (0.0, 1.0, SAY_SECONDS)]
+    assert levels == [logging.INFO, logging.DEBUG, logging.INFO]
+
+
+def test_a_server_that_is_away_briefly_is_no_warning_unless_a_frame_goes_without(servers: Servers) -> None:
+    def level(later: float, waiting: bool) -> int:
+        servers.ended(servers.current, end(), 100.0, down=False)
+        servers.current.warned_of = None
+        facts = end(accepted=False, useful=False, waiting=waiting)
+        return servers.ended(servers.current, facts, 100.0 + later, down=False).level
+
+    assert level(BRIEF_SECONDS / 2, waiting=False) < logging.WARNING
+    assert level(BRIEF_SECONDS / 2, waiting=True) == logging.WARNING
+    assert level(BRIEF_SECONDS * 2, waiting=False) == logging.WARNING
 
 
 @pytest.mark.parametrize("address", ["a", "a:b", ":1", "::1:2"])
