@@ -10,7 +10,7 @@ from typing import Any
 from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import CodecId
 from offramp.device.metrics import DeviceMetrics
-from offramp.link.link import Link, Outcome, Pace, Terms
+from offramp.link.link import Answer, Link, Outcome, Pace, Refusal, Terms
 from tests.processes import until
 
 PAYLOAD = b"payload"
@@ -62,3 +62,17 @@ class Linked:
         value = self.metrics.registry.get_sample_value(name, labels)
         assert value is not None
         return value
+
+
+def refused(outcomes: list[Outcome]) -> list[Refusal]:
+    """The outcomes, none of which is an answer."""
+    found = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    assert len(found) == len(outcomes)
+    return found
+
+
+def answered(outcomes: list[Outcome]) -> list[Answer]:
+    """The outcomes, all of which are answers."""
+    found = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    assert len(found) == len(outcomes)
+    return found

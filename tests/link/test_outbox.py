@@ -217,6 +217,9 @@ def test_replies_beyond_one_a_frame_are_in_excess() -> None:
     assert box.excess(1) == 1
     send(box)
     assert [box.excess(count) for count in (2, 2, 5)] == [0, 1, 5]
+    box.add(item())
+    send(box)
+    box.end(0, again=True)
     box.begin()
     assert box.excess(1) == 1
 
@@ -245,6 +248,7 @@ def test_what_is_overdue_leaves_wherever_it_is() -> None:
     assert box.overdue(9.9, heard=9.9) == ([], None)
     overdue, silence = box.overdue(11.0, heard=9.9)
     assert {each.start for each in overdue} == {0.0, 1.0} and silence is None
+    assert not box.late  # none of them asked for it
     assert {each.start for each in [*box.waiting, *box.sent.values()]} == {5.0, 6.0}
 
 

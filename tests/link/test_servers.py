@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import pytest
 
 from offramp.common.errors import ConfigError, MessageError, OfframpError, OverloadError, UnavailableError
 from offramp.link.backoff import SAY_SECONDS
+from offramp.link.outcome import Cause
 from offramp.link.servers import BRIEF_SECONDS, FRUITLESS, End, Servers
+from offramp.v1 import inference_pb2 as pb
+from tests.device import hostile
+from tests.device.linked import LinkTo, answered
+from tests.device.linked import refused as refusals
+from tests.processes import closed_port, until
 
 ADDRESSES = ["a:1", "b:2", "c:3"]
 
@@ -125,8 +135,9 @@ def test_streams_that_break_in_a_row_and_were_of_no_use_are_not_believed_in(serv
         # One of use begins the row again; one that both sides ended is not in it.
         assert servers.ended(servers.current, end(None, useful=False), 0.0, down=False).worked
         assert servers.ended(servers.current, end(), 0.0, down=False).worked
-    for _ in range(FRUITLESS - 1):
-        servers.ended(servers.current, end(useful=False), 0.0, down=False)
+    for facts in (*[refused()] * FRUITLESS, *[end(useful=False)] * (FRUITLESS - 1)):
+        servers.ended(servers.current, facts, 0.0, down=False)
+    assert servers.fruitless == FRUITLESS - 1
     assert not servers.ended(servers.current, end(useful=False), 0.0, down=False).worked
 
 
@@ -142,7 +153,8 @@ def test_a_failure_is_a_warning_once_a_kind_until_the_server_answers(servers: Se
         logging.WARNING,
         logging.DEBUG,
     ]
-    server.warned_of = None
+    # So is a stream that was of use without a reply; it ends with the same failure again.
+    level(end(other))
     assert level(end(other, useful=False)) == logging.WARNING
 
 
@@ -167,3 +179,105 @@ def test_a_server_that_is_away_briefly_is_no_warning_unless_a_frame_goes_without
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="--server"):
         Servers(["a:1", address], failures=1)
+
+
+# --- of a link ---
+
+
+def test_the_next_server_is_tried_before_a_frame_is_given_up(
+    linked: LinkTo, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with (
+        closed_port() as dead,
+        hostile.hostile(hostile.echo()) as server,
+        linked(dead, server.port) as device,
+    ):
+        device.offload(10)
+        answered(device.settled())
+        assert device.sample("offramp_device_failovers_total") == 1
+    (warning,) = caplog.records
+    assert re.search(rf":{dead} is unreachable: .*; trying 127.0.0.1:{server.port}$", warning.message)
+
+
+def test_all_servers_gone_is_said_once_of_each(linked: LinkTo, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    with closed_port() as one, closed_port() as two, linked(one, two) as device:
+        device.offload(5)
+        refusals(device.settled())
+        until(lambda: device.sample("offramp_device_reconnects_total") > 4, "three rounds")
+        device.offload(5)
+        refusals(device.settled())
+    assert [str(port) in record.message for port, record in zip((one, two), caplog.records, strict=True)]
+
+
+def test_frames_of_a_server_that_goes_are_answered_by_the_next(linked: LinkTo) -> None:
+    def leaves(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        numbers = hostile.sequences(requests)
+        yield hostile.reply(next(numbers))
+        next(numbers)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    with (
+        hostile.hostile(leaves) as first,
+        hostile.hostile(hostile.echo()) as second,
+        linked(first.port, second.port) as device,
+    ):
+        device.offload(1)
+        device.settled()
+        device.offload(5)
+        assert {answer.sends for answer in answered(device.settled())} == {1, 2}
+        assert (first.streams, second.streams) == (1, 1)
+
+
+@pytest.mark.parametrize("reason", ["overloaded", "expired"])
+def test_a_server_whose_breaker_opens_is_left_for_another(linked: LinkTo, reason: str) -> None:
+    """Also its probe is for that server only; nothing waits for the first one's pause."""
+    number: Any = pb.FrameError.Reason.Value(f"REASON_{reason.upper()}")
+    refusing = hostile.errors(*[number] * 1000, retry_after_ms=600_000 if reason == "overloaded" else 0)
+    with (
+        hostile.hostile(refusing) as first,
+        hostile.hostile(hostile.echo()) as second,
+        linked(first.port, second.port, failures=2) as device,
+    ):
+        device.offload(2)
+        device.settled()
+        until(lambda: second.streams == 1, "the other server")
+        device.offload(20)
+        answered(device.settled()[2:])
+        assert device.sample("offramp_device_breaker_opens_total") == 1
+        assert device.sample("offramp_device_breaker_open") == 0
+        assert device.sample("offramp_device_connected") == 1
+        assert (first.streams, second.streams) == (1, 1)
+
+
+def test_a_server_that_falls_silent_is_left_for_another(linked: LinkTo) -> None:
+    with (
+        hostile.hostile(hostile.first_messages(hostile.accepted())) as first,
+        hostile.hostile(hostile.echo()) as second,
+        linked(first.port, second.port, timeout=1) as device,
+    ):
+        device.offload(3)
+        refusals(device.settled())
+        until(lambda: second.streams, "the other server")
+        device.offload(3)
+        answered(device.settled()[3:])
+        assert first.streams == 1
+
+
+def test_two_overloaded_servers_are_both_left_alone(linked: LinkTo) -> None:
+    reason = pb.FrameError.REASON_OVERLOADED
+    with (
+        hostile.hostile(hostile.errors(*[reason] * 100, retry_after_ms=600_000)) as first,
+        hostile.hostile(hostile.errors(*[reason] * 100, retry_after_ms=600_000)) as second,
+        linked(first.port, second.port) as device,
+    ):
+        device.offload(1)
+        until(lambda: second.streams == 1, "the other server")
+        device.offload(1)
+        device.settled()
+        device.offload(20)
+        assert {outcome.cause for outcome in refusals(device.settled()[2:])} == {Cause.BREAKER}
+        assert (first.streams, second.streams) == (1, 1)
