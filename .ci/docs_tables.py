@@ -304,7 +304,7 @@ def metrics(program: str) -> str:
     """A row for each metric of a program, with its labels."""
     if program == "edge-device":
         device = DeviceMetrics(load_bundle(ROOT / "models" / "digits-mobilenetv2-exit12"))
-        device.watch_wire(lambda: WireBytes(0, 0))
+        device.link.watch_wire(lambda: WireBytes(0, 0))
         registry = device.registry
     else:
         server = ServerMetrics()

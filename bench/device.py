@@ -111,17 +111,13 @@ def envelope(
     """Bytes of the connection for each offloaded image, once it is set up."""
     from offramp.common.codec.activation import CodecId
     from offramp.device.metrics import DeviceMetrics
-    from offramp.link.link import Answer, Link, Outcome
+    from offramp.link.link import Answer, Link, Outcome, Pace, Terms
 
     link = Link(
         [address],
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        DeviceMetrics(bundle),
-        timeout=WAIT,
-        window=4096,
-        coalesce=coalesce,
+        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes),
+        Pace(WAIT, window=4096, coalesce=coalesce),
+        DeviceMetrics(bundle).link,
     )
     outcomes: list[tuple[float, Outcome]] = []
 

@@ -51,7 +51,7 @@ from offramp.device.pictures import Pictures
 from offramp.device.settings import DeviceSettings
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
-from offramp.link.link import FRAME_OVERHEAD, Answer, Link, Outcome
+from offramp.link.link import FRAME_OVERHEAD, Answer, Link, Outcome, Pace, Terms
 from offramp.link.security import Security
 from offramp.link.wire_bytes import WireBytes
 
@@ -272,17 +272,12 @@ class Device:
         self._thread: ThreadPoolExecutor | None = None
         self._link = Link(
             servers,
-            bundle.digest,
-            len(manifest.classes),
-            self._codec.raw_bytes,
-            self.metrics,
-            timeout=timeout,
-            window=window,
-            coalesce=coalesce,
-            coalesce_frames=coalesce_frames,
+            Terms(bundle.digest, len(manifest.classes), self._codec.raw_bytes, self._pictures is not None),
+            Pace(timeout, window, coalesce, coalesce_frames),
+            self.metrics.link,
             failures=breaker,
-            pictures=self._pictures is not None,
             security=security,
+            meanwhile="unsure images are answered by the early exit",
         )
         self._spool: Spool | None = None
         if spool is not None:

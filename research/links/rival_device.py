@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, help="T_c of an early exit before it (default: none)")
     arguments = parser.parse_args(argv)
     from offramp.device.metrics import DeviceMetrics
-    from offramp.link.link import Answer, Link, Outcome
+    from offramp.link.link import Answer, Link, Outcome, Pace, Terms
 
     bundle = load_bundle(arguments.bundle)
     engine = Engine(bundle)
@@ -65,12 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine.load_tail()
     link = Link(
         [arguments.server],
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        DeviceMetrics(bundle),
-        timeout=WAIT,
-        window=1,
+        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes),
+        Pace(WAIT, window=1),
+        DeviceMetrics(bundle).link,
     )
     for line in sys.stdin:
         path = line.strip()
