@@ -171,7 +171,7 @@ def offload_cost(bundle: Bundle, address: str, images: list[NDArray[np.uint8]]) 
     engine = Engine(bundle)
     local: list[float] = []
     remote: list[float] = []
-    with Device(bundle, server=address, threshold=1.0, window=1, timeout=WAIT) as device:
+    with Device(bundle, server=address, threshold=1.0, link=LinkOptions(window=1, timeout=WAIT)) as device:
         for number in range(ROUNDS + 1):
             for image in images:
                 start = time.perf_counter()

@@ -1,7 +1,7 @@
 """Watched folders: each picture once it is whole, and again once it was replaced.
 
 The rule, for whoever writes the files: a file that is written beside the folder and renamed into it, or that
-is written in one go and closed, is answered at the second look that sees it, less than half a second later.
+is written in one go and closed, is answered at the second look that sees it.
 No event of the file system is used, so that it holds on network and container mounts too. In detail:
 
 - A file is whole when two looks (every ``WATCH_SECONDS``) saw the same inode, size and modification time, it

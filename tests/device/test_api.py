@@ -51,7 +51,7 @@ def expected(engine: Engine, images: NDArray[np.uint8], threshold: float) -> lis
 
 def test_map_keeps_the_order(run: Processes, toy_bundle: Bundle, toy_engine: Engine) -> None:
     images = toy.images(120)
-    with Device(toy_bundle, server=run.server().address, threshold=0.7, timeout=WAIT) as device:
+    with Device(toy_bundle, server=run.server().address, threshold=0.7, link=LinkOptions(timeout=WAIT)) as device:
         results = list(device.map(images))
     assert [(r.source, r.class_index) for r in results] == expected(toy_engine, images, 0.7)
 
@@ -81,7 +81,7 @@ def test_from_an_event_loop(run: Processes, toy_bundle: Bundle, toy_engine: Engi
             yield image
 
     async def work() -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[tuple[str, int]]]:
-        async with Device(toy_bundle, server=address, threshold=0.7, timeout=WAIT) as device:
+        async with Device(toy_bundle, server=address, threshold=0.7, link=LinkOptions(timeout=WAIT)) as device:
             plain = [r async for r in device.map_async(images)]
             streamed = [r async for r in device.map_async(camera())]
             together = await asyncio.gather(*(device.infer_async(image) for image in images))
@@ -97,9 +97,7 @@ def test_the_event_loop_goes_on_meanwhile(toy_bundle: Bundle) -> None:
     async def work() -> int:
         ticks = 0
         with hostile.hostile(hostile.first_messages(hostile.accepted())) as server:
-            async with Device(
-                toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=0.5, window=1
-            ) as device:
+            async with Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, link=LinkOptions(timeout=0.5, window=1)) as device:
                 waiting = [asyncio.ensure_future(device.infer_async(image)) for image in toy.images(2)]
                 while not all(each.done() for each in waiting):
                     ticks += 1
@@ -114,7 +112,7 @@ def test_a_task_that_is_cancelled_costs_its_own_answer_only(run: Processes, toy_
     address = run.server().address
 
     async def work() -> str:
-        async with Device(toy_bundle, server=address, threshold=1, timeout=WAIT) as device:
+        async with Device(toy_bundle, server=address, threshold=1, link=LinkOptions(timeout=WAIT)) as device:
             images = toy.images(8)
             doomed = [asyncio.ensure_future(device.infer_async(image)) for image in images]
             await asyncio.sleep(0)
@@ -146,9 +144,7 @@ def test_a_correction_is_told_with_its_image(toy_bundle: Bundle) -> None:
         raise RuntimeError("somebody else's bug")
 
     with hostile.hostile(script) as server:
-        device = Device(
-            toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=0.5, on_correction=note
-        )
+        device = Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, on_correction=note, link=LinkOptions(timeout=0.5))
         with device:
             images = toy.images(2)
             first = device.submit(images[0], name="door.png", index=17)
@@ -184,7 +180,7 @@ def test_both_exits_correct_what_was_spooled(
 def test_several_threads_share_a_device(run: Processes, toy_bundle: Bundle, toy_engine: Engine) -> None:
     images = toy.images(100)
     found: dict[int, tuple[str, int]] = {}
-    with Device(toy_bundle, server=run.server().address, threshold=0.8, timeout=WAIT) as device:
+    with Device(toy_bundle, server=run.server().address, threshold=0.8, link=LinkOptions(timeout=WAIT)) as device:
 
         def work(start: int) -> None:
             for index in range(start, 100, 4):
@@ -202,13 +198,7 @@ def test_several_threads_share_a_device(run: Processes, toy_bundle: Bundle, toy_
 def test_a_steered_threshold_is_told_and_stays_inside(toy_bundle: Bundle) -> None:
     with (
         closed_port() as port,
-        Device(
-            toy_bundle,
-            server=f"127.0.0.1:{port}",
-            byte_budget=100,
-            threshold_floor=0.4,
-            threshold_ceiling=0.9,
-        ) as device,
+        Device(toy_bundle, server=f"127.0.0.1:{port}", steering=SteeringOptions(byte_budget=100, threshold_floor=0.4, threshold_ceiling=0.9)) as device,
     ):
         results = [device.infer(image) for image in toy.images(50)]
         assert all(r.threshold is not None and 0.4 <= r.threshold <= 0.9 for r in results)
@@ -219,15 +209,7 @@ def test_a_steered_threshold_is_told_and_stays_inside(toy_bundle: Bundle) -> Non
 def test_a_byte_budget_holds_on_the_wire(run: Processes, toy_bundle: Bundle) -> None:
     """By the kernel's count: what the budget allows in this time, and one bucket."""
     rate = 4000.0
-    with Device(
-        toy_bundle,
-        server=run.server().address,
-        threshold=1,
-        byte_budget=rate,
-        threshold_floor=0,
-        threshold_ceiling=1,
-        timeout=WAIT,
-    ) as device:
+    with Device(toy_bundle, server=run.server().address, threshold=1, steering=SteeringOptions(byte_budget=rate, threshold_floor=0, threshold_ceiling=1), link=LinkOptions(timeout=WAIT)) as device:
         start = time.monotonic()
         results = list(device.map(toy.images(3000)))
         seconds = time.monotonic() - start

@@ -83,7 +83,7 @@ def test_the_range_is_that_of_the_flag_in_the_arguments_unit() -> None:
 def test_an_image_that_no_row_could_hold_is_refused(
     toy_bundle: Bundle, tmp_path: Path, given: dict[str, Any]
 ) -> None:
-    with Device(toy_bundle, server="127.0.0.1:1", spool=tmp_path / "spool", threshold=1) as device:
+    with Device(toy_bundle, server="127.0.0.1:1", threshold=1, spool=SpoolOptions(tmp_path / "spool")) as device:
         with pytest.raises(ConfigError, match=r"(index|name)=.*expected"):
             device.submit(toy.images(1)[0], **given)
         assert device.infer(toy.images(1)[0]).source == "fallback"
@@ -127,7 +127,7 @@ def test_closing_beside_other_threads_leaves_no_image_without_an_answer(
     """Each image has a result or the error, and each fallback is in the spool or counted."""
     answered, refused = [0] * 4, [0] * 4
     with closed_port() as port:
-        device = Device(toy_bundle, server=f"127.0.0.1:{port}", threshold=1, spool=tmp_path / "spool")
+        device = Device(toy_bundle, server=f"127.0.0.1:{port}", threshold=1, spool=SpoolOptions(tmp_path / "spool"))
 
         def work(number: int) -> None:
             for image in toy.images(2000):

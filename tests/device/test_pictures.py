@@ -272,7 +272,7 @@ def test_the_image_may_change_once_it_is_handed_in(toy_bundle: Bundle) -> None:
     wanted = encode_picture(image, 20)
     with (
         hostile.hostile(script) as server,
-        Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, picture_threshold=1) as device,
+        Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, pictures=PictureOptions(picture_threshold=1)) as device,
     ):
         future = device.submit(image)
         image[:] = 0
@@ -284,9 +284,7 @@ def test_closing_waits_for_pictures(toy_bundle: Bundle) -> None:
     """And a window that is full of them lets nothing pile up."""
     images = toy.images(40, seed=3)
     with hostile.hostile(taking([FIRST], [SECOND])) as server:
-        device = Device(
-            toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, picture_threshold=1, window=2
-        )
+        device = Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, pictures=PictureOptions(picture_threshold=1), link=LinkOptions(window=2))
         futures = []
         for image in images:
             futures.append(device.submit(image))
@@ -300,14 +298,7 @@ def test_an_overdrawn_budget_sends_no_pictures(toy_bundle: Bundle) -> None:
     """T_c has a floor, so that what is unsure there is sent; nothing is sent beside it."""
     with (
         hostile.hostile(taking([FIRST], [SECOND])) as server,
-        Device(
-            toy_bundle,
-            server=f"127.0.0.1:{server.port}",
-            picture_threshold=1,
-            byte_budget=1,
-            threshold_floor=1,
-            threshold_ceiling=1,
-        ) as device,
+        Device(toy_bundle, server=f"127.0.0.1:{server.port}", pictures=PictureOptions(picture_threshold=1), steering=SteeringOptions(byte_budget=1, threshold_floor=1, threshold_ceiling=1)) as device,
     ):
         results = [device.infer(image) for image in toy.images(60, seed=3)]
         assert all(result.source == "server" for result in results)

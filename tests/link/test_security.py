@@ -39,13 +39,7 @@ def ask(toy_bundle: Bundle) -> Callable[..., tuple[str, str, Device]]:
     """One image to a server on this port: who answered, why not the server, and the device."""
 
     def make(server: Secured, **security: Any) -> tuple[str, str, Device]:
-        with Device(
-            toy_bundle,
-            server=f"127.0.0.1:{server.port}",
-            threshold=1,
-            timeout=20,
-            security=Security(**security),
-        ) as device:
+        with Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, link=LinkOptions(timeout=20, security=Security(**security))) as device:
             result = device.infer(toy.images(1)[0])
         return result.source, result.reason or "", device
 
@@ -119,9 +113,7 @@ def test_a_token_is_sent_and_read_again(
     security = Security(ca=str(authority.pair.cert), token_file=str(path))
     with (
         secured(own, token=SECRET) as server,
-        Device(
-            toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=5, security=security
-        ) as device,
+        Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, link=LinkOptions(timeout=5, security=security)) as device,
     ):
         result = device.infer(toy.images(1)[0])
         assert result.source == "fallback" and "refuses this device (UNAUTHENTICATED)" in (
@@ -161,15 +153,15 @@ def test_what_cannot_work_is_refused_at_once(
         for key, value in security.items()
     }
     with pytest.raises(ConfigError, match=message) as raised:
-        Device(toy_bundle, server="127.0.0.1:1", security=Security(**named))
+        Device(toy_bundle, server="127.0.0.1:1", link=LinkOptions(security=Security(**named)))
     assert "hush" not in str(raised.value)
 
 
 def test_tls_needs_no_insecure_and_insecure_no_tls(toy_bundle: Bundle, authority: Authority) -> None:
     security = Security(ca=str(authority.pair.cert))
-    Device(toy_bundle, server="192.0.2.1:1", security=security).close()
+    Device(toy_bundle, server="192.0.2.1:1", link=LinkOptions(security=security)).close()
     with pytest.raises(ConfigError, match="--insecure"):
-        Device(toy_bundle, server="192.0.2.1:1", security=security, insecure=True)
+        Device(toy_bundle, server="192.0.2.1:1", link=LinkOptions(security=security, insecure=True))
 
 
 def test_flags_reach_the_server_and_the_secret_no_output(
