@@ -166,7 +166,7 @@ def envelope(
 
 def offload_cost(bundle: Bundle, address: str, images: list[NDArray[np.uint8]]) -> dict[str, float]:
     """What the way to the server and back adds to an image: seconds, medians."""
-    from offramp.device.device import Device
+    from offramp.device import Device, LinkOptions
 
     engine = Engine(bundle)
     local: list[float] = []

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from offramp.common.bundle.load import HEAD, Bundle
+from offramp.common.errors import MismatchError, OfframpError, PeerError, UnavailableError
+from offramp.device.app import exit_code
 from tests import toy
 from tests.device import hostile
 from tests.processes import Processes, closed_port, processes, scrape, until
@@ -366,3 +368,31 @@ def test_development_mode_has_nothing_to_complain_of(toy_bundle: Bundle, toy_ima
         device = run.start(command)
         assert device.wait() == 0
     assert device.errors == ""
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "unreadable", "failure", "expected"),
+    [
+        (0, 0, None, 0),
+        (0, 0, UnavailableError("it came back"), 0),
+        (0, 1, None, 5),
+        (1, 0, None, 3),
+        (1, 1, UnavailableError("gone"), 3),
+        (1, 0, MismatchError("other bundle"), 6),
+        (1, 0, PeerError("nonsense"), 6),
+    ],
+)
+def test_the_exit_status_is_that_of_the_worst(
+    fallbacks: int, unreadable: int, failure: OfframpError | None, expected: int
+) -> None:
+    assert exit_code(fallbacks, unreadable, failure) == expected
+
+
+def test_the_device_needs_no_torch(toy_bundle: Bundle, toy_images: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'sklearn', 'onnxscript']));"
+        "from offramp.device.app import main;"
+        f"sys.exit(main(['--bundle', {str(toy_bundle.path)!r}, '--threshold', '0', {str(toy_images)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

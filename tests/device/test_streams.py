@@ -75,8 +75,8 @@ def test_a_signal_ends_a_run_whose_stdout_nobody_reads(
 def test_what_waits_for_a_reader_of_stdout_is_bounded(toy_bundle: Bundle, toy_images: Path) -> None:
     """Images are not read on and on while nobody takes their answers."""
     code = (
-        "import sys; from offramp.device import app; app.PENDING = 300;"
-        "from offramp.device import source; read = source.Source._read; count = [0];\n"
+        "import sys; from offramp.device import app, printer; printer.PENDING = 300;"
+        "from offramp.device.sources import source; read = source.Source._read; count = [0];\n"
         "def counted(*arguments):\n"
         "    count[0] += 1\n"
         "    print(count[0], file=sys.stderr)\n"

@@ -29,7 +29,7 @@ from offramp.common.errors import ExitCode
 from offramp.common.part import session
 from offramp.common.settings import Parser
 from offramp.common.wire import frame, picture, transport
-from offramp.device import app, report
+from offramp.device import app, totals
 from offramp.link import backoff, security, wire_bytes
 from offramp.server import app as server_app
 from offramp.server import descriptors, plan, stream
@@ -58,8 +58,8 @@ OPERATIONS, OPERATIONS_DEVICE = "docs/operations.md", "docs/operations-device.md
 WIRE, CODEC, DEPLOY, SCALE_OUT = "docs/wire-format.md", "docs/codec.md", "docs/deploy.md", "docs/scale-out.md"
 PHRASES = [
     (OPERATIONS_DEVICE, f"attempts go on, {backoff.BACKOFF_FIRST:g} … {backoff.BACKOFF_MOST:g} s apart"),
-    (OPERATIONS_DEVICE, f"all of them up to {report.LATENCIES:,}, then"),
-    (OPERATIONS, f"the latencies of {report.LATENCIES:,} images"),
+    (OPERATIONS_DEVICE, f"all of them up to {totals.LATENCIES:,}, then"),
+    (OPERATIONS, f"the latencies of {totals.LATENCIES:,} images"),
     (OPERATIONS, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
     (OPERATIONS, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
     (OPERATIONS, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),

@@ -12,7 +12,7 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import AccessError, ConfigError, UnavailableError
-from offramp.device import Device
+from offramp.device import Device, LinkOptions
 from offramp.link.security import Security
 from tests import toy
 from tests.device.conftest import Secured, secured
@@ -39,7 +39,12 @@ def ask(toy_bundle: Bundle) -> Callable[..., tuple[str, str, Device]]:
     """One image to a server on this port: who answered, why not the server, and the device."""
 
     def make(server: Secured, **security: Any) -> tuple[str, str, Device]:
-        with Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, link=LinkOptions(timeout=20, security=Security(**security))) as device:
+        with Device(
+            toy_bundle,
+            server=f"127.0.0.1:{server.port}",
+            threshold=1,
+            link=LinkOptions(timeout=20, security=Security(**security)),
+        ) as device:
             result = device.infer(toy.images(1)[0])
         return result.source, result.reason or "", device
 
@@ -113,7 +118,12 @@ def test_a_token_is_sent_and_read_again(
     security = Security(ca=str(authority.pair.cert), token_file=str(path))
     with (
         secured(own, token=SECRET) as server,
-        Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, link=LinkOptions(timeout=5, security=security)) as device,
+        Device(
+            toy_bundle,
+            server=f"127.0.0.1:{server.port}",
+            threshold=1,
+            link=LinkOptions(timeout=5, security=security),
+        ) as device,
     ):
         result = device.infer(toy.images(1)[0])
         assert result.source == "fallback" and "refuses this device (UNAUTHENTICATED)" in (
