@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 from offramp.common.arguments import check_argument
@@ -147,7 +147,7 @@ class PictureOptions(_Checked):
 class SpoolOptions(_Checked):
     """The file that keeps activations which the server did not answer; by default none."""
 
-    spool: PathLike[str] | str | None = None
+    spool: Path | str | None = None
     spool_bytes: int = 64 << 20
     """What it may hold; the oldest activations go first."""
 

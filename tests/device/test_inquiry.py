@@ -41,9 +41,12 @@ def folded(early: NDArray[np.float32], reply: Answer) -> Verdict:
 # --- the activation ---
 
 
+def test_it_starts_with_the_activation() -> None:
+    assert alone().state is State.ACTIVATION
+
+
 def test_an_answer_ends_it() -> None:
     inquiry = alone()
-    assert inquiry.state is State.ACTIVATION
     assert inquiry.replied(10, answer(), may_ask=True) == Settled("server", Verdict(1, 0.6))
     assert inquiry.state is State.ANSWERED
 
