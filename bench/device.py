@@ -162,12 +162,12 @@ def envelope(
 
 def offload_cost(bundle: Bundle, address: str, images: list[NDArray[np.uint8]]) -> dict[str, float]:
     """What the way to the server and back adds to an image: seconds, medians."""
-    from offramp.device.device import Device
+    from offramp.device import Device, LinkOptions
 
     engine = Engine(bundle)
     local: list[float] = []
     remote: list[float] = []
-    with Device(bundle, server=address, threshold=1.0, window=1, timeout=WAIT) as device:
+    with Device(bundle, server=address, threshold=1.0, link=LinkOptions(window=1, timeout=WAIT)) as device:
         for number in range(ROUNDS + 1):
             for image in images:
                 start = time.perf_counter()

@@ -19,6 +19,8 @@ from PIL import Image
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import HEAD
+from offramp.common.errors import MismatchError, OfframpError, PeerError, UnavailableError
+from offramp.device.app import exit_code
 from tests import toy
 from tests.device import hostile
 from tests.processes import Processes, closed_port, processes, scrape, until
@@ -371,6 +373,34 @@ def test_development_mode_has_nothing_to_complain_of(toy_bundle: Bundle, toy_ima
     assert device.errors == ""
 
 
+@pytest.mark.parametrize(
+    ("fallbacks", "unreadable", "failure", "expected"),
+    [
+        (0, 0, None, 0),
+        (0, 0, UnavailableError("it came back"), 0),
+        (0, 1, None, 5),
+        (1, 0, None, 3),
+        (1, 1, UnavailableError("gone"), 3),
+        (1, 0, MismatchError("other bundle"), 6),
+        (1, 0, PeerError("nonsense"), 6),
+    ],
+)
+def test_the_exit_status_is_that_of_the_worst(
+    fallbacks: int, unreadable: int, failure: OfframpError | None, expected: int
+) -> None:
+    assert exit_code(fallbacks, unreadable, failure) == expected
+
+
+def test_the_device_needs_no_torch(toy_bundle: Bundle, toy_images: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'sklearn', 'onnxscript']));"
+        "from offramp.device.app import main;"
+        f"sys.exit(main(['--bundle', {str(toy_bundle.path)!r}, '--threshold', '0', {str(toy_images)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- no answer depends on stderr, and nobody who reads stdout is needed to end a run ---
 
 
@@ -433,7 +463,7 @@ def test_a_signal_ends_a_run_whose_stdout_nobody_reads(
 def test_what_waits_for_a_reader_of_stdout_is_bounded(toy_bundle: Bundle, toy_images: Path) -> None:
     """Images are not read on and on while nobody takes their answers."""
     code = (
-        "import sys; from offramp.device import app; app.PENDING = 300;"
+        "import sys; from offramp.device import app, printer; printer.PENDING = 300;"
         "from offramp.device.sources import source; read = source.Source._read; count = [0];\n"
         "def counted(*arguments):\n"
         "    count[0] += 1\n"

@@ -29,7 +29,7 @@ from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExitCode
 from offramp.common.part import session
 from offramp.common.wire import frame, picture, transport
-from offramp.device import app, report
+from offramp.device import app, totals
 from offramp.link import backoff, security, wire_bytes
 from offramp.server import app as server_app
 from offramp.server import descriptors, plan, stream
@@ -61,8 +61,8 @@ FLEET = "docs/how-to/watch-a-fleet.md"
 DEMO = "docs/tutorials/first-demo.md"
 PHRASES = [
     (DEVICE, f"attempts go on, {backoff.BACKOFF_FIRST:g} … {backoff.BACKOFF_MOST:g} s apart"),
-    (DEVICE, f"all of them up to {report.LATENCIES:,}, then"),
-    (SCALE_OUT, f"the latencies of {report.LATENCIES:,} images"),
+    (DEVICE, f"all of them up to {totals.LATENCIES:,}, then"),
+    (SCALE_OUT, f"the latencies of {totals.LATENCIES:,} images"),
     (SERVER, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
     (SERVER, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
     (SCALE_OUT, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),
