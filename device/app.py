@@ -66,8 +66,8 @@ def _main(argv: Sequence[str] | None) -> int:
             nargs="+",
             metavar="images",
             help="folders; pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; HEIF and AVIF with the extra [heic]); "
-            ".npz arrays; .txt lists of paths; video files; - for paths on standard input; camera:N; rtsp://… "
-            "or rtsps://… (videos and cameras need the extra [camera])",
+            ".npz arrays; .txt lists of paths; video files; - for paths on standard input; camera:N, "
+            "rtsp://… or rtsps://… (videos and cameras need the extra [camera])",
         )
         parser.add_argument(
             "--watch",

@@ -207,7 +207,7 @@ def ways_of(
     _, early = head_answers(engine, pixels)
     confidence, exits = early.max(axis=1), early.argmax(axis=1)
     answered = whole_answers(engine, pixels)
-    whole, told = answered.best, answered.told(early, bundle.manifest.sent_answer)
+    whole, told = answered.best, answered.answers(early, bundle.manifest.sent_answer)
     right = np.array(truth)
     codec = PictureCodec(bundle)
     every, none = np.ones(len(paths), bool), np.zeros(len(paths), bool)
@@ -240,7 +240,7 @@ def ways_of(
             f"early exit + WebP {quality}, T_c = {own:g}",
             "rival",
             unsure,
-            np.where(unsure, pictured.told(early, bundle.manifest.sent_answer), exits),
+            np.where(unsure, pictured.answers(early, bundle.manifest.sent_answer), exits),
             [*flags, "--threshold", repr(own)],
             pictures=True,
         )
