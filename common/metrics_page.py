@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, MetricsHandler, disable_created
 
 from offramp.common.address import join_address
 from offramp.common.errors import AddressError
+from offramp.common.pause import pause
 
 log = logging.getLogger("offramp")
 
@@ -53,7 +54,7 @@ class _Page(socketserver.TCPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(PAUSE_SECONDS)
+            pause(PAUSE_SECONDS)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from offramp.common.errors import BundleError, StoppedError, printable
+from offramp.common.pause import pause
 from offramp.common.session import Graph, Ports
 
 SECONDS = 6.0
@@ -177,10 +177,10 @@ class _Child:
                 if _resident_bytes(self._process.pid) > self._limit:
                     self._answers.append({"memory": True})
                     going = False
-            # Not the process's own wait, which sleeps, and so fails where the clock is a fake one.
+            # Not the process's own wait, which sleeps: see common/pause.py.
             end = time.monotonic() + LOOK_MS / 1e3
             while self._process.poll() is None and time.monotonic() < end:
-                threading.Event().wait(1e-3)
+                pause(1e-3)
         finally:
             self._process.kill()
             self._process.wait()

@@ -207,7 +207,7 @@ class Stream:
         strikes = self._service.limits.strikes
         while (message := await self._read()) is not None:
             taken = self._admit(reader.read(message))
-            if len(taken) == 1 and _is_inline(served, taken):
+            if len(taken) == 1 and served.decode_inline and taken[0].codec != CodecId.PICTURE:
                 # What most messages are: no coroutine for it.
                 received = time.perf_counter()
                 self._offer(served, taken[0], self._decode(served, taken[0]), received, deadline)
