@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from offramp.common.errors import ConfigError
@@ -52,19 +51,6 @@ def limit_libraries() -> None:
     if found < len(os.sched_getaffinity(0)):
         for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
             os.environ.setdefault(name, str(found))
-
-
-def let_threads_finish() -> None:
-    """Have threads of this one, started from now on, wait for each other's turn to end when they wake up.
-
-    By default the kernel lets a thread that wakes up interrupt another. A server's threads hand each frame on
-    to the next; on a busy core they would do so one frame at a time, a switch of threads for each. As
-    ``SCHED_BATCH`` they pass on what has come together meanwhile. On an idle core nothing changes. A policy
-    that somebody chose (``chrt``) stays.
-    """
-    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with suppress(OSError):  # a sandbox may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def require_threads(count: int) -> None:

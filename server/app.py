@@ -84,7 +84,6 @@ def run(settings: ServerSettings, log: logging.Logger) -> int:
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
     sys.setswitchinterval(SWITCH_SECONDS)
-    cpus.let_threads_finish()
     import uvloop
 
     return uvloop.run(_serve(settings, log))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -348,26 +347,6 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and "exit status:" in done.stdout
-
-
-@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
-def test_threads_that_wake_up_do_not_interrupt_others(run: Processes, toy_bundle: Bundle) -> None:
-    """A policy that somebody chose stays."""
-    server = run.server()
-    still_serves(server.address, toy_bundle)
-    threads = [path for path in Path(f"/proc/{server.pid}/task").iterdir() if path.is_dir()]
-    policies = {path.name: os.sched_getscheduler(int(path.name)) for path in threads}
-    assert policies[str(server.pid)] == os.SCHED_BATCH
-    grpcs = [path.name for path in threads if (path / "comm").read_text().startswith("event_engine")]
-    assert grpcs and {policies[name] for name in grpcs} == {os.SCHED_BATCH}
-    code = (
-        "import os; from offramp.common.cpus import let_threads_finish; let_threads_finish(); "
-        "print(os.sched_getscheduler(0))"
-    )
-    chosen = subprocess.run(
-        ["chrt", "--idle", "0", sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert int(chosen.stdout) == os.SCHED_IDLE
 
 
 def test_a_server_serves_without_metrics(run: Processes, toy_bundle: Bundle) -> None:
