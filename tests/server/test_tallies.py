@@ -44,7 +44,7 @@ def test_the_page_is_the_same_as_prometheus_clients() -> None:
 def test_names_are_known_before_anything_is_counted() -> None:
     """``/metrics?name[]=…`` finds them, and a second one of the same name is refused."""
     registry = ServerMetrics().registry
-    restricted = registry.restricted_registry(  # type: ignore[no-untyped-call]
+    restricted = registry.restricted_registry(
         ["offramp_server_rejected_total", "offramp_server_queue_seconds_count"]
     )
     samples = [sample for each in restricted.collect() for sample in each.samples]
