@@ -278,7 +278,7 @@ class Device:
         return self._ledger.threshold
 
     def wire_bytes(self) -> WireBytes | None:
-        """What the connection has sent and received so far; None where the system cannot tell."""
+        """What the connection has sent and received so far; None where the system does not say."""
         self._lifetime.check_process()
         return self._link.wire.total()
 
