@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from offramp.bench.processes import running_server
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.sources.source import Source
 
@@ -111,17 +111,13 @@ def envelope(
     """Bytes of the connection for each offloaded image, once it is set up."""
     from offramp.common.codec.activation import CodecId
     from offramp.device.metrics import DeviceMetrics
-    from offramp.link.link import Answer, Link, Outcome
+    from offramp.link.link import Answer, Link, Outcome, Pace, Terms
 
     link = Link(
         [address],
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        DeviceMetrics(bundle),
-        timeout=WAIT,
-        window=4096,
-        coalesce=coalesce,
+        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes),
+        Pace(WAIT, window=4096, coalesce=coalesce),
+        DeviceMetrics(bundle).link,
     )
     outcomes: list[tuple[float, Outcome]] = []
 

@@ -28,11 +28,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from offramp.bench.baselines import head_answers, whole_answers
 from offramp.common import cpus
+from offramp.common.arguments import Parser, share
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser, share
 
 EPILOG = """\
 examples:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -11,14 +10,16 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
-from offramp.common.settings import DeviceSettings, make_parser, read_settings
-from offramp.common.telemetry import serve_metrics, start_log, timed
+from offramp.common.errors import DataError, ExitCode, OfframpError
+from offramp.common.logs import start_log
+from offramp.common.metrics import serve_metrics, timed
+from offramp.common.settings import make_parser, read_settings
+from offramp.common.streams import guarded_streams, stop_waiting_when
 from offramp.common.wire.address import join_address
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.notify import Notifier
+from offramp.device.settings import DeviceSettings
 from offramp.device.stop import Stop
-from offramp.device.streams import ready_streams, stdout_until
 
 if TYPE_CHECKING:
     from offramp.device.device import Device
@@ -48,12 +49,8 @@ exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 t
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     set_grpc_environment()
-    stderr = ready_streams()
-    try:
+    with guarded_streams():
         return _main(argv)
-    finally:
-        if stderr is not None:
-            stderr.end()
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -88,15 +85,16 @@ def _main(argv: Sequence[str] | None) -> int:
             action="store_true",
             help="after the last image keep serving metrics until SIGTERM or SIGINT",
         )
-        arguments = parser.parse_args(argv)
+        try:
+            arguments = parser.parse_args(argv)
+        finally:
+            # What cannot be written shows here, not at the interpreter's exit; --help exits on its own.
+            sys.stdout.flush()
         settings = read_settings(DeviceSettings, arguments)
         log = start_log("edge-device", settings.log_level, settings.log_format)
         return run(settings, arguments, log)
     except OfframpError as error:
         print(f"edge-device: {error}", file=sys.stderr)
-        if isinstance(error, OutputError):
-            # Python would complain once more when it flushes stdout at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error.exit_code
 
 
@@ -106,7 +104,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     stop = Stop(notifier)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    from offramp.common.bundle.load import HEAD, load_bundle
+    from offramp.common.bundle.load import load_bundle
+    from offramp.common.bundle.manifest import HEAD
     from offramp.common.bundle.signature import TrustedKeys
     from offramp.common.part.engine import Engine
     from offramp.common.tracing import Tracing
@@ -136,7 +135,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
         if port is not None:
             log.info("metrics on %s", join_address(settings.metrics_host, port))
-        report = Report(arguments.json, arguments.quiet, source.count(), stdout_until(stop.is_set))
+        report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout)
+        stop_waiting_when(stop.is_set)
         printer = Printer(report, totals, bundle.codec.raw_bytes, stop)
         start = time.perf_counter()
         with device:

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.load import Bundle, Preprocessing
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
 from offramp.common.inputs.arrays import to_pixels
 from offramp.common.part.engine import Engine
-from offramp.common.settings import DeviceSettings, split_address
 from offramp.common.tracing import Tracing
+from offramp.common.wire.address import split_address
 from offramp.device.head import run_head
 from offramp.device.inquiry import AskPicture, Inquiry, Settled, Verdict
 from offramp.device.ledger import Cost, Ledger
@@ -53,10 +54,12 @@ from offramp.device.options import (
 )
 from offramp.device.pictures import PictureWriter
 from offramp.device.result import Correction, Result
+from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
-from offramp.link.link import Answer, Link, Outcome
+from offramp.link.link import Link, Pace, Terms
+from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")
@@ -473,17 +476,12 @@ def _link_to(
     """The link that these options describe; it connects with its first frame."""
     return Link(
         servers,
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        metrics,
-        timeout=options.timeout,
-        window=options.window,
-        coalesce=options.coalesce,
-        coalesce_frames=options.coalesce_frames,
+        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes, pictures),
+        Pace(options.timeout, options.window, options.coalesce, options.coalesce_frames),
+        metrics.link,
         failures=options.breaker,
-        pictures=pictures,
         security=options.security,
+        meanwhile="unsure images are answered by the early exit",
     )
 
 

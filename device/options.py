@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
-from offramp.common.arguments import check_argument
 from offramp.common.errors import ConfigError
-from offramp.common.settings import DeviceSettings
+from offramp.common.settings import check_argument
+from offramp.device.settings import DeviceSettings
 from offramp.link.security import Security
 
 T = TypeVar("T")

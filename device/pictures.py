@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.load import Preprocessing
-from offramp.common.telemetry import timed
+from offramp.common.bundle.manifest import Preprocessing
+from offramp.common.metrics import timed
 from offramp.common.wire.picture import encode_picture, require_webp
 from offramp.device.metrics import DeviceMetrics
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
+from offramp.common.files import open_plain
 from offramp.common.inputs.arrays import check_stack
 from offramp.common.inputs.headers import Refused, check_size
 from offramp.common.inputs.pictures import to_input
-from offramp.device.sources.files import open_plain
 from offramp.device.sources.item import Item
 
 
@@ -26,7 +26,7 @@ def read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
     """
     try:
         with (
-            open_plain(path) as file,
+            open_plain(path, DataError) as file,
             zipfile.ZipFile(file) as archive,
             archive.open("images.npy") as array,
         ):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 from offramp.device.sources.arrays import read_npz
 from offramp.device.sources.files import read_picture

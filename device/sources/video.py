@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
+from offramp.common.files import open_plain
 from offramp.common.inputs.headers import Refused, check_size
 from offramp.common.inputs.pictures import to_input
-from offramp.device.sources.files import open_plain
 from offramp.device.sources.item import Item
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
@@ -62,7 +62,7 @@ def _to_pixels(name: str, frame: Any, preprocessing: Preprocessing) -> Item:
 def read_video(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
     """Every frame of a video file."""
     try:
-        open_plain(path).close()
+        open_plain(path, DataError).close()
         cv2 = opencv()
         video = cv2.VideoCapture(str(path))
         try:

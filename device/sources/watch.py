@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.folder import Found
 from offramp.common.inputs.headers import sniff

@@ -34,11 +34,11 @@ from offramp.bench.baselines import head_answers, whole_answers
 from offramp.bench.plots import Plot, Series, publish
 from offramp.bench.timing import environment
 from offramp.cli.demo import read_labels
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, UnavailableError
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from research.links.picture_server import PictureCodec
 from research.links.rival_device import encode_picture, open_picture

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.codec.activation import CodecId
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.answer import Told
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 
 WAIT = 120.0
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, help="T_c of an early exit before it (default: none)")
     arguments = parser.parse_args(argv)
     from offramp.device.metrics import DeviceMetrics
-    from offramp.link.link import Answer, Link, Outcome
+    from offramp.link.link import Answer, Link, Outcome, Pace, Terms
 
     bundle = load_bundle(arguments.bundle)
     engine = Engine(bundle)
@@ -65,12 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine.load_tail()
     link = Link(
         [arguments.server],
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        DeviceMetrics(bundle),
-        timeout=WAIT,
-        window=1,
+        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes),
+        Pace(WAIT, window=1),
+        DeviceMetrics(bundle).link,
     )
     for line in sys.stdin:
         path = line.strip()

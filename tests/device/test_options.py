@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.common.arguments import check_argument
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.common.settings import DeviceSettings
+from offramp.common.settings import check_argument
 from offramp.device import Device, LinkOptions, PictureOptions, SpoolOptions, SteeringOptions
+from offramp.device.settings import DeviceSettings
 
 GROUPS: dict[str, Any] = {
     "link": LinkOptions,

@@ -19,9 +19,10 @@ from offramp.common.part.engine import Engine
 from offramp.common.wire.frame import FrameReader
 from offramp.common.wire.picture import decode_picture, encode_picture, most_bytes
 from offramp.device import Device, LinkOptions, PictureOptions, Result, SteeringOptions
-from offramp.device.metrics import Cause, DeviceMetrics
+from offramp.device.metrics import DeviceMetrics
 from offramp.device.pictures import PictureWriter
 from offramp.link.link import Answer, Outcome, Refusal
+from offramp.link.outcome import Cause
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile
@@ -149,7 +150,7 @@ def test_a_server_that_takes_no_pictures_is_sent_none(
     alone = np.where(early.max(1) > T_C, early.argmax(1), toy_engine.tail(symbols).argmax(1))
     answers = sorted(device.answers, key=lambda answer: int(answer["index"]))
     assert [answer["class_index"] for answer in answers] == alone.tolist()
-    assert device.errors.count(f"{server.address} takes no pictures; first answers stand") == 1
+    assert device.errors.count(f"{server.address} takes no pictures; it is sent none") == 1
     assert server.metrics()["offramp_server_frames_total{result=refused}"] == 0
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.common.settings import is_loopback
 from offramp.common.wire import transport
+from offramp.common.wire.address import is_loopback
 from offramp.device import Device, LinkOptions
 from offramp.link.security import Security
 from tests import toy

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.device.sources.item import Item
 from offramp.device.sources.source import Source

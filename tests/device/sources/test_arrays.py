@@ -195,7 +195,7 @@ def test_one_huge_image_in_an_array_is_not_unpacked_when_it_is_short(tmp_path: P
             "has no array named 'images'",
         ),
         (lambda path: npz(path, npy(np.zeros((1, 8, 8), np.uint8)), "../images.npy"), "has no array named"),
-        (lambda path: path.mkdir(), "is not a plain file"),
+        (lambda path: path.mkdir(), "is a directory, expected a plain file"),
     ],
     ids=["no zip", "empty", "other name", "escaping name", "folder"],
 )

@@ -66,7 +66,7 @@ def test_a_palette_with_transparency_is_read_without_a_warning() -> None:
     ("content", "message"),
     [
         (b"no picture at all\n" * 10, "is not a picture (starts with 6e 6f 20 70)"),
-        (b"", "has 0 bytes, expected 1 … "),
+        (b"", "is empty, expected 1 … "),
         (WHOLE[: len(WHOLE) // 2], "is a damaged picture"),
         (WHOLE[:20], "is "),
         (WHOLE[:200] + bytes(50) + WHOLE[250:], "is a damaged picture"),
@@ -113,7 +113,7 @@ def test_a_bad_picture_is_one_error_and_the_next_is_read(
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pipe{suffix}"
     os.mkfifo(path)
-    assert "is not a plain file" in one_error(path)
+    assert "is a named pipe, expected a plain file" in one_error(path)
     assert [type(item.image) for item in read(tmp_path)].count(DataError) == (suffix == ".png")
 
 
@@ -121,7 +121,7 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    assert f"has {1 << 40} bytes, expected 1 … " in one_error(path)
+    assert f"is longer than {64 << 20} bytes, expected at most that" in one_error(path)
 
 
 def test_a_link_with_a_name_too_long_is_one_error(tmp_path: Path) -> None:

@@ -37,14 +37,18 @@ def test_a_list_is_relative_to_its_own_folder(tmp_path: Path) -> None:
     assert [isinstance(item.image, np.ndarray) for item in items] == [True, True, False, False, False]
     missing, directory, nul = errors(items)
     assert "missing.png: cannot be read: No such file" in missing
-    assert "is not a plain file" in directory
-    assert "null byte" in nul
+    assert "is a directory, expected a plain file" in directory
+    assert "is not a path" in nul
     assert Source([text], PREPROCESSING).count() == 5
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfe\n", "is not UTF-8 text but UTF-16"), (b"", "has 0 bytes"), (None, "is not a plain file")],
+    [
+        (b"\xff\xfe\n", "is not UTF-8 text but UTF-16"),
+        (b"", "is empty"),
+        (None, "is a named pipe, expected a plain file"),
+    ],
     ids=["bytes", "empty", "pipe"],
 )
 def test_a_list_that_cannot_be_read_stops_the_run(
