@@ -1,4 +1,4 @@
-"""The device's own metrics: present from the start, and what the bundle measured at the threshold in force."""
+"""The device's own metrics: there from the start, and what the bundle measured at the threshold in force."""
 
 from __future__ import annotations
 
