@@ -58,7 +58,8 @@ from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
-from offramp.link.link import Answer, Link, Outcome, Pace, Terms
+from offramp.link.link import Link, Pace, Terms
+from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")
@@ -280,7 +281,7 @@ class Device:
         return self._ledger.threshold
 
     def wire_bytes(self) -> WireBytes | None:
-        """What the connection has sent and received so far; None where the system cannot tell."""
+        """What the connection has sent and received so far; None where the system does not say."""
         self._lifetime.check_process()
         return self._link.wire.total()
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from offramp.common.part.answer import both_exits
 from offramp.device.ledger import Cost
 from offramp.device.result import Source
-from offramp.link.link import Answer, Outcome
+from offramp.link.outcome import Answer, Outcome
 
 
 class State(Enum):

@@ -17,7 +17,8 @@ from offramp.common.bundle.manifest import Manifest
 from offramp.common.wire.frame import ENVELOPE_BYTES
 from offramp.device.adapt import Steering, bounds_of
 from offramp.device.options import SteeringOptions
-from offramp.link.link import FRAME_OVERHEAD, Answer, Outcome
+from offramp.link.outbox import FRAME_OVERHEAD
+from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")

@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def in_order(images: Iterable[T], submit: Callable[[T], Future[R]], window: int) -> Iterator[R]:
-    """What ``submit`` makes of each image. Images are taken as results are asked for."""
+    """What ``submit`` makes of each image. An image is taken only when a result is wanted."""
     pending: deque[Future[R]] = deque()
     for image in images:
         pending.append(submit(image))

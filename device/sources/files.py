@@ -1,4 +1,4 @@
-"""Files from strangers' disks, no longer than they may be, and the pictures in them."""
+"""Files from strangers' disks, whole, and the pictures in them."""
 
 from __future__ import annotations
 

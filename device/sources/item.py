@@ -1,4 +1,4 @@
-"""One image on its way to the head, or why there is none."""
+"""One image on its way to the head, or the error in its place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image, uint8 [3, H, W] as the head takes it, or why there is none."""
+    """One image, uint8 [3, H, W] as the head takes it, or the error in its place."""
 
     name: str
     image: Pixels | DataError

@@ -1,7 +1,7 @@
 """Lists of paths: ``.txt`` files and standard input, one path a line.
 
 Lines end with ``\\n`` or ``\\r\\n`` and with nothing else: file names hold any other character. Bytes that
-are not UTF-8 are a file name too. A byte order mark at the start is no part of the first name.
+are not UTF-8 are a file name too. A byte order mark at the start is not part of the first name.
 """
 
 from __future__ import annotations

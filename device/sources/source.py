@@ -70,7 +70,7 @@ class Source:
             )
 
     def count(self) -> int | None:
-        """How many images there are, for a progress bar; None if only reading would tell."""
+        """How many images there are, for a progress bar; None where only reading would show it."""
         if (
             self.watch
             or self.repeat

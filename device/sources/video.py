@@ -69,7 +69,7 @@ def read_video(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
         video = cv2.VideoCapture(str(path))
         try:
             if not video.isOpened():
-                raise DataError(f"{path}: is no video that OpenCV reads")
+                raise DataError(f"{path}: is not a video that OpenCV reads")
             index = 0
             while True:
                 ok, frame = video.read()

@@ -96,7 +96,7 @@ class Watch:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """What tells one state of a file from the next; None for a file that is gone."""
+    """What differs between two states of a file; None for a file that is gone."""
     try:
         status = path.stat()
     except OSError as error:

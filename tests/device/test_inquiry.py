@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from offramp.common.part.answer import both_exits
 from offramp.device.inquiry import AskPicture, Inquiry, Settled, State, Verdict
-from offramp.link.link import Answer, Refusal
-from offramp.link.outcome import Cause
+from offramp.link.outcome import Answer, Cause, Refusal
 
 OWN = Verdict(0, 0.4)
 EARLY = np.array([0.4, 0.35, 0.25], np.float32)

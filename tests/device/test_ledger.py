@@ -7,8 +7,7 @@ import pytest
 from offramp.common.bundle.load import Bundle
 from offramp.device.ledger import EXPECTED_BYTES, Cost, Ledger
 from offramp.device.options import SteeringOptions
-from offramp.link.link import Answer, Refusal
-from offramp.link.outcome import Cause
+from offramp.link.outcome import Answer, Cause, Refusal
 from offramp.link.wire_bytes import WireBytes
 
 RATE = 1000.0
