@@ -30,12 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from offramp.bench.messages import framed_bytes
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError, printable
 from offramp.common.files import read_bounded
 from offramp.common.settings import Parser
 
 if TYPE_CHECKING:
-    from offramp.bench.report_tables import Report
+    from offramp.bench.report_tables import ReportTable
     from offramp.training.record import Record
 
 PROFILE_BYTES = 1 << 20
@@ -123,11 +124,10 @@ class Choice:
 def measured_curve(record: Record) -> Curve:
     """A run as it was measured, in its shipped codec."""
     from offramp.training.record import SHIPPED
-    from research.pareto.pareto import message_bytes
 
     curve = record.curve
     payload = record.bytes[SHIPPED]
-    frame = message_bytes(round(payload)) - round(payload)
+    frame = framed_bytes(round(payload)) - round(payload)
     exits = np.array(curve.exit_rate)
     return Curve(
         name=record.name,
@@ -317,7 +317,7 @@ def read_profile(path: Path | None, settings: Sequence[str] = ()) -> Profile:
         raise ConfigError(f"{origin}: {field}: {printable(first['msg'])}") from None
 
 
-def _plan(arguments: argparse.Namespace) -> Report:
+def _plan(arguments: argparse.Namespace) -> ReportTable:
     from offramp.training.record import read_records
 
     if not 0 <= arguments.accuracy <= 1:
@@ -342,10 +342,10 @@ def _plan(arguments: argparse.Namespace) -> Report:
     return report(pareto_set(accurate), profile, most=arguments.limit)
 
 
-def report(found: Sequence[Choice], profile: Profile, *, most: int = 20) -> Report:
+def report(found: Sequence[Choice], profile: Profile, *, most: int = 20) -> ReportTable:
     """The table and plot of a Pareto set."""
     from offramp.bench.plots import Plot, Series
-    from offramp.bench.report_tables import Column, Report
+    from offramp.bench.report_tables import Column, ReportTable
 
     series = []
     for name in dict.fromkeys(choice.curve.name for choice in found):
@@ -359,7 +359,7 @@ def report(found: Sequence[Choice], profile: Profile, *, most: int = 20) -> Repo
             )
         )
     given = ", ".join(f"{name} = {value:g}" for name, value in profile.model_dump().items())
-    return Report(
+    return ReportTable(
         "plan",
         "Pareto set: accuracy, message bytes, latency, energy",
         [

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bench.baselines import head_answers
+from offramp.bench.answers import head_answers
 from offramp.bench.plots import Plot, Series, draw
 from offramp.bench.processes import Program, pinned, running_server
 from offramp.bench.timing import environment

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from offramp.bench.baselines import head_answers, whole_answers
+from offramp.bench.answers import head_answers, whole_answers
 from offramp.bench.plots import Plot, Series, publish
 from offramp.bench.timing import environment
 from offramp.cli.demo import read_labels

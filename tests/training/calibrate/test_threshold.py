@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.bench.baselines import tail_answers, whole_answers
+from offramp.bench.answers import tail_answers, whole_answers
 from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, load_bundle, write_bundle
 from offramp.common.errors import DataError
 from offramp.common.part.answer import both_exits
