@@ -1,6 +1,7 @@
 # make demo   a real server and a real device on the shipped model; needs no torch
 # make test   lint, types and all tests
 # make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
+# make paper  the paper's tables and figures that follow from the networks alone; RUNS=DIR for all of them
 # make test-ray       the tests of Ray Serve, which needs 0.7 GB of its own
 # make dist           source archive and wheel in dist/, checked
 # make sbom           what a device and a server install, in dist/ (CycloneDX)
@@ -10,13 +11,16 @@
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
+.PHONY: demo test paper check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
 
 test: lint proto-check
 	.venv/bin/pytest
+
+paper: .venv/ready
+	.venv/bin/python -m research.paper $(if $(RUNS),all --runs $(RUNS) --out $(RUNS)/report,table2 fig1 fig5)
 
 check-deploy: .venv/ready
 	.venv/bin/python deploy/check.py

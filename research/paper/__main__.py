@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.bench.report_tables import ReportTable, show
-from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
+from offramp.common.errors import ConfigError, DataError, ExitCode
 from offramp.common.settings import Parser
+from research.program import run_program
 
 if TYPE_CHECKING:
     from offramp.training.record import Record
@@ -59,16 +60,16 @@ exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 unusable or missing rec
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    try:
-        arguments = _parser().parse_args(argv)
-        if "baselines" in arguments.what:
-            _measure_baselines(arguments)
-        names = [name for name in arguments.what if name != "baselines"]
-        if names:
-            show(_reports(names, arguments), as_json=arguments.json, out=arguments.out)
-    except OfframpError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_program(PROGRAM, _main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    if "baselines" in arguments.what:
+        _measure_baselines(arguments)
+    names = [name for name in arguments.what if name != "baselines"]
+    if names:
+        show(_reports(names, arguments), as_json=arguments.json, out=arguments.out)
     return ExitCode.OK
 
 

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from offramp.bench.pictures import FORMATS
 from offramp.bench.report_tables import ReportTable, show
 from offramp.common.bundle.load import load_bundle
-from offramp.common.errors import DataError, ExitCode, OfframpError
+from offramp.common.errors import DataError, ExitCode
 from offramp.common.settings import Parser
+from research.program import run_program
 
 PROGRAM = "python -m research.pareto"
 
@@ -33,12 +34,12 @@ exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 unusable data
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    try:
-        arguments = _parser().parse_args(argv)
-        show(_measure(arguments), as_json=arguments.json, out=arguments.out)
-    except OfframpError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_program(PROGRAM, _main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    show(_measure(arguments), as_json=arguments.json, out=arguments.out)
     return ExitCode.OK
 
 

@@ -1,4 +1,4 @@
-"""``offramp bench link``: its arithmetic, its proxy, and one short run over a real shaped link."""
+"""Latency and bytes over links: its arithmetic, its proxy, and one short run over a real shaped link."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from offramp.bench.processes import running
-from offramp.cli import app
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError, ExitCode
-from research.links import shaped_link
+from research.links import link, shaped_link, steering
 from research.links.delay_proxy import Line
-from research.links.link import sample, thresholds_of, verdicts, weigh
+from research.links.link_report import verdicts
+from research.links.run import sample, weigh
+from research.links.ways import thresholds_of
 from tests.bench.conftest import namespaces
 from tests.processes import Peer, tcp_peer
 
@@ -105,8 +106,8 @@ def test_frames_take_their_time_on_a_line_one_after_the_other() -> None:
 
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    for name in ("link", "steering"):
-        assert app.main(["bench", name]) == ExitCode.CONFIG
+    for main in (link.main, steering.main):
+        assert main([]) == ExitCode.CONFIG
         assert "root" in capsys.readouterr().err
 
 
@@ -114,14 +115,14 @@ def test_without_iproute2_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(shaped_link, "_SEARCH", "")
     with pytest.raises(ConfigError, match="iproute2"):
-        shaped_link.require_namespaces("offramp bench link")
+        shaped_link.require_namespaces("a program")
 
 
 @pytest.mark.parametrize(
     "flags", [["--links", "50"], ["--links", "x/y"], ["--thresholds", "2"], ["--sent", "0"]]
 )
 def test_flags_out_of_range_are_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["bench", "link", *flags]) == ExitCode.CONFIG
+    assert link.main(flags) == ExitCode.CONFIG
     assert flags[0] in capsys.readouterr().err
 
 
@@ -129,10 +130,10 @@ def test_flags_out_of_range_are_named(flags: list[str], capsys: pytest.CaptureFi
 def test_a_short_run(
     toy_bundle: Bundle, labelled_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["bench", "link", "--bundle", str(toy_bundle.path), "--images", str(labelled_images)]
+    command = ["--bundle", str(toy_bundle.path), "--images", str(labelled_images)]
     command += ["--links", "1000/20", "--sent", "3", "--json", "--out", str(tmp_path)]
 
-    assert app.main(command) == ExitCode.OK
+    assert link.main(command) == ExitCode.OK
 
     result = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "link.json").read_text()) == result
@@ -149,7 +150,8 @@ def test_a_short_run(
     assert everything["offload_share"] == 1 and everything["runs_sent"] == 3
     for way in ("early exit alone", "whole model on the device"):
         assert rows[way]["interface_bytes_mean"] == 0 and rows[way]["runs_sent"] == 0
-    assert any(name.startswith("JPEG ") for name in rows) and any(name.startswith("WebP ") for name in rows)
+    assert any(name.startswith("WebP ") for name in rows)
+    assert any(name.startswith("early exit + WebP ") for name in rows)
 
 
 @namespaces
