@@ -1,7 +1,7 @@
 """``offramp`` and ``python -m research.…`` in the smoke run of a script that would train for hours.
 
-Each command is parsed, not run: the real program reads its arguments, recipes and variants; every folder and file that it is given has to be
-there. What it would make is made, empty, so that the script goes on.
+Each command is parsed, not run: the real program reads its arguments, recipes and variants; every folder and
+file that it is given has to be there. What it would make is made, empty, so that the script goes on.
 """
 
 from __future__ import annotations
