@@ -59,15 +59,17 @@ def running(
     cores: Iterable[int] | None = None,
     prefix: Sequence[str] = (),
     ready: str = "listening on",
+    python: Sequence[str] = (),
     stdin: int | None = None,
     stdout: int | None = None,
 ) -> Iterator[Program]:
     """A module of ours that runs until SIGTERM, from the time when its log says ``ready``.
 
-    cores: what it is kept to. prefix: a command that runs it, such as ``ip netns exec``. stdin, stdout: as of
-    ``subprocess.Popen``. Raises UnavailableError with its log if it ends before it is ready.
+    cores: what it is kept to. prefix: a command that runs it, such as ``ip netns exec``. python: what Python
+    runs in its place. stdin, stdout: as of ``subprocess.Popen``. Raises UnavailableError with its log if it
+    ends before it is ready.
     """
-    command = [*prefix, sys.executable, "-m", module, *map(str, arguments)]
+    command = [*prefix, sys.executable, *(python or ("-m", module)), *map(str, arguments)]
     with pinned(os.sched_getaffinity(0) if cores is None else cores):
         process = subprocess.Popen(
             command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1

@@ -10,15 +10,13 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from offramp.bench.labels import read_labels
+from offramp.bench.metrics import fetch_metrics
 from offramp.bench.processes import Program, running, running_server
 from offramp.bench.rival import Row, hybrid_rows, picture_rows
 from offramp.common.bundle.load import load_bundle
@@ -191,22 +189,9 @@ def check_counters(
             counter = device[f'offramp_device_wire_bytes_total{{direction="{direction}"}}']
             pairs.append((f"wire bytes {direction}", counter, summary["wire_bytes"][direction]))
     return [
-        {"what": what, "metrics_page": counter, "summary": told, "agree": counter == told}
-        for what, counter, told in pairs
+        {"what": what, "metrics_page": counter, "summary": own, "agree": counter == own}
+        for what, counter, own in pairs
     ]
-
-
-def fetch_metrics(address: str) -> dict[str, float]:
-    """Each sample of a metrics page by its name and labels, as Prometheus would read it."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"http://{address}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    values = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = ",".join(f'{key}="{value}"' for key, value in sample.labels.items())
-            values[f"{sample.name}{{{labels}}}" if labels else sample.name] = float(sample.value)
-    return values
 
 
 def print_table(
@@ -225,9 +210,7 @@ def print_table(
     say("everything to the whole model on the server (sizes of payload or file alone)")
     for row in baselines:
         say(_line(row))
-    say(
-        "early exit here, unsure images as pictures to the whole model (size of the file alone)"
-    )
+    say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
     for row in rivals:
         say(_line(row))
 

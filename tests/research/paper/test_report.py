@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.bench.report_tables import Column, ReportTable, half_up
+from offramp.bench.report_tables import half_up
 from offramp.common.errors import DataError
 from offramp.training.record import RECORD, Record
 from research.paper import computed, figure_10, figures, paper, tables, text
@@ -211,18 +211,6 @@ def test_bad_records_are_one_line(damage: str, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr()
     assert printed.err.startswith(f"{PROGRAM}: {tmp_path}")
     assert printed.err.count("\n") == 1
-
-
-def test_numbers_in_tables() -> None:
-    columns = [Column("a", "A"), Column("b", "B", 2), Column("c", "C")]
-    report = ReportTable(
-        "x", "X", columns, [{"a": "text", "b": 1234.565, "c": None}, {"a": "t", "b": 2, "c": -0.25}]
-    )
-    assert report.to_markdown() == (
-        "### X\n\n| A | B | C |\n| --- | --: | --: |\n| text | 1,234.57 | — |\n| t | 2 | -0.3 |\n"
-    )
-    # Halves go up, as in the paper: Python's own rounding would make it 8.2.
-    assert half_up(8.25, 1) == 8.3
 
 
 def test_a_record_survives_json() -> None:
