@@ -48,7 +48,7 @@ def decode(payload: bytes, shape: Shape, zero: int) -> Symbols:
     _check_plane(plane)
     head = 2 * (channels + 1)
     if len(payload) < head or (len(payload) - head) % 3:
-        raise PayloadError(f"{len(payload)} bytes are no CSR matrix of {channels} rows")
+        raise PayloadError(f"{len(payload)} bytes are not a CSR matrix of {channels} rows")
     nonzero = (len(payload) - head) // 3
     pointers = np.frombuffer(payload, "<u2", channels + 1).astype(np.int64)
     column = np.frombuffer(payload, "<u2", nonzero, head).astype(np.int64)
