@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offramp.bench.messages import framed_bytes
+from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError, printable
 from offramp.common.files import read_bounded
-from offramp.common.settings import Parser
 
 if TYPE_CHECKING:
     from offramp.bench.report_tables import ReportTable

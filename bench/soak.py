@@ -31,9 +31,10 @@ from offramp.bench.metrics import fetch_metrics
 from offramp.bench.plots import Plot, Series, draw
 from offramp.bench.processes import Program, running
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import OfframpError, UnavailableError
-from offramp.common.settings import Parser, split_address
+from offramp.common.wire.address import split_address
 from offramp.common.wire.transport import set_grpc_environment
 
 EPILOG = """\

@@ -12,9 +12,9 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offramp.cli.output import guard_output
+from offramp.common.arguments import Parser, ShowVersion
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
-from offramp.common.settings import Parser, ShowVersion
+from offramp.common.streams import guarded_streams
 
 
 class Command(NamedTuple):
@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "bench": Command("offramp.bench.bench", "device,server,bench", "measure speed and bytes against others"),
     "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
+    "cuts": Command("offramp.cli.cuts", "split", "list where a classifier of yours can be cut"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
@@ -41,7 +42,7 @@ COMMANDS = {
         "train",
         "choose a bundle's threshold, for an accuracy or a byte budget",
     ),
-    "top": Command("offramp.cli.top", "top", "watch a running fleet by its metrics pages"),
+    "top": Command("offramp.cli.fleet.app", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
 }
 
@@ -49,6 +50,7 @@ EPILOG = """\
 examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
+  offramp cuts mobilenetv2
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2
@@ -57,7 +59,7 @@ examples:
   offramp bench codec
   offramp top device-1:9102 server:9101
 
-`offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
+`offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.
 
 exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
   130 interrupted, or nobody reads the output
@@ -66,8 +68,11 @@ exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    guard_output()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with guarded_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     try:
         parser = Parser("offramp", epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter)
         parser.add_argument("--version", action=ShowVersion)

@@ -19,9 +19,9 @@ from offramp.bench.labels import read_labels
 from offramp.bench.metrics import fetch_metrics
 from offramp.bench.processes import Program, running, running_server
 from offramp.bench.rival import Row, hybrid_rows, picture_rows
+from offramp.common.arguments import Parser, share
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, UnavailableError
-from offramp.common.settings import Parser, share
 
 EPILOG = """\
 examples:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.common.bundle.load import ThresholdFigures
+from offramp.common.bundle.manifest import ThresholdFigures
 from offramp.common.errors import ConfigError
 
 HORIZON_SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""The server's Prometheus metrics. docs/metrics.md says what to ask of them."""
+"""The server's Prometheus metrics. docs/how-to/watch-a-fleet.md says what to ask of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.telemetry import STAGE_BUCKETS, add_info_metrics
+from offramp.common.metrics import STAGE_BUCKETS, add_info_metrics
 from offramp.v1 import inference_pb2 as pb
 
 REASONS = [value.name.removeprefix("REASON_").lower() for value in pb.FrameError.Reason.DESCRIPTOR.values[1:]]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.common.bundle.load import TAIL, Bundle
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import TAIL
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, ConfigError, StoppedError
 from offramp.common.part.engine import Engine
@@ -39,7 +40,7 @@ BATCH_SECONDS = 2.5e-4
 """What a batch costs beside the tail: there and back between threads, a message of replies to each stream.
 Larger batches pay even where the tail gains nothing.
 
-`offramp bench serve` measures it; docs/benchmarks.md has its figures."""
+`offramp bench serve` measures it; research/notes/2026-11-24-server-load.md has its figures."""
 TIMER_SECONDS = 1e-3
 """The event loop's timers are no finer: a shorter wait is none."""
 INLINE_SECONDS = 2.5e-4

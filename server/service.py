@@ -3,8 +3,8 @@
 A frame may be a picture instead, where a bundle here answers such: ``wire/picture.py`` decodes it and it is
 batched for that bundle's head and tail, on the same stream, with the same limits.
 
-``stream.py`` is one stream. Limits (docs/operations.md) bound what it may hold here: frames in flight,
-replies not taken, bad frames, silence, and a write that does not end.
+``stream.py`` is one stream. Limits (docs/reference/cloud-server.md) bound what it may hold here: frames in
+flight, replies not taken, bad frames, silence, and a write that does not end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from offramp.common.errors import (
     OfframpError,
     OverloadError,
 )
-from offramp.common.telemetry import package_version
+from offramp.common.release import package_version
 from offramp.common.tracing import Tracing
 from offramp.common.wire import frame, transport
 from offramp.server.batch import Batcher

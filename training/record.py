@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from offramp.common.bundle.load import Dataset
+from offramp.common.bundle.manifest import Dataset
 from offramp.common.errors import DataError, printable
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """One answer out of two, for an image that was sent: what the early exit said is not thrown away.
 
-A reply tells the server's likeliest class and its probability; the device has all of its early exit's. Both
+A reply has the server's likeliest class and its probability; the device has all of its early exit's. Both
 are taken for equally good, so each class has the product of its two probabilities. What the server leaves to
 the other classes is shared out among them as the early exit shares it, but none gets more than the one that
-it named. It costs no byte: nothing else travels.
+it named. It costs no byte: nothing else is sent.
 
 A bundle's manifest says whether its images are answered so (``sent_answer``).
 """

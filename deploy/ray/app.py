@@ -4,8 +4,8 @@
 
 ``Ingress`` is ``InferenceService`` with all that belongs to it; only two things are others: the call's
 context is Serve's request stream, and the tail is a handle to replicas of ``Tail``, which is one bundle's
-``Engine``. Both deployments scale on their own. docs/scale-out.md has the settings, and what differs from
-``cloud-server``.
+``Engine``. Both deployments scale on their own. docs/how-to/scale-out.md has the settings, and what
+differs from ``cloud-server``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ray.serve.handle import DeploymentHandle
 
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import AccessError, BundleError, ConfigError, OverloadError
+from offramp.common.logs import start_log
+from offramp.common.metrics import serve_metrics
 from offramp.common.part.engine import Engine
-from offramp.common.settings import ServerSettings
-from offramp.common.telemetry import serve_metrics, start_log
 from offramp.common.wire import transport
 from offramp.common.wire.address import join_address
 from offramp.server.batch import Batcher
@@ -41,6 +41,7 @@ from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.security import Tokens
 from offramp.server.service import InferenceService, handlers
+from offramp.server.settings import ServerSettings
 from offramp.server.stream import StreamLimits
 
 log = logging.getLogger("offramp.ray")

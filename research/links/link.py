@@ -22,9 +22,9 @@ from tqdm import tqdm
 from offramp.bench.labels import read_labels
 from offramp.bench.plots import publish
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from research.links.link_report import lines, plots, verdicts
 from research.links.run import run_way

@@ -22,16 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bench.labels import open_picture
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.codec.activation import CodecId
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.answer import Told
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.picture import encode_picture
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.metrics import DeviceMetrics
-from offramp.link.link import Answer, Link, Outcome
+from offramp.link.link import Answer, Link, Outcome, Pace, Terms
 
 WAIT = 120.0
 """Seconds that an answer is waited for: a slow link is to be measured, not given up."""
@@ -53,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine.load_tail()
     link = Link(
         [arguments.server],
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        DeviceMetrics(bundle),
-        timeout=WAIT,
-        window=1,
-        pictures=arguments.send == "picture",
+        Terms(
+            bundle.digest,
+            len(bundle.manifest.classes),
+            bundle.codec.raw_bytes,
+            pictures=arguments.send == "picture",
+        ),
+        Pace(WAIT, window=1),
+        DeviceMetrics(bundle).link,
     )
 
     def classify(pixels: NDArray[np.uint8]) -> tuple[int | None, str, int]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.bench.report_tables import ReportTable, show
+from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, DataError, ExitCode
-from offramp.common.settings import Parser
 from research.program import run_program
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tests import toy
 
 
 def test_every_format_has_a_row_with_its_bytes(toy_bundle: Bundle, labelled_images: Path) -> None:
-    labels = read_labels(labelled_images, toy.CLASSES)
+    labels = read_labels(labelled_images, list(toy.CLASSES))
 
     activation, *rows = picture_rows(toy_bundle, labelled_images, labels)
 
@@ -23,7 +23,7 @@ def test_every_format_has_a_row_with_its_bytes(toy_bundle: Bundle, labelled_imag
 
 
 def test_behind_an_early_exit_only_unsure_images_are_sent(toy_bundle: Bundle, labelled_images: Path) -> None:
-    labels = read_labels(labelled_images, toy.CLASSES)
+    labels = read_labels(labelled_images, list(toy.CLASSES))
     alone = {row.name: row for row in picture_rows(toy_bundle, labelled_images, labels)}
 
     for row in hybrid_rows(toy_bundle, toy_bundle, labelled_images, labels):

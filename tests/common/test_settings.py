@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +9,9 @@ from pathlib import Path
 import pytest
 
 from offramp.common.errors import ConfigError
-from offramp.common.settings import (
-    DeviceSettings,
-    ServerSettings,
-    flag_of,
-    make_parser,
-    read_settings,
-    variable_of,
-)
-from offramp.common.telemetry import JsonFormatter
+from offramp.common.settings import NAMES, flag_of, make_parser, read_settings, variable_of
+from offramp.device.settings import DeviceSettings
+from offramp.server.settings import ServerSettings
 
 
 def settings(*flags: str, **environment: str) -> ServerSettings:
@@ -73,8 +65,8 @@ def test_every_setting_can_come_from_each_place() -> None:
         ("x = " + "[" * 20_000, "is "),
         ("queue = 1\n", r"queue: expected it in a table, as in \[cloud-server\]"),
         ("[cloud-server]\nqueue = 0\n", "queue = 0: Input should be greater"),
-        ("[cloud-server\n", "is no TOML file"),
-        ("\0", "is no TOML file"),
+        ("[cloud-server\n", "is not a TOML file"),
+        ("\0", "is not a TOML file"),
         (None, "No such file or directory"),
     ],
 )
@@ -191,15 +183,9 @@ def test_a_file_takes_what_is_of_its_type(tmp_path: Path) -> None:
         read_settings(DeviceSettings, parser.parse_args(["--config", str(path)]), {})
 
 
-def test_a_json_log_line_is_one_object() -> None:
-    record = logging.LogRecord("offramp.x", logging.WARNING, "", 0, "%s\nwith a line", ("ü",), None)
-    event = json.loads(JsonFormatter("cloud-server").format(record))
-    assert (event["level"], event["program"], event["message"]) == (
-        "warning",
-        "cloud-server",
-        "ü\nwith a line",
-    )
-    assert event["time"].endswith("+00:00")
+def test_the_settings_of_all_programs_are_known() -> None:
+    """One environment may be that of several programs, which do not import each other."""
+    assert set(DeviceSettings.model_fields) | set(ServerSettings.model_fields) == NAMES
 
 
 def test_the_programs_name_their_flags() -> None:

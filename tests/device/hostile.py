@@ -135,6 +135,24 @@ def answering_each(answer: Callable[[int], list[bytes]]) -> Script:
     return script
 
 
+def echo() -> Script:
+    """Answers each frame."""
+    return answering_each(lambda sequence: [reply(sequence)])
+
+
+def errors(*reasons: pb.FrameError.Reason, retry_after_ms: int = 0) -> Script:
+    """Refuses each frame for the next of these reasons; answers once there are no more."""
+    left = list(reasons)
+
+    def answer(sequence: int) -> list[bytes]:
+        if not left:
+            return [reply(sequence)]
+        error = pb.FrameError(reason=left.pop(0), message="no", retry_after_ms=retry_after_ms)
+        return [replies(pb.Reply(sequence=sequence, error=error))]
+
+    return answering_each(answer)
+
+
 STEPS = ("before the hello", "after the hello", "after accepting", "after a frame", "after a reply")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from offramp.cli import app
-from offramp.common.settings import Parser
+from offramp.common.arguments import Parser
 from research.paper.__main__ import PROGRAM as PAPER
 from research.pareto.__main__ import PROGRAM as PARETO
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from offramp.bench.answers import tail_answers
-from offramp.common.bundle.load import Rans, RunHuffman, load_bundle
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import Rans, RunHuffman
 from offramp.common.part.engine import Engine
 from offramp.training.app import main
 from offramp.training.data.datasets import Dataset

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.common.arguments import Parser, number, share
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY, SentAnswer
-from offramp.common.settings import Parser, number, share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -361,7 +361,8 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
         answers: of its graphs on test images, at the new temperature and answered as was chosen.
         payloads: bytes that each of these images' activations takes, int64 [N].
     """
-    from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, write_bundle
+    from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
+    from offramp.common.bundle.write import write_bundle
     from offramp.training.run import figures
 
     manifest = bundle.manifest

@@ -11,18 +11,9 @@ import numpy as np
 import pytest
 
 from offramp.common.bundle.graphs import OPERATORS, check_graph
-from offramp.common.bundle.load import (
-    CODEBOOK,
-    HEAD,
-    MANIFEST,
-    TAIL,
-    Bundle,
-    Manifest,
-    file_entries,
-    load_bundle,
-    parse_manifest,
-    write_bundle,
-)
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL, Manifest, parse_manifest
+from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import BundleError
 from tests import toy

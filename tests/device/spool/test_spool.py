@@ -19,12 +19,12 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import CodecId
-from offramp.device.metrics import Cause, DeviceMetrics
+from offramp.device.metrics import DeviceMetrics
 from offramp.device.spool import spool as spool_module
 from offramp.device.spool import store as spool_store
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import ROW_BYTES, Entry, Rules, Store, rules_of
-from offramp.link.link import Answer, Link, Outcome, Refusal
+from offramp.link.link import Answer, Cause, Link, Outcome, Refusal
 from tests.processes import until
 
 ANSWER = Answer(1, 0.75, 0.001, 10.0, 20.0)

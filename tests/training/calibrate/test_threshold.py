@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from offramp.bench.answers import tail_answers, whole_answers
-from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, load_bundle, write_bundle
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
+from offramp.common.bundle.write import write_bundle
 from offramp.common.errors import DataError
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine, softmax
