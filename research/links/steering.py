@@ -134,7 +134,7 @@ def list_images(arguments: Any, count: int, folder: Path) -> Path:
     source = Source([arguments.images], load_bundle(arguments.bundle).manifest.preprocessing)
     names = [str(Path(item.name).absolute()) for item in source if isinstance(item.image, np.ndarray)]
     if not names:
-        raise DataError(f"{arguments.images}: has no picture, expected some")
+        raise DataError(f"{arguments.images}: has no pictures, expected some")
     rng = random.Random(0)
     paths: list[str] = []
     while len(paths) < count:

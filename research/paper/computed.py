@@ -151,7 +151,7 @@ def fig5() -> ReportTable:
             Column("layer", "layer"),
             Column("fp32_kb", "FP32 KB"),
             Column("int8_kb", "INT8 KB"),
-            Column("travels_kb", "INT8 KB that travel"),
+            Column("travels_kb", "INT8 KB sent"),
         ],
         rows,
         Plot(
@@ -162,7 +162,7 @@ def fig5() -> ReportTable:
             kind="bars",
         ),
         [
-            "Inside a residual block the block's input has to travel too (Sec. III-A), as at exits 8 and 15. "
+            "Inside a residual block the block's input is sent too (Sec. III-A), as at exits 8 and 15. "
             "The paper's Table III has 24 KB at exit 5, Table V 96 KB at exit 4, Table IV 8 KB at exit 12."
         ],
     )
@@ -170,7 +170,7 @@ def fig5() -> ReportTable:
 
 @torch.no_grad()
 def _activations(backbone: Backbone) -> list[tuple[str, int, int]]:
-    """For each position: its name, symbols that travel if it is cut there, symbols of the activation."""
+    """For each position: its name, symbols that are sent if it is cut there, symbols of the activation."""
     flow = Flow(torch.zeros(1, *backbone.input_shape))
     found = []
     for block in backbone.positions():

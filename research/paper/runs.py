@@ -38,7 +38,7 @@ def runs_at_exit(
 
     stepped: those whose activation has a step chosen by the exits' answers; else the paper's 8 bits.
 
-    Raises DataError if there is none, or two of one weight.
+    Raises DataError if no run fits, or two of one weight.
     """
     other = sparsity_weight if weight is entropy_weight else entropy_weight
     found = [
@@ -56,7 +56,7 @@ def runs_at_exit(
 
 
 def runs_if_any(records: Sequence[Record], exit_number: int, *, stepped: bool = False) -> dict[float, Record]:
-    """The same by λ_e; empty where there is none."""
+    """The same by λ_e; empty if no run fits."""
     try:
         return runs_at_exit(records, exit_number, stepped=stepped)
     except DataError:
@@ -64,7 +64,7 @@ def runs_if_any(records: Sequence[Record], exit_number: int, *, stepped: bool = 
 
 
 def without_last_stage(records: Sequence[Record]) -> dict[int, Record]:
-    """The runs of MobileNetV2 that end after the exit stage, by exit. Raises DataError if there is none."""
+    """The runs of MobileNetV2 that end after the exit stage, by exit. Raises DataError if no run fits."""
     found = [
         r for r in records if r.backbone == _MOBILENET and r.epochs["regularised"] == 0 and r.divergence == 0
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from offramp.bench.plots import Plot, Series
 from offramp.bench.report_tables import Column, ReportTable, Value
@@ -81,7 +82,7 @@ def others(records: Sequence[Record]) -> ReportTable:
 
 
 def steps(records: Sequence[Record]) -> ReportTable:
-    """The paper's 8 bits beside the coarsest step that the exits' answers bear, exits 5 and 12."""
+    """The paper's 8 bits beside the coarsest step that the exits' answers tolerate, exits 5 and 12."""
     rows: list[dict[str, Value]] = []
     series, used = [], []
     for number in (5, 12):
@@ -140,11 +141,14 @@ def steps(records: Sequence[Record]) -> ReportTable:
     )
 
 
-def claims(records: Sequence[Record]) -> ReportTable:
-    """What the paper says in words, and by how much ours keep or miss it."""
-    rows: list[dict[str, Value]] = []
+@dataclass
+class _Claims:
+    """What the paper says in words, a row each: our figure, its own, and the limit that it sets."""
+
+    rows: list[dict[str, Value]] = field(default_factory=list)
 
     def add(
+        self,
         what: str,
         ours: float | None,
         printed: float,
@@ -153,8 +157,9 @@ def claims(records: Sequence[Record]) -> ReportTable:
         at_least: bool = False,
         none: str = "no run",
     ) -> None:
+        """none: the verdict where we have no figure."""
         missed = None if ours is None else (limit - ours if at_least else ours - limit)
-        rows.append(
+        self.rows.append(
             {
                 "claim": what,
                 "ours": ours,
@@ -164,10 +169,35 @@ def claims(records: Sequence[Record]) -> ReportTable:
             }
         )
 
-    used: list[Record] = []
+
+def claims(records: Sequence[Record]) -> ReportTable:
+    """What the paper says in words, and by how much ours keep or miss it."""
+    used = [run for number in (5, 12) for run in runs_if_any(records, number).values()]
+    if not used:
+        raise DataError("no run of exits 5 or 12 with a regularised stage among them")
+    found = _Claims()
+    _claim_sizes(found, records)
+    _claim_savings(found, records)
+    _claim_quantization(found, records)
+    return ReportTable(
+        "claims",
+        "The paper's claims on our figures",
+        [
+            Column("claim", "claim"),
+            Column("ours", "ours", 2),
+            Column("paper", "paper", 2),
+            Column("limit", "limit"),
+            Column("verdict", "verdict"),
+        ],
+        found.rows,
+        notes=[describe(used)],
+    )
+
+
+def _claim_sizes(found: _Claims, records: Sequence[Record]) -> None:
+    """Bytes and accuracy with λ_e = 1."""
     for number, printed, share, drop in ((5, paper.TABLE_III, 34, 1.6), (12, paper.TABLE_IV, 31, 1.3)):
         runs = runs_if_any(records, number)
-        used += runs.values()
         plain, one = runs.get(0.0), runs.get(1.0)
         theirs = printed[1.0]
         own = f"exit {number}, λ_e = 1"
@@ -177,18 +207,22 @@ def claims(records: Sequence[Record]) -> ReportTable:
             same = "the same at the chosen step"
             shown.append((f"{same} ({coarse.step:.1f})", same, coarse))
         for first, second, run in shown:
-            add(
+            found.add(
                 f"{first}: Huffman bytes, % of raw",
                 None if run is None else 100 * run.bytes[ONE_TABLE] / run.raw_bytes,
                 100 * theirs.huffman / theirs.raw,
                 share,
             )
-            add(
+            found.add(
                 f"{second}: final exit's loss, points",
                 None if run is None or plain is None else 100 * (plain.accuracy.final - run.accuracy.final),
                 printed[0.0].final - theirs.final,
                 drop,
             )
+
+
+def _claim_savings(found: _Claims, records: Sequence[Record]) -> None:
+    """Bytes saved at an accuracy floor with λ_e = 0.5."""
     five = runs_if_any(records, 5)
     plain, half, coarse = five.get(0.0), five.get(0.5), runs_if_any(records, 5, stepped=True).get(0.5)
     below = None if plain is None else relative_floor(five)
@@ -201,7 +235,7 @@ def claims(records: Sequence[Record]) -> ReportTable:
         sought.append((f"the same at the chosen step ({coarse.step:.1f}), %", below, coarse))
     for what, floor, run in sought:
         share_saved = None if plain is None or run is None or floor is None else saved(plain, run, floor)
-        add(
+        found.add(
             what,
             None if share_saved is None else 100 * share_saved,
             paper.FIG_10_SAVED,
@@ -209,37 +243,28 @@ def claims(records: Sequence[Record]) -> ReportTable:
             at_least=True,
             none="no run" if plain is None or run is None else "the accuracy is not reached",
         )
+
+
+def _claim_quantization(found: _Claims, records: Sequence[Record]) -> None:
+    """What INT8 costs, and the best accuracy."""
+    five = runs_if_any(records, 5)
+    plain = five.get(0.0)
     # A model that training broke has nothing that quantization could cost.
     sound = [run for run in five.values() if run.accuracy.final_float > 0.5] or list(five.values())
     for side, limit in (("early", 0.7), ("final", 0.4)):
         losses = [
             100 * (getattr(run.accuracy, f"{side}_float") - getattr(run.accuracy, side)) for run in sound
         ]
-        add(
+        found.add(
             f"exit 5: what INT8 costs the {side} exit, mean over λ_e, points",
             sum(losses) / len(losses) if losses else None,
             paper.QUANTIZATION_DROP[side],
             limit,
         )
-    add(
+    found.add(
         "exit 5, λ_e = 0: final exit, %",
         None if plain is None else 100 * plain.accuracy.final,
         paper.TABLE_III[0.0].final,
         91,
         at_least=True,
-    )
-    if not used:
-        raise DataError("no run of exits 5 or 12 with a regularised stage among them")
-    return ReportTable(
-        "claims",
-        "The paper's claims on our figures",
-        [
-            Column("claim", "claim"),
-            Column("ours", "ours", 2),
-            Column("paper", "paper", 2),
-            Column("limit", "asked for"),
-            Column("verdict", "verdict"),
-        ],
-        rows,
-        notes=[describe(used)],
     )

@@ -47,15 +47,17 @@ def _parser() -> Parser:
     parser = Parser(
         prog=PROGRAM, description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=RawDescriptionHelpFormatter
     )
-    folders = {"type": Path, "nargs": "+", "metavar": "DIR"}
-    parser.add_argument("--bundle", required=True, help="rate-trained bundles", **folders)
-    parser.add_argument(
-        "--whole",
-        required=True,
-        help="the whole model that pictures are sent to; a second one may be trained on such pictures",
-        **folders,
+
+    def add_folders(flag: str, text: str, *, required: bool = True) -> None:
+        parser.add_argument(
+            flag, type=Path, nargs="+", metavar="DIR", default=[], required=required, help=text
+        )
+
+    add_folders("--bundle", "rate-trained bundles")
+    add_folders(
+        "--whole", "the whole model that pictures are sent to; a second may be trained on such pictures"
     )
-    parser.add_argument("--paper", default=[], help="bundles of the paper's scheme", **folders)
+    add_folders("--paper", "bundles of the paper's scheme", required=False)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="also write pareto.md, .json, .png and .svg here"
     )
@@ -73,6 +75,7 @@ def _measure(arguments: Namespace) -> list[ReportTable]:
     from research.pareto.compare import compare
     from research.pareto.devices import devices
     from research.pareto.pictures import picture_payloads, run_pictures
+    from research.pareto.points import Coded
     from research.pareto.splits import run_split
 
     ours, wholes, papers = (
@@ -88,7 +91,8 @@ def _measure(arguments: Namespace) -> list[ReportTable]:
         kept = arguments.out and arguments.out / "pictures"
         pictures = run_pictures(wholes, data.test.images, FORMATS, bar.update, kept=kept)
         payloads = picture_payloads(data.test.images, FORMATS, bar.update)
-        coded, in_one_table = {}, {}
+        coded: dict[str, Coded] = {}
+        in_one_table: dict[str, Coded] = {}
         for found, bundles in ((coded, ours), (in_one_table, papers)):
             for bundle in bundles:
                 found[bundle.manifest.name] = run_split(bundle, data, one_table=bundles is papers)

@@ -162,7 +162,7 @@ class Found(BaseException):
 
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
-    """Every parser of ``offramp`` and research/; the programs' flags are settings, whose table a test compares."""
+    """Every parser of ``offramp`` and research/; the two programs' flags are settings, compared by a test."""
     commands: list[tuple[str, list[str]]] = [
         *((command.module, []) for name, command in COMMANDS.items() if name != "bench"),
         *((module, []) for module, _ in BENCHMARKS.values()),
