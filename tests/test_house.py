@@ -54,7 +54,7 @@ WITHOUT = {
     "training/calibrate/run_huffman_tables.py": "tests/training/calibrate/test_codebook.py",
     "training/data/held_out.py": "tests/research/pareto/test___main__.py",
     "training/quantize/quantized.py": "tests/training/quantize/test_quantize.py",
-    "training/record.py": "tests/research/paper/test_report.py",
+    "training/record.py": "tests/research/paper/test_runs.py",
     "training/run.py": "tests/training/test_app.py",
     "training/split/macs.py": "tests/cli/test_cuts.py",
 }
