@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
 
 _BATCH = 64
@@ -20,12 +20,12 @@ def head_answers(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.
     return np.concatenate(symbols), np.concatenate(probabilities)
 
 
-def tail_answers(engine: Engine, symbols: NDArray[np.uint8]) -> Told:
+def tail_answers(engine: Engine, symbols: NDArray[np.uint8]) -> Replies:
     """The tail's answers for symbols, uint8 [N, C, h, w]."""
-    return Told.of(np.concatenate([engine.tail(batch) for batch in _batches(symbols)]))
+    return Replies.of(np.concatenate([engine.tail(batch) for batch in _batches(symbols)]))
 
 
-def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> Told:
+def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> Replies:
     """Head and tail one after the other, for images, uint8 [N, 3, H, W]."""
     return tail_answers(engine, head_answers(engine, images)[0])
 

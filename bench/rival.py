@@ -74,7 +74,7 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
         unsure = [_sent(form, pictures[i], whole) for i in np.flatnonzero(~exits)]
         if unsure:
             answered = whole_answers(server, np.stack([seen for _, seen in unsure]))
-            best[~exits] = answered.told(probabilities[~exits], bundle.manifest.sent_answer)
+            best[~exits] = answered.answers(probabilities[~exits], bundle.manifest.sent_answer)
         name = f"{form.name}, T_c = {threshold:g}"
         sent = sum(size for size, _ in unsure)
         rows.append(Row(name, float((best == truth).mean()), float(exits.mean()), sent / len(labels), None))

@@ -19,7 +19,7 @@ from offramp.bench.labels import read_labels
 from offramp.bench.metrics import fetch_metrics
 from offramp.bench.processes import Program, running, running_server
 from offramp.bench.rival import Row, hybrid_rows, picture_rows
-from offramp.common.arguments import Parser, share
+from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, UnavailableError
 
@@ -51,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
     parser.add_argument(
-        "--threshold", metavar="T", action="append", default=[], type=share, help="another T_c to run at"
+        "--threshold", metavar="T", action="append", default=[], type=fraction, help="another T_c to run at"
     )
     parser.add_argument(
         "--picture-threshold",
         metavar="T",
-        type=share,
+        type=fraction,
         help="also run with pictures of those that the server's answer leaves unsure, sent to --whole",
     )
     parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")

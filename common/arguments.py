@@ -44,5 +44,5 @@ def number(kind: Callable[[str], Number], low: float, high: float, expected: str
     return read
 
 
-share = number(float, 0, 1, "0 … 1")
+fraction = number(float, 0, 1, "0 … 1")
 """An argparse type: a flag's value, 0 … 1."""

@@ -65,8 +65,9 @@ def _main(argv: Sequence[str] | None) -> int:
             "images",
             nargs="+",
             metavar="images",
-            help="folders, PNG or JPEG files, .npz files, .txt lists of paths, video files; - for paths on "
-            "standard input; camera:N or rtsp://… (videos and cameras need the extra [camera])",
+            help="folders; pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; HEIF and AVIF with the extra [heic]); "
+            ".npz arrays; .txt lists of paths; video files; - for paths on standard input; camera:N, "
+            "rtsp://… or rtsps://… (videos and cameras need the extra [camera])",
         )
         parser.add_argument(
             "--watch",

@@ -39,7 +39,7 @@ from offramp.server.calls import (
     only_request,
     write,
 )
-from offramp.server.metrics import REASONS, ServerMetrics
+from offramp.server.metrics import ServerMetrics
 from offramp.server.stream import Stream, StreamLimits
 from offramp.v1 import inference_pb2 as pb
 
@@ -81,7 +81,6 @@ class InferenceService:
         self.limits = limits
         self.tracing = tracing
         self.decoders = ThreadPoolExecutor(1, "offramp-decode")
-        self.rejected = {reason: metrics.rejected.labels(reason) for reason in REASONS}
         self.draining = False
         self.quiet = QuietLog()
         self._streams: set[Stream] = set()

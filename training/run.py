@@ -19,6 +19,7 @@ from offramp.common.bundle.manifest import (
     HEAD,
     TAIL,
     Activation,
+    DatasetEntry,
     Figures,
     Manifest,
     Preprocessing,
@@ -26,7 +27,6 @@ from offramp.common.bundle.manifest import (
     SplitPoint,
     ThresholdFigures,
 )
-from offramp.common.bundle.manifest import Dataset as DatasetEntry
 from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.codec.activation import Tables
 from offramp.common.codec.huffman import entropy_bits

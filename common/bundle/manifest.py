@@ -158,7 +158,7 @@ class Figures(_Strict):
         return self.accuracy_early_float, self.accuracy_final_float
 
 
-class Dataset(_Strict):
+class DatasetEntry(_Strict):
     """Which images: name, SHA-256 over all of them and their labels, and the size of each split."""
 
     name: Text
@@ -172,7 +172,7 @@ class Provenance(_Strict):
     """Where the bundle comes from: enough to make it again."""
 
     commit: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}(-dirty)?|unknown)$")]
-    dataset: Dataset
+    dataset: DatasetEntry
     recipe: Annotated[str, StringConstraints(max_length=65_536)]
     """The whole text of the recipe file."""
     seed: Annotated[int, Field(ge=0, lt=1 << 64)]

@@ -41,6 +41,8 @@ def opencv() -> Any:
     # Its own messages would go to stderr, past our log.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    # FFmpeg would reach a camera at rtsps:// through it; nothing else here takes a proxy from there.
+    os.environ.pop("http_proxy", None)
     try:
         import cv2
     except ImportError:

@@ -26,7 +26,7 @@ from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.codec.activation import CodecId
 from offramp.common.inputs.pictures import to_input
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
 from offramp.common.wire.picture import encode_picture
 from offramp.common.wire.transport import set_grpc_environment
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return None, "fallback", len(payload)
         best = answer.class_index
         if arguments.threshold is not None and early is not None:
-            replied = Told(np.array([best]), np.array([answer.probability], np.float32))
-            (best,) = replied.told(early, bundle.manifest.sent_answer).tolist()
+            replied = Replies(np.array([best]), np.array([answer.probability], np.float32))
+            (best,) = replied.answers(early, bundle.manifest.sent_answer).tolist()
         return best, "server", len(payload)
 
     for line in sys.stdin:

@@ -13,7 +13,7 @@ from offramp.bench.answers import head_answers, whole_answers
 from offramp.bench.labels import open_picture
 from offramp.common.bundle.load import Bundle
 from offramp.common.inputs.pictures import to_input
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
 from offramp.common.wire.picture import decode_picture, encode_picture
 
@@ -59,7 +59,7 @@ def ways_of(
             f"Offramp, T_c = {t:g}",
             "offramp",
             confidence <= t,
-            np.where(confidence <= t, answered.told(early, rule), exits),
+            np.where(confidence <= t, answered.answers(early, rule), exits),
             [f"{t!r}"],
         )
         for t in thresholds
@@ -75,7 +75,7 @@ def ways_of(
             f"early exit + WebP {quality}, T_c = {own:g}",
             "rival",
             unsure,
-            np.where(unsure, pictured.told(early, rule), exits),
+            np.where(unsure, pictured.answers(early, rule), exits),
             [*flags, "--threshold", repr(own)],
         )
     )
@@ -86,7 +86,7 @@ def ways_of(
 
 def _least_quality(
     engine: Engine, pixels: NDArray[np.uint8], truth: NDArray[np.int64], whole: NDArray[np.int64]
-) -> tuple[int, Told]:
+) -> tuple[int, Replies]:
     """The lowest WebP quality at which the whole model is as accurate as on the images; else the highest."""
     _, height, width = pixels[0].shape
     for quality in QUALITIES:

@@ -97,7 +97,7 @@ def measure(
         )
         if form.name in HYBRIDS:
             unsure = [confidence <= at for at in THRESHOLDS]
-            answered = whole.told(early, rule) == data.labels
+            answered = whole.answers(early, rule) == data.labels
             hybrids.append(
                 Hybrid(
                     name=f"early exit + {form.name}",

@@ -16,7 +16,7 @@ from offramp.bench.pictures import FORMATS, Format, sent
 from offramp.common import cpus
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import DataError
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
 from offramp.common.wire.picture import encode_picture
 from research.pareto.points import Sent, Sizes
@@ -47,7 +47,7 @@ def run_pictures(
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     found = {}
     for form in formats:
-        answers: list[Told] = []
+        answers: list[Replies] = []
         coded: tuple[Sizes, NDArray[np.uint8]] | None = None
         for number, whole in enumerate(wholes):
             decides = ("answers", PIL.__version__, digest, whole.digest.hex(), form)
@@ -68,7 +68,7 @@ def run_pictures(
     return found
 
 
-def _read_answers(path: Path, count: int, classes: int) -> tuple[Sizes, Told]:
+def _read_answers(path: Path, count: int, classes: int) -> tuple[Sizes, Replies]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             sizes, best, probability = file["sizes"], file["best"], file["probability"]
@@ -79,10 +79,10 @@ def _read_answers(path: Path, count: int, classes: int) -> tuple[Sizes, Told]:
     fits = types == (np.int64, np.int64, np.float32) and shapes == {(count,)}
     if not (fits and ((best >= 0) & (best < classes)).all()):
         raise DataError(f"{path}: expected kept answers for {count} images: remove it")
-    return sizes, Told(best, probability)
+    return sizes, Replies(best, probability)
 
 
-def _keep_answers(path: Path, sizes: Sizes, named: Told) -> None:
+def _keep_answers(path: Path, sizes: Sizes, named: Replies) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:

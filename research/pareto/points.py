@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bench.messages import framed_bytes
-from offramp.common.part.answer import ANSWERED_BY, Told
+from offramp.common.part.answer import ANSWERED_BY, Replies
 from offramp.training.calibrate.measure import Answers
 
 Rights = NDArray[np.bool_]
@@ -33,7 +33,7 @@ class Sent:
     """N images in one format: bytes of each, int64 [N], and the answers of each whole model."""
 
     sizes: Sizes
-    answers: list[Told]
+    answers: list[Replies]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def hybrid_points(device: Answers, found: Mapping[str, Sent]) -> Points:
     """Unsure images sent as WebP of every quality; the server answers, or both exits do."""
     return Points.joined(
         [
-            split_points(name, device, named.told(device.replied.early, rule) == device.labels, one.sizes)
+            split_points(name, device, named.answers(device.replied.early, rule) == device.labels, one.sizes)
             for name, one in found.items()
             if name.startswith("WebP")
             for named in one.answers

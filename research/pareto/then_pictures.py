@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.training.calibrate.frontier import frontier
 from research.pareto.points import (
     SHARES,
@@ -69,12 +69,12 @@ def _unbeaten(points: list[_Again]) -> list[_Again]:
     return [points[number] for number in frontier(means[:, 0], means[:, 1])]
 
 
-def _again(name: str, coded: Coded, pictures: Told, payload: Sizes) -> list[_Again]:
+def _again(name: str, coded: Coded, pictures: Replies, payload: Sizes) -> list[_Again]:
     """The unbeaten points of one split, quality and whole model."""
     answers = coded.answers
-    confidence, sent_confidence = answers.confidence, answers.replied.told_confidence
+    confidence, sent_confidence = answers.confidence, answers.replied.confidence
     message, picture = messages(coded.payload), messages(payload)
-    after = np.asarray(answers.replied.told_after(pictures) == answers.labels)
+    after = np.asarray(answers.replied.answers_after(pictures) == answers.labels)
     rights = answers.early_right, answers.sent_right, after
     order = np.sort(confidence)
     points: list[_Again] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -172,24 +170,8 @@ def test_a_file_takes_what_is_of_its_type(tmp_path: Path) -> None:
     path.write_text('[cloud-server]\nbundle = "a:b"\ngrace = 7\nmax_wait_ms = 0.5\ntrusted_key = ["k"]\n')
     found = settings("--config", str(path))
     assert (found.bundle, found.grace, found.max_wait_ms, found.trusted_key) == (("a", "b"), 7, 0.5, ("k",))
-    path.write_text(
-        '[edge-device]\nbundle = "a"\nthreshold = 1\nserver = ["h:1", "i:2, j:3"]\nbyte_budget = "2kB/s"\n'
-    )
-    parser = make_parser("edge-device", DeviceSettings, "", "")
-    device = read_settings(DeviceSettings, parser.parse_args(["--config", str(path)]), {})
-    assert (device.threshold, device.server, device.byte_budget) == (1, ("h:1", "i:2", "j:3"), 2000)
-    path.write_text('[edge-device]\nbundle = "a"\nthreshold = true\n')
-    with pytest.raises(ConfigError, match="threshold = true: "):
-        read_settings(DeviceSettings, parser.parse_args(["--config", str(path)]), {})
 
 
 def test_the_settings_of_all_programs_are_known() -> None:
     """One environment may be that of several programs, which do not import each other."""
     assert set(DeviceSettings.model_fields) | set(ServerSettings.model_fields) == NAMES
-
-
-def test_the_programs_name_their_flags() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "offramp.server.app", "--help"], capture_output=True, text=True, check=True
-    )
-    assert all(flag_of(name) in done.stdout for name in ServerSettings.model_fields)

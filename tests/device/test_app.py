@@ -20,7 +20,8 @@ from PIL import Image
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import HEAD
 from offramp.common.errors import MismatchError, OfframpError, PeerError, UnavailableError
-from offramp.device.app import exit_code
+from offramp.common.inputs.headers import EXTENSIONS_OF
+from offramp.device.app import exit_code, main
 from tests import toy
 from tests.device import hostile
 from tests.processes import Processes, closed_port, processes, scrape, until
@@ -355,6 +356,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for text in ("examples:", "exit status: 0", "--threshold T", "--server HOST:PORT"):
         assert text in done.stdout
+
+
+def test_help_names_every_format_that_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out.lower()
+    assert [kind for kind in EXTENSIONS_OF if kind.lower() not in text] == []
 
 
 def test_the_version_is_told() -> None:

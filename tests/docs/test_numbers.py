@@ -23,8 +23,7 @@ from offramp.cli.app import COMMANDS
 from offramp.cli.app import EPILOG as TOOL
 from offramp.common import tracing
 from offramp.common.arguments import Parser
-from offramp.common.codec import context, lanes, rans, run_huffman
-from offramp.common.codec import huffman as codebook
+from offramp.common.codec import context, huffman, lanes, rans, run_huffman
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExitCode
 from offramp.common.part import session
@@ -93,8 +92,8 @@ PHRASES = [
     (CODEC, f"another {training.CONTEXT_GAIN:.0%} (".replace("%", " %")),
     (CODEC, f"at most {power(training.CONTEXT_WORK)} steps"),
     (CODEC, f"is 1 … {lanes.MAX_LANES} and at most C"),
-    (CODEC, f"A table is {codebook.SYMBOLS} code lengths of 1 … {codebook.MAX_CODE_LENGTH} bits"),
-    (CODEC, f"Stored: {codebook.TABLE_BYTES} bytes a table"),
+    (CODEC, f"A table is {huffman.SYMBOLS} code lengths of 1 … {huffman.MAX_CODE_LENGTH} bits"),
+    (CODEC, f"Stored: {huffman.TABLE_BYTES} bytes a table"),
     (CODEC, f"A table has R *runs* (1 … {run_huffman.MAX_RUNS}), *columns*"),
     (CODEC, f"an order (0 … {run_huffman.MAX_ORDER}) and"),
     (CODEC, f"| runs R, 1 … {run_huffman.MAX_RUNS} |"),

@@ -1,8 +1,8 @@
 """A half as an ONNX graph that a runtime finds simple: fixed sizes, nothing that computes a shape.
 
 Sizes that depend on the batch are -1 already (`capture`); attention is written as products and a softmax
-here, because the exporter's own form reads shapes at run time. What is left then is the copying of a
-constant, such as a class token, for each input; with a fixed batch that goes, too.
+here and a global pool as a mean, because the exporter's own forms read shapes at run time. What is left then
+is the copying of a constant, such as a class token, for each input; with a fixed batch that goes, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def to_onnx(
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise ConfigError("exporting to ONNX needs the package 'onnxscript': pip install 'offramp[split]'")
-    plain = _with_plain_attention(half).eval()
+    plain = _with_plain_operators(half).eval()
     dynamic = ({0: Dim("N", min=1, max=MAX_BATCH)},) if batch is None else None
     try:
         with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
@@ -97,11 +97,15 @@ def _quiet(name: str) -> Iterator[None]:
             handler.removeFilter(errors_only)
 
 
-def _with_plain_attention(half: fx.GraphModule) -> fx.GraphModule:
+def _with_plain_operators(half: fx.GraphModule) -> fx.GraphModule:
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in half.graph.nodes:
         if node.target is aten.scaled_dot_product_attention.default and _is_plain(node):
             made[node] = _attention(graph, node, made)
+        elif node.target is aten.adaptive_avg_pool2d.default and node.args[1] == [1, 1]:
+            # Of channels that are last in memory the exporter makes a Gather over computed indices.
+            made[node] = graph.call_function(aten.mean.dim, (made[node.args[0]], [-2, -1], True))
+            made[node].meta = dict(node.meta)
         elif node.op == "output":
             graph.output(made[node.args[0]])
         else:

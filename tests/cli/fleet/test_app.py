@@ -227,11 +227,11 @@ def test_what_is_no_page_is_one_line_and_the_others_are_shown(capsys: pytest.Cap
         targets = [f"127.0.0.1:{port}" for port in (*bad.values(), good)]
         status, record = once(capsys, *targets, "--timeout", 1)
     assert status == 3
-    told = {each["target"]: each["error"] for each in record["failed"]}
+    failed = {each["target"]: each["error"] for each in record["failed"]}
     for harm, (_, error) in HARM.items():
-        message = told.pop(f"127.0.0.1:{bad[harm]}")
+        message = failed.pop(f"127.0.0.1:{bad[harm]}")
         assert error in message and "\n" not in message, harm
-    assert told == {}
+    assert failed == {}
     assert [row["target"] for row in record["servers"]] == [f"127.0.0.1:{good}"]
 
 
@@ -281,5 +281,5 @@ def test_wrong_flags_are_an_error(
     capsys: pytest.CaptureFixture[str], arguments: list[str], error: str
 ) -> None:
     assert app.main(["top", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("offramp: ") and error in told
+    errors = capsys.readouterr().err
+    assert errors.startswith("offramp: ") and error in errors

@@ -1,4 +1,4 @@
-"""A picture as it travels: what its bytes are, and that nothing but such a picture is taken."""
+"""A picture as it is sent: what its bytes are, and that nothing but such a picture is taken."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_installation_without_webp_is_told_of(monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_layout_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A libwebp that wrote more chunks would change what travels."""
+    """A libwebp that wrote more chunks would change the payload."""
     save = Image.Image.save
     monkeypatch.setattr(
         Image.Image,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tests.device.sources.reading import (
     Reader,
     write_png,
 )
-from tests.processes import until
+from tests.processes import Peer, tcp_peer, until
 
 
 @pytest.fixture
@@ -119,3 +120,20 @@ def test_a_camera_has_a_number(address: str) -> None:
     pytest.importorskip("cv2")
     with pytest.raises(ConfigError, match="expected camera:N"):
         next(iter(Source([address], PREPROCESSING)))
+
+
+def test_an_encrypted_camera_is_reached_without_the_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FFmpeg would send ``rtsps`` through ``http_proxy``."""
+    pytest.importorskip("cv2")
+
+    def hang_up(connection: socket.socket, _: Peer) -> None:
+        connection.recv(100)
+
+    with tcp_peer(hang_up) as proxy, tcp_peer(hang_up) as camera:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        found = video.opencv().VideoCapture(f"rtsps://127.0.0.1:{camera.port}/x")
+        assert not found.isOpened()
+        until(lambda: camera.connections or proxy.connections, "a connection")
+        assert (camera.connections > 0, proxy.connections) == (True, 0)

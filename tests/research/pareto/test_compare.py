@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from research.pareto import compare, points
 from tests.research.pareto.coded import coded
 
@@ -38,7 +38,7 @@ def test_the_ratio_is_of_the_same_resampled_images() -> None:
 
 def test_the_better_whole_model_is_the_one_to_reach() -> None:
     sure = np.full(4, 0.9, np.float32)
-    answers = [Told(np.array([0, 1, 1, 1]), sure), Told(np.array([0, 0, 0, 1]), sure)]
+    answers = [Replies(np.array([0, 1, 1, 1]), sure), Replies(np.array([0, 0, 0, 1]), sure)]
     pictures = {name: points.Sent(np.full(4, 3072), answers) for name in ("raw pixels", "WebP 50")}
     split = coded([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
     found = compare.compare({"ours": split}, {}, pictures, {}, about="made up")

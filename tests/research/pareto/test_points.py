@@ -7,7 +7,7 @@ import numpy as np
 
 from offramp.bench.pictures import FORMATS
 from offramp.common.bundle.load import load_bundle
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.training.data import sources
 from offramp.training.recipe import DigitsRecipe
 from research.pareto import pictures, points
@@ -55,8 +55,8 @@ def test_pictures_of_two_models_have_points_of_both() -> None:
 def test_the_hybrids_have_the_better_of_both_rules() -> None:
     """The server is wrong about the second image, where the early exit is surer than it is."""
     split = coded([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 1], [10] * 4)
-    told = Told(np.array([0, 1, 0, 0]), np.array([0.9, 0.6, 0.9, 0.9], np.float32))
-    found = points.hybrid_points(split.answers, {"WebP 50": points.Sent(np.full(4, 100), [told])})
+    replies = Replies(np.array([0, 1, 0, 0]), np.array([0.9, 0.6, 0.9, 0.9], np.float32))
+    found = points.hybrid_points(split.answers, {"WebP 50": points.Sent(np.full(4, 100), [replies])})
     sent = found.right[(found.sent > 0).all(axis=1)]
     assert set(sent.sum(axis=1).tolist()) == {3, 4}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from research.pareto import points, then_pictures
 from tests.research.pareto.coded import coded
 
@@ -17,7 +17,7 @@ def test_a_picture_follows_where_the_servers_answer_is_unsure_too() -> None:
     # What the server gives the two classes: it is least sure of the first image.
     sure = np.log(np.array([[0.45, 0.2, 0.9, 0.35], [0.55, 0.8, 0.1, 0.65]], np.float32).T)
     split = replace(split, answers=replace(split.answers, final=sure))
-    whole = Told(np.array([0, 0, 0, 1]), np.ones(4, np.float32))
+    whole = Replies(np.array([0, 0, 0, 1]), np.ones(4, np.float32))
     found, payloads = (
         {"WebP 50": points.Sent(np.full(4, 100), [whole])},
         {"WebP 50": np.array([70, 71, 72, 73])},

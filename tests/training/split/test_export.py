@@ -88,3 +88,24 @@ def test_attention_with_a_mask_or_a_scale_of_its_own(module: nn.Module) -> None:
     x = torch.randn(3, 6, 4)
     with torch.no_grad():
         assert torch.allclose(run(to_onnx(graph, (6, 4)), x), graph(x), atol=1e-4)
+
+
+def test_a_global_pool_of_channels_that_are_last_in_memory_computes_no_shape() -> None:
+    class Permuted(nn.Module):
+        """The end of a ConvNeXt."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+            self.pool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return torch.flatten(self.pool(y), 1)
+
+    graph = capture(Permuted(), (4, 6, 6)).graph
+    model = to_onnx(graph, (4, 6, 6))
+    assert not operators(model).keys() & SHAPES
+    x = torch.randn(3, 4, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(run(model, x), graph(x), atol=1e-4)
