@@ -163,7 +163,7 @@ def entropy_weight(recipe: str) -> float | None:
 
 
 def entropies(calibration: Symbols, measured: Symbols) -> list[Entropy]:
-    """Empirical entropies of activations, uint8 [N, C, H, W], by what a symbol is told of.
+    """Empirical entropies of activations, uint8 [N, C, H, W], by what is known of a symbol.
 
     calibration: on which the tokens of runs are chosen; their counts are those of ``measured``.
     """

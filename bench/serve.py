@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bench.baselines import head_answers
+from offramp.bench.answers import head_answers
 from offramp.bench.plots import Plot, Series, draw
 from offramp.bench.processes import Program, pinned, running_server
 from offramp.bench.timing import environment
@@ -254,7 +254,7 @@ def activations(bundle: Bundle, engine: Engine, images: Path) -> NDArray[np.uint
     items = Source([images], bundle.manifest.preprocessing)
     pixels = [item.image for item in items if isinstance(item.image, np.ndarray)]
     if not pixels:
-        raise DataError(f"{images}: has no picture, expected some")
+        raise DataError(f"{images}: has no pictures, expected some")
     return head_answers(engine, np.stack(pixels))[0]
 
 

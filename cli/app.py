@@ -33,9 +33,6 @@ COMMANDS = {
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
-    "report": Command(
-        "research.paper.report", "train,bench", "print the paper's tables and figures, ours beside them"
-    ),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
     "step": Command(
         "offramp.training.calibrate.step", "train", "make a rate-trained bundle for a wider or narrower link"
@@ -57,7 +54,6 @@ examples:
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2
-  offramp report table2
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec

@@ -161,10 +161,12 @@ class Found(BaseException):
 
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
-    """Every parser of ``offramp``; the two programs' flags are settings, whose table a test compares."""
+    """Every parser of ``offramp`` and research/; the two programs' flags are settings, compared by a test."""
     commands: list[tuple[str, list[str]]] = [
         *((command.module, []) for name, command in COMMANDS.items() if name != "bench"),
         *((module, []) for module, _ in BENCHMARKS.values()),
+        *((f"research.{name}", []) for name in ("links.link", "links.steering", "heads.bench_head")),
+        *((f"research.{name}.__main__", []) for name in ("paper", "pareto")),
     ]
 
     def give(self: Parser, *_: Any) -> Any:

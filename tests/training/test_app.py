@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.bench.baselines import tail_answers
+from offramp.bench.answers import tail_answers
 from offramp.common.bundle.load import load_bundle
 from offramp.common.bundle.manifest import Rans, RunHuffman
 from offramp.common.part.engine import Engine

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offramp.bench.baselines import tail_answers, whole_answers
+from offramp.bench.answers import tail_answers, whole_answers
 from offramp.common.bundle.load import load_bundle
 from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
 from offramp.common.bundle.write import write_bundle

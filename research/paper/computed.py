@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from offramp.bench.plots import Plot, Series
-from offramp.bench.report_tables import Column, Report, Value
+from offramp.bench.report_tables import Column, ReportTable, Value
 from offramp.training.models.networks import BACKBONES, Backbone, Flow, SplitModel, partition
 from offramp.training.record import SHIPPED, Record
 from research.paper import paper
@@ -19,7 +19,7 @@ def _build(name: str) -> Backbone:
     return BACKBONES[name](_CLASSES, _SIZE).eval()
 
 
-def table2() -> Report:
+def table2() -> ReportTable:
     """Weights and operations on both sides of each split (Table II)."""
     backbone = _build("mobilenet-v2")
     rows: list[dict[str, Value]] = []
@@ -53,7 +53,7 @@ def table2() -> Report:
     ):
         columns += [Column(key, title, digits), Column(f"{key}_paper", "paper", digits)]
     exits = [f"exit {row['exit']}" for row in rows]
-    return Report(
+    return ReportTable(
         "table2",
         "Table II: weights (FP32) and operations on both sides, MobileNetV2",
         columns,
@@ -76,7 +76,7 @@ def table2() -> Report:
     )
 
 
-def fig1(records: list[Record]) -> Report:
+def fig1(records: list[Record]) -> ReportTable:
     """Largest activation of each network (Fig. 1), and our bytes of the entropy-trained exit 12."""
     rows: list[dict[str, Value]] = []
     for name in _NAMES:
@@ -105,7 +105,7 @@ def fig1(records: list[Record]) -> Report:
                 }
             )
     networks = [str(row["network"]) for row in rows]
-    return Report(
+    return ReportTable(
         "fig1",
         "Figure 1: largest INT8 activation on a 32×32 picture",
         [
@@ -127,7 +127,7 @@ def fig1(records: list[Record]) -> Report:
     )
 
 
-def fig5() -> Report:
+def fig5() -> ReportTable:
     """Activation size at every exit of MobileNetV2 (Fig. 5)."""
     backbone = _build("mobilenet-v2")
     rows: list[dict[str, Value]] = []
@@ -143,7 +143,7 @@ def fig5() -> Report:
                 }
             )
     exits = [str(row["exit"]) for row in rows]
-    return Report(
+    return ReportTable(
         "fig5",
         "Figure 5: activation size at every exit, MobileNetV2",
         [
@@ -151,7 +151,7 @@ def fig5() -> Report:
             Column("layer", "layer"),
             Column("fp32_kb", "FP32 KB"),
             Column("int8_kb", "INT8 KB"),
-            Column("travels_kb", "INT8 KB that travel"),
+            Column("travels_kb", "INT8 KB sent"),
         ],
         rows,
         Plot(
@@ -162,7 +162,7 @@ def fig5() -> Report:
             kind="bars",
         ),
         [
-            "Inside a residual block the block's input has to travel too (Sec. III-A), as at exits 8 and 15. "
+            "Inside a residual block the block's input is sent too (Sec. III-A), as at exits 8 and 15. "
             "The paper's Table III has 24 KB at exit 5, Table V 96 KB at exit 4, Table IV 8 KB at exit 12."
         ],
     )
@@ -170,7 +170,7 @@ def fig5() -> Report:
 
 @torch.no_grad()
 def _activations(backbone: Backbone) -> list[tuple[str, int, int]]:
-    """For each position: its name, symbols that travel if it is cut there, symbols of the activation."""
+    """For each position: its name, symbols that are sent if it is cut there, symbols of the activation."""
     flow = Flow(torch.zeros(1, *backbone.input_shape))
     found = []
     for block in backbone.positions():

@@ -1,18 +1,19 @@
-import io
+"""Pictures in place of activations, and the command that measures them."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from offramp.bench.baselines import BASELINES, FORMATS, measure, read_baselines
+from offramp.bench.pictures import FORMATS
 from offramp.common.bundle.load import load_bundle
 from offramp.training.data import sources
 from offramp.training.data.datasets import Labelled
 from offramp.training.recipe import DigitsRecipe
-from research.paper.report import main
+from research.paper.__main__ import main
+from research.paper.baselines import BASELINES, measure, read_baselines
 
-BUNDLE = Path(__file__).parents[2] / "models" / "digits-mobilenetv2-exit12"
+BUNDLE = Path(__file__).parents[3] / "models" / "digits-mobilenetv2-exit12"
 SOME = tuple(form for form in FORMATS if form.name in ("raw pixels", "PNG", "JPEG 50", "WebP 50"))
 
 
@@ -20,21 +21,6 @@ SOME = tuple(form for form in FORMATS if form.name in ("raw pixels", "PNG", "JPE
 def images() -> Labelled:
     recipe = DigitsRecipe(source="sklearn-digits", validation=0.2, test=0.2)
     return sources.load(recipe, seed=1).test.take(np.arange(60))
-
-
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_a_picture_comes_back_as_its_format_allows(form: object, images: Labelled) -> None:
-    assert isinstance(form, type(FORMATS[0]))
-    image = images.images[0]
-    data = form.write(image)
-    decoded = form.read(data, image)
-    assert decoded.shape == image.shape
-    assert decoded.dtype == np.uint8
-    if form.name in ("raw pixels", "PNG", "WebP lossless"):
-        assert np.array_equal(decoded, image)
-    if form.pillow is not None:
-        with Image.open(io.BytesIO(data)) as picture:
-            assert picture.format == form.pillow
 
 
 def test_pictures_to_the_whole_model_and_behind_an_early_exit(images: Labelled) -> None:
@@ -60,7 +46,7 @@ def test_the_command_leaves_them_beside_the_bundle(
     folder.mkdir()
     for file in BUNDLE.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    monkeypatch.setattr("offramp.bench.baselines.FORMATS", SOME)
+    monkeypatch.setattr("offramp.bench.pictures.FORMATS", SOME)
     assert main(["baselines", "--bundle", str(folder)]) == 0
     printed = capsys.readouterr()
     assert "| raw pixels | 3,072.0 |" in printed.out
