@@ -48,7 +48,7 @@ CREATE TABLE activations (
 _COLUMNS = {"id", "digest", "codec", "payload", "image_index", "name", "wall_time"}
 _NAME_HELD = "LENGTH(CAST(name AS BLOB))"
 _HELD = f"LENGTH(payload) + LENGTH(early) + {_NAME_HELD}"
-# AND stops at the first that does not hold, so a value is looked at only where its type is right.
+# AND stops at the first that does not hold, so a value is looked at only if its type is right.
 _VALID = f"""COALESCE(
   id BETWEEN 1 AND {_ID_MOST}
   AND TYPEOF(digest) = 'blob' AND LENGTH(digest) = 32
@@ -72,7 +72,7 @@ class Entry:
     index: int
     name: str
     early: bytes = b""
-    """The early exit's probabilities, float32 [K], where the answer is both exits'; else empty."""
+    """The early exit's probabilities, float32 [K], if both exits answer together; else empty."""
 
     @property
     def size(self) -> int:
@@ -322,7 +322,7 @@ class Store:
         return removed
 
     def _remove_one_by_one(self, database: sqlite3.Connection) -> int:
-        """As ``_remove_invalid``, where a value is longer than may be read."""
+        """As ``_remove_invalid``, if a value is longer than may be read."""
         removed, number = 0, None
         while True:
             after = "" if number is None else f"WHERE id > {number}"

@@ -132,7 +132,7 @@ def test_a_token_is_sent_and_read_again(
         ({"key": "FILE"}, "--tls-cert and --tls-key"),
         ({"server_name": "a"}, "--tls-server-name"),
         ({"ca": "no/such/file"}, "--tls-ca no/such/file: No such file"),
-        ({"ca": "FILE"}, "is no PEM file"),
+        ({"ca": "FILE"}, "is not a PEM file"),
         ({"token_file": "no/such/file"}, "--token-file no/such/file: No such file"),
         ({"token_file": "FILE"}, "expected one line of visible ASCII"),
         ({"token_file": "EMPTY"}, "expected one line of visible ASCII"),
