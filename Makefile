@@ -1,22 +1,27 @@
 # make demo   a real server and a real device on the shipped model; needs no torch
 # make test   lint, types and all tests
+# make check  lint, types and the tests that start no program and need no torch: for the edit loop
 # make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
 # make test-ray       the tests of Ray Serve, which needs 0.7 GB of its own
 # make dist           source archive and wheel in dist/, checked
 # make sbom           what a device and a server install, in dist/ (CycloneDX)
 # make docs           the documentation in build/site
+# make docs-tables    tables of flags, metrics, errors and recipe fields in docs/reference, from the code
 # make docs-version VERSION=0.1   the same on the branch gh-pages, beside the other versions
 # make check-release  the three above, and the definitions for a forge; CI runs it
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test check-deploy test-ray dist sbom docs docs-version check-release lint proto proto-check clean
+.PHONY: demo test check check-deploy test-ray dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
 
 test: lint proto-check
 	.venv/bin/pytest
+
+check: lint
+	.venv/bin/pytest -q -m "not process and not torch and not root"
 
 check-deploy: .venv/ready
 	.venv/bin/python deploy/check.py
@@ -37,6 +42,9 @@ sbom: .venv-release/ready .venv-demo/ready
 
 docs: .venv-release/ready
 	NO_MKDOCS_2_WARNING=1 .venv-release/bin/mkdocs build --strict --quiet
+
+docs-tables: .venv/ready
+	.venv/bin/python .ci/docs_tables.py
 
 docs-version: .venv-release/ready
 	.venv-release/bin/mike deploy --update-aliases $(VERSION) latest
@@ -65,7 +73,7 @@ proto-check: proto
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,sign,otel,train,bench,top,heic,dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,sign,otel,train,split,bench,top,heic,dev]'
 	touch $@
 
 .venv-release/ready: pyproject.toml

@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "bench": Command("offramp.bench.bench", "device,server,bench", "measure speed and bytes against others"),
     "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
+    "cuts": Command("offramp.cli.cuts", "split", "list where a classifier of yours can be cut"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
@@ -52,6 +53,7 @@ EPILOG = """\
 examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
+  offramp cuts mobilenetv2
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2

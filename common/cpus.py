@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from offramp.common.errors import ConfigError
 from offramp.common.files import read_bounded
+from offramp.common.pause import pause
 
 FILE_BYTES = 1 << 20
 PERIOD = 100_000
@@ -76,7 +77,7 @@ def require_threads(count: int) -> None:
         # The kernel counts a thread for a moment after it has ended.
         end = time.monotonic() + SETTLE_SECONDS
         while threads and _tasks() > before and time.monotonic() < end:
-            threading.Event().wait(1e-4)
+            pause(1e-4)
 
 
 def _tasks() -> int:

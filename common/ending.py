@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from offramp.common.errors import ExitCode, OfframpError
+from offramp.common.pause import pause
 
 UNWIND_SECONDS = 5.0
 """How long what still runs may take once the program is done."""
@@ -42,8 +43,7 @@ def end_process(status: int) -> None:
 
 
 def _end_later(status: int) -> NoReturn:
-    # Not time.sleep, which fails where the clock is a fake one.
-    threading.Event().wait(UNWIND_SECONDS)
+    pause(UNWIND_SECONDS)
     _end_now(status)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, MetricsHandler, disable_created_metrics
 
 from offramp.common.errors import AddressError
+from offramp.common.pause import pause
 from offramp.common.wire.address import join_address
 
 log = logging.getLogger("offramp")
@@ -53,7 +54,7 @@ class _Page(socketserver.TCPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(PAUSE_SECONDS)
+            pause(PAUSE_SECONDS)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:

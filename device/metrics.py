@@ -1,4 +1,4 @@
-"""The device's Prometheus metrics. docs/metrics.md says what to ask of them."""
+"""The device's Prometheus metrics. docs/how-to/watch-a-fleet.md says what to ask of them."""
 
 from __future__ import annotations
 

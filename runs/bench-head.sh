@@ -1,5 +1,5 @@
 #!/bin/sh
-# The table of head latencies in docs/experiments.md: about a minute.
+# The table of head latencies in research/notes/2026-11-23-int8-head.md: about a minute.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"

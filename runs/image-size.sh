@@ -1,5 +1,5 @@
 #!/bin/sh
-# The table of image sizes in docs/deploy.md: builds deploy/containers/Dockerfile and lists what the images hold.
+# The table of image sizes in docs/results/speed.md: builds deploy/containers/Dockerfile and lists what the images hold.
 # About five minutes. As root on Debian or Ubuntu: apt-get install buildah debootstrap
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The table of docs/scale-out.md: cloud-server and Ray Serve under the same load, on this machine. Three minutes.
+# The table of research/notes/2026-11-24-ray-cost.md: cloud-server and Ray Serve under the same load, on this machine. Three minutes.
 # It needs: pip install '.[device,server,ray]'
 set -eu
 cd "$(dirname "$0")/.."

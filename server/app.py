@@ -14,6 +14,7 @@ from contextlib import suppress
 from offramp.common import cpus
 from offramp.common.ending import end_process, exit_status
 from offramp.common.errors import AddressError, ConfigError, ExitCode, StoppedError
+from offramp.common.pause import pause
 from offramp.common.settings import (
     ServerSettings,
     make_parser,
@@ -92,8 +93,7 @@ def leave_by(seconds: float) -> None:
     """End the process after so many seconds, whatever it waits for: a thread in a tail, a lock, a peer."""
 
     def leave() -> None:
-        # Not time.sleep, which fails where the clock is a fake one.
-        threading.Event().wait(seconds)
+        pause(seconds)
         print("cloud-server: cut off what did not end by itself", file=sys.stderr, flush=True)
         os._exit(ExitCode.OK)
 
@@ -135,8 +135,9 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca, metrics)
     if settings.pictures is not None:
         require_webp("--pictures")
+    threads = settings.threads or cpus.available()
     loader = Loader(
-        settings.threads or cpus.available(),
+        threads,
         workers=settings.workers,
         max_batch=settings.max_batch,
         max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
@@ -144,15 +145,15 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     )
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
-    # Before anything wants a thread: neither ONNX Runtime nor an executor says what is missing.
-    cpus.require_threads(SPARE_THREADS)
+    # Before anything wants a thread: neither ONNX Runtime nor an executor says what is missing. However the
+    # tail's are laid out, in runs at once and threads of each, they are this many.
+    cpus.require_threads(threads + SPARE_THREADS)
     try:
         first = await reloader.start(stop)
     except StoppedError:
         log.info("stopped before it served")
         return ExitCode.OK
     assert loader.workers is not None and loader.message_bytes is not None
-    cpus.require_threads(loader.workers + SPARE_THREADS)
     tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
     catalog = Catalog(batcher, metrics)

@@ -255,7 +255,9 @@ class Lane:
     def infer(self, batch: list[Job]) -> Answers:
         """Run the tail; on a worker's thread."""
         with timed(self._batcher.metrics.inference_seconds):
-            probabilities = self._tail.tail(np.stack([job.symbols for job in batch]))
+            # Not np.stack, which makes a view of each first.
+            symbols = np.concatenate([job.symbols for job in batch])
+            probabilities = self._tail.tail(symbols.reshape(len(batch), *batch[0].symbols.shape))
         best = probabilities.argmax(axis=1)
         chosen = probabilities[np.arange(len(batch)), best]
         return Answers(best.tolist(), chosen.tolist())

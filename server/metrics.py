@@ -1,4 +1,4 @@
-"""The server's Prometheus metrics. docs/metrics.md says what to ask of them."""
+"""The server's Prometheus metrics. docs/how-to/watch-a-fleet.md says what to ask of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.telemetry import STAGE_BUCKETS, add_info_metrics
+from offramp.server.tallies import Tallies, TallyHistogram
 from offramp.v1 import inference_pb2 as pb
 
 REASONS = [value.name.removeprefix("REASON_").lower() for value in pb.FrameError.Reason.DESCRIPTOR.values[1:]]
@@ -20,21 +21,21 @@ CONNECTED = ("01", "08")
 
 
 class ServerMetrics:
-    """One server's metrics, in a registry of their own."""
+    """One server's metrics, in a registry of their own.
+
+    Only the event loop's thread changes those of ``tallies.py``.
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.frames = Counter(
-            "offramp_server_frames", "Frames read, by what became of them.", ["result"], registry=registry
+        results = ("answered", "refused", "abandoned")
+        frames = Tallies(
+            "offramp_server_frames", "Frames read, by what became of them.", registry, "result", results
         )
-        self.answered, self.refused, self.abandoned = (
-            self.frames.labels(result) for result in ("answered", "refused", "abandoned")
+        self.answered, self.refused, self.abandoned = (frames[result] for result in results)
+        self.rejected = Tallies(
+            "offramp_server_rejected", "Frames refused, by reason.", registry, "reason", REASONS
         )
-        self.rejected = Counter(
-            "offramp_server_rejected", "Frames refused, by reason.", ["reason"], registry=registry
-        )
-        for reason in REASONS:
-            self.rejected.labels(reason)
         self.streams = Counter(
             "offramp_server_streams", "Streams that were opened, before anything was said.", registry=registry
         )
@@ -56,35 +57,32 @@ class ServerMetrics:
             registry=registry,
         )
         self.open_calls = Gauge("offramp_server_open_calls", "Open calls of all methods.", registry=registry)
-        self.payload_bytes = Counter(
-            "offramp_server_payload_bytes", "Payload of the frames read, bytes.", registry=registry
-        )
-        self.pictures = Counter(
-            "offramp_server_pictures", "Frames read that were pictures, not activations.", registry=registry
-        )
-        self.picture_bytes = Counter(
-            "offramp_server_picture_bytes",
-            "Payload of the frames read that were pictures, bytes.",
-            registry=registry,
-        )
-        self.message_bytes = Counter(
+        self.payload_bytes = Tallies(
+            "offramp_server_payload_bytes", "Payload of the frames read, bytes.", registry
+        ).only
+        self.pictures = Tallies(
+            "offramp_server_pictures", "Frames read that were pictures, not activations.", registry
+        ).only
+        self.picture_bytes = Tallies(
+            "offramp_server_picture_bytes", "Payload of the frames read that were pictures, bytes.", registry
+        ).only
+        directions = ("received", "sent")
+        message_bytes = Tallies(
             "offramp_server_message_bytes",
             "Serialized protobuf messages on the streams, bytes.",
-            ["direction"],
-            registry=registry,
+            registry,
+            "direction",
+            directions,
         )
-        self.received_bytes, self.sent_bytes = map(self.message_bytes.labels, ("received", "sent"))
-        self.decode_seconds = Histogram(
-            "offramp_server_decode_seconds",
-            "Time to decode one frame.",
-            buckets=STAGE_BUCKETS,
-            registry=registry,
+        self.received_bytes, self.sent_bytes = (message_bytes[direction] for direction in directions)
+        self.decode_seconds = TallyHistogram(
+            "offramp_server_decode_seconds", "Time to decode one frame.", registry, STAGE_BUCKETS
         )
-        self.queue_seconds = Histogram(
+        self.queue_seconds = TallyHistogram(
             "offramp_server_queue_seconds",
             "Time a decoded frame waits for the tail.",
-            buckets=STAGE_BUCKETS,
-            registry=registry,
+            registry,
+            STAGE_BUCKETS,
         )
         self.inference_seconds = Histogram(
             "offramp_server_inference_seconds",

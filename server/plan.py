@@ -39,7 +39,7 @@ BATCH_SECONDS = 2.5e-4
 """What a batch costs beside the tail: there and back between threads, a message of replies to each stream.
 Larger batches pay even where the tail gains nothing.
 
-`offramp bench serve` measures it; docs/benchmarks.md has its figures."""
+`offramp bench serve` measures it; research/notes/2026-11-24-server-load.md has its figures."""
 TIMER_SECONDS = 1e-3
 """The event loop's timers are no finer: a shorter wait is none."""
 INLINE_SECONDS = 2.5e-4

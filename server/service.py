@@ -3,8 +3,8 @@
 A frame may be a picture instead, where a bundle here answers such: ``wire/picture.py`` decodes it and it is
 batched for that bundle's head and tail, on the same stream, with the same limits.
 
-``stream.py`` is one stream. Limits (docs/operations.md) bound what it may hold here: frames in flight,
-replies not taken, bad frames, silence, and a write that does not end.
+``stream.py`` is one stream. Limits (docs/reference/cloud-server.md) bound what it may hold here: frames in
+flight, replies not taken, bad frames, silence, and a write that does not end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from offramp.server.calls import (
     only_request,
     write,
 )
-from offramp.server.metrics import REASONS, ServerMetrics
+from offramp.server.metrics import ServerMetrics
 from offramp.server.stream import Stream, StreamLimits
 from offramp.v1 import inference_pb2 as pb
 
@@ -81,7 +81,6 @@ class InferenceService:
         self.limits = limits
         self.tracing = tracing
         self.decoders = ThreadPoolExecutor(1, "offramp-decode")
-        self.rejected = {reason: metrics.rejected.labels(reason) for reason in REASONS}
         self.draining = False
         self.quiet = QuietLog()
         self._streams: set[Stream] = set()

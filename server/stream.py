@@ -56,7 +56,10 @@ BAD_FRAMES = (
 )
 """What a sound device never sends; overload and lateness are no strike against it."""
 
-Decoded = NDArray[np.uint8] | Exception
+Decoded = tuple[NDArray[np.uint8] | Exception, float]
+"""A frame's symbols or what is wrong with it, and how many seconds decoding took."""
+Answer = tuple[int, int, float, int]
+"""A ``Reply`` with an answer, still without a message of its own: its fields by number."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Stream:
         self._verdict: OfframpError | None = None
         self._unanswered = 0
         self._strikes = 0
-        self._replies: list[pb.Reply] = []
+        self._replies: list[Answer | pb.Reply] = []
         self._spans: dict[int, Span] = {}
         """Of traced frames that have no reply yet."""
         self._tell_draining = False
@@ -204,7 +207,7 @@ class Stream:
         strikes = self._service.limits.strikes
         while (message := await self._read()) is not None:
             taken = self._admit(reader.read(message))
-            if len(taken) == 1 and _is_inline(served, taken):
+            if len(taken) == 1 and served.decode_inline and taken[0].codec != CodecId.PICTURE:
                 # What most messages are: no coroutine for it.
                 received = time.perf_counter()
                 self._offer(served, taken[0], self._decode(served, taken[0]), received, deadline)
@@ -248,16 +251,16 @@ class Stream:
             if _is_inline(served, taken):
                 turn = received
                 while waiting:
-                    symbols = self._decode(served, waiting[0])
-                    self._offer(served, waiting.popleft(), symbols, received, deadline)
+                    decoded = self._decode(served, waiting[0])
+                    self._offer(served, waiting.popleft(), decoded, received, deadline)
                     if time.perf_counter() - turn > LOOP_SECONDS:
                         self._service.batcher.schedule()
                         await asyncio.sleep(0)
                         turn = time.perf_counter()
             else:
                 work = asyncio.get_running_loop().run_in_executor
-                for symbols in await work(self._service.decoders, self._decode_all, served, taken):
-                    self._offer(served, waiting.popleft(), symbols, received, deadline)
+                for decoded in await work(self._service.decoders, self._decode_all, served, taken):
+                    self._offer(served, waiting.popleft(), decoded, received, deadline)
         finally:
             # Cut off in between.
             self._unanswered -= len(waiting)
@@ -269,17 +272,20 @@ class Stream:
 
     def _decode(self, served: Served, each: Frame) -> Decoded:
         start = time.perf_counter()
+        symbols: NDArray[np.uint8] | Exception
         try:
             if each.codec != CodecId.PICTURE or self.pictures is None:
-                return served.codec.decode(each.codec, each.payload)
-            image = served.bundle.manifest.preprocessing
-            return decode_picture(each.payload, image.height, image.width)
+                symbols = served.codec.decode(each.codec, each.payload)
+            else:
+                image = served.bundle.manifest.preprocessing
+                symbols = decode_picture(each.payload, image.height, image.width)
         except Exception as error:
-            return error
-        finally:
-            self._metrics.decode_seconds.observe(time.perf_counter() - start)
+            symbols = error
+        return symbols, time.perf_counter() - start
 
-    def _offer(self, served: Served, each: Frame, symbols: Decoded, received: float, deadline: float) -> None:
+    def _offer(self, served: Served, each: Frame, decoded: Decoded, received: float, deadline: float) -> None:
+        symbols, seconds = decoded
+        self._metrics.decode_seconds.observe(seconds)
         try:
             if isinstance(symbols, Exception):
                 raise symbols
@@ -302,26 +308,17 @@ class Stream:
         self._metrics.answered.inc()
         if self._spans:
             self._end_span(job.sequence, None, class_index=class_index, confidence=probability)
-        self._done(
-            pb.Reply(
-                sequence=job.sequence,
-                class_index=class_index,
-                probability=probability,
-                server_time_us=int((time.perf_counter() - job.received) * 1e6),
-            )
-        )
+        server_time_us = int((time.perf_counter() - job.received) * 1e6)
+        self._replies.append((job.sequence, class_index, probability, server_time_us))
+        self._unanswered -= 1
+        self._wake()
+        if not self._unanswered:
+            self._answered_all.set()
 
     def refused(self, job: Job, error: Exception) -> None:
         """See ``batch.Owner``."""
         self._unanswered -= 1
         self._refuse(job.sequence, error)
-        if not self._unanswered:
-            self._answered_all.set()
-
-    def _done(self, reply: pb.Reply) -> None:
-        self._unanswered -= 1
-        self._replies.append(reply)
-        self._wake()
         if not self._unanswered:
             self._answered_all.set()
 
@@ -332,7 +329,7 @@ class Stream:
         self._strikes += reply.error.reason in BAD_FRAMES
         self._metrics.refused.inc()
         self._end_span(sequence, reply.error.message)
-        self._service.rejected[frame.reason_name(reply.error.reason)].inc()
+        self._metrics.rejected[frame.reason_name(reply.error.reason)].inc()
         self._replies.append(reply)
         self._wake()
 
@@ -362,12 +359,8 @@ class Stream:
             if self._replies or tell:
                 count = transport.FRAMES_PER_MESSAGE
                 replies, self._replies = self._replies[:count], self._replies[count:]
-                # Replies that travel together took about the same time: one of them tells it for 4 bytes.
-                for reply in replies[1:]:
-                    reply.ClearField("server_time_us")
-                message = pb.ServerMessage(replies=replies, draining=pb.Draining() if tell else None)
+                await self._write(_message(replies, draining=tell))
                 told = told or tell
-                await self._write(message)
             elif self._ended:
                 return
             else:
@@ -398,6 +391,30 @@ class Stream:
             raise asyncio.CancelledError from error
         finally:
             self._writing_since = math.inf
+
+
+def _message(replies: Sequence[Answer | pb.Reply], *, draining: bool) -> pb.ServerMessage:
+    """Replies as one message; each is made in its place there, which is cheaper than to copy it."""
+    message = pb.ServerMessage(draining=pb.Draining()) if draining else pb.ServerMessage()
+    add = message.replies.add
+    first = True
+    for reply in replies:
+        if not isinstance(reply, tuple):
+            message.replies.append(reply)
+        else:
+            sequence, class_index, probability, server_time_us = reply
+            if first:
+                add(
+                    sequence=sequence,
+                    class_index=class_index,
+                    probability=probability,
+                    server_time_us=server_time_us,
+                )
+            else:
+                # Replies of one message took about the same time: the first states it for 4 bytes.
+                add(sequence=sequence, class_index=class_index, probability=probability)
+        first = False
+    return message
 
 
 def _is_inline(served: Served, frames: Sequence[Frame]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -24,6 +25,24 @@ hypothesis.settings.load_profile("offramp")
 
 # A shell's background job ignores SIGINT, and so would every process here that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+PROCESS = re.compile(r"^\s*(?:import subprocess|from tests\.(?:processes|kill) import)", re.MULTILINE)
+TORCH = re.compile(r"^\s*(?:import torch|from torch|from offramp\.training)", re.MULTILINE)
+ROOT = re.compile(r"\bgeteuid\b|\bnamespaces\b")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what their files use, so that no mark is forgotten: ``make check`` leaves these out."""
+    sources: dict[Path, str] = {}
+    for item in items:
+        source = sources.setdefault(item.path, item.path.read_text())
+        if PROCESS.search(source) or "run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.process)
+        if TORCH.search(source):
+            item.add_marker(pytest.mark.torch)
+        if ROOT.search(source):
+            item.add_marker(pytest.mark.root)
 
 
 @pytest.fixture(scope="session")

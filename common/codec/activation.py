@@ -1,6 +1,6 @@
 """Activations to payload bytes and back; pure functions of bytes, no I/O.
 
-Invariants of a payload (docs/codec.md has its layout):
+Invariants of a payload (docs/reference/codec.md has its layout):
 - It codes exactly C·H·W symbols; that number comes from the manifest, never from the payload.
 - ``RAW``: one byte a symbol, in C, H, W order.
 - ``BUNDLE``: the lanes of ``lanes.py``, each coded with the tables of its channels: Huffman codewords, of

@@ -9,7 +9,7 @@ with m and s a sum over the symbols around it that are coded already: all channe
 upper left and upper right place, and the channels before it at its own place. Each adds its distance from its
 mode, up to ±2, by one weight, and the size of that by another; m and s have weights of their own, and a share
 for the row and for the column. What is farther from its mode than ``reach`` is an escape and 8 bits.
-docs/codec.md has the layout; ``common/codec/kernel/context.c`` is the compiled twin, byte for byte.
+docs/reference/codec.md has the layout; ``common/codec/kernel/context.c`` is the compiled twin, byte for byte.
 
 Rules this module keeps:
 - Integers only: logits are in 1/32 of a bit, and so the same on every CPU.

@@ -1,7 +1,7 @@
 """Static-table rANS over tokens of runs: the tables, and the reference coder in plain Python.
 
-It codes what Huffman cannot: below one bit a symbol, and long runs of one symbol. docs/codec.md has the
-layout; ``common/codec/kernel/rans.c`` is the compiled twin, byte for byte.
+It codes what Huffman cannot: below one bit a symbol, and long runs of one symbol. docs/reference/codec.md has
+the layout; ``common/codec/kernel/rans.c`` is the compiled twin, byte for byte.
 
 Rules this module keeps:
 - A channel's table names a *mode*, a number of ``runs`` R, and up to 256 *tokens*. A token is a run of

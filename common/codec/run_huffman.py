@@ -1,7 +1,7 @@
 """Canonical Huffman code over tokens of runs: the tables, and the reference coder in plain Python.
 
 A token tells of several symbols, so that the one bit that a code takes at least is shared among them.
-docs/codec.md has the layout; ``common/codec/kernel/run_huffman.c`` is the compiled twin, byte for byte.
+docs/reference/codec.md has the layout; ``kernel/run_huffman.c`` is the compiled twin, byte for byte.
 
 Rules this module keeps:
 - A symbol is coded by its distance from its channel's *mode*, folded: 0, −1, 1, −2, … become 0, 1, 2, 3, …

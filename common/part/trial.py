@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from typing import IO, Any
 
 from offramp.common.errors import BundleError, StoppedError, printable
 from offramp.common.part.session import Graph, Ports
+from offramp.common.pause import pause
 
 SECONDS = 6.0
 """For all of one trial, the child's start included: of processor time, and of each thread's at most."""
@@ -182,10 +182,10 @@ class _Child:
                 if _resident_bytes(self._process.pid) > self._limit:
                     self._answers.append({"memory": True})
                     going = False
-            # Not the process's own wait, which sleeps, and so fails where the clock is a fake one.
+            # Not the process's own wait, which sleeps: see common/pause.py.
             end = time.monotonic() + LOOK_MS / 1e3
             while self._process.poll() is None and time.monotonic() < end:
-                threading.Event().wait(1e-3)
+                pause(1e-3)
         finally:
             self._process.kill()
             self._process.wait()

@@ -1,6 +1,6 @@
 """Frames inside messages: what goes on the stream, as pure functions of bytes.
 
-Invariants (docs/wire-format.md has the byte counts):
+Invariants (docs/reference/wire-format.md has the byte counts):
 - A stream's frames are numbered from 1. A message's first frame follows the last one of the stream unless
   ``first_sequence`` says otherwise; numbers only ever rise, with gaps where the device gave a frame up.
 - A frame is its payload and four bytes: CRC-32, little-endian, over sequence number (8 bytes,
@@ -50,6 +50,8 @@ M = TypeVar("M", bound=Message)
 
 _SEALED = struct.Struct("<QB")
 _CRC = struct.Struct("<I")
+_BUNDLE = int(CodecId.BUNDLE)
+"""A plain number, with which arithmetic is cheaper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,13 @@ class FrameReader:
             raise MessageError("a second hello on one stream, expected frames")
         if not 0 < count <= self._frames_per_message:
             raise MessageError(f"a message with {count} frames, expected 1 … {self._frames_per_message}")
-        if message.codecs and len(message.codecs) != count:
-            raise MessageError(f"a message with {len(message.codecs)} codec ids for {count} frames")
-        if message.traces:
-            _check_traces(message.traces, count)
+        # Each look at a repeated field makes an object.
+        codecs: Sequence[int] = message.codecs
+        traces: Sequence[bytes] = message.traces
+        if codecs and len(codecs) != count:
+            raise MessageError(f"a message with {len(codecs)} codec ids for {count} frames")
+        if traces:
+            _check_traces(traces, count)
         first = message.first_sequence or self._next
         if first > LAST_SEQUENCE - count:
             raise MessageError(f"sequence number {first}, expected at most {LAST_SEQUENCE - count}")
@@ -123,8 +128,10 @@ class FrameReader:
             wrong = SequenceError(f"sequence number {first}, expected {self._next} or above")
             return [BadFrame(first + i, wrong) for i in range(count)]
         self._next = first + count
-        codecs: Sequence[int] = message.codecs or [CodecId.BUNDLE] * count
-        traces: Sequence[bytes] = message.traces or [b""] * count
+        if count == 1:
+            return [_open(first, codecs[0] if codecs else _BUNDLE, frames[0], traces[0] if traces else b"")]
+        codecs = codecs or [_BUNDLE] * count
+        traces = traces or [b""] * count
         return [_open(first + i, codecs[i], frames[i], traces[i]) for i in range(count)]
 
 
@@ -143,10 +150,9 @@ def _open(sequence: int, codec: int, sealed: bytes, trace: bytes) -> Frame | Bad
             sequence, PayloadError(f"a frame of {len(sealed)} bytes, expected over {CHECKSUM_BYTES}")
         )
     computed = checksum(sequence, codec, payload)
-    if _CRC.unpack(stored)[0] != computed:
-        error = ChecksumError(
-            f"checksum {_CRC.unpack(stored)[0]:#010x} with frame {sequence}, computed {computed:#010x}"
-        )
+    (found,) = _CRC.unpack(stored)
+    if found != computed:
+        error = ChecksumError(f"checksum {found:#010x} with frame {sequence}, computed {computed:#010x}")
         return BadFrame(sequence, error)
     return Frame(sequence, codec, payload, trace)
 
@@ -203,6 +209,12 @@ _REASONS: dict[type[Exception], pb.FrameError.Reason] = {
 }
 
 
+_NAMES = {
+    value.number: value.name.removeprefix("REASON_").lower()
+    for value in pb.FrameError.Reason.DESCRIPTOR.values
+}
+
+
 def refusal(sequence: int, error: Exception) -> pb.Reply:
     """The reply to a frame that gets no answer. An error that is not ours is named by its type only."""
     reason = _REASONS.get(type(error), pb.FrameError.REASON_INTERNAL)
@@ -215,5 +227,4 @@ def refusal(sequence: int, error: Exception) -> pb.Reply:
 
 def reason_name(reason: int) -> str:
     """A reason as it appears in logs and metric labels: ``checksum``, ``payload``, …; ``unknown`` else."""
-    names = pb.FrameError.Reason.DESCRIPTOR.values_by_number
-    return names[reason].name.removeprefix("REASON_").lower() if reason in names else "unknown"
+    return _NAMES.get(reason, "unknown")

@@ -46,9 +46,10 @@ def set_grpc_environment() -> None:
     """What gRPC reads of the environment as it is imported: for programs, before they import it.
 
     Its event engine, on by default for Python since grpcio 1.80, has threads of its own between the socket
-    and the completion queue. A lone message costs a device 20 to 30 us less without (docs/benchmarks.md). A
-    server keeps it: else whoever floods one connection with frames that flow control does not bound holds up
-    all others. Variables that are set stay as they are.
+    and the completion queue. A lone message costs a device 20 to 30 us less without
+    (research/notes/2026-11-24-device-overhead.md). A server keeps it: else whoever floods one
+    connection with frames that flow control does not bound holds up all others. Variables that are set stay
+    as they are.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     release = tuple(int(part) for part in version("grpcio").split(".")[:2])

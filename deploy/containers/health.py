@@ -8,6 +8,8 @@ import sys
 import urllib.request
 
 SECONDS = 5
+"""Below the Dockerfile's --timeout of 10 s, by what Python and the import of grpc take on a slow machine:
+what is wrong is said before Docker ends the check."""
 # The container is asked itself: a proxy of the environment (http_proxy, …) has no part in it.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", "")]

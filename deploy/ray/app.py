@@ -4,8 +4,8 @@
 
 ``Ingress`` is ``InferenceService`` with all that belongs to it; only two things are others: the call's
 context is Serve's request stream, and the tail is a handle to replicas of ``Tail``, which is one bundle's
-``Engine``. Both deployments scale on their own. docs/scale-out.md has the settings, and what differs from
-``cloud-server``.
+``Engine``. Both deployments scale on their own. docs/how-to/scale-out.md has the settings, and what
+differs from ``cloud-server``.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def test_every_alert_has_a_unit_test_and_a_place_in_the_docs() -> None:
     tests = "".join(path.read_text() for path in (DEPLOY / "prometheus" / "tests").glob("*.yml"))
     fire = set(re.findall(r"alertname: (\w+)\n\s+exp_alerts", tests))
     assert fire == alerts and alerts
-    docs = (ROOT / "docs" / "deploy.md").read_text()
+    docs = (ROOT / "docs" / "how-to" / "watch-a-fleet.md").read_text()
     assert {name for name in alerts if f"`{name}`" not in docs} == set()
 
 

@@ -2,14 +2,14 @@
 
 PHRASES has each sentence as it has to stand, made from the constant. One that a document words otherwise is
 changed here too; a number that a document states for the first time gets its phrase. Defaults in help texts
-are compared for every option of ``offramp``; the tables of settings and metrics are compared by
-tests/server/test_operations.py.
+are compared for every option of ``offramp``; generated tables are compared by test_tables.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,27 +54,30 @@ def stated(file: str, pattern: str, phrase: str, unit: float = 1) -> str:
     return phrase.format(int(match[1]) / unit)
 
 
-OPERATIONS, OPERATIONS_DEVICE = "docs/operations.md", "docs/operations-device.md"
-WIRE, CODEC, DEPLOY, SCALE_OUT = "docs/wire-format.md", "docs/codec.md", "docs/deploy.md", "docs/scale-out.md"
+SERVER, DEVICE = "docs/reference/cloud-server.md", "docs/reference/edge-device.md"
+WIRE, CODEC = "docs/reference/wire-format.md", "docs/reference/codec.md"
+DEPLOY, SCALE_OUT, SECURE = "docs/how-to/deploy.md", "docs/how-to/scale-out.md", "docs/how-to/secure.md"
+FLEET = "docs/how-to/watch-a-fleet.md"
+DEMO = "docs/tutorials/first-demo.md"
 PHRASES = [
-    (OPERATIONS_DEVICE, f"attempts go on, {backoff.BACKOFF_FIRST:g} … {backoff.BACKOFF_MOST:g} s apart"),
-    (OPERATIONS_DEVICE, f"all of them up to {report.LATENCIES:,}, then"),
-    (OPERATIONS, f"the latencies of {report.LATENCIES:,} images"),
-    (OPERATIONS, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
-    (OPERATIONS, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
-    (OPERATIONS, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),
-    (OPERATIONS, f"{transport.HANDSHAKE_MS / 1000:g} s for TCP, TLS and HTTP/2"),
-    (OPERATIONS, f"closed after {transport.CONNECTION_IDLE_MS / 60_000:g} minutes"),
-    (OPERATIONS, f"within {(transport.KEEPALIVE_MS + transport.KEEPALIVE_TIMEOUT_MS) / 1000:g} s"),
-    (OPERATIONS, f"it is at least {plan.LAYOUT_GAIN - 1:.0%} faster".replace("%", " %")),
-    (OPERATIONS, f"reaches {plan.SATURATED:.0%} of the best throughput".replace("%", " %")),
-    (OPERATIONS, f"({plan.BATCH_SECONDS * 1e3:g} ms) included"),
-    (OPERATIONS, f"nothing below {plan.TIMER_SECONDS * 1e3:g} ms"),
-    (OPERATIONS, f"where that takes less than {plan.INLINE_SECONDS * 1e3:g} ms"),
-    (OPERATIONS, f"to {security.TOKEN_BYTES:,} visible ASCII characters"),
-    (OPERATIONS, f"waits {tracing.FLUSH_SECONDS:g} s at most for the last spans"),
-    (OPERATIONS, f"W3C trace context, {tracing.CONTEXT_BYTES + 2} bytes"),
-    (OPERATIONS, f"{session.MEMORY_BYTES >> 30} GiB at most, in one arena"),
+    (DEVICE, f"attempts go on, {backoff.BACKOFF_FIRST:g} … {backoff.BACKOFF_MOST:g} s apart"),
+    (DEVICE, f"all of them up to {report.LATENCIES:,}, then"),
+    (SCALE_OUT, f"the latencies of {report.LATENCIES:,} images"),
+    (SERVER, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
+    (SERVER, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
+    (SCALE_OUT, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),
+    (SERVER, f"{transport.HANDSHAKE_MS / 1000:g} s for TCP, TLS and HTTP/2"),
+    (SERVER, f"closed after {transport.CONNECTION_IDLE_MS / 60_000:g} minutes"),
+    (SERVER, f"within {(transport.KEEPALIVE_MS + transport.KEEPALIVE_TIMEOUT_MS) / 1000:g} s"),
+    (SCALE_OUT, f"it is at least {plan.LAYOUT_GAIN - 1:.0%} faster".replace("%", " %")),
+    (SCALE_OUT, f"reaches {plan.SATURATED:.0%} of the best throughput".replace("%", " %")),
+    (SCALE_OUT, f"({plan.BATCH_SECONDS * 1e3:g} ms) included"),
+    (SCALE_OUT, f"nothing below {plan.TIMER_SECONDS * 1e3:g} ms"),
+    (SCALE_OUT, f"where that takes less than {plan.INLINE_SECONDS * 1e3:g} ms"),
+    (SECURE, f"to {security.TOKEN_BYTES:,} visible ASCII characters"),
+    (FLEET, f"waits {tracing.FLUSH_SECONDS:g} s at most for the last spans"),
+    (FLEET, f"W3C trace context, {tracing.CONTEXT_BYTES + 2} bytes"),
+    (SCALE_OUT, f"{session.MEMORY_BYTES >> 30} GiB at most, in one arena"),
     (WIRE, f"W3C trace context in {tracing.CONTEXT_BYTES} bytes"),
     (WIRE, f"`traces`, with `--otel` | {tracing.CONTEXT_BYTES + 2} a sampled frame"),
     (WIRE, f"pings every {transport.KEEPALIVE_MS // 1000} s"),
@@ -103,7 +106,7 @@ PHRASES = [
     (CODEC, f"its mode, −{context.NEAR} … {context.NEAR}, and"),
     ("common/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
     ("common/settings.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
-    (OPERATIONS, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
+    (SECURE, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
     (WIRE, f"{picture.LEFT_OUT} or {picture.LEFT_OUT + 1} bytes shorter than its WebP file"),
     (WIRE, f"| message on the stream | {frame.ENVELOPE_BYTES} (gRPC {frame.GRPC_PREFIX_BYTES},"),
     (WIRE, f"HTTP/2 DATA header ({frame.HTTP2_FRAME_BYTES} B)"),
@@ -124,6 +127,27 @@ def test_a_document_states_the_code_s_number(file: str, phrase: str) -> None:
     text = " ".join((ROOT / file).read_text().split())
 
     assert phrase in text, f"{file}: expected {phrase!r}, as the code has it"
+
+
+def test_the_demo_s_table_is_what_the_bundle_measured() -> None:
+    """Accuracy, exit rate and payload at each T_c, on the same images."""
+    text = (ROOT / DEMO).read_text()
+    shown = {
+        float(row[0]): row[1:]
+        for row in re.findall(r"^  T_c = (\S+) +(\S+)% +(\S+)% +(\S+) +\S+$", text, re.M)
+    }
+    manifest = json.loads((ROOT / "models" / "digits-mobilenetv2-exit12" / "manifest.json").read_text())
+
+    measured = {
+        point["threshold"]: (
+            f"{100 * point['accuracy']:.2f}",
+            f"{100 * point['exit_rate']:.1f}",
+            f"{point['payload_bytes_mean']:.1f}",
+        )
+        for point in manifest["figures"]["thresholds"]
+    }
+
+    assert shown == measured
 
 
 @pytest.mark.parametrize("text", [app.EPILOG, server_app.EPILOG, TOOL], ids=["device", "server", "tool"])

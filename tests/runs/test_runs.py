@@ -53,6 +53,7 @@ PARSED: dict[str, list[list[str]]] = {
 }
 """Hours of training: each command is parsed, see ``parsed.py``. Those with --data get files."""
 CHECKED = {
+    "architectures.sh": "needs timm, torchvision and transformers, which are the user's own",
     "footprint.sh": "installs every extra from the package index",
     "image-size.sh": "bootstraps Debian and builds containers",
     "ray.sh": "needs Ray, 0.7 GB: make test-ray has its tests",

@@ -1,7 +1,7 @@
 /* Entropy coding of activations: canonical Huffman, of symbols or of runs, and static-table rANS, in lanes; and rANS
  * with frequencies that follow what has been coded.
  *
- * Plain C11, no Python, no floating point, no allocation after `*_create`. docs/codec.md has the layout of
+ * Plain C11, no Python, no floating point, no allocation after `*_create`. docs/reference/codec.md has the layout of
  * a payload and why it is so; common/codec/activation.py, run_huffman.py, rans.py and context.py say the same in Python,
  * byte for byte.
  *
