@@ -151,14 +151,6 @@ def test_a_stream_that_is_not_made_yet_cannot_be_cancelled(session: Session) -> 
     assert session.cancelled is None
 
 
-def test_names_of_metrics_are_those_of_the_program() -> None:
-    registry = CollectorRegistry()
-    LinkMetrics(registry, "offramp_device").watch_wire(lambda: None)
-    names = {family.name for family in registry.collect()}
-    assert all(name.startswith("offramp_device_") for name in names)
-    assert {"offramp_device_frames_unanswered", "offramp_device_wire_bytes"} <= names
-
-
 # --- servers that break the protocol ---
 
 
