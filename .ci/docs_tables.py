@@ -24,19 +24,14 @@ from pydantic.fields import FieldInfo
 from offramp.bench.bench import BENCHMARKS
 from offramp.cli.app import COMMANDS
 from offramp.common import errors
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
-from offramp.common.settings import (
-    DeviceSettings,
-    Parser,
-    ServerSettings,
-    Settings,
-    default_of,
-    flag_of,
-    variable_of,
-)
+from offramp.common.settings import Settings, default_of, flag_of, variable_of
 from offramp.device.metrics import DeviceMetrics
+from offramp.device.settings import DeviceSettings
 from offramp.link.wire_bytes import WireBytes
 from offramp.server.metrics import ServerMetrics
+from offramp.server.settings import ServerSettings
 from offramp.training import recipe
 from offramp.training.models.networks import BACKBONES
 from offramp.v1 import inference_pb2 as pb

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import DataError, printable
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
 from offramp.training.calibrate.frontier import THRESHOLDS
 
@@ -150,7 +150,7 @@ def measure(
         )
         if form.name in HYBRIDS:
             unsure = [confidence <= at for at in THRESHOLDS]
-            answered = whole.told(early, rule) == data.labels
+            answered = whole.answers(early, rule) == data.labels
             hybrids.append(
                 Hybrid(
                     name=f"early exit + {form.name}",
@@ -182,12 +182,12 @@ def head_answers(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.
     return np.concatenate(symbols), np.concatenate(probabilities)
 
 
-def tail_answers(engine: Engine, symbols: NDArray[np.uint8]) -> Told:
+def tail_answers(engine: Engine, symbols: NDArray[np.uint8]) -> Replies:
     """What the tail makes of symbols, uint8 [N, C, h, w]."""
-    return Told.of(np.concatenate([engine.tail(batch) for batch in batches(symbols)]))
+    return Replies.of(np.concatenate([engine.tail(batch) for batch in batches(symbols)]))
 
 
-def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> Told:
+def whole_answers(engine: Engine, images: NDArray[np.uint8]) -> Replies:
     """What the whole model makes of images, uint8 [N, 3, H, W]."""
     return tail_answers(engine, head_answers(engine, images)[0])
 

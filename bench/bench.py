@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from offramp.common.settings import Parser
+from offramp.common.arguments import Parser
 
 BENCHMARKS = {
     "device": ("offramp.bench.device", "bytes and time that the device adds to head and tail"),

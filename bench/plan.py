@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError, printable
 from offramp.common.files import read_bounded
-from offramp.common.settings import Parser
 
 if TYPE_CHECKING:
     from offramp.bench.report_tables import Report

@@ -25,10 +25,10 @@ from offramp.bench.baselines import head_answers
 from offramp.bench.plots import Plot, Series, draw
 from offramp.bench.processes import Program, pinned, running_server
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.sources.source import Source
 

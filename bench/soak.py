@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from offramp.bench.plots import Plot, Series, draw
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import OfframpError, UnavailableError
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 
 EPILOG = """\

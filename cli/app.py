@@ -12,9 +12,9 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offramp.cli.output import guard_output
+from offramp.common.arguments import Parser, ShowVersion
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
-from offramp.common.settings import Parser, ShowVersion
+from offramp.common.streams import guarded_streams
 
 
 class Command(NamedTuple):
@@ -45,7 +45,7 @@ COMMANDS = {
         "train",
         "choose a bundle's threshold, for an accuracy or a byte budget",
     ),
-    "top": Command("offramp.cli.top", "top", "watch a running fleet by its metrics pages"),
+    "top": Command("offramp.cli.fleet.app", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
 }
 
@@ -63,7 +63,7 @@ examples:
   offramp bench codec
   offramp top device-1:9102 server:9101
 
-`offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
+`offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.
 
 exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
   130 interrupted, or nobody reads the output
@@ -72,8 +72,11 @@ exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    guard_output()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with guarded_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     try:
         parser = Parser("offramp", epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter)
         parser.add_argument("--version", action=ShowVersion)

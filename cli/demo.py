@@ -28,11 +28,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from offramp.bench.baselines import head_answers, whole_answers
 from offramp.common import cpus
+from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser, share
 
 EPILOG = """\
 examples:
@@ -78,12 +78,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
     parser.add_argument(
-        "--threshold", metavar="T", action="append", default=[], type=share, help="another T_c to run at"
+        "--threshold", metavar="T", action="append", default=[], type=fraction, help="another T_c to run at"
     )
     parser.add_argument(
         "--picture-threshold",
         metavar="T",
-        type=share,
+        type=fraction,
         help="also run with pictures of those that the server's answer leaves unsure, sent to --whole",
     )
     parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")
@@ -266,7 +266,7 @@ def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, s
         if unsure:
             seen = np.stack([to_input(picture, whole.manifest.preprocessing) for _, picture in unsure])
             answered = whole_answers(server, seen)
-            best[~exits] = answered.told(probabilities[~exits], bundle.manifest.sent_answer)
+            best[~exits] = answered.answers(probabilities[~exits], bundle.manifest.sent_answer)
         sent = sum(size for size, _ in unsure)
         rows.append(
             Row(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from offramp.common.bundle.load import Bundle, ThresholdFigures
-from offramp.common.telemetry import STAGE_BUCKETS, add_info_metrics
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import ThresholdFigures
+from offramp.common.metrics import STAGE_BUCKETS, add_info_metrics
 from offramp.link.metrics import LinkMetrics
 
 SOURCES = ("early_exit", "server", "fallback")
@@ -70,29 +71,8 @@ class DeviceMetrics:
             "What all images would have taken as JPEG, with --compare-jpeg only, bytes.",
             registry=registry,
         )
-        raw_size = Gauge(
-            "offramp_device_raw_size_bytes",
-            "One image uncoded: its pixels as the network takes them, its activation at one byte a symbol.",
-            ["of"],
-            registry=registry,
-        )
-        preprocessing = bundle.manifest.preprocessing
-        raw_size.labels("pixels").set(3 * preprocessing.height * preprocessing.width)
-        raw_size.labels("activation").set(bundle.codec.raw_bytes)
-        self.threshold = Gauge(
-            "offramp_device_threshold_ratio", "Confidence threshold T_c in force.", registry=registry
-        )
-        self._points = sorted(bundle.manifest.figures.thresholds, key=lambda point: point.threshold)
-        self.expected_accuracy = Gauge(
-            "offramp_device_expected_accuracy_ratio",
-            "Accuracy on the bundle's test images at the threshold in force; the nearest that was measured.",
-            registry=registry,
-        )
-        self.expected_exits = Gauge(
-            "offramp_device_expected_exit_ratio",
-            "Exit rate on the bundle's test images at the threshold in force; the nearest that was measured.",
-            registry=registry,
-        )
+        self._add_sizes(bundle)
+        self._add_threshold(bundle)
         self.stage_seconds = Histogram(
             "offramp_device_stage_seconds",
             "Time of one image in one stage.",
@@ -106,6 +86,33 @@ class DeviceMetrics:
         self.head_seconds = self.stage_seconds.labels("head")
         self.encode_seconds = self.stage_seconds.labels("encode")
         add_info_metrics(registry, bundle)
+
+    def _add_sizes(self, bundle: Bundle) -> None:
+        raw_size = Gauge(
+            "offramp_device_raw_size_bytes",
+            "One image uncoded: its pixels as the network takes them, its activation at one byte a symbol.",
+            ["of"],
+            registry=self.registry,
+        )
+        preprocessing = bundle.manifest.preprocessing
+        raw_size.labels("pixels").set(3 * preprocessing.height * preprocessing.width)
+        raw_size.labels("activation").set(bundle.codec.raw_bytes)
+
+    def _add_threshold(self, bundle: Bundle) -> None:
+        self.threshold = Gauge(
+            "offramp_device_threshold_ratio", "Confidence threshold T_c in force.", registry=self.registry
+        )
+        self._points = sorted(bundle.manifest.figures.thresholds, key=lambda point: point.threshold)
+        self.expected_accuracy = Gauge(
+            "offramp_device_expected_accuracy_ratio",
+            "Accuracy on the bundle's test images at the threshold in force; the nearest that was measured.",
+            registry=self.registry,
+        )
+        self.expected_exits = Gauge(
+            "offramp_device_expected_exit_ratio",
+            "Exit rate on the bundle's test images at the threshold in force; the nearest that was measured.",
+            registry=self.registry,
+        )
 
     def watch_threshold(self, threshold: Callable[[], float]) -> None:
         """Export what the bundle measured at the threshold in force, looked up at each scrape."""

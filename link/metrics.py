@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from offramp.common.telemetry import ROUND_TRIP_BUCKETS
+from offramp.common.metrics import ROUND_TRIP_BUCKETS
 from offramp.link.outcome import Cause
 from offramp.link.wire_bytes import WireBytes
 

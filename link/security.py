@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import read_bounded
-from offramp.common.settings import is_loopback, require_secure, split_address
 from offramp.common.wire import transport
+from offramp.common.wire.address import is_loopback, require_secure, split_address
 
 FILE_BYTES = 1 << 20
 TOKEN_BYTES = 4096

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from offramp.common.errors import OfframpError, UnavailableError
-from offramp.common.settings import split_address
+from offramp.common.wire.address import split_address
 from offramp.link.backoff import Sparingly
 from offramp.link.breaker import Breaker
 

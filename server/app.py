@@ -14,17 +14,14 @@ from contextlib import suppress
 from offramp.common import cpus
 from offramp.common.ending import end_process, exit_status
 from offramp.common.errors import AddressError, ConfigError, ExitCode, StoppedError
+from offramp.common.logs import start_log
+from offramp.common.metrics import serve_metrics
 from offramp.common.pause import pause
-from offramp.common.settings import (
-    ServerSettings,
-    make_parser,
-    read_settings,
-    require_secure,
-    split_address,
-)
-from offramp.common.telemetry import package_version, serve_metrics, start_log
-from offramp.common.wire.address import join_address
+from offramp.common.release import package_version
+from offramp.common.settings import make_parser, read_settings
+from offramp.common.wire.address import join_address, require_secure, split_address
 from offramp.common.wire.transport import set_grpc_environment
+from offramp.server.settings import ServerSettings
 
 EPILOG = """\
 examples:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.errors import ExpiredError, OverloadError
-from offramp.common.telemetry import timed
+from offramp.common.metrics import timed
 from offramp.server.metrics import ServerMetrics
 
 RETRY_MS_MIN, RETRY_MS_MAX = 20, 10_000

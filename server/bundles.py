@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from offramp.common.bundle.load import HEAD, MANIFEST, TAIL, Bundle, load_bundle
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import HEAD, MANIFEST, TAIL
 from offramp.common.bundle.signature import TrustedKeys
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, OfframpError, StoppedError

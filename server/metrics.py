@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.telemetry import STAGE_BUCKETS, add_info_metrics
+from offramp.common.metrics import STAGE_BUCKETS, add_info_metrics
 from offramp.server.tallies import Tallies, TallyHistogram
 from offramp.v1 import inference_pb2 as pb
 

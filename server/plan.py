@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.common.bundle.load import TAIL, Bundle
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import TAIL
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, ConfigError, StoppedError
 from offramp.common.part.engine import Engine

@@ -24,7 +24,7 @@ from offramp.common.errors import (
     OfframpError,
     OverloadError,
 )
-from offramp.common.telemetry import package_version
+from offramp.common.release import package_version
 from offramp.common.tracing import Tracing
 from offramp.common.wire import frame, transport
 from offramp.server.batch import Batcher

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import MessageError, OfframpError, OverloadError, UnavailableError
-from offramp.common.settings import ServerSettings
 from offramp.common.tracing import Attribute
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import BadFrame, Frame
@@ -31,6 +30,7 @@ from offramp.common.wire.picture import decode_picture, most_bytes
 from offramp.server.batch import Job
 from offramp.server.bundles import Served, message_bytes
 from offramp.server.calls import Context, DroppedCall
+from offramp.server.settings import ServerSettings
 from offramp.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:

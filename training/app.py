@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from offramp.common.bundle.load import Bundle, Context, Raw, load_bundle
+from offramp.common.arguments import Parser
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import Context, Raw
 from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY
-from offramp.common.settings import Parser
 
 # What needs torch is imported once there is something to train: --help answers at once.
 if TYPE_CHECKING:

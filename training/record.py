@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from offramp.common.bundle.load import Dataset
+from offramp.common.bundle.manifest import DatasetEntry
 from offramp.common.errors import DataError, printable
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Record(_Strict):
     """Of the images in the first epochs of the base stage, where they were smaller than the data's."""
     batch_size: int
     seed: int
-    dataset: Dataset
+    dataset: DatasetEntry
     machine: Machine
     cost: Cost
     accuracy: Accuracy

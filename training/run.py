@@ -13,22 +13,21 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from offramp.common.bundle.load import (
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import (
     CODEBOOK,
     HEAD,
     TAIL,
     Activation,
-    Bundle,
+    DatasetEntry,
     Figures,
     Manifest,
     Preprocessing,
     Provenance,
     SplitPoint,
     ThresholdFigures,
-    file_entries,
-    write_bundle,
 )
-from offramp.common.bundle.load import Dataset as DatasetEntry
+from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.codec.activation import Tables
 from offramp.common.codec.huffman import entropy_bits
 from offramp.common.codec.rans import RansTables

@@ -29,9 +29,9 @@ from ray.serve.handle import DeploymentHandle
 
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import AccessError, BundleError, ConfigError, OverloadError
+from offramp.common.logs import start_log
+from offramp.common.metrics import serve_metrics
 from offramp.common.part.engine import Engine
-from offramp.common.settings import ServerSettings
-from offramp.common.telemetry import serve_metrics, start_log
 from offramp.common.wire import transport
 from offramp.common.wire.address import join_address
 from offramp.server.batch import Batcher
@@ -41,6 +41,7 @@ from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.security import Tokens
 from offramp.server.service import InferenceService, handlers
+from offramp.server.settings import ServerSettings
 from offramp.server.stream import StreamLimits
 
 log = logging.getLogger("offramp.ray")

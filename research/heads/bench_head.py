@@ -25,8 +25,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import trange
 
 from offramp.bench.timing import environment, one_core
+from offramp.common.arguments import Parser
 from offramp.common.part.session import session
-from offramp.common.settings import Parser
 from offramp.training.export import export
 from offramp.training.models.networks import SplitModel, mobilenet_v2
 from offramp.training.quantize.quantize import quantize

@@ -15,8 +15,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from offramp.common.settings import Parser, split_address
-from offramp.common.wire.address import join_address
+from offramp.common.arguments import Parser
+from offramp.common.wire.address import join_address, split_address
 
 CHUNK = 65_536
 HELD = 1_024

@@ -34,11 +34,11 @@ from offramp.bench.baselines import head_answers, whole_answers
 from offramp.bench.plots import Plot, Series, publish
 from offramp.bench.timing import environment
 from offramp.cli.demo import read_labels
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, UnavailableError
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from research.links.picture_server import PictureCodec
 from research.links.rival_device import encode_picture, open_picture
@@ -207,7 +207,7 @@ def ways_of(
     _, early = head_answers(engine, pixels)
     confidence, exits = early.max(axis=1), early.argmax(axis=1)
     answered = whole_answers(engine, pixels)
-    whole, told = answered.best, answered.told(early, bundle.manifest.sent_answer)
+    whole, told = answered.best, answered.answers(early, bundle.manifest.sent_answer)
     right = np.array(truth)
     codec = PictureCodec(bundle)
     every, none = np.ones(len(paths), bool), np.zeros(len(paths), bool)
@@ -240,7 +240,7 @@ def ways_of(
             f"early exit + WebP {quality}, T_c = {own:g}",
             "rival",
             unsure,
-            np.where(unsure, pictured.told(early, bundle.manifest.sent_answer), exits),
+            np.where(unsure, pictured.answers(early, bundle.manifest.sent_answer), exits),
             [*flags, "--threshold", repr(own)],
             pictures=True,
         )

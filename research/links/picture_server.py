@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from offramp.common import cpus
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import PayloadError
 from offramp.common.inputs.pictures import to_input
-from offramp.common.settings import Parser, ServerSettings, split_address
-from offramp.common.wire.address import join_address
+from offramp.common.wire.address import join_address, split_address
 from offramp.common.wire.transport import set_grpc_environment
+from offramp.server.settings import ServerSettings
 
 BATCH = 32
 

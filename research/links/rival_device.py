@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.codec.activation import CodecId
 from offramp.common.inputs.pictures import to_input
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 
 WAIT = 120.0
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if isinstance(answer, Answer):
                 best = answer.class_index
                 if arguments.threshold is not None:
-                    told = Told(np.array([best]), np.array([answer.probability], np.float32))
-                    (best,) = told.told(probabilities, bundle.manifest.sent_answer).tolist()
+                    told = Replies(np.array([best]), np.array([answer.probability], np.float32))
+                    (best,) = told.answers(probabilities, bundle.manifest.sent_answer).tolist()
             else:
                 print(f"rival_device: {path}: {answer.reason}", file=sys.stderr)
                 source = "fallback"

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from offramp.bench.plots import Plot, Series, publish
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, DataError, UnavailableError
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.sources.source import Source
 from research.links.shaped_link import Shape, ShapedLink, require_namespaces, shaped_link

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
-from offramp.common.settings import Parser
 
 if TYPE_CHECKING:
     from offramp.bench.report_tables import Report

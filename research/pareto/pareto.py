@@ -50,7 +50,7 @@ from offramp.common import cpus
 from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import DataError
-from offramp.common.part.answer import ANSWERED_BY, Replied, Told
+from offramp.common.part.answer import ANSWERED_BY, Replied, Replies
 from offramp.common.part.engine import Engine
 from offramp.common.wire.frame import Frame, FrameWriter
 from offramp.common.wire.picture import encode_picture
@@ -120,16 +120,16 @@ class Split(Replied):
     @property
     def right(self) -> Rights:
         """Where the answer to what was sent is."""
-        return np.asarray(self.told == self.labels)
+        return np.asarray(self.answers == self.labels)
 
     @property
     def final_right(self) -> Rights:
         """Where the server alone is."""
         return np.asarray(self.replies.best == self.labels)
 
-    def right_after(self, pictures: Told) -> Rights:
+    def right_after(self, pictures: Replies) -> Rights:
         """Where the answer is, were a picture sent as well."""
-        return np.asarray(self.told_after(pictures) == self.labels)
+        return np.asarray(self.answers_after(pictures) == self.labels)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Sent:
     """N images in one format: bytes of each, int64 [N], and what each whole model makes of them."""
 
     sizes: Sizes
-    answers: list[Told]
+    answers: list[Replies]
 
 
 @cache
@@ -191,7 +191,7 @@ def run_pictures(
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     found = {}
     for form in formats:
-        answers: list[Told] = []
+        answers: list[Replies] = []
         coded: tuple[Sizes, NDArray[np.uint8]] | None = None
         for number, whole in enumerate(wholes):
             decides = ("answers", PIL.__version__, digest, whole.digest.hex(), form)
@@ -212,7 +212,7 @@ def run_pictures(
     return found
 
 
-def _read_answers(path: Path, count: int, classes: int) -> tuple[Sizes, Told]:
+def _read_answers(path: Path, count: int, classes: int) -> tuple[Sizes, Replies]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             sizes, best, probability = file["sizes"], file["best"], file["probability"]
@@ -223,10 +223,10 @@ def _read_answers(path: Path, count: int, classes: int) -> tuple[Sizes, Told]:
     fits = types == (np.int64, np.int64, np.float32) and shapes == {(count,)}
     if not (fits and ((best >= 0) & (best < classes)).all()):
         raise DataError(f"{path}: expected kept answers for {count} images: remove it")
-    return sizes, Told(best, probability)
+    return sizes, Replies(best, probability)
 
 
-def _keep_answers(path: Path, sizes: Sizes, told: Told) -> None:
+def _keep_answers(path: Path, sizes: Sizes, told: Replies) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -304,7 +304,7 @@ def hybrid_points(device: Split, found: Mapping[str, Sent]) -> Points:
     """Unsure images sent as WebP of every quality; the server answers, or both exits do."""
     return Points.joined(
         [
-            split_points(name, device, told.told(device.early, rule) == device.labels, one.sizes)
+            split_points(name, device, told.answers(device.early, rule) == device.labels, one.sizes)
             for name, one in found.items()
             if name.startswith("WebP")
             for told in one.answers
@@ -356,9 +356,9 @@ def _unbeaten(points: list[_Again]) -> list[_Again]:
     return [points[number] for number in frontier(means[:, 0], means[:, 1])]
 
 
-def _again(name: str, split: Split, pictures: Told, payload: Sizes) -> list[_Again]:
+def _again(name: str, split: Split, pictures: Replies, payload: Sizes) -> list[_Again]:
     """The unbeaten points of one split, quality and whole model."""
-    confidence, told_confidence = split.early.max(axis=1), split.told_confidence
+    confidence, told_confidence = split.early.max(axis=1), split.confidence
     message, picture = _messages(split.payload), _messages(payload)
     rights = split.early_right, split.right, split.right_after(pictures)
     order = np.sort(confidence)

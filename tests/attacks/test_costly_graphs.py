@@ -17,7 +17,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from offramp.common.bundle.load import HEAD, MANIFEST, TAIL, Bundle, load_bundle
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import HEAD, MANIFEST, TAIL
 from offramp.common.errors import BundleError
 from offramp.common.part import trial
 from offramp.common.part.engine import Engine

@@ -14,9 +14,9 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.common.settings import is_loopback
 from offramp.common.wire import transport
-from offramp.device import Device
+from offramp.common.wire.address import is_loopback
+from offramp.device import Device, LinkOptions
 from offramp.link.security import Security
 from tests import toy
 from tests.certificates import Authority, Pair, needs_openssl
@@ -99,12 +99,14 @@ def test_a_proxy_that_was_asked_for_is_used_with_tls_and_its_bytes_are_counted(
             toy_bundle,
             server="server.example:50051",
             threshold=1,
-            timeout=20,
-            security=Security(
-                ca=str(authority.pair.cert),
-                server_name="localhost",
-                token_file=token,
-                proxy=proxy.url.replace("//", "//user:p%40ss@"),
+            link=LinkOptions(
+                timeout=20,
+                security=Security(
+                    ca=str(authority.pair.cert),
+                    server_name="localhost",
+                    token_file=token,
+                    proxy=proxy.url.replace("//", "//user:p%40ss@"),
+                ),
             ),
         ) as device:
             result = device.infer(toy.images(1)[0])
@@ -122,7 +124,9 @@ def test_through_a_proxy_the_certificate_must_be_the_servers(
 ) -> None:
     with secured(pair) as server, forward_proxy(server.port) as proxy:
         security = Security(ca=str(authority.pair.cert), proxy=proxy.url)
-        with Device(toy_bundle, server="server.example:50051", threshold=1, security=security) as device:
+        with Device(
+            toy_bundle, server="server.example:50051", threshold=1, link=LinkOptions(security=security)
+        ) as device:
             assert device.infer(toy.images(1)[0]).source == "fallback"
         assert proxy.connects and server.streams == 0
 
@@ -157,9 +161,7 @@ def test_without_a_token_plaintext_may_be_asked_for(toy_bundle: Bundle) -> None:
             toy_bundle,
             server="server.example:50051",
             threshold=1,
-            timeout=20,
-            insecure=True,
-            security=Security(proxy=proxy.url),
+            link=LinkOptions(timeout=20, insecure=True, security=Security(proxy=proxy.url)),
         ) as device:
             assert device.infer(toy.images(1)[0]).source == "server"
         assert len(proxy.connects) == 1
@@ -195,7 +197,9 @@ def test_bytes_that_cannot_be_counted_are_unknown_and_not_0(
     none: list[Any] = []
     monkeypatch.setattr("offramp.link.wire_bytes._connected_sockets", lambda *_: none)
     with secured(None) as server:
-        with Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=20) as device:
+        with Device(
+            toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, link=LinkOptions(timeout=20)
+        ) as device:
             assert device.wire_bytes() is not None
             assert device.infer(toy.images(1)[0]).source == "server"
         assert device.wire_bytes() is None
@@ -211,7 +215,10 @@ def test_the_error_names_a_proxy_that_refuses(toy_bundle: Bundle) -> None:
     with tcp_peer(refuse) as peer:
         security = Security(proxy=f"http://127.0.0.1:{peer.port}")
         with Device(
-            toy_bundle, server="server.example:50051", threshold=1, insecure=True, security=security
+            toy_bundle,
+            server="server.example:50051",
+            threshold=1,
+            link=LinkOptions(insecure=True, security=security),
         ) as device:
             device.infer(toy.images(1)[0])
         assert f"127.0.0.1:{peer.port}" in str(device.failure)

@@ -22,14 +22,13 @@ from offramp.bench.bench import BENCHMARKS
 from offramp.cli.app import COMMANDS
 from offramp.cli.app import EPILOG as TOOL
 from offramp.common import tracing
-from offramp.common.codec import context, lanes, rans, run_huffman
-from offramp.common.codec import huffman as codebook
+from offramp.common.arguments import Parser
+from offramp.common.codec import context, huffman, lanes, rans, run_huffman
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExitCode
 from offramp.common.part import session
-from offramp.common.settings import Parser
 from offramp.common.wire import frame, picture, transport
-from offramp.device import app, report
+from offramp.device import app, totals
 from offramp.link import backoff, security, wire_bytes
 from offramp.server import app as server_app
 from offramp.server import descriptors, plan, stream
@@ -61,8 +60,8 @@ FLEET = "docs/how-to/watch-a-fleet.md"
 DEMO = "docs/tutorials/first-demo.md"
 PHRASES = [
     (DEVICE, f"attempts go on, {backoff.BACKOFF_FIRST:g} … {backoff.BACKOFF_MOST:g} s apart"),
-    (DEVICE, f"all of them up to {report.LATENCIES:,}, then"),
-    (SCALE_OUT, f"the latencies of {report.LATENCIES:,} images"),
+    (DEVICE, f"all of them up to {totals.LATENCIES:,}, then"),
+    (SCALE_OUT, f"the latencies of {totals.LATENCIES:,} images"),
     (SERVER, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
     (SERVER, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
     (SCALE_OUT, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),
@@ -93,8 +92,8 @@ PHRASES = [
     (CODEC, f"another {training.CONTEXT_GAIN:.0%} (".replace("%", " %")),
     (CODEC, f"at most {power(training.CONTEXT_WORK)} steps"),
     (CODEC, f"is 1 … {lanes.MAX_LANES} and at most C"),
-    (CODEC, f"A table is {codebook.SYMBOLS} code lengths of 1 … {codebook.MAX_CODE_LENGTH} bits"),
-    (CODEC, f"Stored: {codebook.TABLE_BYTES} bytes a table"),
+    (CODEC, f"A table is {huffman.SYMBOLS} code lengths of 1 … {huffman.MAX_CODE_LENGTH} bits"),
+    (CODEC, f"Stored: {huffman.TABLE_BYTES} bytes a table"),
     (CODEC, f"A table has R *runs* (1 … {run_huffman.MAX_RUNS}), *columns*"),
     (CODEC, f"an order (0 … {run_huffman.MAX_ORDER}) and"),
     (CODEC, f"| runs R, 1 … {run_huffman.MAX_RUNS} |"),
@@ -104,8 +103,8 @@ PHRASES = [
     (CODEC, f"they sum to {rans.TOTAL}."),
     (CODEC, f"*reach* R (1 … {context.MAX_REACH})"),
     (CODEC, f"its mode, −{context.NEAR} … {context.NEAR}, and"),
-    ("common/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
-    ("common/settings.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
+    ("server/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
+    ("server/settings.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
     (SECURE, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
     (WIRE, f"{picture.LEFT_OUT} or {picture.LEFT_OUT + 1} bytes shorter than its WebP file"),
     (WIRE, f"| message on the stream | {frame.ENVELOPE_BYTES} (gRPC {frame.GRPC_PREFIX_BYTES},"),

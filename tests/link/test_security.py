@@ -11,7 +11,7 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import AccessError, ConfigError, UnavailableError
-from offramp.device import Device
+from offramp.device import Device, LinkOptions
 from offramp.link.security import Security
 from tests import toy
 from tests.certificates import Authority, Pair, needs_openssl
@@ -32,8 +32,7 @@ def ask(toy_bundle: Bundle) -> Callable[..., tuple[str, str, Device]]:
             toy_bundle,
             server=f"127.0.0.1:{server.port}",
             threshold=1,
-            timeout=20,
-            security=Security(**security),
+            link=LinkOptions(timeout=20, security=Security(**security)),
         ) as device:
             result = device.infer(toy.images(1)[0])
         return result.source, result.reason or "", device
@@ -109,7 +108,10 @@ def test_a_token_is_sent_and_read_again(
     with (
         secured(pair, token=SECRET) as server,
         Device(
-            toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=5, security=security
+            toy_bundle,
+            server=f"127.0.0.1:{server.port}",
+            threshold=1,
+            link=LinkOptions(timeout=5, security=security),
         ) as device,
     ):
         result = device.infer(toy.images(1)[0])
@@ -150,15 +152,15 @@ def test_what_cannot_work_is_refused_at_once(
         for key, value in security.items()
     }
     with pytest.raises(ConfigError, match=message) as raised:
-        Device(toy_bundle, server="127.0.0.1:1", security=Security(**named))
+        Device(toy_bundle, server="127.0.0.1:1", link=LinkOptions(security=Security(**named)))
     assert "hush" not in str(raised.value)
 
 
 def test_tls_needs_no_insecure_and_insecure_no_tls(toy_bundle: Bundle, authority: Authority) -> None:
     security = Security(ca=str(authority.pair.cert))
-    Device(toy_bundle, server="192.0.2.1:1", security=security).close()
+    Device(toy_bundle, server="192.0.2.1:1", link=LinkOptions(security=security)).close()
     with pytest.raises(ConfigError, match="--insecure"):
-        Device(toy_bundle, server="192.0.2.1:1", security=security, insecure=True)
+        Device(toy_bundle, server="192.0.2.1:1", link=LinkOptions(security=security, insecure=True))
 
 
 def test_flags_reach_the_server_and_the_secret_no_output(

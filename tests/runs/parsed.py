@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from offramp.cli import app
-from offramp.common.settings import Parser
+from offramp.common.arguments import Parser
 
 READ = Parser.parse_args
 

@@ -15,7 +15,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from offramp.common.bundle.load import HEAD, TAIL, Bundle
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import HEAD, TAIL
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import FrameWriter
 from tests.attacks.frames import message

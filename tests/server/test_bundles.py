@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
-from offramp.common.bundle.load import MANIFEST, TAIL, Bundle, load_bundle
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import MANIFEST, TAIL
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import FrameWriter
 from offramp.server import bundles

@@ -68,12 +68,12 @@ VIEW = encode_picture(toy.images(1, seed=4)[0], 50)
 HOSTILE = {
     "three bytes": (VIEW[:3], f"a picture of 3 bytes, expected 4 … {MOST}"),
     "too long": (bytes(MOST + 1), f"a picture of {MOST + 1} bytes, expected 4 … {MOST}"),
-    "cut off": (VIEW[:12], "12 bytes that are no picture, expected a VP8 key frame (OSError)"),
-    "zeros": (bytes(100), "100 bytes that are no picture, expected a VP8 key frame"),
-    "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(80), "88 bytes that are no picture, expected a VP8 key frame"),
-    "a WebP file": (b"RIFF\x40\0\0\0WEBPVP8 " + bytes(60), "bytes that are no picture"),
-    "no key frame": (bytes([VIEW[0] | 1]) + VIEW[1:], "bytes that are no picture, expected a VP8 key frame"),
-    "a partition past its end": (b"\xf0\xff\xff" + VIEW[3:], "bytes that are no picture"),
+    "cut off": (VIEW[:12], "12 bytes that are not a picture, expected a VP8 key frame (OSError)"),
+    "zeros": (bytes(100), "100 bytes that are not a picture, expected a VP8 key frame"),
+    "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(80), "88 bytes that are not a picture, expected a VP8 key frame"),
+    "a WebP file": (b"RIFF\x40\0\0\0WEBPVP8 " + bytes(60), "bytes that are not a picture"),
+    "no key frame": (bytes([VIEW[0] | 1]) + VIEW[1:], "bytes that are not a picture, expected a VP8"),
+    "a partition past its end": (b"\xf0\xff\xff" + VIEW[3:], "bytes that are not a picture"),
 }
 
 

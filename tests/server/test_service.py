@@ -16,7 +16,7 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.part.engine import Engine
-from offramp.common.telemetry import package_version
+from offramp.common.release import package_version
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import FrameWriter
 from offramp.server.batch import Batcher
@@ -61,7 +61,7 @@ def test_describe_tells_what_is_loaded(server: Server, toy_bundle: Bundle) -> No
             method(b"\xff" * 9)
     error: Any = refused.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert error.details() == f"{transport.SAID}9 bytes that are no offramp.v1.DescribeRequest message"
+    assert error.details() == f"{transport.SAID}9 bytes that are not an offramp.v1.DescribeRequest message"
     assert (found.protocol_version, found.version) == (frame.PROTOCOL_VERSION, package_version())
     (bundle,) = found.bundles
     assert (bundle.digest, bundle.name, bundle.classes) == (toy_bundle.digest, "toy", 3)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from offramp.bench.baselines import tail_answers
-from offramp.common.bundle.load import Rans, RunHuffman, load_bundle
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import Rans, RunHuffman
 from offramp.common.part.engine import Engine
 from offramp.training.app import main
 from offramp.training.data.datasets import Dataset
@@ -52,7 +53,7 @@ def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     payloads = [len(bundle.codec.encode(image)[1]) for image in symbols]
     assert float(np.mean(payloads)) == figures.payload_bytes_mean
     never, always = figures.thresholds[-1], figures.thresholds[0]
-    told = tail_answers(engine, symbols).told(early, manifest.sent_answer)
+    told = tail_answers(engine, symbols).answers(early, manifest.sent_answer)
     assert (never.threshold, never.exit_rate) == (1.0, 0.0)
     assert never.accuracy == float((told == digits.test.labels).mean())
     assert (always.threshold, always.payload_bytes_mean) == (0.0, 0.0)

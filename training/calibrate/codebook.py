@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.load import Context, Huffman, Rans, RunHuffman
+from offramp.common.bundle.manifest import Context, Huffman, Rans, RunHuffman
 from offramp.common.codec.activation import ActivationCodec, Tables, make_coder
 from offramp.common.codec.context import MAX_CHANNELS, ContextModel, work
 from offramp.common.codec.huffman import SYMBOLS, Codebook, code_lengths

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.common import cpus
-from offramp.common.part.answer import Replied, SentAnswer, Told
+from offramp.common.part.answer import Replied, Replies, SentAnswer
 from offramp.common.part.engine import softmax
 from offramp.common.part.session import session
 from offramp.training.calibrate.frontier import THRESHOLDS
@@ -63,14 +63,14 @@ class Answers:
     def replied(self) -> Replied:
         """What a device makes of the replies, were all images sent."""
         early = softmax(self.early, self.temperature)
-        return Replied(early, Told.of(softmax(self.final)), self.sent_answer)
+        return Replied(early, Replies.of(softmax(self.final)), self.sent_answer)
 
     @cached_property
     def sent_right(self) -> NDArray[np.bool_]:
         """Where the answer to the image, were it sent, is the label, bool [N]."""
         if self.sent_answer == "server":
             return self.final_right
-        return np.asarray(self.replied.told == self.labels)
+        return np.asarray(self.replied.answers == self.labels)
 
     def exits(self, threshold: float) -> NDArray[np.bool_]:
         """Which images exit early: those whose confidence exceeds T_c (Sec. III-B); at 1, none."""

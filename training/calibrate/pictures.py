@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import softmax
 from offramp.common.wire.picture import decode_picture, encode_picture
 from offramp.training.calibrate.measure import Answers, run_graphs
@@ -49,6 +49,6 @@ def as_pictures(
         coded = [encode_picture(image, quality) for image in images]
         decoded = np.stack([decode_picture(payload, *images.shape[2:]) for payload in coded])
         seen = run_graphs(Graphs(whole.head, whole.tail), Labelled(decoded, answers.labels))
-        told = answers.replied.told_after(Told.of(softmax(seen.final)))
+        told = answers.replied.answers_after(Replies.of(softmax(seen.final)))
         payloads = np.array([len(payload) for payload in coded], np.int64)
         yield Pictures(quality, payloads, np.asarray(told == answers.labels))

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.common.arguments import Parser, number
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY, SentAnswer
-from offramp.common.settings import Parser, number
 
 if TYPE_CHECKING:
     import onnx
@@ -252,7 +252,8 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
 
     import numpy as np
 
-    from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, file_entries, write_bundle
+    from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
+    from offramp.common.bundle.write import file_entries, write_bundle
     from offramp.training.calibrate.codebook import payload_bytes
     from offramp.training.run import figures
 

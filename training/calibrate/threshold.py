@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.common.arguments import Parser, fraction, number
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY, SentAnswer
-from offramp.common.settings import Parser, number, share
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,9 +82,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("bundle", type=Path, help="the bundle's directory")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--accuracy", type=share, metavar="A", help="at least this accuracy, 0 … 1")
+    goal.add_argument("--accuracy", type=fraction, metavar="A", help="at least this accuracy, 0 … 1")
     goal.add_argument(
-        "--drop", type=share, metavar="D", help="at most this much below the best accuracy of any T_c"
+        "--drop", type=fraction, metavar="D", help="at most this much below the best accuracy of any T_c"
     )
     goal.add_argument(
         "--bytes",
@@ -257,7 +257,7 @@ def choose(
 
 def _again(answers: Answers, point: _Point) -> NDArray[np.bool_]:
     """Which images are sent once more, bool [N]."""
-    return ~answers.exits(point.threshold) & (answers.replied.told_confidence <= point.again)
+    return ~answers.exits(point.threshold) & (answers.replied.confidence <= point.again)
 
 
 def _points(answers: Answers, payloads: NDArray[np.int64], pictures: Iterable[Pictures]) -> list[_Point]:
@@ -272,7 +272,7 @@ def _points(answers: Answers, payloads: NDArray[np.int64], pictures: Iterable[Pi
         plain.append(_Point(at, float(sent.mean()), int(answers.right(at).sum())))
     points = list(plain)
     # The lowest threshold at which an image is sent once more; beyond the last for none.
-    first = np.searchsorted(np.array(THRESHOLDS, np.float32), answers.replied.told_confidence, "left")
+    first = np.searchsorted(np.array(THRESHOLDS, np.float32), answers.replied.confidence, "left")
     for one in pictures:
         gain = one.right.astype(np.int64) - answers.sent_right
         for point in plain:
@@ -361,7 +361,8 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
         answers: of its graphs on test images, at the new temperature and answered as was chosen.
         payloads: bytes that each of these images' activations takes, int64 [N].
     """
-    from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, write_bundle
+    from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
+    from offramp.common.bundle.write import write_bundle
     from offramp.training.run import figures
 
     manifest = bundle.manifest

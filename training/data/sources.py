@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError, printable
 from offramp.common.inputs.folder import find, kinds_of
 from offramp.common.inputs.pictures import decode

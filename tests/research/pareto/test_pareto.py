@@ -11,7 +11,7 @@ import pytest
 from offramp.bench.baselines import FORMATS, sent
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import DataError
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.wire.picture import LEFT_OUT, decode_picture, encode_picture
 from offramp.training.data import sources
 from offramp.training.recipe import DigitsRecipe
@@ -28,7 +28,7 @@ def device(confidence: list[float], early: list[int], final: list[int], payload:
     sure = np.array(confidence, np.float32)
     named = np.array(early, np.bool_)
     answers = np.stack([np.where(named, sure, 1 - sure), np.where(named, 1 - sure, sure)], axis=1)
-    replies = Told(1 - np.array(final), np.ones(len(final), np.float32))
+    replies = Replies(1 - np.array(final), np.ones(len(final), np.float32))
     labels = np.zeros(len(final), np.int64)
     return pareto.Split(answers, replies, "server", np.array(payload, np.int64), labels)
 
@@ -135,7 +135,7 @@ def test_the_heads_share_of_the_work_is_the_records(tmp_path: Path) -> None:
 
 def test_the_better_whole_model_is_the_one_to_reach() -> None:
     sure = np.full(4, 0.9, np.float32)
-    answers = [Told(np.array([0, 1, 1, 1]), sure), Told(np.array([0, 0, 0, 1]), sure)]
+    answers = [Replies(np.array([0, 1, 1, 1]), sure), Replies(np.array([0, 0, 0, 1]), sure)]
     pictures = {name: pareto.Sent(np.full(4, 3072), answers) for name in ("raw pixels", "WebP 50")}
     split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 0], [10, 20, 30, 40])
     found = pareto.compare({"ours": split}, {}, pictures, {}, about="made up")
@@ -187,7 +187,7 @@ def test_pictures_are_kept_for_the_next_call(tmp_path: Path, monkeypatch: pytest
 def test_the_hybrids_have_the_better_of_both_rules() -> None:
     """The server is wrong about the second image, where the early exit is surer than it is."""
     split = device([0.6, 0.9, 0.7, 0.8], [0, 1, 0, 1], [1, 1, 1, 1], [10] * 4)
-    told = Told(np.array([0, 1, 0, 0]), np.array([0.9, 0.6, 0.9, 0.9], np.float32))
+    told = Replies(np.array([0, 1, 0, 0]), np.array([0.9, 0.6, 0.9, 0.9], np.float32))
     points = pareto.hybrid_points(split, {"WebP 50": pareto.Sent(np.full(4, 100), [told])})
     sent = points.right[(points.sent > 0).all(axis=1)]
     assert set(sent.sum(axis=1).tolist()) == {3, 4}
@@ -196,7 +196,7 @@ def test_the_hybrids_have_the_better_of_both_rules() -> None:
 def test_a_picture_follows_where_the_servers_answer_is_unsure_too() -> None:
     split = device([0.6, 0.9, 0.7, 0.8], [1, 1, 0, 0], [0, 0, 1, 0], [10, 20, 30, 40])
     split = replace(split, replies=replace(split.replies, probability=np.array([0.3, 0.8, 0.9, 0.5], "f4")))
-    whole = Told(np.array([0, 0, 0, 1]), np.ones(4, np.float32))
+    whole = Replies(np.array([0, 0, 0, 1]), np.ones(4, np.float32))
     found, payloads = (
         {"WebP 50": pareto.Sent(np.full(4, 100), [whole])},
         {"WebP 50": np.array([70, 71, 72, 73])},

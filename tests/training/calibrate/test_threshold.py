@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from offramp.bench.baselines import tail_answers, whole_answers
-from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, load_bundle, write_bundle
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
+from offramp.common.bundle.write import write_bundle
 from offramp.common.errors import DataError
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine, softmax
@@ -204,7 +206,7 @@ def test_the_bundle_is_rewritten_and_measured_anew(
     engine = Engine(after)
     symbols, early = engine.head(digits.test.images)
     exits = early.max(axis=1) > manifest.threshold
-    told = tail_answers(engine, symbols).told(early, manifest.sent_answer)
+    told = tail_answers(engine, symbols).answers(early, manifest.sent_answer)
     right = np.where(exits, early.argmax(1) == digits.test.labels, told == digits.test.labels)
     assert manifest.sent_answer == found["sent_answer"]
     assert row.exit_rate == exits.mean()
@@ -251,8 +253,8 @@ def test_with_pictures_it_says_what_to_tell_a_device(
     again = sent & (confidence <= np.float32(found["picture"]["threshold"]))
     pictures = [encode_picture(image, 75) for image in images]
     seen = np.stack([decode_picture(one, *images.shape[2:]) for one in pictures])
-    after = whole_answers(Engine(load_bundle(trained)), seen).told(joint.astype(np.float32), rule)
-    told = np.where(again, after, np.where(sent, reply.told(early, rule), early.argmax(1)))
+    after = whole_answers(Engine(load_bundle(trained)), seen).answers(joint.astype(np.float32), rule)
+    told = np.where(again, after, np.where(sent, reply.answers(early, rule), early.argmax(1)))
     payloads = [len(bundle.codec.encode(one)[1]) for one in symbols]
     total = np.where(sent, payloads, 0) + np.where(again, [len(one) for one in pictures], 0)
     assert found["picture"]["rate"] == again.mean() > 0

@@ -1,8 +1,9 @@
-"""What the Python API refuses: wrong arguments, a closed device, a device of the process before a fork."""
+"""When a device may be used: not after its end, not in a process that was forked after it was made."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -11,82 +12,72 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from offramp.common.arguments import check_argument
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.common.settings import DeviceSettings
-from offramp.device import Device
+from offramp.device import Device, SpoolOptions
+from offramp.device.lifetime import Lifetime
 from tests import toy
 from tests.processes import WAIT, Processes, closed_port, until
 
-NAN, INF = float("nan"), float("inf")
-WRONG: dict[str, tuple[object, ...]] = {
-    "threshold": (NAN, 3, -1, INF, -INF, True, "0.5", [0.5], 1 + 1e-9, np.float32(2), np.bool_(True), 1j),
-    "timeout": (NAN, 0, -1, INF, None, "2", 1e9, False),
-    "window": (0, -1, 1.5, NAN, 4097, True, None, "16", np.float64(3)),
-    "threads": (0, -4, 1.0, 1000, 10**400, None),
-    "insecure": ("no", 0, None),
-    "coalesce": (NAN, -0.001, 60.5, INF, None, True),
-    "coalesce_frames": (0, 5000, 2.5),
-    "breaker": (0, -1, NAN, 1e3),
-    "byte_budget": (0, -5, NAN, INF, "2kB/s", True),
-    "target_latency": (0, NAN, -1, 3601, "fast"),
-    "accuracy_floor": (NAN, 85, -0.1),
-    "threshold_floor": (NAN, 2, -1),
-    "threshold_ceiling": (NAN, 2, -1),
-    "spool": (5, b"spool", "", object()),
-    "spool_bytes": (0, -1, 1e9, NAN, 1 << 50),
-    "picture_threshold": (NAN, 2, -1),
-    "picture_quality": (-1, 101, 20.0, None),
-    "server": (50051, [], [1], None, b"a:1", "nonsense", ["a:1", None]),
-    "on_correction": (5, "print"),
-    "bundle": ("models/x", None, Path("models")),
-}
+# --- the rule ---
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [(name, value) for name, values in WRONG.items() for value in values],
-    ids=lambda value: repr(value)[:20],
-)
-def test_a_wrong_argument_is_refused_by_its_name(toy_bundle: Bundle, name: str, value: object) -> None:
-    before = threading.active_count()
-    given: dict[str, Any] = {"bundle": toy_bundle, "server": "127.0.0.1:1", name: value}
-    with pytest.raises(ConfigError) as error:
-        Device(given.pop("bundle"), **given)
-    assert name in str(error.value) and "expected" in str(error.value) and "\n" not in str(error.value)
-    assert threading.active_count() == before
+def test_a_closed_lifetime_lets_nobody_in() -> None:
+    lifetime = Lifetime()
+    lifetime.enter()
+    lifetime.leave()
+    lifetime.check()
+    lifetime.close()
+    for use in (lifetime.enter, lifetime.check):
+        with pytest.raises(ConfigError, match="the device is closed"):
+            use()
+    lifetime.check_process()
+    lifetime.close()
 
 
-def test_what_is_in_range_is_taken_whatever_kind_of_number_it_is(toy_bundle: Bundle) -> None:
-    thresholds: list[Any] = [0, 1, 0.5, np.float32(0.5), np.float64(1), np.int64(0), None]
-    for threshold in thresholds:
-        given: dict[str, Any] = {"threshold": threshold, "window": np.int64(4), "timeout": 1}
-        with Device(toy_bundle, server=("127.0.0.1:1",), **given) as device:
-            assert 0 <= device.threshold <= 1
+def test_closing_waits_for_the_callers_inside() -> None:
+    lifetime = Lifetime()
+    lifetime.enter()
+    closing = threading.Thread(target=lifetime.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    lifetime.leave()
+    closing.join(WAIT)
+    assert not closing.is_alive()
 
 
-def test_the_range_is_that_of_the_flag_in_the_arguments_unit() -> None:
-    check_argument(DeviceSettings, "target_latency", 3600, per_unit=1000)
-    with pytest.raises(ConfigError, match=r"target_latency=3601: expected a number, more than 0 … 3600$"):
-        check_argument(DeviceSettings, "target_latency", 3601, per_unit=1000)
-    with pytest.raises(ConfigError, match=r"window=4097: expected a whole number, 1 … 4096$"):
-        check_argument(DeviceSettings, "window", 4097)
+def test_images_wait_for_room_and_the_end_for_images() -> None:
+    lifetime = Lifetime()
+    lifetime.start_image(2)
+    lifetime.start_image(2)
+    third = threading.Thread(target=lifetime.start_image, args=(2,))
+    third.start()
+    third.join(0.05)
+    assert third.is_alive()
+    lifetime.end_image()
+    third.join(WAIT)
+    assert not third.is_alive()
+    lifetime.start_image(None)
+    waiting = threading.Thread(target=lifetime.wait_for_images)
+    waiting.start()
+    for _ in range(3):
+        assert waiting.is_alive()
+        lifetime.end_image()
+    waiting.join(WAIT)
+    assert not waiting.is_alive()
 
 
-@pytest.mark.parametrize(
-    "given", [{"index": -1}, {"index": 1 << 63}, {"index": 1.5}, {"name": b"x"}, {"name": 3}]
-)
-def test_an_image_that_no_row_could_hold_is_refused(
-    toy_bundle: Bundle, tmp_path: Path, given: dict[str, Any]
-) -> None:
-    with Device(toy_bundle, server="127.0.0.1:1", spool=tmp_path / "spool", threshold=1) as device:
-        with pytest.raises(ConfigError, match=r"(index|name)=.*expected"):
-            device.submit(toy.images(1)[0], **given)
-        assert device.infer(toy.images(1)[0]).source == "fallback"
+def test_a_forked_childs_uses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lifetime = Lifetime()
+    mine = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: mine + 1)
+    assert lifetime.is_forked
+    for use in (lifetime.enter, lifetime.check, lifetime.check_process, lifetime.close):
+        with pytest.raises(ConfigError, match=f"in process {mine}, from which {mine + 1} was forked"):
+            use()
 
 
 # --- after close ---
@@ -127,7 +118,9 @@ def test_closing_beside_other_threads_leaves_no_image_without_an_answer(
     """Each image has a result or the error, and each fallback is in the spool or counted."""
     answered, refused = [0] * 4, [0] * 4
     with closed_port() as port:
-        device = Device(toy_bundle, server=f"127.0.0.1:{port}", threshold=1, spool=tmp_path / "spool")
+        device = Device(
+            toy_bundle, server=f"127.0.0.1:{port}", threshold=1, spool=SpoolOptions(tmp_path / "spool")
+        )
 
         def work(number: int) -> None:
             for image in toy.images(2000):
@@ -161,12 +154,13 @@ import asyncio, os, sys
 sys.path.insert(0, sys.argv[4])
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError
-from offramp.device import Device
+from offramp.device import Device, LinkOptions, SpoolOptions
 from tests import toy
-from tests.device.test_api_misuse import USES
+from tests.device.test_lifetime import USES
 
 bundle = load_bundle(sys.argv[1])
-device = Device(bundle, server=sys.argv[2], threshold=float(sys.argv[5]), timeout=60, spool=sys.argv[3])
+options = {"link": LinkOptions(timeout=60), "spool": SpoolOptions(sys.argv[3])}
+device = Device(bundle, server=sys.argv[2], threshold=float(sys.argv[5]), **options)
 before = device.infer(toy.images(1)[0])
 child = os.fork()
 if child == 0:
@@ -205,10 +199,10 @@ SPOOLED = """
 import gc, os, sys, time
 sys.path.insert(0, sys.argv[3])
 from offramp.common.bundle.load import load_bundle
-from offramp.device import Device
+from offramp.device import Device, SpoolOptions
 from tests import toy
 
-device = Device(load_bundle(sys.argv[1]), server="127.0.0.1:1", threshold=1, spool=sys.argv[2])
+device = Device(load_bundle(sys.argv[1]), server="127.0.0.1:1", threshold=1, spool=SpoolOptions(sys.argv[2]))
 value = device.metrics.registry.get_sample_value
 def spool(count):
     wanted = (value("offramp_device_spooled_total") or 0) + count
