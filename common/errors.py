@@ -24,6 +24,11 @@ OfframpError                      exit  gRPC status
 What we did wrong is a ``ConfigError``, ``DataError`` or ``BundleError``; what the peer did wrong is a
 ``PeerError``. Anything else that escapes is a bug: exit code 1, INTERNAL, and only its type is sent to
 the peer.
+
+A status in answer to a hello is read by its meaning, whoever says it: UNAUTHENTICATED, PERMISSION_DENIED,
+FAILED_PRECONDITION and INVALID_ARGUMENT are a ``PeerError`` (6), since the same hello would be refused again;
+a server that is not ours and a proxy may say them too. Later on a stream only a detail that begins with
+``offramp: `` is one. Any other end is an ``UnavailableError`` (3): a network, a proxy or a crash.
 """
 
 from enum import IntEnum

@@ -52,6 +52,11 @@ class DeviceMetrics:
         )
         for cause_of_drop in SPOOL_CAUSES:
             self.spool_dropped.labels(cause_of_drop)
+        self.spool_repeats = Counter(
+            "offramp_device_spool_repeats",
+            "Spooled activations that were answered late while the disk was too slow: they are sent again.",
+            registry=registry,
+        )
         self.spool_errors = Counter(
             "offramp_device_spool_errors", "Failed reads and writes of the spool.", registry=registry
         )

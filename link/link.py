@@ -15,7 +15,7 @@ Invariants:
 - A picture is sent only on a stream whose server takes it; otherwise its outcome is that it was not sent.
 - Time is ``time.monotonic``: a clock that is set changes nothing here.
 
-Three threads: gRPC's own takes messages from ``next_message``; ``_keep_up`` makes the stream and reads its
+Three threads: gRPC's own takes messages from ``_next_message``; ``_keep_up`` makes the stream and reads its
 replies (``session.py``); ``_keep_time`` ends what takes too long.
 """
 
@@ -37,7 +37,7 @@ from offramp.link.outbox import FRAME_OVERHEAD, SENDS, Limits, Offload, Outbox, 
 from offramp.link.outcome import Answer, Cause, Outcome, Refusal
 from offramp.link.security import Security
 from offramp.link.servers import End, Server, Servers
-from offramp.link.session import Kit, Session, Terms
+from offramp.link.session import Kit, Owner, Session, Terms
 from offramp.link.wire_bytes import WireCounter
 from offramp.v1 import inference_pb2 as pb
 
@@ -78,7 +78,16 @@ class Link:
         self.wire = WireCounter()
         self.failure: OfframpError | None = None
         """Why the link was last down; None if it never was."""
-        self._kit = Kit(terms, pace.timeout, security or Security(), metrics, self.wire)
+        owner = Owner(
+            begins=self._begins,
+            next_message=self._next_message,
+            accepted=self._accepted,
+            draining=self._draining,
+            excess=self._excess,
+            replied=self._replied,
+            refuse=self._refuse,
+        )
+        self._kit = Kit(terms, pace.timeout, security or Security(), metrics, self.wire, owner)
         self._meanwhile = meanwhile
         self._lock = threading.Lock()
         """For all that follows."""
@@ -91,7 +100,7 @@ class Link:
         self._state = _State.IDLE
         self._outbox = Outbox(pace)
         self._servers = Servers(servers, failures)
-        self._session = Session(self._servers.current, self._kit, self, time.monotonic())
+        self._session = Session(self._servers.current, self._kit, time.monotonic())
         self._drains = Sparingly()
         self._threads: list[threading.Thread] = []
         metrics.watch_wire(self.wire.total)
@@ -217,7 +226,7 @@ class Link:
                 self._kit.metrics.reconnects.inc()
             attempt += 1
             with self._lock:
-                session = Session(self._servers.current, self._kit, self, time.monotonic())
+                session = Session(self._servers.current, self._kit, time.monotonic())
             error = session.run()
             self._kit.metrics.connected.set(0)
             useful = session.of_use(error is None, time.monotonic())
@@ -231,8 +240,7 @@ class Link:
                 self._end_session(session, None, useful)
                 return
 
-    def begins(self, session: Session, call: Callable[[], Any]) -> bool:
-        """See ``session.Owner``."""
+    def _begins(self, session: Session, call: Callable[[], Any]) -> bool:
         with self._lock:
             if self._is_closed():
                 return False
@@ -242,8 +250,7 @@ class Link:
             self._notify()
             return True
 
-    def next_message(self, session: Session) -> tuple[Sequence[Offload], bytes] | None:
-        """See ``session.Owner``."""
+    def _next_message(self, session: Session) -> tuple[Sequence[Offload], bytes] | None:
         with self._lock:
             while not session.half_close:
                 wait = self._outbox.due_in(time.monotonic())
@@ -255,8 +262,7 @@ class Link:
                 self._work.wait(wait)
             return None
 
-    def accepted(self, session: Session, limits: Limits) -> None:
-        """See ``session.Owner``."""
+    def _accepted(self, session: Session, limits: Limits) -> None:
         self._kit.metrics.connects.inc()
         self._kit.metrics.connected.set(1)
         with self._lock:
@@ -273,10 +279,9 @@ class Link:
         if self._kit.terms.pictures and not limits.picture_bytes:
             log.warning("%s takes no pictures; it is sent none", target)
         for item in misfits:
-            self.refuse(item, refusal.reason, refusal.cause)
+            self._refuse(item, refusal.reason, refusal.cause)
 
-    def draining(self, session: Session) -> None:
-        """See ``session.Owner``."""
+    def _draining(self, session: Session) -> None:
         now = time.monotonic()
         level = logging.INFO if self._drains.due(now) else logging.DEBUG
         log.log(level, "%s is draining; connecting again", session.server.target)
@@ -287,15 +292,13 @@ class Link:
                 self._state = _State.CONNECTING
             self._notify()
 
-    def excess(self, replies: int) -> int:
-        """See ``session.Owner``."""
+    def _excess(self, replies: int) -> int:
         with self._lock:
             return self._outbox.excess(replies)
 
-    def replied(
+    def _replied(
         self, session: Session, sequence: int, error: pb.FrameError | None
     ) -> tuple[Offload | None, Offload | None]:
-        """See ``session.Owner``."""
         with self._lock:
             item, late = self._outbox.settle(sequence)
             if item is not None or late is not None:
@@ -313,8 +316,7 @@ class Link:
                 self._space.notify_all()
         return item, late
 
-    def refuse(self, item: Offload, reason: str, cause: Cause) -> None:
-        """See ``session.Owner``."""
+    def _refuse(self, item: Offload, reason: str, cause: Cause) -> None:
         self._kit.metrics.unanswered.labels(cause).inc()
         item.done(Refusal(reason, cause, item.sends))
 
@@ -348,7 +350,7 @@ class Link:
                 log.log(verdict.level, "%s; %s until it is back", error, self._meanwhile)
         reason = f"{server.target} ended the stream without a reply" if error is None else str(error)
         for item in lost:
-            self.refuse(item, reason, Cause.UNAVAILABLE)
+            self._refuse(item, reason, Cause.UNAVAILABLE)
         return verdict is None
 
     # --- breakers, under the lock ---
@@ -412,7 +414,7 @@ class Link:
                 due = min(self._outbox.next_deadline(now), self._session.next_deadline())
                 pause = max(due - now, 0.001)
             for item in late:
-                self.refuse(item, f"no reply within {self._kit.timeout:g} s", Cause.TIMEOUT)
+                self._refuse(item, f"no reply within {self._kit.timeout:g} s", Cause.TIMEOUT)
 
     def _take_overdue(self) -> list[Offload]:
         """Frames whose time is up; they are forgotten here. A stream that has gone silent is ended."""

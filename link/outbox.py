@@ -145,14 +145,18 @@ class Outbox:
 
     def due_in(self, now: float) -> float | None:
         """Seconds until a message is to go out, 0 or less: now; None if something must happen first."""
-        waiting, limits, room = len(self.waiting), self.limits, self.room
-        if not waiting or limits is None or room <= 0:
+        limits = self.limits
+        if not self.waiting or limits is None:
+            return None
+        room = limits.frames_in_flight - len(self.sent)
+        if room <= 0:
             return None
         first, coalesce = self.waiting[0], self.pace.coalesce
-        enough = min(self.pace.coalesce_frames, limits.frames_per_message, room)
         # A picture has waited for a reply already.
-        urgent = first.sends or first.codec is CodecId.PICTURE
-        if not coalesce or self.hurry or urgent or waiting >= enough or not self.has_room():
+        if not coalesce or self.hurry or first.sends or first.codec is CodecId.PICTURE:
+            return 0.0
+        enough = min(self.pace.coalesce_frames, limits.frames_per_message, room)
+        if len(self.waiting) >= enough or not self.has_room():
             return 0.0
         return first.start + coalesce - now
 

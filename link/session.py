@@ -7,7 +7,7 @@ Rules this module keeps:
   and before it has answered a frame in a detail of our server (``transport.SAID``). Any other end of a stream
   is the network's, or a proxy's.
 - What serves nothing is bounded (``backoff.Allowance``).
-- The frames are the link's: everything about them happens in the ``Owner``, under its lock.
+- The frames are the link's: whatever happens to them happens in its ``Owner``, under its lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
@@ -87,6 +87,26 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """What the owner of the frames does for their stream. Each of these takes the owner's lock."""
+
+    begins: Callable[[Session, Callable[[], Any]], bool]
+    """Make the session's call, so that others can cancel it; False if the link is closed."""
+    next_message: Callable[[Session], tuple[Sequence[Offload], bytes] | None]
+    """Wait until a message is due: its frames, which count as sent now, and its bytes; None: no more."""
+    accepted: Callable[[Session, Limits], None]
+    """The server takes frames."""
+    draining: Callable[[Session], None]
+    """The server reads no further frame."""
+    excess: Callable[[int], int]
+    """How many of this many replies are beyond one for each frame of the stream."""
+    replied: Callable[[Session, int, pb.FrameError | None], tuple[Offload | None, Offload | None]]
+    """The frame with this number has its reply, as ``Outbox.settle`` returns it. Raises MessageError."""
+    refuse: Callable[[Offload, str, Cause], None]
+    """A frame that is in the outbox no more has no answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kit:
     """What the streams of one link have in common. timeout: seconds."""
 
@@ -95,39 +115,13 @@ class Kit:
     security: Security
     metrics: LinkMetrics
     wire: WireCounter
-
-
-class Owner(Protocol):
-    """Whose frames a stream carries. Its methods take its lock."""
-
-    def begins(self, session: Session, call: Callable[[], Any]) -> bool:
-        """Make the session's call, so that others can cancel it; False if the link is closed."""
-
-    def next_message(self, session: Session) -> tuple[Sequence[Offload], bytes] | None:
-        """Wait until a message is due: its frames, which count as sent now, and its bytes; None: no more."""
-
-    def accepted(self, session: Session, limits: Limits) -> None:
-        """The server takes frames."""
-
-    def draining(self, session: Session) -> None:
-        """The server reads no further frame."""
-
-    def excess(self, replies: int) -> int:
-        """How many of this many replies are beyond one for each frame of the stream."""
-
-    def replied(
-        self, session: Session, sequence: int, error: pb.FrameError | None
-    ) -> tuple[Offload | None, Offload | None]:
-        """A frame has its reply: see ``Outbox.settle``. Raises MessageError for one that was never sent."""
-
-    def refuse(self, item: Offload, reason: str, cause: Cause) -> None:
-        """A frame that is in the outbox no more has no answer."""
+    owner: Owner
 
 
 class Session:
     """One stream, from its channel to its end."""
 
-    def __init__(self, server: Server, kit: Kit, owner: Owner, now: float) -> None:
+    def __init__(self, server: Server, kit: Kit, now: float) -> None:
         self.server = server
         self.accept_by = now + kit.timeout
         self.end_by = math.inf
@@ -141,7 +135,6 @@ class Session:
         self.last_received = 0.0
         self.call: Any = None
         self._kit = kit
-        self._owner = owner
         self._writer = frame.FrameWriter()
         self._idle = Allowance()
 
@@ -184,7 +177,7 @@ class Session:
             metadata = kit.security.metadata()
             channel = kit.security.channel(target, transport.device_options())
             method: Any = channel.stream_stream(transport.OFFLOAD)
-            if not self._owner.begins(self, partial(method, self._requests(), metadata=metadata)):
+            if not self._kit.owner.begins(self, partial(method, self._requests(), metadata=metadata)):
                 return None
             for data in self.call:
                 self._receive(data)
@@ -216,7 +209,7 @@ class Session:
         greeting = frame.hello(terms.digest, deadline_ms)
         metrics.message_bytes_sent.inc(len(greeting))
         yield greeting
-        while (following := self._owner.next_message(self)) is not None:
+        while (following := self._kit.owner.next_message(self)) is not None:
             items, message = following
             metrics.message_bytes_sent.inc(len(message))
             metrics.payload_bytes.inc(sum(len(item.payload) for item in items))
@@ -242,11 +235,11 @@ class Session:
             raise MessageError(f"{target} accepted one stream twice")
         drains = message.HasField("draining") and self.end_by == math.inf
         replies = len(message.replies)
-        useless = self._owner.excess(replies) if replies else int(not drains)
+        useless = self._kit.owner.excess(replies) if replies else int(not drains)
         if not self._idle.take(useless, now):
             raise MessageError(f"{target} sends messages without end that answer nothing")
         if drains:
-            self._owner.draining(self)
+            self._kit.owner.draining(self)
         for reply in message.replies:
             self._settle(reply, len(data) / replies, frame.ENVELOPE_BYTES / replies)
         self._kit.wire.sample()
@@ -267,27 +260,27 @@ class Session:
                 f"expected at least 1, 1 and {terms.raw_bytes + MESSAGE_OVERHEAD}"
             )
         self._kit.wire.attach(self._kit.security.peer_port(target), made=True)
-        self._owner.accepted(self, limits)
+        self._kit.owner.accepted(self, limits)
 
     def _settle(self, reply: pb.Reply, message: float, envelope: float) -> None:
         """One reply; message, envelope: its share of the bytes that brought it."""
         target, classes, metrics = self.server.target, self._kit.terms.classes, self._kit.metrics
         error = reply.error if reply.HasField("error") else None
-        item, late = self._owner.replied(self, reply.sequence, error)
+        item, late = self._kit.owner.replied(self, reply.sequence, error)
         if item is None:
             metrics.late_replies.inc()
         elif error is not None:
             reason = frame.reason_name(error.reason)
             metrics.frames_refused.labels(reason).inc()
             cause = Cause.UNAVAILABLE if error.reason in PASSING else Cause.REFUSED
-            self._owner.refuse(item, f"refused ({reason}): {one_line(error.message)}", cause)
+            self._kit.owner.refuse(item, f"refused ({reason}): {one_line(error.message)}", cause)
             return
         answered = item or late
         if answered is None or error is not None:
             return
         if reply.class_index >= classes or not 0 <= reply.probability <= 1:
             if item is not None:
-                self._owner.refuse(item, "the reply makes no sense", Cause.REFUSED)
+                self._kit.owner.refuse(item, "the reply makes no sense", Cause.REFUSED)
             raise MessageError(
                 f"{target} answered class {reply.class_index} with probability {reply.probability:g}, "
                 f"expected a class below {classes} and a probability of 0 … 1"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,30 +19,19 @@ from offramp.common.wire.address import is_loopback
 from offramp.device import Device, LinkOptions
 from offramp.link.security import Security
 from tests import toy
+from tests.certificates import Authority, Pair, needs_openssl
 from tests.device.conftest import secured
 from tests.processes import Peer, Processes, tcp_peer
 from tests.proxies import Proxy, forward_proxy
-from tests.server.certificates import Authority, Pair
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cret-token-of-the-device"
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
 
 
 @pytest.fixture
 def sink() -> Iterator[Proxy]:
     with forward_proxy() as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("ca"), "ca")
-
-
-@pytest.fixture(scope="module")
-def own(authority: Authority) -> Pair:
-    return authority.sign("server")
 
 
 @pytest.fixture
@@ -102,11 +90,11 @@ def test_what_opens_a_channel_leaves_the_environment_alone() -> None:
 
 @needs_openssl
 def test_a_proxy_that_was_asked_for_is_used_with_tls_and_its_bytes_are_counted(
-    authority: Authority, own: Pair, token: str, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, pair: Pair, token: str, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What the environment excludes does not undo what was asked for.
     monkeypatch.setenv("no_proxy", "*,server.example")
-    with secured(own, token=SECRET) as server, forward_proxy(server.port) as proxy:
+    with secured(pair, token=SECRET) as server, forward_proxy(server.port) as proxy:
         with Device(
             toy_bundle,
             server="server.example:50051",
@@ -132,9 +120,9 @@ def test_a_proxy_that_was_asked_for_is_used_with_tls_and_its_bytes_are_counted(
 
 @needs_openssl
 def test_through_a_proxy_the_certificate_must_be_the_servers(
-    authority: Authority, own: Pair, toy_bundle: Bundle
+    authority: Authority, pair: Pair, toy_bundle: Bundle
 ) -> None:
-    with secured(own) as server, forward_proxy(server.port) as proxy:
+    with secured(pair) as server, forward_proxy(server.port) as proxy:
         security = Security(ca=str(authority.pair.cert), proxy=proxy.url)
         with Device(
             toy_bundle, server="server.example:50051", threshold=1, link=LinkOptions(security=security)

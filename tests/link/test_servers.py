@@ -98,11 +98,11 @@ def refused() -> End:
 def test_a_round_is_over_when_all_have_failed(servers: Servers) -> None:
     for _ in range(2):
         assert servers.ended(servers.current, refused(), 0.0, down=False).waits
-        assert not servers.round_is_over and servers.going_round
+        assert (servers.round_is_over, servers.going_round) == (False, True)
     assert not servers.ended(servers.current, refused(), 0.0, down=False).waits
-    assert servers.round_is_over and not servers.going_round
+    assert (servers.round_is_over, servers.going_round) == (True, False)
     assert servers.ended(servers.current, end(), 0.0, down=True).waits
-    assert not servers.round_is_over and not servers.going_round
+    assert (servers.round_is_over, servers.going_round) == (False, False)
 
 
 def test_where_the_link_is_down_frames_wait_for_a_stream_that_works_only(servers: Servers) -> None:

@@ -6,8 +6,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -26,8 +25,6 @@ from offramp.common.errors import (
 from offramp.common.wire import transport
 from offramp.link.backoff import BACKOFF_FIRST, BACKOFF_MOST
 from offramp.link.metrics import LinkMetrics
-from offramp.link.outbox import Limits, Offload
-from offramp.link.outcome import Cause
 from offramp.link.security import Security
 from offramp.link.servers import Servers
 from offramp.link.session import (
@@ -35,13 +32,13 @@ from offramp.link.session import (
     LASTING_SECONDS,
     REFUSING,
     Kit,
+    Owner,
     Session,
     Terms,
     explain,
     one_line,
 )
 from offramp.link.wire_bytes import WireCounter
-from offramp.v1 import inference_pb2 as pb
 from tests.device import hostile
 from tests.device.hostile import BREAKERS, STEPS, Script, leaving
 from tests.device.linked import LinkTo, answered, refused
@@ -95,45 +92,33 @@ def test_a_strangers_text_is_one_line(text: str | None, shown: str) -> None:
     assert one_line(text) == shown
 
 
-class Nobody:
-    """An owner without frames."""
-
-    def begins(self, session: Session, call: Callable[[], Any]) -> bool:
-        return False
-
-    def next_message(self, session: Session) -> tuple[Sequence[Offload], bytes] | None:
-        return None
-
-    def accepted(self, session: Session, limits: Limits) -> None:
-        session.accepted_at = 100.0
-
-    def draining(self, session: Session) -> None: ...
-
-    def excess(self, replies: int) -> int:
-        return replies
-
-    def replied(
-        self, session: Session, sequence: int, error: pb.FrameError | None
-    ) -> tuple[Offload | None, Offload | None]:
-        return None, None
-
-    def refuse(self, item: Offload, reason: str, cause: Cause) -> None: ...
+NOBODY = Owner(
+    begins=lambda session, call: False,
+    next_message=lambda session: None,
+    accepted=lambda session, limits: None,
+    draining=lambda session: None,
+    excess=lambda replies: replies,
+    replied=lambda session, sequence, error: (None, None),
+    refuse=lambda item, reason, cause: None,
+)
+"""An owner without frames."""
 
 
 class Call:
     """A call that can be cancelled."""
 
-    cancelled = 0
+    def __init__(self) -> None:
+        self.cancels: list[None] = []
 
     def cancel(self) -> None:
-        self.cancelled += 1
+        self.cancels.append(None)
 
 
 @pytest.fixture
 def session() -> Session:
     metrics = LinkMetrics(CollectorRegistry(), "a_link")
-    kit = Kit(Terms(bytes(32), 3, 64), 5.0, Security(), metrics, WireCounter())
-    return Session(Servers(["a:1"], failures=1).current, kit, Nobody(), now=100.0)
+    kit = Kit(Terms(bytes(32), 3, 64), 5.0, Security(), metrics, WireCounter(), NOBODY)
+    return Session(Servers(["a:1"], failures=1).current, kit, now=100.0)
 
 
 def test_a_stream_is_of_use_if_it_answered_or_lasted(session: Session) -> None:
@@ -152,26 +137,18 @@ def test_a_stream_is_accepted_and_ended_in_time_or_cancelled_once(session: Sessi
     session.cancel_if_overdue(104.9)
     session.accepted_at = 104.0
     session.cancel_if_overdue(200.0)
-    assert session.next_deadline() == math.inf and not call.cancelled
+    assert session.next_deadline() == math.inf and len(call.cancels) == 0
     session.end_by = 210.0
     assert session.next_deadline() == 210.0
     session.cancel_if_overdue(210.0)
     session.cancel("another reason")
-    assert call.cancelled == 1 and session.next_deadline() == math.inf
+    assert len(call.cancels) == 1 and session.next_deadline() == math.inf
     assert session.cancelled == "did not end the stream within 5 s of draining"
 
 
 def test_a_stream_that_is_not_made_yet_cannot_be_cancelled(session: Session) -> None:
     session.cancel_if_overdue(200.0)
     assert session.cancelled is None
-
-
-def test_names_of_metrics_are_those_of_the_program() -> None:
-    registry = CollectorRegistry()
-    LinkMetrics(registry, "offramp_device").watch_wire(lambda: None)
-    names = {family.name for family in registry.collect()}
-    assert all(name.startswith("offramp_device_") for name in names)
-    assert {"offramp_device_frames_unanswered", "offramp_device_wire_bytes"} <= names
 
 
 # --- servers that break the protocol ---
@@ -184,7 +161,8 @@ def test_a_server_that_breaks_the_protocol_is_as_good_as_none(
     caplog.set_level(logging.WARNING)
     with hostile.hostile(script) as server, linked(server.port, timeout=0.5) as device:
         device.offload(3)
-        until(lambda: device.link.failure is not None, "the server's failure")
+        # The line comes after the failure is set, from another thread.
+        until(lambda: any(message in record.message for record in caplog.records), "the warning")
         device.settled()
         device.offload(3)
         refused(device.settled())
