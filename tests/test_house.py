@@ -32,10 +32,7 @@ WITHOUT = {
     "common/part/session.py": "tests/common/part/test_engine.py",
     "common/release.py": "a version, read once: tests/server/test_service.py",
     "common/wire/transport.py": "constants: every test with a socket",
-    "device/metrics.py": "names and labels: tests/docs compares them with the reference",
     "device/sources/item.py": "a record without logic: tests/device/sources/test_watch.py",
-    "device/spool/store.py": "tests/device/spool/test_spool.py",
-    "link/metrics.py": "tests/link/test_session.py",
     "link/outcome.py": "records without logic: tests/link/test_session.py",
     "server/descriptors.py": "tests/server/test_container.py",
     "server/health.py": "tests/server/test_app.py",
@@ -54,7 +51,6 @@ WITHOUT = {
 }
 """Module: where it is tested."""
 LONG = {
-    "device/metrics.py:__init__",
     "server/app.py:_serve",
     "server/metrics.py:__init__",
     "training/calibrate/threshold.py:choose",
