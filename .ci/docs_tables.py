@@ -320,8 +320,8 @@ def metrics(program: str) -> str:
         for family in registry.collect():
             if family.name in INFO:
                 continue
-            labels = labelled.get(family.name) or ["direction"] * any(
-                "direction" in s.labels for s in family.samples
+            labels = labelled.get(family.name) or sorted(
+                {name for sample in family.samples for name in sample.labels} - {"le"}
             )
             name = family.name + ("_total" if family.type == "counter" else "")
             yield (
