@@ -34,8 +34,8 @@ examples:
     --token-file tokens.txt
   cloud-server --bundle CODE --pictures PLAIN
 
---bundle is a bundle, or a directory of bundles; it may be given more than once. --pictures likewise: these
-are served too, and answer pictures. What changes there is loaded while the server runs, within
+--bundle is a bundle, or a directory of bundles; it may be given more than once. --pictures takes the same;
+its bundles are served too, and answer pictures. What changes there is loaded while the server runs, within
 --reload-interval or at SIGHUP. Tokens and certificates are read again as well.
 SIGTERM and SIGINT drain: frames already read are answered, then it exits.
 
@@ -109,16 +109,17 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.common.wire.picture import require_webp
     from offramp.server import health
     from offramp.server.batch import Batcher
-    from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.calls import Calls
+    from offramp.server.catalog import Catalog
     from offramp.server.descriptors import make_room
     from offramp.server.follower import Follower, Step
     from offramp.server.health import Health
+    from offramp.server.limits import StreamLimits
+    from offramp.server.loader import Loader, Reloader
     from offramp.server.metrics import ServerMetrics
     from offramp.server.reflection import Reflection
     from offramp.server.security import Certificates, Tokens
     from offramp.server.service import InferenceService
-    from offramp.server.stream import StreamLimits
 
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -219,7 +220,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         helpers[1].cancel()
         # What gRPC cancelled at the end of the grace still unwinds, and a bundle may be loading. asyncio.run
         # would cancel the former once more, and gRPC would log that as an error.
-        closing = loop.create_task(reloader.close())
+        closing = loop.create_task(catalog.close())
         await asyncio.wait((closing, *helpers), timeout=UNWIND_SECONDS)
         if unwinding := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)

@@ -35,13 +35,14 @@ from offramp.common.telemetry import serve_metrics, start_log
 from offramp.common.wire import transport
 from offramp.common.wire.address import join_address
 from offramp.server.batch import Batcher
-from offramp.server.bundles import Catalog, Loaded, find_bundles
 from offramp.server.calls import Context, end
+from offramp.server.catalog import Catalog, Loaded
+from offramp.server.limits import StreamLimits
+from offramp.server.loader import find_bundles
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.security import Tokens
 from offramp.server.service import InferenceService, handlers
-from offramp.server.stream import StreamLimits
 
 log = logging.getLogger("offramp.ray")
 

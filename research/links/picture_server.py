@@ -51,11 +51,11 @@ async def serve(bundle: Bundle, listen: str, threads: int) -> None:
 
     from offramp.common.wire import transport
     from offramp.server.batch import Batcher, Shape
-    from offramp.server.bundles import Catalog, Loaded
+    from offramp.server.catalog import Catalog, Loaded
+    from offramp.server.limits import StreamLimits
     from offramp.server.metrics import ServerMetrics
     from offramp.server.plan import make_plan
     from offramp.server.service import InferenceService, handlers
-    from offramp.server.stream import StreamLimits
     from offramp.server.whole import WholeModel
 
     stop = asyncio.Event()

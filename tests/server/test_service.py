@@ -19,12 +19,13 @@ from offramp.common.part.engine import Engine
 from offramp.common.telemetry import package_version
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import FrameWriter
+from offramp.server.account import REPLIES_WAITING
 from offramp.server.batch import Batcher
-from offramp.server.bundles import Catalog, Loaded
+from offramp.server.catalog import Catalog, Loaded
+from offramp.server.limits import StreamLimits
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.service import InferenceService, handlers
-from offramp.server.stream import REPLIES_WAITING, StreamLimits
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.attacks.frames import Aborted, FrameAttack, attacks, good_frame, message
