@@ -75,7 +75,7 @@ def test_only_what_a_correct_device_never_sends_is_a_strike(reason: pb.FrameErro
     bad = pb.FrameError.Reason.Name(reason) in names
     assert (reason in BAD_FRAMES) == bad and account.strikes == 3 * bad
     if bad:
-        with pytest.raises(MessageError, match="^3 bad frames on this stream$"):
+        with pytest.raises(MessageError, match=r"^3 bad frames on this stream$"):
             account.check_strikes()
     else:
         account.check_strikes()
