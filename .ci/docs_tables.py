@@ -325,8 +325,9 @@ def metrics(program: str) -> str:
         for family in registry.collect():
             if family.name in INFO:
                 continue
-            labels = labelled.get(family.name) or ["direction"] * any(
-                "direction" in s.labels for s in family.samples
+            # Other collectors, such as Tallies, show their labels in their samples alone.
+            labels = labelled.get(family.name) or sorted(
+                {label for sample in family.samples for label in sample.labels} - {"le"}
             )
             name = family.name + ("_total" if family.type == "counter" else "")
             yield (

@@ -1,7 +1,7 @@
 """What one stream holds on the server, and what it did wrong: counts, and their limits.
 
-A frame is taken, then it is answered, refused or dropped. An answer or a refusal is a reply, which waits until
-it is written. A frame that is never taken may be refused too.
+A frame is taken, then it is answered, refused or dropped; one that is not taken is refused. An answer or a
+refusal is a reply, which waits until it is written.
 """
 
 from __future__ import annotations

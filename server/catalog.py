@@ -87,7 +87,7 @@ class Catalog:
         return self._served[digest]
 
     def pictures_of(self, served: Served) -> Served | None:
-        """Whose whole model answers the pictures of devices that run this bundle; None: nobody's."""
+        """Whose whole model answers the pictures of devices that run this bundle; None: no bundle's."""
         return next((each for each in (served, *self.all()) if each.answers_pictures_of(served)), None)
 
     def add(self, loaded: Loaded) -> Served:

@@ -159,7 +159,7 @@ class ServerMetrics:
 
 
 class _ConnectionCollector(Collector):
-    """gRPC does not tell of connections without a call: those that are silent, or speak something else."""
+    """gRPC does not report connections without a call: those that are silent, or speak something else."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -175,7 +175,7 @@ class _ConnectionCollector(Collector):
 
 
 def open_connections(port: int) -> int | None:
-    """TCP connections of this local port; None where the system does not tell."""
+    """TCP connections of this local port; None where the system has no such table."""
     count = None
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         try:
