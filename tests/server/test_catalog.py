@@ -63,7 +63,9 @@ def test_a_bundle_is_served_by_its_digest_as_its_plan_says(toy_bundle: Bundle) -
     in_loop(scenario)
 
 
-def test_a_retired_bundle_keeps_its_lane_until_its_streams_have_ended(toy_bundle: Bundle) -> None:
+def test_a_retired_bundle_keeps_its_lane_until_its_streams_have_ended(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario(catalog: Catalog, batcher: Batcher, metrics: ServerMetrics) -> None:
         gone = asyncio.Event()
         asked: list[Served] = []
@@ -74,7 +76,7 @@ def test_a_retired_bundle_keeps_its_lane_until_its_streams_have_ended(toy_bundle
 
         served = catalog.add(Loaded(toy_bundle, AnyTail(), PLAN, Whole(AnyTail(), PLAN)))
         removed: list[Lane] = []
-        batcher.remove = removed.append  # type: ignore[method-assign]
+        monkeypatch.setattr(batcher, "remove", removed.append)
         catalog.retire(toy_bundle.digest, end_streams)
         assert catalog.digests() == []
         assert metrics.registry.get_sample_value("offramp_server_bundles_retired_total") == 1

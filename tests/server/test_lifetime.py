@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ LIMITS = StreamLimits(
 )
 
 
-def accepted(spread: float = 0, **limits: float) -> Lifetime:
+def accepted(spread: float = 0, **limits: Any) -> Lifetime:
     """A stream that was opened at 100 s and accepted."""
     lifetime = Lifetime(replace(LIMITS, **limits), 100, spread)
     lifetime.accepted = True
@@ -110,5 +111,6 @@ def test_of_several_ends_the_earliest_counts() -> None:
 
 @pytest.mark.parametrize("name", ["idle_timeout", "max_stream_age", "write_timeout", "grace"])
 def test_streams_are_checked_four_times_in_the_shortest_limit(name: str) -> None:
+    shorter: dict[str, Any] = {name: 0.4}
     assert watch_period(LIMITS) == WATCH_SECONDS
-    assert watch_period(replace(LIMITS, **{name: 0.4})) == pytest.approx(0.1)
+    assert watch_period(replace(LIMITS, **shorter)) == pytest.approx(0.1)

@@ -8,13 +8,16 @@ from dataclasses import asdict
 from offramp.common.settings import ServerSettings
 from offramp.server.limits import StreamLimits
 
+VALUES = {"bundle": ["b"], "frames_in_flight": 7, "strikes": 3, "grace": 2, "max_stream_age": 600}
+
 
 def test_they_are_the_settings() -> None:
-    settings = ServerSettings(bundle=["b"], frames_in_flight=7, strikes=3, grace=2, max_stream_age=600)
+    settings = ServerSettings.model_validate(VALUES)
     found = asdict(StreamLimits.of(settings))
     assert found == {name: getattr(settings, name) for name in found}
     assert (found["frames_in_flight"], found["strikes"], found["max_stream_age"]) == (7, 3, 600)
 
 
 def test_no_greatest_age_is_an_infinite_one() -> None:
-    assert StreamLimits.of(ServerSettings(bundle=["b"], max_stream_age=None)).max_stream_age == math.inf
+    settings = ServerSettings.model_validate(VALUES | {"max_stream_age": None})
+    assert StreamLimits.of(settings).max_stream_age == math.inf
