@@ -320,8 +320,9 @@ def metrics(program: str) -> str:
         for family in registry.collect():
             if family.name in INFO:
                 continue
+            # Other collectors, such as Tallies, show their labels in their samples alone.
             labels = labelled.get(family.name) or sorted(
-                {name for sample in family.samples for name in sample.labels} - {"le"}
+                {label for sample in family.samples for label in sample.labels} - {"le"}
             )
             name = family.name + ("_total" if family.type == "counter" else "")
             yield (

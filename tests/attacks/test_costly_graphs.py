@@ -26,7 +26,7 @@ from tests import toy
 from tests.attacks.costly_graphs import GRAPHS, LONG, large
 from tests.processes import WAIT, Processes, Program, processes, until
 from tests.server.client import still_serves
-from tests.server.test_bundles import described, variant
+from tests.server.variants import described, variant
 from tests.toy import BundleFolder
 
 SLOW = [name for name, (_, expected) in GRAPHS.items() if expected == LONG]

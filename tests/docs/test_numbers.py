@@ -30,8 +30,8 @@ from offramp.common.part import session
 from offramp.common.wire import frame, picture, transport
 from offramp.device import app, totals
 from offramp.link import backoff, security, wire_bytes
+from offramp.server import account, descriptors, lifetime, plan
 from offramp.server import app as server_app
-from offramp.server import descriptors, plan, stream
 from offramp.server import security as server_security
 
 training = pytest.importorskip("offramp.training.calibrate.codebook")
@@ -63,8 +63,8 @@ PHRASES = [
     (DEVICE, f"all of them up to {totals.LATENCIES:,}, then"),
     (SCALE_OUT, f"the latencies of {totals.LATENCIES:,} images"),
     (SERVER, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
-    (SERVER, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
-    (SCALE_OUT, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),
+    (SERVER, f"not read further at {account.REPLIES_WAITING:,} waiting replies"),
+    (SCALE_OUT, f"`--message-bytes` and {account.REPLIES_WAITING:,} replies for each stream"),
     (SERVER, f"{transport.HANDSHAKE_MS / 1000:g} s for TCP, TLS and HTTP/2"),
     (SERVER, f"closed after {transport.CONNECTION_IDLE_MS / 60_000:g} minutes"),
     (SERVER, f"within {(transport.KEEPALIVE_MS + transport.KEEPALIVE_TIMEOUT_MS) / 1000:g} s"),
@@ -104,7 +104,7 @@ PHRASES = [
     (CODEC, f"*reach* R (1 … {context.MAX_REACH})"),
     (CODEC, f"its mode, −{context.NEAR} … {context.NEAR}, and"),
     ("server/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
-    ("server/settings.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
+    ("server/settings.py", f"age, give or take {lifetime.AGE_JITTER * 100:g} %"),
     (SECURE, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
     (WIRE, f"{picture.LEFT_OUT} or {picture.LEFT_OUT + 1} bytes shorter than its WebP file"),
     (WIRE, f"| message on the stream | {frame.ENVELOPE_BYTES} (gRPC {frame.GRPC_PREFIX_BYTES},"),
@@ -113,7 +113,7 @@ PHRASES = [
     (DEPLOY, stated("systemd/edge-device.service", r"^MemoryMax=(\d+)M$", "may take {:g} MB")),
     (DEPLOY, stated("containers/Dockerfile", r"--timeout=(\d+)s", "may now take {:g}.")),
     (DEPLOY, stated("kubernetes/deployment.yaml", r'STREAM_AGE, value: "(\d+)"', "({:g} minutes here,", 60)),
-    (DEPLOY, f"minutes here, give or take {stream.AGE_JITTER * 100:g} %)"),
+    (DEPLOY, f"minutes here, give or take {lifetime.AGE_JITTER * 100:g} %)"),
     (SCALE_OUT, stated("ray/app.py", r"^CALLS = (\d+)$", "on their way (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^MAX_BATCH = (\d+)$", "is not measured (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^BUSY_MS = (\d+)$", "becomes it, {:g} ms |")),

@@ -126,7 +126,7 @@ def test_tokens_are_rotated_by_their_file(run: Processes, toy_bundle: Bundle, to
             before.send(good_message(toy_bundle))
             assert before.replies(1)
         replace(token_file, "short\n")
-        server.wait_for(r"tokens not read again, the old ones stay: \S+ \S+: line 1 is no token")
+        server.wait_for(r"tokens not read again, the old ones stay: \S+ \S+: line 1 is not a token")
         token_file.unlink()
         server.wait_for(r"tokens not read again.*No such file")
         assert outcome(channel, toy_bundle, bearer("the-only-token-that-is-known-now")) == "answered"

@@ -1,9 +1,7 @@
-"""The bundles that a server has loaded, and how they come and go while it serves.
+"""How bundles come from disk into the catalog, at the start and while the server serves.
 
 Rules:
-- A stream keeps the bundle that it was opened with, and the one that answers its pictures. A bundle that is
-  retired answers what its streams still send, until they have gone; nobody new is let in.
-- A change on disk is loaded beside what serves. What cannot be loaded changes nothing; it is told once, and
+- A change on disk is loaded beside what serves. What cannot be loaded changes nothing; it is logged once, and
   tried again when it changes once more, or at SIGHUP.
 - Where nothing loadable is left on disk, what serves goes on serving.
 """
@@ -14,166 +12,23 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.bundle.manifest import HEAD, MANIFEST, TAIL
 from offramp.common.bundle.signature import TrustedKeys
-from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, OfframpError, StoppedError
 from offramp.common.part.engine import Engine
-from offramp.common.wire import picture, transport
-from offramp.server.batch import Batcher, Lane, Shape, Tail
+from offramp.server.catalog import Catalog, EndStreams, Loaded, Whole, message_bytes
 from offramp.server.metrics import ServerMetrics
-from offramp.server.plan import (
-    Plan,
-    decodes_inline,
-    largest_batch,
-    make_plan,
-    plan_pictures,
-    threads_each,
-)
+from offramp.server.plan import largest_batch, make_plan, plan_pictures, threads_each
 from offramp.server.whole import WholeModel
 
 log = logging.getLogger("offramp.cloud-server")
 
 State = tuple[tuple[str, int, int, int], ...]
 """Name, inode, size and time of change of each file in a bundle's directory."""
-Retire = Callable[["Served"], Awaitable[None]]
-
-
-@dataclass(eq=False)
-class Served:
-    """One loaded bundle."""
-
-    bundle: Bundle
-    codec: ActivationCodec
-    lane: Lane
-    decode_inline: bool
-    message_bytes: int
-    """Largest message with its activations."""
-    whole: Lane | None = None
-    """Of its head and tail together, which answer pictures; None where it is not asked to."""
-
-    def answers_pictures_of(self, other: Served) -> bool:
-        """Whether its whole model tells what a picture from a device with the other bundle shows."""
-        return self.whole is not None and not self.bundle.manifest.reads_otherwise(other.bundle.manifest)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A bundle's head and tail together, ready to answer pictures, and how."""
-
-    model: Tail
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A bundle that is ready to serve, and how."""
-
-    bundle: Bundle
-    tail: Tail
-    plan: Plan
-    whole: Whole | None = None
-    decode_inline: bool = field(init=False)
-    """See ``plan.decodes_inline``. Measured where the bundle is loaded, which is not the event loop."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "decode_inline", decodes_inline(self.bundle.codec))
-
-
-class Catalog:
-    """Loaded bundles by digest."""
-
-    def __init__(self, batcher: Batcher, metrics: ServerMetrics) -> None:
-        self._batcher = batcher
-        self._metrics = metrics
-        self._served: dict[bytes, Served] = {}
-
-    def all(self) -> list[Served]:
-        """Every bundle that new streams may ask for."""
-        return list(self._served.values())
-
-    def digests(self) -> list[bytes]:
-        """Their digests."""
-        return list(self._served)
-
-    def get(self, digest: bytes) -> Served:
-        """The bundle with this digest. Raises KeyError."""
-        return self._served[digest]
-
-    def pictures_of(self, served: Served) -> Served | None:
-        """Whose whole model answers the pictures of devices that run this bundle; None: nobody's."""
-        return next((each for each in (served, *self.all()) if each.answers_pictures_of(served)), None)
-
-    def add(self, loaded: Loaded) -> Served:
-        """Take a bundle into service."""
-        bundle, plan = loaded.bundle, loaded.plan
-        served = Served(
-            bundle,
-            bundle.codec,
-            self._batcher.add(loaded.tail, _shape(plan)),
-            loaded.decode_inline,
-            message_bytes(bundle, pictures=False),
-        )
-        self._served[bundle.digest] = served
-        self._metrics.add_bundle(bundle)
-        name = bundle.manifest.name
-        self._metrics.batch_limit.labels(name).set(plan.max_batch)
-        self._metrics.batch_wait_seconds.labels(name).set(plan.max_wait)
-        self._metrics.tail_rate.labels(name).set(plan.best)
-        log.info("serves %s (%s): %s", name, bundle.digest.hex(), plan)
-        if loaded.whole is not None:
-            self.take_pictures(served, loaded.whole)
-        return served
-
-    def take_pictures(self, served: Served, whole: Whole) -> None:
-        """Have a bundle in service answer pictures too, on streams that are opened from now on."""
-        served.whole = self._batcher.add(whole.model, _shape(whole.plan))
-        log.info("answers pictures by %s: %s", served.bundle.manifest.name, whole.plan)
-
-    def remove(self, digest: bytes) -> Served:
-        """Take a bundle out of service; its lane stays until ``forget``."""
-        served = self._served.pop(digest)
-        self._metrics.remove_bundle(served.bundle)
-        self._metrics.retired.inc()
-        log.info("retires %s (%s)", served.bundle.manifest.name, digest.hex())
-        return served
-
-    def forget(self, served: Served) -> None:
-        """Drop a removed bundle that no stream uses any more."""
-        self._batcher.remove(served.lane)
-        if served.whole is not None:
-            self._batcher.remove(served.whole)
-
-
-def _shape(plan: Plan) -> Shape:
-    rate = plan.best / plan.workers
-    return Shape(plan.max_batch, plan.max_wait, 1 / rate if rate else 0.0)
-
-
-def find_bundles(paths: Sequence[str]) -> list[Path]:
-    """The bundles' directories: of these paths those that are bundles, and those directly in the others."""
-    found = []
-    for path in map(Path, paths):
-        if (path / MANIFEST).exists() or not path.is_dir():
-            found.append(path)
-        else:
-            found += sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
-    return found
-
-
-def state_of(directory: Path) -> State:
-    """What tells a changed directory from an unchanged one, without reading its files."""
-    try:
-        with os.scandir(directory) as entries:
-            stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-    except OSError:
-        return ()
-    return tuple(sorted((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
 
 
 class Loader:
@@ -256,18 +111,32 @@ class Loader:
             )
 
 
-def message_bytes(bundle: Bundle, pictures: bool) -> int:
-    """Largest message of a device that runs this bundle, or that sends it pictures."""
-    image = bundle.manifest.preprocessing
-    largest = picture.most_bytes(image.height, image.width) if pictures else 0
-    return transport.message_bytes(max(bundle.codec.raw_bytes, largest))
+def find_bundles(paths: Sequence[str]) -> list[Path]:
+    """The bundles' directories: of these paths those that are bundles, and those directly in the others."""
+    found = []
+    for path in map(Path, paths):
+        if (path / MANIFEST).exists() or not path.is_dir():
+            found.append(path)
+        else:
+            found += sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
+    return found
+
+
+def state_of(directory: Path) -> State:
+    """Differs once a file of the directory has changed, without reading its files."""
+    try:
+        with os.scandir(directory) as entries:
+            stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        return ()
+    return tuple(sorted((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
 
 
 class Reloader:
     """Follows what lies on disk.
 
-    paths: bundles, and directories of such; pictures: likewise, those that answer pictures as well.
-    trusted: who must have signed a bundle, if anybody.
+    paths: bundles, and directories of such; pictures: the same, for those that answer pictures as well.
+    trusted: keys of which one must have signed each bundle; None: none has to be signed.
     """
 
     def __init__(
@@ -286,7 +155,6 @@ class Reloader:
         self._metrics = metrics
         self._states: dict[Path, State] = {}
         self._digests: dict[Path, bytes] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
 
     def load_all(self) -> list[Loaded]:
         """Everything on disk, before the first stream. Raises BundleError for the first that is unusable."""
@@ -317,11 +185,8 @@ class Reloader:
         pictures = dict.fromkeys(find_bundles(self._pictures), True)
         return dict.fromkeys(find_bundles(self._paths), False) | pictures
 
-    async def scan(self, catalog: Catalog, retire: Retire, *, again: bool = False) -> None:
-        """Load what has changed; retire what has gone. ``again``: also try what is unchanged and failed.
-
-        retire: asks a bundle's streams to end, and returns when none is left.
-        """
+    async def scan(self, catalog: Catalog, end_streams: EndStreams, *, again: bool = False) -> None:
+        """Load what has changed; retire what has gone. ``again``: also try what is unchanged and failed."""
         found = await asyncio.to_thread(self._find)
         present: set[Path] = set()
         for path, pictures in found.items():
@@ -340,7 +205,7 @@ class Reloader:
             self._digests.pop(path, None)
         for digest in catalog.digests():
             if digest not in kept:
-                self._start_retiring(catalog, digest, retire)
+                catalog.retire(digest, end_streams)
 
     async def _read(self, path: Path, catalog: Catalog, pictures: bool) -> None:
         try:
@@ -357,23 +222,5 @@ class Reloader:
             return
         except Exception as error:
             self._metrics.reloads.labels("bundle", "failed").inc()
-            told = str(error) if isinstance(error, OfframpError) else f"{path}: {type(error).__name__}"
-            log.error("not loaded, what serves goes on: %s", told)
-
-    def _start_retiring(self, catalog: Catalog, digest: bytes, retire: Retire) -> None:
-        served = catalog.remove(digest)
-
-        async def wait() -> None:
-            await retire(served)
-            catalog.forget(served)
-
-        task = asyncio.create_task(wait())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-
-    async def close(self) -> None:
-        """Stop waiting for the streams of retired bundles."""
-        tasks = list(self._retiring)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            reason = str(error) if isinstance(error, OfframpError) else f"{path}: {type(error).__name__}"
+            log.error("not loaded, what serves goes on: %s", reason)

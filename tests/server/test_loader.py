@@ -1,4 +1,4 @@
-"""Several bundles at once, loaded and retired while frames are on their way."""
+"""Bundles that come and go on disk, while frames are on their way."""
 
 from __future__ import annotations
 
@@ -7,62 +7,48 @@ import shutil
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.bundle.manifest import MANIFEST, TAIL
-from offramp.common.wire import frame, transport
+from offramp.common.wire import frame
 from offramp.common.wire.frame import FrameWriter
-from offramp.server import bundles
+from offramp.server import catalog
 from offramp.server.batch import Batcher
-from offramp.server.bundles import Catalog, Loader, Reloader
+from offramp.server.catalog import Catalog
+from offramp.server.loader import Loader, Reloader, find_bundles, state_of
 from offramp.server.metrics import ServerMetrics
-from offramp.v1 import inference_pb2 as pb
-from tests.processes import WAIT, Processes, Server, until
-from tests.server.client import Ended, channel_to, good_frames, good_message, still_serves, stream_to
+from tests.processes import WAIT, Processes, until
+from tests.server.client import Ended, good_frames, good_message, still_serves, stream_to
+from tests.server.variants import described, variant
 from tests.toy import BundleFolder
 
 
-def variant(bundle: Bundle, path: Path, name: str) -> Bundle:
-    """A copy of the bundle with another name, and so another digest."""
-    shutil.copytree(bundle.path, path)
-    BundleFolder(path).edit("name", value=name)
-    return load_bundle(path)
+def test_bundles_are_found_in_a_directory_or_given_themselves(toy_bundle: Bundle, models: Path) -> None:
+    one, two = (variant(toy_bundle, models / name, name).path for name in ("a", "b"))
+    (models / "empty").mkdir()
+    (models / "file").touch()
+    assert find_bundles([str(models)]) == [one, two]
+    assert find_bundles([str(two), str(models)]) == [two, one, two]
+    # Loading it says what is wrong with it.
+    assert find_bundles([str(models / "nowhere")]) == [models / "nowhere"]
+    assert find_bundles([str(models / "empty")]) == []
 
 
-def described(server: Server) -> set[str]:
-    with channel_to(server.address) as channel:
-        method: Any = channel.unary_unary(transport.DESCRIBE)
-        found = pb.DescribeResponse.FromString(method(b"", timeout=WAIT))
-    return {bundle.name for bundle in found.bundles}
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    path = tmp_path / "models"
-    path.mkdir()
-    return path
-
-
-def test_streams_are_routed_by_digest(run: Processes, toy_bundle: Bundle, models: Path) -> None:
-    both = [variant(toy_bundle, models / name, name) for name in ("a", "b")]
-    other = variant(toy_bundle, models.parent / "c", "c")
-    server = run.server(bundle=models)
-    assert described(server) == {"a", "b"}
-    for bundle in both:
-        still_serves(server.address, bundle)
-    with stream_to(server.address, toy_bundle) as stream:
-        stream.send(frame.hello(toy_bundle.digest))
-        with pytest.raises(Ended) as ended:
-            stream.receive()
-    assert ended.value.status == "FAILED_PRECONDITION"
-    assert all(bundle.digest.hex() in ended.value.details for bundle in (*both, toy_bundle))
-    assert server.drain() == 0
-    again = run.server("--bundle", other.path, bundle=models)
-    assert described(again) == {"a", "b", "c"}
+def test_a_changed_directory_is_seen_without_reading_it(toy_bundle: Bundle, tmp_path: Path) -> None:
+    path = variant(toy_bundle, tmp_path / "one", "one").path
+    states = {state_of(path)}
+    tail = path / TAIL
+    tail.write_bytes(tail.read_bytes() + b"more")
+    states.add(state_of(path))
+    (path / "new").touch()
+    states.add(state_of(path))
+    shutil.copy(tail, path / "copy")
+    (path / "copy").rename(tail)
+    states.add(state_of(path))
+    assert len(states) == 4 and state_of(path) in states
+    assert state_of(tmp_path / "nowhere") == ()
 
 
 def test_a_directory_without_bundles_is_exit_4(models: Path) -> None:
@@ -87,16 +73,16 @@ def test_bundles_come_and_go_without_losing_a_frame(
     sent, found, refused = [0] * 3, [0] * 3, [0] * 3
 
     def device(index: int) -> None:
-        """Sends until it is told to go."""
+        """Sends until it is asked to go."""
         with stream_to(server.address, old) as stream:
             stream.hello()
-            writer, told = FrameWriter(), False
-            while not told:
+            writer, asked = FrameWriter(), False
+            while not asked:
                 stream.send(writer.pack(good_frames(old, 8, first=1 + sent[index])))
                 sent[index] += 8
                 message = stream.receive()
                 assert message is not None
-                told = message.HasField("draining")
+                asked = message.HasField("draining")
                 found[index] += len(message.replies)
                 refused[index] += sum(reply.HasField("error") for reply in message.replies)
             rest = stream.end()
@@ -192,27 +178,6 @@ def test_a_bundle_for_larger_messages_is_not_loaded(run: Processes, toy_bundle: 
     assert described(server) == {"one"}
 
 
-def test_devices_that_stay_on_a_retired_bundle_are_ended(
-    run: Processes, toy_bundle: Bundle, models: Path
-) -> None:
-    old = variant(toy_bundle, models / "old", "old")
-    variant(toy_bundle, models / "new", "new")
-    server = run.server("--reload-interval", 3600, "--grace", 0.3, bundle=models)
-    with stream_to(server.address, old) as stream:
-        stream.hello()
-        shutil.rmtree(models / "old")
-        server.send(signal.SIGHUP)
-        told = stream.receive()
-        assert told is not None and told.HasField("draining")
-        with pytest.raises(Ended) as ended:
-            stream.receive()
-    assert (ended.value.status, ended.value.details) == (
-        grpc.StatusCode.UNAVAILABLE.name,
-        "the stream was asked to end and did not",
-    )
-    assert server.drain() == 0
-
-
 def test_decoding_is_measured_beside_the_event_loop(
     monkeypatch: pytest.MonkeyPatch, toy_bundle: Bundle
 ) -> None:
@@ -235,6 +200,6 @@ def test_decoding_is_measured_beside_the_event_loop(
         assert catalog.get(toy_bundle.digest).decode_inline
         batcher.close()
 
-    monkeypatch.setattr(bundles, "decodes_inline", measure)
+    monkeypatch.setattr(catalog, "decodes_inline", measure)
     asyncio.run(reload())
     assert measured and threading.main_thread() not in measured
