@@ -34,12 +34,6 @@ WITHOUT = {
     "common/wire/transport.py": "constants: every test with a socket",
     "device/sources/item.py": "a record without logic: tests/device/sources/test_watch.py",
     "link/outcome.py": "records without logic: tests/link/test_session.py",
-    "server/descriptors.py": "tests/server/test_container.py",
-    "server/health.py": "tests/server/test_app.py",
-    "server/metrics.py": "names and labels: tests/docs compares them with the reference",
-    "server/reflection.py": "tests/server/test_app.py",
-    "server/stream.py": "tests/server/test_service.py, tests/server/test_calls.py",
-    "server/whole.py": "tests/server/test_pictures.py",
     "training/calibrate/frontier.py": "tests/training/calibrate/test_threshold.py",
     "training/calibrate/pictures.py": "tests/training/calibrate/test_threshold.py",
     "training/calibrate/run_huffman_tables.py": "tests/training/calibrate/test_codebook.py",
@@ -52,7 +46,6 @@ WITHOUT = {
 """Module: where it is tested."""
 LONG = {
     "server/app.py:_serve",
-    "server/metrics.py:__init__",
     "training/calibrate/threshold.py:choose",
     "training/models/networks.py",
     "training/recipe.py",
