@@ -146,7 +146,8 @@ def measured_curve(record: Record) -> Curve:
 
 def modelled_curves(records: Sequence[Record], classes: int = 10, size: int = 32) -> list[Curve]:
     """Exits of each backbone between two that were measured and have the activation itself travel."""
-    from offramp.training.models.networks import BACKBONES, SplitModel
+    from offramp.training.models.networks import BACKBONES
+    from offramp.training.models.split_model import SplitModel
     from offramp.training.record import measure_cost
 
     found = []

@@ -16,7 +16,7 @@ from offramp.common.errors import DataError, printable
 
 if TYPE_CHECKING:
     # It imports torch, which reading records needs not.
-    from offramp.training.models.networks import SplitModel
+    from offramp.training.models.split_model import SplitModel
 
 RECORD = "measured.json"
 
@@ -153,7 +153,8 @@ def measure_cost(model: SplitModel) -> Cost:
     """The cost of a split model."""
     import torch
 
-    from offramp.training.models.networks import Flow, partition
+    from offramp.training.models.cost import partition
+    from offramp.training.models.layers import Flow
 
     sides = partition(model)
     training = model.training

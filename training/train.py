@@ -55,16 +55,12 @@ from offramp.training.data.datasets import (
 )
 from offramp.training.export import export
 from offramp.training.losses import EntropyLoss, objective, sparsity_loss
+from offramp.training.models.backbone import Backbone
 from offramp.training.models.bottleneck import ZERO_POINT, Bottleneck, BottleneckShape
-from offramp.training.models.networks import (
-    BACKBONES,
-    Backbone,
-    ExitBranch,
-    Flow,
-    Outputs,
-    SplitModel,
-    folded,
-)
+from offramp.training.models.exit_branch import ExitBranch
+from offramp.training.models.layers import Flow, folded
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import Outputs, SplitModel
 from offramp.training.quantize.quantize import quantize_calibrated
 from offramp.training.recipe import (
     STAGES_OF_A_CODE,

@@ -10,7 +10,9 @@ import torch
 
 from offramp.training.data.datasets import Dataset
 from offramp.training.data.sources import load
-from offramp.training.models.networks import BACKBONES, Add, Backbone, ConvUnit, SubBlock
+from offramp.training.models.backbone import Backbone
+from offramp.training.models.layers import Add, ConvUnit, SubBlock
+from offramp.training.models.networks import BACKBONES
 from offramp.training.recipe import DigitsRecipe, Recipe
 
 RECIPE = """

@@ -11,7 +11,11 @@ from offramp.common.errors import ConfigError
 from offramp.training.calibrate.measure import run_float, run_graphs
 from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
-from offramp.training.models.networks import BACKBONES, ExitBranch, SplitModel, mobilenet_v2, partition
+from offramp.training.models.cost import partition
+from offramp.training.models.exit_branch import ExitBranch
+from offramp.training.models.mobilenet import mobilenet_v2
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize_calibrated
 from offramp.training.recipe import BranchRecipe, Recipe
 from offramp.training.train import _answers_loss, _Branch, train

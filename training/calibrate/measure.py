@@ -20,7 +20,7 @@ from offramp.common.part.session import session
 from offramp.training.calibrate.frontier import THRESHOLDS
 from offramp.training.data.datasets import Labelled, to_float
 from offramp.training.export import Graphs
-from offramp.training.models.networks import SplitModel
+from offramp.training.models.split_model import SplitModel
 
 _BATCH = 64
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from offramp.common.codec.context import AROUND, NEAR
 from offramp.common.errors import ConfigError
-from offramp.training.models.networks import ConvUnit, Shuffle, SubBlock
+from offramp.training.models.layers import ConvUnit, Shuffle, SubBlock
 
 ZERO_POINT = 128
 """Symbol of 0: a byte holds -128 … 127."""

@@ -22,16 +22,9 @@ from torch import Tensor, nn
 
 from offramp.common.errors import DataError
 from offramp.training.data.datasets import Labelled, to_float
-from offramp.training.models.networks import (
-    Add,
-    ConvUnit,
-    ExitBranch,
-    Flow,
-    MaxPool,
-    Shortcut,
-    Shuffle,
-    SplitModel,
-)
+from offramp.training.models.exit_branch import ExitBranch
+from offramp.training.models.layers import Add, ConvUnit, Flow, MaxPool, Shortcut, Shuffle
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.bias_correction import with_corrected_biases
 from offramp.training.quantize.quantized import (
     IMAGE,

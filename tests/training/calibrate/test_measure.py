@@ -14,7 +14,8 @@ from offramp.training.calibrate.measure import (
 )
 from offramp.training.data.datasets import Labelled, to_float
 from offramp.training.export import export
-from offramp.training.models.networks import BACKBONES, SplitModel
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize
 
 

@@ -16,7 +16,9 @@ from offramp.training.calibrate.step import main, with_step
 from offramp.training.data.datasets import Dataset, to_float
 from offramp.training.export import Graphs, export
 from offramp.training.models.bottleneck import Bottleneck, BottleneckShape
-from offramp.training.models.networks import BACKBONES, ConvUnit, SplitModel
+from offramp.training.models.layers import ConvUnit
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize
 from tests.training.bundles import trained_bundle
 from tests.training.coded import code_text

@@ -18,7 +18,10 @@ from offramp.training.models.bottleneck import (
     Density,
     Rounding,
 )
-from offramp.training.models.networks import BACKBONES, Outputs, SplitModel, mobilenet_v2, partition
+from offramp.training.models.cost import partition
+from offramp.training.models.mobilenet import mobilenet_v2
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import Outputs, SplitModel
 from offramp.training.quantize.quantize import quantize
 from offramp.training.quantize.quantized import WHOLE
 from offramp.training.recipe import Recipe

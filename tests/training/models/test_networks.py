@@ -2,20 +2,13 @@ import pytest
 import torch
 
 from offramp.common.errors import ConfigError
-from offramp.training.models.networks import (
-    BACKBONES,
-    Add,
-    Backbone,
-    ConvUnit,
-    Shortcut,
-    SplitModel,
-    SubBlock,
-    folded,
-    mobilenet_v2,
-    mobilenet_v2_large,
-    partition,
-    resnet_32,
-)
+from offramp.training.models.backbone import Backbone
+from offramp.training.models.cost import partition
+from offramp.training.models.layers import Add, ConvUnit, Shortcut, SubBlock, folded
+from offramp.training.models.mobilenet import mobilenet_v2, mobilenet_v2_large
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.resnet import resnet_32
+from offramp.training.models.split_model import SplitModel
 
 
 def warmed(backbone: Backbone, exit_number: int) -> SplitModel:
