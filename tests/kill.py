@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from offramp.training.data.datasets import Dataset
+from offramp.training.loop import Trained, train
+from offramp.training.progress import Epoch, Progress
 from offramp.training.recipe import Recipe
 from offramp.training.record import Stage
-from offramp.training.train import Epoch, Progress, Trained, train
 
 
 class Killed(Exception):

@@ -21,19 +21,14 @@ if TYPE_CHECKING:
 RECORD = "measured.json"
 
 RAW = "raw"
-CSR = "CSR"
 ONE_TABLE = "Huffman, one table"
 TABLE_A_CHANNEL = "Huffman, a table a channel"
 SHARED_TABLES = "Huffman, shared tables"
 RANS = "rANS"
-LZ4 = "LZ4"
-ZSTD = "zstd 3"
 SHIPPED = "shipped"
-"""Names of the ways to code an activation. All in this order; the last is what the bundle ships."""
-CODECS = (RAW, CSR, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, LZ4, ZSTD, SHIPPED)
-
-
-Stage = Literal["base", "exit", "code", "regularised", "branch", "restart", "tail"]
+"""Names of the ways to code an activation."""
+CODECS = (RAW, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, SHIPPED)
+"""Those that a run measures, in this order; the last is what the bundle ships. Older records have more."""
 
 
 class _Strict(BaseModel):
@@ -58,13 +53,13 @@ class Curve(_Strict):
     exit_rate_float: list[float]
     accuracy_float: list[float]
     bytes: dict[str, list[float]]
-    """Mean payload over all images by codec; an image that exits early sends 0 bytes."""
+    """Mean payload over all images by codec, where measured; an image that exits early sends 0 bytes."""
 
 
 class StageEpoch(_Strict):
     """One epoch: figures are of the validation split."""
 
-    stage: Stage
+    stage: str
     number: int
     epochs: int
     loss: float
@@ -76,7 +71,7 @@ class Machine(_Strict):
     """Where it was trained."""
 
     device: str
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "float16"]
     libraries: dict[str, str]
 
 
@@ -127,7 +122,7 @@ class Record(_Strict):
     cost: Cost
     accuracy: Accuracy
     bytes: dict[str, float]
-    """Mean payload of one activation by codec, every image offloaded."""
+    """Mean payload of one activation by codec, where it was measured; every image offloaded."""
     entropy_bits: float
     entropy_bits_channel: float
     """Bits a symbol, one distribution for the tensor or for each channel."""

@@ -9,7 +9,7 @@ from offramp.bench.baselines import BASELINES, FORMATS, measure, read_baselines
 from offramp.common.bundle.load import load_bundle
 from offramp.training.data import sources
 from offramp.training.data.datasets import Labelled
-from offramp.training.recipe import DigitsRecipe
+from offramp.training.data.recipe import DigitsRecipe
 from research.paper.report import main
 
 BUNDLE = Path(__file__).parents[2] / "models" / "digits-mobilenetv2-exit12"

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from offramp.training.data.datasets import Dataset
+from offramp.training.data.recipe import DigitsRecipe
 from offramp.training.data.sources import load
 from offramp.training.models.backbone import Backbone
 from offramp.training.models.layers import Add, ConvUnit, SubBlock
 from offramp.training.models.networks import BACKBONES
-from offramp.training.recipe import DigitsRecipe, Recipe
+from offramp.training.recipe import Recipe
 
 RECIPE = """
 name = "tiny-digits"

@@ -13,10 +13,13 @@ from offramp.bench.baselines import tail_answers
 from offramp.common.bundle.load import Rans, RunHuffman, load_bundle
 from offramp.common.part.engine import Engine
 from offramp.training.app import main
+from offramp.training.capture import _Graphs
 from offramp.training.data.datasets import Dataset
+from offramp.training.hardware import Hardware
 from offramp.training.models.networks import BACKBONES
 from offramp.training.record import CODECS, RECORD, read_record, read_records
-from offramp.training.train import Hardware, _Base, _gradients, _Graphs
+from offramp.training.stages.base import _Base
+from offramp.training.steps import _gradients
 
 
 def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(

@@ -11,14 +11,16 @@ from offramp.common.errors import ConfigError
 from offramp.training.calibrate.measure import run_float, run_graphs
 from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
+from offramp.training.loop import train
 from offramp.training.models.cost import partition
 from offramp.training.models.exit_branch import ExitBranch
 from offramp.training.models.mobilenet import mobilenet_v2
 from offramp.training.models.networks import BACKBONES
 from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize_calibrated
-from offramp.training.recipe import BranchRecipe, Recipe
-from offramp.training.train import _answers_loss, _Branch, train
+from offramp.training.recipe import Recipe
+from offramp.training.stages.branch import BranchRecipe, _Branch
+from offramp.training.stages.taught import _answers_loss
 from tests.kill import ends_as_unbroken, in_the_middle
 from tests.training.coded import TAIL, with_code
 

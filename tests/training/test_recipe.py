@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from offramp.common.errors import ConfigError
-from offramp.training.recipe import ParquetRecipe, Recipe, read
+from offramp.training.data.recipe import ParquetRecipe
+from offramp.training.recipe import Recipe
+from offramp.training.recipe_file import read
 from offramp.training.record import Stage
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"

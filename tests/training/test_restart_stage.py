@@ -7,8 +7,9 @@ import torch
 
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, pasted
+from offramp.training.loop import train
 from offramp.training.recipe import Recipe
-from offramp.training.train import _answers_loss, train
+from offramp.training.stages.taught import _answers_loss
 from tests.kill import ends_as_unbroken, in_the_middle
 from tests.training.coded import TAIL, with_code
 

@@ -9,10 +9,10 @@ import torch
 from offramp.training.calibrate.measure import Answers, run_graphs
 from offramp.training.data.datasets import Dataset, to_float, to_pixels
 from offramp.training.export import Graphs, export
+from offramp.training.loop import Trained, train
 from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import calibration_part, quantize
 from offramp.training.recipe import Recipe
-from offramp.training.train import Trained, train
 from tests.kill import ends_as_unbroken, in_the_middle
 from tests.training.coded import with_code
 

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from offramp.common.errors import ConfigError, DataError
 from offramp.training.data.datasets import Dataset, recompressed
+from offramp.training.hardware import Hardware
+from offramp.training.loop import Trained, train
 from offramp.training.models.backbone import Backbone
 from offramp.training.models.layers import Flow
 from offramp.training.models.networks import BACKBONES
 from offramp.training.models.split_model import SplitModel
+from offramp.training.progress import Clock, Epoch, OutOfTime, Progress
 from offramp.training.recipe import Recipe
-from offramp.training.train import Clock, Epoch, Hardware, OutOfTime, Progress, Trained, train
 from tests.kill import Killed, before_the_checkpoint, in_the_middle, killed_and_resumed
 
 SCHEDULE = [("base", 1), ("base", 2), ("exit", 1), ("regularised", 1)]

@@ -221,8 +221,8 @@ def _made(bundle: Bundle, graphs: Graphs, step: float, data: Dataset, recipe: Re
     """Chosen as for a bundle that has just been trained, and measured, on validation images."""
     import numpy as np
 
+    from offramp.training.calibrate.choose import choose
     from offramp.training.calibrate.codebook import payload_bytes
-    from offramp.training.run import choose
 
     codec, seen, threshold = choose(_answers(bundle, graphs, data.validation), recipe)
     payloads = payload_bytes(codec.tables, codec.lanes, seen.symbols)
@@ -253,8 +253,8 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
     import numpy as np
 
     from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, file_entries, write_bundle
+    from offramp.training.calibrate.card import figures
     from offramp.training.calibrate.codebook import payload_bytes
-    from offramp.training.run import figures
 
     manifest, found, codec = bundle.manifest, made.found, made.codec
     answers = replace(_answers(bundle, made.graphs, data.test), sent_answer=found.sent_answer)

@@ -362,7 +362,7 @@ def write(bundle: Bundle, choice: Choice, answers: Answers, payloads: NDArray[np
         payloads: bytes that each of these images' activations takes, int64 [N].
     """
     from offramp.common.bundle.load import CODEBOOK, HEAD, TAIL, write_bundle
-    from offramp.training.run import figures
+    from offramp.training.calibrate.card import figures
 
     manifest = bundle.manifest
     changed = manifest.model_copy(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from offramp.common.codec.context import AROUND, NEAR
 from offramp.common.errors import ConfigError
+from offramp.training import processes
 from offramp.training.models.layers import ConvUnit, Shuffle, SubBlock
 
 ZERO_POINT = 128
@@ -212,6 +213,6 @@ class Bottleneck(nn.Module):
         code: the encoder's float32 [N, C, H, W], not yet rounded; in training, noise takes rounding's place.
         """
         symbols = self.rounding(code)
-        x = code + (torch.rand_like(code) - 0.5) if self.training else symbols
+        x = code + (processes.uniform_like(code) - 0.5) if self.training else symbols
         rate, fit = (self.density.bits(x, symbols, learn=learn).sum() for learn in (False, True))
         return rate, fit

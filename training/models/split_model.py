@@ -1,7 +1,9 @@
 """A backbone cut at one of its sub-blocks, with an early exit at the cut.
 
-image -> [stem, 1, ... k] -> activation -> [k+1, ...] -> top -> classifier -> logits of the final exit
-                                  \\-> ExitBranch -> logits of the early exit
+The same network as before, in two halves and a branch:
+
+    image -> [stem, 1, ... k] -> activation -> [k+1, ...] -> top -> classifier -> logits of the final exit
+                                      \\-> ExitBranch -> logits of the early exit
 """
 
 from __future__ import annotations

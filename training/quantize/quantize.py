@@ -37,7 +37,7 @@ from offramp.training.quantize.quantized import (
     QuantPool,
     QuantShuffle,
 )
-from offramp.training.recipe import Recipe
+from offramp.training.quantize.recipe import QuantizeRecipe
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
@@ -91,11 +91,13 @@ def calibration_part(count: int, *, share: float, seed: int) -> tuple[NDArray[np
     return order[:first], order[first:]
 
 
-def quantize_calibrated(model: SplitModel, validation: Labelled, recipe: Recipe) -> QuantModel:
+def quantize_calibrated(
+    model: SplitModel, validation: Labelled, settings: QuantizeRecipe, seed: int
+) -> QuantModel:
     """`quantize` as a recipe has it, calibrated by its part of the validation images."""
-    part, _ = calibration_part(len(validation), share=recipe.quantize.calibration, seed=recipe.seed)
+    part, _ = calibration_part(len(validation), share=settings.calibration, seed=seed)
     images = to_float(torch.from_numpy(validation.images[part]))
-    return quantize(model, images, recipe.quantize.divergence)
+    return quantize(model, images, settings.divergence)
 
 
 def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> QuantModel:

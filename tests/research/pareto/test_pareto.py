@@ -14,7 +14,7 @@ from offramp.common.errors import DataError
 from offramp.common.part.answer import Told
 from offramp.common.wire.picture import LEFT_OUT, decode_picture, encode_picture
 from offramp.training.data import sources
-from offramp.training.recipe import DigitsRecipe
+from offramp.training.data.recipe import DigitsRecipe
 from offramp.training.record import RECORD
 from research.paper.report import main
 from research.pareto import pareto

@@ -17,8 +17,8 @@ from offramp.training.data.datasets import (
     to_float,
     write_images,
 )
+from offramp.training.data.recipe import DigitsRecipe
 from offramp.training.data.sources import load
-from offramp.training.recipe import DigitsRecipe
 
 
 def test_digits_are_split_by_class_without_overlap(digits: Dataset) -> None:

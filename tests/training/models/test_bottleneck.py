@@ -10,6 +10,8 @@ import torch
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, to_float
 from offramp.training.export import export
+from offramp.training.hardware import Hardware
+from offramp.training.loop import train
 from offramp.training.models.bottleneck import (
     ZERO_POINT,
     Bottleneck,
@@ -25,7 +27,7 @@ from offramp.training.models.split_model import Outputs, SplitModel
 from offramp.training.quantize.quantize import quantize
 from offramp.training.quantize.quantized import WHOLE
 from offramp.training.recipe import Recipe
-from offramp.training.train import Hardware, _RateSplit, train
+from offramp.training.stages.rate import _RateSplit
 from tests.kill import before_the_checkpoint, killed_and_resumed
 from tests.training.coded import CODE, with_code
 
