@@ -25,9 +25,10 @@ from offramp.common.bundle.load import (
 from offramp.common.bundle.load import Dataset as DatasetEntry
 from offramp.training import record
 from offramp.training.calibrate.card import figures
-from offramp.training.calibrate.choose import calibrating, choose
+from offramp.training.calibrate.choose import calibrating, choose_on_validation
 from offramp.training.calibrate.codebook import payload_bytes
-from offramp.training.calibrate.measure import run_float, run_graphs
+from offramp.training.calibrate.measure import run_graphs
+from offramp.training.calibrate.measure_float import run_float
 from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
 from offramp.training.hardware import Hardware
@@ -61,7 +62,7 @@ def make_bundle(
 
     seen = run_graphs(graphs, data.validation)
     everything = np.concatenate(calibrating(seen.symbols, recipe))
-    codec, seen, threshold = choose(seen, recipe)
+    codec, seen, threshold = choose_on_validation(seen, recipe)
     sent_answer = seen.sent_answer
     del seen
 

@@ -9,7 +9,6 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import Tables
 from offramp.common.codec.rans import RansTables
 from offramp.training import record
-from offramp.training.calibrate.calibration import ece
 from offramp.training.calibrate.card import CARD_THRESHOLDS
 from offramp.training.calibrate.codebook import (
     Candidate,
@@ -18,6 +17,7 @@ from offramp.training.calibrate.codebook import (
     rans_tables,
     share_symbols,
 )
+from offramp.training.calibrate.confidence import ece
 from offramp.training.calibrate.frontier import THRESHOLDS
 from offramp.training.calibrate.measure import Answers
 from offramp.training.loop import Trained

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.training.calibrate.codebook import Candidate, choose_codec
-from offramp.training.calibrate.measure import Answers, choose_threshold, with_better_answer
+from offramp.training.calibrate.measure import Answers, lowest_threshold, with_better_answer
 from offramp.training.quantize.quantize import calibration_part
 from offramp.training.recipe import Recipe
 
@@ -14,11 +14,11 @@ from offramp.training.recipe import Recipe
 _CODEC_SYMBOLS = 1 << 23
 
 
-def choose(seen: Answers, recipe: Recipe) -> tuple[Candidate, Answers, float]:
-    """What validation images decide: the codec, who answers what is sent (in ``seen`` again), and T_c."""
+def choose_on_validation(seen: Answers, recipe: Recipe) -> tuple[Candidate, Answers, float]:
+    """What validation images decide: the codec, who answers a sent image (in ``seen`` again), and T_c."""
     codec = choose_codec(*calibrating(seen.symbols, recipe))
     seen = with_better_answer(seen)
-    return codec, seen, choose_threshold(seen, recipe.threshold.drop)
+    return codec, seen, lowest_threshold(seen, recipe.threshold.drop)
 
 
 def calibrating(symbols: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -10,7 +10,6 @@ import torch
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, to_float
 from offramp.training.export import export
-from offramp.training.hardware import Hardware
 from offramp.training.loop import train
 from offramp.training.models.bottleneck import (
     ZERO_POINT,
@@ -27,7 +26,7 @@ from offramp.training.models.split_model import Outputs, SplitModel
 from offramp.training.quantize.quantize import quantize
 from offramp.training.quantize.quantized import WHOLE
 from offramp.training.recipe import Recipe
-from offramp.training.stages.rate import _RateSplit
+from offramp.training.stages.rate import RateTask
 from tests.kill import before_the_checkpoint, killed_and_resumed
 from tests.training.coded import CODE, with_code
 
@@ -387,11 +386,11 @@ def test_each_exit_learns_from_the_unsplit_model_by_its_own_share(exit: str, rec
     teacher = BACKBONES["tiny"](10, 32)
     model = SplitModel(teacher, 5)
     model.insert(Bottleneck(model.exit_shape, BottleneckShape(4, 2, 16)), exit_behind=True)
-    task = _RateSplit(model, recipe.train, recipe.train.regularised, teacher, Hardware())
+    task = RateTask(model, recipe.train.rho, recipe.train.regularised, teacher)
     labels = torch.arange(4)
     taught, other = torch.randn(2, 4, 10)
     cross = torch.nn.functional.cross_entropy(other, labels)
     answers = (taught, other) if exit == "early" else (other, taught)
     early, final = recipe.train.rho or [0.5, 0.5]
     wanted = cross * (final if exit == "early" else early)
-    torch.testing.assert_close(task._objective(Outputs(*answers, other), labels, taught), wanted)
+    torch.testing.assert_close(task.answers(Outputs(*answers, other), labels, taught), wanted)

@@ -9,7 +9,8 @@ from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, pasted
 from offramp.training.loop import train
 from offramp.training.recipe import Recipe
-from offramp.training.stages.taught import _answers_loss
+from offramp.training.stages.rate import price
+from offramp.training.stages.taught import answers_loss
 from tests.kill import ends_as_unbroken, in_the_middle
 from tests.training.coded import TAIL, with_code
 
@@ -30,22 +31,22 @@ def kept(checkpoints: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 def test_it_goes_on_from_the_best_epoch_of_the_joint_stage(
-    recipe_text: str, small: Dataset, tmp_path: Path
+    recipe_text: str, small: Dataset, begun: Path
 ) -> None:
-    first = train(with_code(recipe_text), small, tmp_path)
+    first = train(with_code(recipe_text), small, begun, resume=True)
     # At no learning rate to speak of, all that moves are batch norm's running statistics.
     still = RESTART.replace("epochs = 2", "epochs = 1").replace("0.01", "1e-9")
-    last = train(with_code(recipe_text, still), small, tmp_path, resume=True)
+    last = train(with_code(recipe_text, still), small, begun, resume=True)
     assert [epoch.stage for epoch in last.epochs] == [*(e.stage for e in first.epochs), "restart"]
     assert last.epochs[:-1] == first.epochs
     for name, weight in first.model.named_parameters():
         assert torch.allclose(weight, last.model.get_parameter(name), atol=1e-6), name
 
 
-def test_its_settings_are_its_own(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+def test_its_settings_are_its_own(recipe_text: str, small: Dataset, begun: Path) -> None:
     text = recipe_text.replace("[train.regularised]", "[train.regularised]\nhead = 0.5")
-    train(with_code(text, RESTART), small, tmp_path)
-    before, after = kept(tmp_path, "regularised"), kept(tmp_path, "restart")
+    train(with_code(text, RESTART), small, begun, resume=True)
+    before, after = kept(begun, "regularised"), kept(begun, "restart")
     # Of the tiny backbone, exit 5: blocks 0 … 5 are on the device, and here head is 0.
     device = [name for name in before if name.startswith("model.backbone.blocks.0.")]
     learns = ("model.backbone.top.", "model.bottleneck.encoder.", "model.branch.")
@@ -54,24 +55,22 @@ def test_its_settings_are_its_own(recipe_text: str, small: Dataset, tmp_path: Pa
         assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part))
 
 
-def test_a_higher_rate_sends_fewer_bits(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+def test_a_higher_rate_sends_fewer_bits(recipe_text: str, small: Dataset, begun: Path) -> None:
     bits = []
     for rate in ("0.0", "300.0"):
         recipe = with_code(recipe_text, RESTART.replace("rate = 1.0", f"rate = {rate}"))
-        bits.append(train(recipe, small, tmp_path, resume=True).epochs[-1].figures["entropy_bits"])
+        bits.append(train(recipe, small, begun, resume=True).epochs[-1].figures["entropy_bits"])
     assert 0 < bits[1] < 0.9 * bits[0]
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(
-    recipe_text: str, small: Dataset, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_it_ends_with_the_same_bits(recipe_text: str, small: Dataset, begun: Path) -> None:
     recipe = with_code(recipe_text, RESTART, TAIL)
-    again = ends_as_unbroken(recipe, small, tmp_path, in_the_middle("restart", 2))
+    again = ends_as_unbroken(recipe, small, begun, in_the_middle("restart", 2))
     assert again == [("restart", 2), ("tail", 1)]
 
 
-def test_without_a_code_there_is_no_such_stage(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
-    trained = train(Recipe.parse(recipe_text + RESTART), small, tmp_path)
+def test_without_a_code_there_is_no_such_stage(recipe_text: str, small: Dataset, begun: Path) -> None:
+    trained = train(Recipe.parse(recipe_text + RESTART), small, begun, resume=True)
     assert trained.epochs[-1].stage == "regularised"
 
 
@@ -86,7 +85,7 @@ def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
 
 def test_the_price_of_the_code_is_that_of_the_last_joint_stage(recipe_text: str) -> None:
     plain, again = with_code(recipe_text), with_code(recipe_text, RESTART.replace("rate = 1.0", "rate = 7.0"))
-    assert (plain.train.last_joint.rate, again.train.last_joint.rate) == (1.0, 7.0)
+    assert (price(plain.train.stages), price(again.train.stages)) == (1.0, 7.0)
 
 
 def test_a_plain_split_has_nobody_who_answers_for_pasted_images(recipe_text: str) -> None:
@@ -115,8 +114,8 @@ def test_what_a_pasted_image_was_does_not_count() -> None:
     logits, taught = torch.randn(6, 4), torch.randn(6, 4)
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
     others = torch.tensor([3, 3, 2, 3, 0, 1])
-    found, same = (_answers_loss(logits, names, taught, 0.25, 2.0, 2) for names in (labels, others))
+    found, same = (answers_loss(logits, names, taught, 0.25, 2.0, 2) for names in (labels, others))
     assert torch.equal(found, same)
-    alone = _answers_loss(logits[:2], labels[:2], taught[:2], 1.0, 2.0)
-    rest = _answers_loss(logits[2:], labels[2:], taught[2:], 0.25, 2.0)
+    alone = answers_loss(logits[:2], labels[:2], taught[:2], 1.0, 2.0)
+    rest = answers_loss(logits[2:], labels[2:], taught[2:], 0.25, 2.0)
     assert float(found) == pytest.approx(float(2 * alone + 4 * rest) / 6, abs=1e-6)

@@ -137,7 +137,7 @@ def test_a_stage_begun_on_a_gpu_goes_on_without_one(recipe: Recipe, small: Datas
     assert state["machine"]["device"] == f"a GPU in bfloat16, then {own}"
 
 
-def test_without_resume_training_starts_anew(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
+def test_without_resume_training_starts_again(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
     train(recipe, small, tmp_path)
     epochs: list[Epoch] = []
     train(recipe, small, tmp_path, progress=Progress(epoch=epochs.append))
@@ -196,7 +196,7 @@ def test_a_run_stops_at_a_checkpoint_when_its_time_is_over(
     recipe: Recipe, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("offramp.training.train.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("offramp.training.progress.time.monotonic", lambda: now[0])
     epochs: list[Epoch] = []
 
     def tick(epoch: Epoch) -> None:
@@ -213,7 +213,7 @@ def test_a_run_stops_at_a_checkpoint_when_its_time_is_over(
 
 
 def test_bfloat16_trains_as_well(recipe: Recipe, small: Dataset, tmp_path: Path) -> None:
-    trained = train(recipe, small, tmp_path, hardware=Hardware(bfloat16=True))
+    trained = train(recipe, small, tmp_path, hardware=Hardware(precision="bfloat16"))
     exact = train(recipe, small, tmp_path / "exact")
     assert digest(trained) != digest(exact)
     for stage in (0, -1):
@@ -225,7 +225,7 @@ def test_what_travels_is_computed_in_float32(recipe: Recipe) -> None:
     torch.manual_seed(0)
     model = SplitModel(BACKBONES["tiny"](10, 32), 7).eval()
     images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad(), Hardware(bfloat16=True).autocast():
+    with torch.no_grad(), Hardware(precision="bfloat16").autocast():
         out = model(images)
     assert out.activation.dtype == torch.float32
     assert len(out.activation.unique()) > len(out.activation.bfloat16().unique())
@@ -258,7 +258,7 @@ def test_a_stage_that_is_done_makes_no_pictures(
     def never(*_: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr("offramp.training.train.recompressed", never)
+    monkeypatch.setattr("offramp.training.batches.recompressed", never)
     assert digest(train(recipe, small, tmp_path, resume=True)) == first
 
 

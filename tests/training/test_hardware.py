@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from offramp.common.errors import ConfigError
+from offramp.training.hardware import Hardware
+
+
+def test_a_second_run_in_the_same_process_may_have_another_precision() -> None:
+    kinds = []
+    for precision in ("float32", "bfloat16", "float32"):
+        with Hardware(precision=precision).autocast():  # type: ignore[arg-type]
+            kinds.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+    assert kinds == [torch.float32, torch.bfloat16, torch.float32]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_float16_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"--precision float16: .*GPU"):
+        Hardware(precision="float16")
+
+
+def test_one_process_has_everything_to_itself() -> None:
+    hardware = Hardware()
+    assert hardware.is_main and not hardware.captures
+    assert hardware.any(True) and not hardware.any(False)
+    assert hardware.summed({"a": 0.1}) == {"a": 0.1}
+    assert hardware.from_main(lambda: 3) == 3
+    assert hardware.describe()["precision"] == "float32"
