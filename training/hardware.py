@@ -112,7 +112,7 @@ class Hardware:
         """A placed module as it is called in training, and its optimizer."""
         if processes.count() > 1 and self.device.type == "cuda":
             # On a processor it is `models.batch_norm`'s.
-            nn.SyncBatchNorm.convert_sync_batchnorm(task)
+            nn.SyncBatchNorm.convert_sync_batchnorm(task)  # type: ignore[no-untyped-call]
         prepared: nn.Module = self._accelerator.prepare_model(task)
         stepped: torch.optim.Optimizer = self._accelerator.prepare_optimizer(optimizer)
         return prepared, stepped

@@ -8,7 +8,7 @@ from offramp.training.hardware import Hardware
 def test_a_second_run_in_the_same_process_may_have_another_precision() -> None:
     kinds = []
     for precision in ("float32", "bfloat16", "float32"):
-        with Hardware(precision=precision).autocast():  # type: ignore[arg-type]
+        with Hardware(precision=precision).autocast():
             kinds.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
     assert kinds == [torch.float32, torch.bfloat16, torch.float32]
 

@@ -16,8 +16,9 @@ from offramp.training.app import main
 from offramp.training.data.datasets import Dataset
 from offramp.training.loop import train
 from offramp.training.recipe import Recipe
-from offramp.training.record import RECORD, Record, read_record
+from offramp.training.record import RECORD, read_record
 from tests.training.coded import TAIL, code_text
+from tests.training.together import losses
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = "images = 128\n"
@@ -48,7 +49,7 @@ def start(rank: int, port: int, *arguments: Path) -> subprocess.Popen[str]:
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     environment = {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.together", *map(str, arguments)],
+        [sys.executable, "-W", "error", "-m", "tests.training.together", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -57,51 +58,53 @@ def start(rank: int, port: int, *arguments: Path) -> subprocess.Popen[str]:
     )
 
 
-def together(folder: Path, recipe: Path) -> list[tuple[str, str]]:
+def together(*arguments: Path) -> list[tuple[str, str]]:
     """What two processes print, stdout and stderr, when both have ended well."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    running = [start(rank, port, recipe, folder / "bundle", folder / "checkpoints") for rank in (0, 1)]
+    running = [start(rank, port, *arguments) for rank in (0, 1)]
     try:
-        printed = [one.communicate(timeout=150) for one in running]
+        printed = [one.communicate(timeout=500) for one in running]
     finally:
         for one in running:
             one.kill()
+            one.communicate()
     assert [one.returncode for one in running] == [0, 0], printed
     return printed
 
 
-def losses(record: Record) -> list[tuple[str, float]]:
-    return [(epoch.stage, epoch.loss) for epoch in record.history]
-
-
-@pytest.mark.parametrize("stages", ["the paper's", "with a code"])
+# Two more processes that import torch, on a machine that may be busy.
+@pytest.mark.timeout(600)
 def test_two_processes_learn_as_one_with_the_same_batch(
-    stages: str, recipe_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Exit 5 sends little: measuring it is quick.
-    text = (
-        recipe_text.replace("exit = 3", "exit = 7")
-        if stages == "the paper's"
-        else code_text(recipe_text, SCHEDULE, TAIL + FEW)
-    )
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(few(text))
-    (tmp_path / "two").mkdir()
-    (out, shown), (nothing, silent) = together(tmp_path / "two", recipe)
-    alone = [str(recipe), "--out", str(tmp_path / "one"), "--checkpoints", str(tmp_path / "c")]
+    plain, coded, two = tmp_path / "plain.toml", tmp_path / "coded.toml", tmp_path / "two"
+    plain.write_text(few(recipe_text))
+    coded.write_text(few(code_text(recipe_text, SCHEDULE, TAIL + FEW)))
+    two.mkdir()
+    (out, shown), (nothing, silent) = together(plain, coded, two)
+
+    wanted = losses(plain, tmp_path / "c")
+    found = json.loads((two / "losses.json").read_text())
+    assert [stage for stage, *_ in found] == ["base", "exit", "regularised"]
+    for (stage, loss, figures), (same, other, others) in zip(wanted, found, strict=True):
+        assert (same, other) == (stage, pytest.approx(loss, rel=2e-4))
+        # Of 364 images one or two are as likely as not.
+        assert others == pytest.approx(figures, abs=0.01)
+
+    alone = [str(coded), "--out", str(tmp_path / "one"), "--checkpoints", str(tmp_path / "c")]
     assert main([*alone, "--device", "cpu"]) == 0
     capsys.readouterr()
-    one, two = read_record(tmp_path / "one" / RECORD), read_record(tmp_path / "two" / "bundle" / RECORD)
-    assert len(losses(one)) == (3 if stages == "the paper's" else 6)
-    for (stage, expected), (same, found) in zip(losses(one), losses(two), strict=True):
-        assert (stage, found) == (same, pytest.approx(expected, rel=2e-4))
-    assert two.entropy_steps == [(step, pytest.approx(bits, rel=1e-3)) for step, bits in one.entropy_steps]
-    assert two.machine.device == f"2 x {one.machine.device}"
+    one, both = read_record(tmp_path / "one" / RECORD), read_record(two / "bundle" / RECORD)
+    stages = [epoch.stage for epoch in both.history]
+    assert stages == ["base", "exit", "code", "regularised", "restart", "tail"]
+    for mine, theirs in zip(one.history, both.history, strict=True):
+        assert theirs.loss == pytest.approx(mine.loss, rel=2e-3), mine.stage
+    assert both.machine.device == f"2 x {one.machine.device}"
     # The main process alone prints.
-    assert json.loads(out)["bundle"] == str(tmp_path / "two" / "bundle")
-    assert "base 1/1" in shown and not nothing and "base" not in silent
+    assert str(two / "bundle") in out and "base 1/1" in shown
+    assert not nothing and "base 1/1" not in silent
 
 
 def test_a_batch_has_to_be_shared_evenly(

@@ -20,8 +20,8 @@ from offramp.training.export import Graphs
 
 @dataclass(frozen=True)
 class SentAsPictures:
-    """N images as pictures of one quality: bytes that each takes, int64 [N], and where the answer is right once
-    the whole model has answered too, bool [N]."""
+    """N images as pictures of one quality: bytes of each, int64 [N], and where the answer is right once the
+    whole model has answered too, bool [N]."""
 
     quality: int
     payloads: NDArray[np.int64]

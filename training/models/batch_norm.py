@@ -100,8 +100,8 @@ def _mean_of_all(values: NDArray[_Float]) -> NDArray[_Float]:
     """The mean over all processes; each has as many rows."""
     if processes.count() == 1:
         return values
-    found: NDArray[_Float] = processes.summed(torch.from_numpy(values)).numpy() / processes.count()
-    return found.astype(values.dtype)
+    total: NDArray[_Float] = processes.summed(torch.from_numpy(values)).numpy()
+    return total / values.dtype.type(processes.count())
 
 
 def _threads() -> int:
