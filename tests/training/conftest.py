@@ -126,6 +126,12 @@ def small(digits: Dataset) -> Dataset:
 
 
 @pytest.fixture(scope="session")
+def few(digits: Dataset) -> Dataset:
+    """Few enough training images for an epoch of a few steps."""
+    return replace(digits, train=digits.train.take(np.arange(0, 1024, 8)))
+
+
+@pytest.fixture(scope="session")
 def all_begun(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of ``recipe`` and of `with_code`'s recipe, trained once on ``small``. Only read them."""
     folder = tmp_path_factory.mktemp("begun")

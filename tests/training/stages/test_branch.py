@@ -13,9 +13,6 @@ from offramp.training.calibrate.measure_float import run_float
 from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
 from offramp.training.loop import train
-from offramp.training.models.cost import partition
-from offramp.training.models.exit_branch import ExitBranch
-from offramp.training.models.mobilenet import mobilenet_v2
 from offramp.training.models.networks import BACKBONES
 from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize_calibrated
@@ -32,7 +29,11 @@ learning_rate = 0.02
 distill = 0.5
 cutmix = 0.25
 """
+
+
 WIDE = BRANCH + "widths = [24, 32]\n"
+
+
 RESTART = """
 [train.restart]
 epochs = 1
@@ -139,24 +140,6 @@ def test_a_new_early_exit_needs_epochs(recipe_text: str) -> None:
         with_code(recipe_text, WIDE.replace("epochs = 6", "epochs = 0"))
     with pytest.raises(ConfigError, match=r"train\.branch\.widths\.1: .*greater than or equal to 1"):
         with_code(recipe_text, WIDE.replace("32]", "0]"))
-
-
-@pytest.mark.parametrize(("side", "widths", "left"), [(8, [96, 192], 2), (5, [8], 3), (3, [8, 8, 8], 1)])
-def test_it_pools_all_that_its_convolutions_leave(side: int, widths: list[int], left: int) -> None:
-    branch = ExitBranch.widened((64, side, side), 10, widths)
-    assert branch.kernel == left and branch.linear.in_features == widths[-1]
-    assert branch(torch.randn(2, 64, side, side)).shape == (2, 10)
-
-
-def test_what_it_costs_is_counted_as_the_early_exits() -> None:
-    model = SplitModel(mobilenet_v2(10), 12)
-    before = partition(model)
-    model.widen_exit([48, 64])
-    after = partition(model)
-    # From 32x16x16: 3x3 convolutions to 48x8x8 and 64x4x4, and ten classes.
-    assert after.branch.macs == 32 * 48 * 9 * 64 + 48 * 64 * 9 * 16 + 640
-    assert after.device.macs - after.branch.macs == before.device.macs - before.branch.macs
-    assert after.server == before.server
 
 
 @pytest.mark.parametrize("distill", [0.0, 0.5])

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
-from offramp.common.errors import ConfigError
-from offramp.training.data.datasets import Dataset, pasted
+from offramp.training.data.datasets import Dataset
 from offramp.training.loop import train
 from offramp.training.recipe import Recipe
-from offramp.training.stages.rate import price
-from offramp.training.stages.taught import answers_loss
 from tests.kill import ends_as_unbroken, in_the_middle
 from tests.training.coded import TAIL, with_code
 
@@ -81,41 +77,3 @@ def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
     # What it would do in no epochs decides nothing.
     none = with_code(recipe_text, TAIL, RESTART.replace("epochs = 2", "epochs = 0"))
     assert without.stage_sha256("tail") == none.stage_sha256("tail")
-
-
-def test_the_price_of_the_code_is_that_of_the_last_joint_stage(recipe_text: str) -> None:
-    plain, again = with_code(recipe_text), with_code(recipe_text, RESTART.replace("rate = 1.0", "rate = 7.0"))
-    assert (price(plain.train.stages), price(again.train.stages)) == (1.0, 7.0)
-
-
-def test_a_plain_split_has_nobody_who_answers_for_pasted_images(recipe_text: str) -> None:
-    text = recipe_text.replace("entropy = 1.0", "cutmix = 0.5")
-    with pytest.raises(ConfigError, match=r"train\.regularised\.cutmix .* needs model\.bottleneck"):
-        Recipe.parse(text)
-
-
-def test_each_image_has_a_rectangle_of_the_one_before() -> None:
-    images = torch.arange(64.0)[:, None, None, None].expand(64, 3, 12, 16)
-    seen = pasted(images, generator=torch.Generator().manual_seed(0))
-    again = pasted(images, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(seen, again)
-    own = seen == images
-    assert bool((own | (seen == images.roll(1, 0))).all())
-    assert torch.equal(own[:, 0], own[:, 1]) and torch.equal(own[:, 0], own[:, 2])
-    theirs = ~own[:, 0]
-    # A rectangle: the rows and the columns that it touches, all of them.
-    assert torch.equal(theirs, theirs.any(2)[:, :, None] & theirs.any(1)[:, None, :])
-    covered = theirs.float().mean((1, 2))
-    assert covered.min() < 0.05 and covered.max() > 0.6 and 0.2 < covered.mean() < 0.5
-
-
-def test_what_a_pasted_image_was_does_not_count() -> None:
-    torch.manual_seed(0)
-    logits, taught = torch.randn(6, 4), torch.randn(6, 4)
-    labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    others = torch.tensor([3, 3, 2, 3, 0, 1])
-    found, same = (answers_loss(logits, names, taught, 0.25, 2.0, 2) for names in (labels, others))
-    assert torch.equal(found, same)
-    alone = answers_loss(logits[:2], labels[:2], taught[:2], 1.0, 2.0)
-    rest = answers_loss(logits[2:], labels[2:], taught[2:], 0.25, 2.0)
-    assert float(found) == pytest.approx(float(2 * alone + 4 * rest) / 6, abs=1e-6)

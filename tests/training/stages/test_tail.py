@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offramp.training.calibrate.measure import Answers, run_graphs
-from offramp.training.data.datasets import Dataset, to_float, to_pixels
+from offramp.training.data.datasets import Dataset, to_float
 from offramp.training.export import Graphs, export
 from offramp.training.loop import Trained, train
 from offramp.training.models.split_model import SplitModel
@@ -86,9 +86,3 @@ def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
     calibrated = with_code(recipe_text, TAIL, "[quantize]\ncalibration = 0.5\n")
     assert calibrated.stage_sha256("regularised") == with_it.stage_sha256("regularised")
     assert calibrated.stage_sha256("tail") != with_it.stage_sha256("tail")
-
-
-def test_pixels_survive_being_numbers() -> None:
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(to_pixels(to_float(pixels)), pixels)
-    assert to_pixels(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
