@@ -104,11 +104,11 @@ class Record(_Strict):
     rate_weight: float = 0.0
     """Loss of one KB of estimated payload, where a bottleneck is trained."""
     divergence: float = 0.0
-    """How far the step of what travels was allowed to move an exit's answers, mean nats; 0: not at all."""
+    """How far the step of the transmitted activation may move an exit's answers, mean nats; 0: not at all."""
     step: float = 1.0
     """That step, as a multiple of the finest one that holds the range."""
     bottleneck: str = ""
-    """Its channels and stride, as 8x2; empty: the activation itself travels."""
+    """Its channels and stride, as 8x2; empty: the activation itself is sent."""
     epochs: dict[str, int]
     """By stage."""
     images: dict[str, int] = {}

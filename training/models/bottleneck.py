@@ -157,7 +157,7 @@ def _by_channel(x: Tensor) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """Encoder for the device, decoder for the server, and the density of what travels between them.
+    """Encoder for the device, decoder for the server, and the density of what is sent between them.
 
     Args:
         shape: (C, H, W) of the activation at the split; H and W multiples of the stride.

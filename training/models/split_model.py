@@ -23,7 +23,7 @@ from offramp.training.models.layers import Flow, SubBlock
 
 @dataclass(frozen=True)
 class Outputs:
-    """``early`` and ``final`` logits [N, K], and all that travels, ``activation`` [N, C, H, W].
+    """``early`` and ``final`` logits [N, K], and all that is sent, ``activation`` [N, C, H, W].
 
     Behind a bottleneck ``activation`` is its encoder's output before rounding.
     """
@@ -37,8 +37,8 @@ class SplitModel(nn.Module):
     """A backbone cut after position ``exit_number``, with an early exit there.
 
     A cut inside a residual block leaves two tensors to send: the activation and the block's input (Sec.
-    III-A). Both travel, stacked along the channels in this order; the early exit sees the activation only.
-    With ``insert`` a narrow code travels in place of the activation.
+    III-A). Both are sent, stacked along the channels in this order; the early exit sees the activation only.
+    With ``insert`` a narrow code is sent in place of the activation.
 
     Raises:
         ConfigError: if the backbone has no such exit, or the two tensors differ in height or width.
@@ -116,11 +116,11 @@ class SplitModel(nn.Module):
         return flow
 
     def device_parts(self) -> list[nn.Module]:
-        """What is on the device whatever travels: stem and sub-blocks up to the split."""
+        """What is on the device whatever is sent: stem and sub-blocks up to the split."""
         return list[nn.Module](self.backbone.positions()[: self.exit_number + 1])
 
     def server_parts(self) -> list[nn.Module]:
-        """What is on the server whatever travels: sub-blocks behind the split, top and classifier."""
+        """What is on the server whatever is sent: sub-blocks behind the split, top and classifier."""
         backbone = self.backbone
         return [*backbone.positions()[self.exit_number + 1 :], *backbone.top, backbone.classifier]
 
@@ -128,16 +128,16 @@ class SplitModel(nn.Module):
         """float32 images [N, 3, H, W] to all that the rest of the network needs: float32 [N, C,
         *exit_shape[1:]], the open residual branch behind the activation."""
         flow = self.backbone.run(Flow(images), 0, self.exit_number)
-        # What travels is counted in 256 bins, finer than bfloat16 near the ends of its range.
+        # The transmitted activation is counted in 256 bins, finer than bfloat16 near the ends of its range.
         with torch.autocast(images.device.type, enabled=False):
             skip = None if flow.skip is None else flow.skip.float()
             flow = self.backbone.run(Flow(flow.x.float(), skip), self.exit_number, self.exit_number + 1)
         return flow.x if flow.skip is None else torch.cat([flow.x, flow.skip], dim=1)
 
     def encode(self, activation: Tensor) -> tuple[Tensor, Tensor]:
-        """`activation` to what travels and the early logits [N, K].
+        """`activation` to what is sent and the early logits [N, K].
 
-        What travels, float32 [N, *split_shape], is the activation itself, or a bottleneck's code that is not
+        What is sent, float32 [N, *split_shape], is the activation itself, or a bottleneck's code that is not
         yet rounded.
         """
         sees = activation[:, : self.exit_shape[0]]
@@ -156,7 +156,7 @@ class SplitModel(nn.Module):
         return logits
 
     def decode(self, sent: Tensor) -> Tensor:
-        """What travels [N, *split_shape] to `activation`; a bottleneck's code is rounded first."""
+        """What is sent [N, *split_shape] to `activation`; a bottleneck's code is rounded first."""
         if self.bottleneck is None:
             return sent
         flow = Flow(self.bottleneck.rounding(sent))
@@ -165,11 +165,11 @@ class SplitModel(nn.Module):
         return flow.x
 
     def head(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 images [N, 3, H, W] to what travels [N, *split_shape] and the early logits [N, K]."""
+        """float32 images [N, 3, H, W] to what is sent [N, *split_shape] and the early logits [N, K]."""
         return self.encode(self.activation(images))
 
     def tail(self, sent: Tensor) -> Tensor:
-        """What travels [N, *split_shape] to the final logits [N, K]."""
+        """What is sent [N, *split_shape] to the final logits [N, K]."""
         return self.finish(self.decode(sent))
 
     def finish(self, activation: Tensor) -> Tensor:
