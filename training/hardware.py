@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed, nn
@@ -69,11 +69,7 @@ class Hardware:
                 cpu=device == "cpu",
                 mixed_precision=_MIXED[precision],
                 dynamo_backend="inductor" if compiled else "no",
-                kwargs_handlers=[
-                    # They are the same in all processes already.
-                    DistributedDataParallelKwargs(broadcast_buffers=False),
-                    InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
-                ],
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
             )
         except ValueError as error:
             raise ConfigError(f"--precision {precision}: {error}") from None
