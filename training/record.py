@@ -28,7 +28,9 @@ RANS = "rANS"
 SHIPPED = "shipped"
 """Names of the ways to code an activation."""
 CODECS = (RAW, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, SHIPPED)
-"""Those that a run measures, in this order; the last is what the bundle ships. Older records have more."""
+"""Those that a run measures, in this order; the last is what the bundle ships."""
+CSR, LZ4, ZSTD = "CSR", "LZ4", "zstd 3"
+"""Those that older records have as well, and that a report may add."""
 
 
 class _Strict(BaseModel):
