@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError
 from offramp.training import processes
-from offramp.training.app import main
 from offramp.training.data.datasets import Dataset
+from offramp.training.data.sources import load
 from offramp.training.loop import train
 from offramp.training.recipe import Recipe
-from offramp.training.record import RECORD, read_record
 from tests.training.coded import TAIL, code_text
-from tests.training.together import losses
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = "images = 128\n"
+FEW = "images = 64\n"
 SCHEDULE = f"""
 [train.code]
 epochs = 1
@@ -38,18 +37,18 @@ cutmix = 0.5
 
 
 def few(text: str) -> str:
-    """The recipe with four steps an epoch."""
+    """The recipe with two steps an epoch."""
     for rate in ("learning_rate = 0.1\n", "learning_rate = 0.05\n"):
         text = text.replace(rate, rate + FEW)
     return text.replace("epochs = 2", "epochs = 1")
 
 
-def start(rank: int, port: int, *arguments: Path) -> subprocess.Popen[str]:
+def start(rank: int, port: int, folder: Path) -> subprocess.Popen[str]:
     """One of two processes, as torchrun starts them."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     environment = {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "tests.training.together", *map(str, arguments)],
+        [sys.executable, "-W", "error", "-m", "tests.training.together", str(folder)],
         cwd=ROOT,
         env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -58,14 +57,14 @@ def start(rank: int, port: int, *arguments: Path) -> subprocess.Popen[str]:
     )
 
 
-def together(*arguments: Path) -> list[tuple[str, str]]:
+def together(folder: Path) -> list[tuple[str, str]]:
     """What two processes print, stdout and stderr, when both have ended well."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    running = [start(rank, port, *arguments) for rank in (0, 1)]
+    running = [start(rank, port, folder) for rank in (0, 1)]
     try:
-        printed = [one.communicate(timeout=500) for one in running]
+        printed = [one.communicate(timeout=800) for one in running]
     finally:
         for one in running:
             one.kill()
@@ -75,36 +74,29 @@ def together(*arguments: Path) -> list[tuple[str, str]]:
 
 
 # Two more processes that import torch, on a machine that may be busy.
-@pytest.mark.timeout(600)
-def test_two_processes_learn_as_one_with_the_same_batch(
-    recipe_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain, coded, two = tmp_path / "plain.toml", tmp_path / "coded.toml", tmp_path / "two"
-    plain.write_text(few(recipe_text))
-    coded.write_text(few(code_text(recipe_text, SCHEDULE, TAIL + FEW)))
-    two.mkdir()
-    (out, shown), (nothing, silent) = together(plain, coded, two)
+@pytest.mark.timeout(900)
+def test_two_processes_learn_as_one_with_the_same_batch(recipe_text: str, tmp_path: Path) -> None:
+    texts = {"plain": recipe_text, "coded": code_text(recipe_text, SCHEDULE, TAIL + FEW)}
+    wanted: dict[str, float] = {}
+    for kind, text in texts.items():
+        (tmp_path / f"{kind}.toml").write_text(few(text))
+        recipe = Recipe.parse(few(text))
+        data = load(recipe.data, seed=recipe.seed)
+        for epoch in train(recipe, data, tmp_path / "alone", resume=True).epochs:
+            wanted[f"{kind} {epoch.stage}"] = epoch.loss
+    (out, shown), (nothing, silent) = together(tmp_path)
 
-    wanted = losses(plain, tmp_path / "c")
-    found = json.loads((two / "losses.json").read_text())
-    assert [stage for stage, *_ in found] == ["base", "exit", "regularised"]
-    for (stage, loss, figures), (same, other, others) in zip(wanted, found, strict=True):
-        assert (same, other) == (stage, pytest.approx(loss, rel=2e-4))
-        # Of 364 images one or two are as likely as not.
-        assert others == pytest.approx(figures, abs=0.01)
-
-    alone = [str(coded), "--out", str(tmp_path / "one"), "--checkpoints", str(tmp_path / "c")]
-    assert main([*alone, "--device", "cpu"]) == 0
-    capsys.readouterr()
-    one, both = read_record(tmp_path / "one" / RECORD), read_record(two / "bundle" / RECORD)
-    stages = [epoch.stage for epoch in both.history]
-    assert stages == ["base", "exit", "code", "regularised", "restart", "tail"]
-    for mine, theirs in zip(one.history, both.history, strict=True):
-        assert theirs.loss == pytest.approx(mine.loss, rel=2e-3), mine.stage
-    assert both.machine.device == f"2 x {one.machine.device}"
-    # The main process alone prints.
-    assert str(two / "bundle") in out and "base 1/1" in shown
-    assert not nothing and "base 1/1" not in silent
+    found = json.loads((tmp_path / "losses.json").read_text())
+    stages = ["base", "exit", "regularised"]
+    coded = ["exit", "code", "regularised", "restart", "tail"]
+    assert list(found) == [f"plain {stage}" for stage in stages] + [f"coded {stage}" for stage in coded]
+    for stage, loss in found.items():
+        # Two steps: the second one's weights differ by the rounding of the first one's sums.
+        assert loss == pytest.approx(wanted[stage], rel=1e-4), stage
+    # The main process alone writes and prints.
+    assert str(tmp_path / "bundle") in out and "quantizing" in shown
+    assert not nothing and "quantizing" not in silent
+    assert load_bundle(tmp_path / "bundle").manifest.name == "tiny-digits"
 
 
 def test_a_batch_has_to_be_shared_evenly(
