@@ -1,7 +1,7 @@
 """One of several processes that train together: ``python -m tests.training.together FOLDER``.
 
-In FOLDER are ``plain.toml`` and ``coded.toml``, whose backbone is "tiny", and in ``alone`` the checkpoints that
-one process left of them. Each stage is trained from those of the stages before it, and its loss goes to
+In FOLDER are ``plain.toml`` and ``coded.toml``, whose backbone is "tiny", and in ``alone`` the checkpoints
+that one process left of them. Each stage is trained from those of the stages before it, and its loss goes to
 ``losses.json``. Then the coded one becomes a bundle, as by ``torchrun -m offramp.training.app``.
 """
 
