@@ -78,7 +78,6 @@ def make_record(
     """
     manifest, settings, narrow = bundle.manifest, recipe.train, recipe.model.bottleneck
     grid = sorted({*THRESHOLDS, *CARD_THRESHOLDS, manifest.threshold})
-    exits = [answers.exits(at) for at in grid]
     own = manifest.figures
     return Record(
         name=recipe.name,
@@ -121,17 +120,7 @@ def make_record(
         zeros=float(np.mean([(s == manifest.activation.zero_point).mean() for s in answers.symbols])),
         ece=ece(answers.confidence, answers.early_right),
         threshold=manifest.threshold,
-        curve=record.Curve(
-            threshold=grid,
-            exit_rate=[float(one.mean()) for one in exits],
-            accuracy=[answers.accuracy(at) for at in grid],
-            exit_rate_float=[float(in_float.exits(at).mean()) for at in grid],
-            accuracy_float=[in_float.accuracy(at) for at in grid],
-            bytes={
-                name: [float(np.where(one, 0, sizes).mean()) for one in exits]
-                for name, sizes in by_codec.items()
-            },
-        ),
+        curve=_curve(grid, answers, in_float, by_codec),
         history=[
             record.StageEpoch(
                 stage=epoch.stage,
@@ -144,4 +133,21 @@ def make_record(
             for epoch in trained.epochs
         ],
         entropy_steps=list(trained.entropy),
+    )
+
+
+def _curve(
+    grid: list[float], answers: Answers, in_float: Answers, by_codec: dict[str, NDArray[np.int64]]
+) -> record.Curve:
+    """Figures at each threshold of a grid."""
+    exits = [answers.exits(at) for at in grid]
+    return record.Curve(
+        threshold=grid,
+        exit_rate=[float(one.mean()) for one in exits],
+        accuracy=[answers.accuracy(at) for at in grid],
+        exit_rate_float=[float(in_float.exits(at).mean()) for at in grid],
+        accuracy_float=[in_float.accuracy(at) for at in grid],
+        bytes={
+            name: [float(np.where(one, 0, sizes).mean()) for one in exits] for name, sizes in by_codec.items()
+        },
     )

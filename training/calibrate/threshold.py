@@ -88,37 +88,6 @@ def choose_threshold(
     Raises:
         DataError: no threshold meets the goal; says what the best one reaches.
     """
-
-    def bytes_sent(point: _Point) -> NDArray[np.float64]:
-        sent = np.where(answers.exits(point.threshold), 0, payloads)
-        if point.pictures is not None:
-            sent = sent + np.where(_again(answers, point), point.pictures.payloads, 0)
-        return sent.astype(np.float64)
-
-    def described(point: _Point) -> ThresholdChoice:
-        early, sent = answers.exits(point.threshold), bytes_sent(point)
-        calibrated = ece(answers.confidence, answers.early_right)
-        picture = None
-        if point.pictures is not None:
-            rate = float(_again(answers, point).mean())
-            picture = PictureChoice(point.again, point.pictures.quality, rate)
-        return ThresholdChoice(
-            threshold=point.threshold,
-            images=count,
-            accuracy=point.right / count,
-            accuracy_interval=wilson(point.right, count),
-            exit_rate=float(early.mean()),
-            exit_rate_interval=wilson(int(early.sum()), count),
-            bytes_mean=float(sent.mean()),
-            bytes_interval=bootstrap_mean(sent, seed=seed),
-            accuracy_sent=float(answers.sent_right.mean()),
-            sent_answer=answers.sent_answer,
-            temperature=answers.temperature,
-            ece=calibrated,
-            ece_before=calibrated,
-            picture=picture,
-        )
-
     count = len(answers)
     points = _points(answers, payloads, pictures)
     costs = np.array([point.bytes_mean for point in points])
@@ -129,7 +98,9 @@ def choose_threshold(
     if budget is not None:
 
         def cost(point: _Point) -> float:
-            return bootstrap_mean(bytes_sent(point), seed=seed)[1] if sure else point.bytes_mean
+            if not sure:
+                return point.bytes_mean
+            return bootstrap_mean(_bytes_sent(point, answers, payloads), seed=seed)[1]
 
         fits = next((point for point in reversed(best) if cost(point) <= budget + slack), None)
         if fits is None:
@@ -137,7 +108,7 @@ def choose_threshold(
                 f"no threshold sends {budget:g} B an image or fewer: "
                 f"at {best[0].threshold:g} it is {cost(best[0]):,.1f}"
             )
-        return described(fits)
+        return _described(fits, answers, payloads, seed)
 
     def reached(point: _Point) -> float:
         return wilson(point.right, count)[0] if sure else point.right / count
@@ -147,11 +118,46 @@ def choose_threshold(
     assert accuracy is not None
     for point in best:
         if reached(point) >= accuracy - slack:
-            return described(point)
+            return _described(point, answers, payloads, seed)
     how = "with 95 % confidence" if sure else "on these images"
     raise DataError(
         f"no threshold reaches an accuracy of {accuracy:.4f} {how}: "
         f"the best, {best[-1].threshold:g}, reaches {reached(best[-1]):.4f}"
+    )
+
+
+def _bytes_sent(point: _Point, answers: Answers, payloads: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of each image, float64 [N]."""
+    sent = np.where(answers.exits(point.threshold), 0, payloads)
+    if point.pictures is not None:
+        sent = sent + np.where(_again(answers, point), point.pictures.payloads, 0)
+    return sent.astype(np.float64)
+
+
+def _described(point: _Point, answers: Answers, payloads: NDArray[np.int64], seed: int) -> ThresholdChoice:
+    """A point with its intervals."""
+    count, early = len(answers), answers.exits(point.threshold)
+    sent = _bytes_sent(point, answers, payloads)
+    calibrated = ece(answers.confidence, answers.early_right)
+    picture = None
+    if point.pictures is not None:
+        rate = float(_again(answers, point).mean())
+        picture = PictureChoice(point.again, point.pictures.quality, rate)
+    return ThresholdChoice(
+        threshold=point.threshold,
+        images=count,
+        accuracy=point.right / count,
+        accuracy_interval=wilson(point.right, count),
+        exit_rate=float(early.mean()),
+        exit_rate_interval=wilson(int(early.sum()), count),
+        bytes_mean=float(sent.mean()),
+        bytes_interval=bootstrap_mean(sent, seed=seed),
+        accuracy_sent=float(answers.sent_right.mean()),
+        sent_answer=answers.sent_answer,
+        temperature=answers.temperature,
+        ece=calibrated,
+        ece_before=calibrated,
+        picture=picture,
     )
 
 
