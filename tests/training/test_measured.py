@@ -10,6 +10,6 @@ def test_every_codec_that_a_run_measures_has_a_size_for_each_image() -> None:
     shipped = Candidate("one", huffman_tables(symbols, [0, 0, 0]), 1, 10.0)
     payloads = payload_bytes(shipped.tables, 1, symbols)
     found = bytes_by_codec(symbols, symbols, shipped, payloads)
-    assert tuple(found) == CODECS
+    assert set(found) == set(CODECS)
     assert all(sizes.shape == (8,) and (sizes <= 48).all() for sizes in found.values())
     assert (found[RAW] == 48).all() and np.array_equal(found[SHIPPED], payloads)
