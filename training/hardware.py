@@ -62,17 +62,17 @@ class Hardware:
         *,
         compiled: bool = False,
     ) -> None:
+        if precision == "float16" and device == "cpu":
+            # accelerate would train in float32 without a word.
+            raise ConfigError("--precision float16: expected a GPU, for a processor bfloat16 or float32")
         # accelerate keeps one state for the life of a process; a second run may differ from the first.
         AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
-        try:
-            self._accelerator = Accelerator(
-                cpu=device == "cpu",
-                mixed_precision=_MIXED[precision],
-                dynamo_backend="inductor" if compiled else "no",
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
-            )
-        except ValueError as error:
-            raise ConfigError(f"--precision {precision}: {error}") from None
+        self._accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=_MIXED[precision],
+            dynamo_backend="inductor" if compiled else "no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        )
         self.precision, self.compiled = precision, compiled
 
     @property

@@ -22,9 +22,8 @@ def test_a_second_run_in_the_same_process_may_have_another_precision() -> None:
     assert kinds == [torch.float32, torch.bfloat16, torch.float32]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_float16_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match=r"--precision float16: .*GPU"):
+    with pytest.raises(ConfigError, match="--precision float16: expected a GPU"):
         Hardware(precision="float16")
 
 
