@@ -8,8 +8,8 @@ from offramp.training.stages.stage import StageRecipe
 from offramp.training.steps import Steps
 
 
-def steps(task: BaseTask, total: int, **settings: float) -> Steps:
-    stage = StageRecipe(epochs=1, learning_rate=0.1, **settings)
+def steps(task: BaseTask, total: int, weight_decay: float | None = None) -> Steps:
+    stage = StageRecipe(epochs=1, learning_rate=0.1, weight_decay=weight_decay)
     return Steps(task, stage, total, weight_decay=0.5, momentum=0.9, hardware=Hardware())
 
 
