@@ -146,7 +146,8 @@ def measured_curve(record: Record) -> SplitCurve:
 
 def modelled_curves(records: Sequence[Record], classes: int = 10, size: int = 32) -> list[SplitCurve]:
     """Exits of each backbone between two measured ones that send the activation itself."""
-    from offramp.training.models.networks import BACKBONES, SplitModel
+    from offramp.training.models.networks import BACKBONES
+    from offramp.training.models.split_model import SplitModel
     from offramp.training.record import measure_cost
 
     found = []

@@ -35,10 +35,12 @@ COMMANDS = {
     "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
     "step": Command(
-        "offramp.training.calibrate.step", "train", "make a rate-trained bundle for a wider or narrower link"
+        "offramp.training.calibrate.step_command",
+        "train",
+        "make a rate-trained bundle for a wider or narrower link",
     ),
     "threshold": Command(
-        "offramp.training.calibrate.threshold",
+        "offramp.training.calibrate.threshold_command",
         "train",
         "choose a bundle's threshold, for an accuracy or a byte budget",
     ),

@@ -1,7 +1,4 @@
-"""``cloud-server``: serve the tails of bundles.
-
-``_serve`` is longer than other functions: it makes, starts and ends all parts, in an order that matters.
-"""
+"""``cloud-server``: serve the tails of bundles."""
 
 from __future__ import annotations
 
@@ -109,6 +106,7 @@ def leave_by(seconds: float) -> None:
 
 
 async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
+    """Long because it makes, starts and ends all parts, in an order that matters."""
     import grpc.aio
 
     from offramp.common.tracing import Tracing

@@ -29,7 +29,8 @@ from offramp.bench.timing import environment, one_core
 from offramp.common.arguments import Parser
 from offramp.common.part.session import session
 from offramp.training.export import export
-from offramp.training.models.networks import SplitModel, mobilenet_v2
+from offramp.training.models.mobilenet import mobilenet_v2
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize
 from research.program import run_program
 

@@ -6,7 +6,11 @@ import torch
 
 from offramp.bench.plots import Plot, Series
 from offramp.bench.report_tables import Column, ReportTable, Value
-from offramp.training.models.networks import BACKBONES, Backbone, Flow, SplitModel, partition
+from offramp.training.models.backbone import Backbone
+from offramp.training.models.cost import partition
+from offramp.training.models.layers import Flow
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.record import SHIPPED, Record
 from research.paper import paper
 

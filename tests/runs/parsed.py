@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def trained(arguments: Namespace) -> None:
-    from offramp.training import recipe as recipes
+    from offramp.training import recipe_file as recipes
 
     nested = recipes.has_variants(arguments.recipe)
     for recipe, _ in recipes.read(arguments.recipe, settings=arguments.settings, only=arguments.only):

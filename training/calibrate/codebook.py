@@ -110,7 +110,7 @@ def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> C
     context model, where it saves CONTEXT_GAIN of the better one's.
 
     Plain Huffman codes are run-Huffman's without runs, and are not asked. See ``compare`` for the arguments.
-    The winner's tables are counted anew on all of the symbols.
+    The winner's tables are counted again, on all of the symbols.
     """
     arena = others if len(others) else calibration
     everything = np.concatenate([calibration, others]) if len(others) else calibration

@@ -26,7 +26,7 @@ from offramp.common.errors import ConfigError, DataError, printable
 from offramp.common.inputs.folder import find, kinds_of
 from offramp.common.inputs.pictures import decode
 from offramp.training.data.datasets import Dataset, Labelled, Source, split
-from offramp.training.recipe import (
+from offramp.training.data.recipe import (
     DataRecipe,
     DigitsRecipe,
     FolderRecipe,

@@ -9,7 +9,7 @@ from offramp.bench.pictures import FORMATS
 from offramp.common.bundle.load import load_bundle
 from offramp.training.data import sources
 from offramp.training.data.datasets import Labelled
-from offramp.training.recipe import DigitsRecipe
+from offramp.training.data.recipe import DigitsRecipe
 from research.paper.__main__ import main
 from research.paper.baselines import BASELINES, measure, read_baselines
 

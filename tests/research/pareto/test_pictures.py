@@ -10,7 +10,7 @@ from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import DataError
 from offramp.common.wire.picture import LEFT_OUT, decode_picture, encode_picture
 from offramp.training.data import sources
-from offramp.training.recipe import DigitsRecipe
+from offramp.training.data.recipe import DigitsRecipe
 from research.pareto import pictures
 
 BUNDLE = Path(__file__).parents[3] / "models" / "digits-mobilenetv2-exit12"

@@ -9,7 +9,7 @@ from offramp.bench.pictures import FORMATS
 from offramp.common.bundle.load import load_bundle
 from offramp.common.part.answer import Replies
 from offramp.training.data import sources
-from offramp.training.recipe import DigitsRecipe
+from offramp.training.data.recipe import DigitsRecipe
 from research.pareto import pictures, points
 from tests.research.pareto.coded import coded
 

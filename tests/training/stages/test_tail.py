@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from offramp.training.calibrate.measure import Answers, run_graphs
-from offramp.training.data.datasets import Dataset, to_float, to_pixels
+from offramp.training.data.datasets import Dataset, to_float
 from offramp.training.export import Graphs, export
-from offramp.training.models.networks import SplitModel
+from offramp.training.loop import Trained, train
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import calibration_part, quantize
 from offramp.training.recipe import Recipe
-from offramp.training.train import Trained, train
 from tests.kill import ends_as_unbroken, in_the_middle
 from tests.training.coded import with_code
 
@@ -34,11 +34,11 @@ def answered(trained: Trained, recipe: Recipe, data: Dataset) -> tuple[Graphs, A
 
 
 def test_the_head_stays_and_the_tail_learns_what_it_sends(
-    recipe_text: str, small: Dataset, tmp_path: Path
+    recipe_text: str, small: Dataset, begun: Path
 ) -> None:
     before, after = with_code(recipe_text), with_code(recipe_text, TAIL)
-    first = train(before, small, tmp_path)
-    last = train(after, small, tmp_path, resume=True)
+    first = train(before, small, begun, resume=True)
+    last = train(after, small, begun, resume=True)
     assert [epoch.stage for epoch in last.epochs[-2:]] == ["tail", "tail"]
     assert last.epochs[:-2] == first.epochs
     assert last.entropy == first.entropy
@@ -54,9 +54,9 @@ def test_the_head_stays_and_the_tail_learns_what_it_sends(
             assert torch.equal(value, last.model.state_dict()[name])
 
 
-def test_its_figures_are_of_the_int8_head(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
+def test_its_figures_are_of_the_int8_head(recipe_text: str, small: Dataset, begun: Path) -> None:
     recipe = with_code(recipe_text, TAIL)
-    trained = train(recipe, small, tmp_path)
+    trained = train(recipe, small, begun, resume=True)
     _, answers = answered(trained, recipe, small)
     kept = next(epoch for epoch in reversed(trained.epochs) if epoch.best).figures
     # The early exit's are those of the graph itself; the tail is still in float.
@@ -67,16 +67,14 @@ def test_its_figures_are_of_the_int8_head(recipe_text: str, small: Dataset, tmp_
     assert kept["final"] == pytest.approx((final == small.validation.labels).mean(), abs=1e-12)
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(
-    recipe_text: str, small: Dataset, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_it_ends_with_the_same_bits(recipe_text: str, small: Dataset, begun: Path) -> None:
     recipe = with_code(recipe_text, TAIL)
-    again = ends_as_unbroken(recipe, small, tmp_path, in_the_middle("tail", 2))
+    again = ends_as_unbroken(recipe, small, begun, in_the_middle("tail", 2))
     assert again == [("tail", 2)]
 
 
-def test_without_a_code_there_is_no_such_stage(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
-    trained = train(Recipe.parse(recipe_text + TAIL), small, tmp_path)
+def test_without_a_code_there_is_no_such_stage(recipe_text: str, small: Dataset, begun: Path) -> None:
+    trained = train(Recipe.parse(recipe_text + TAIL), small, begun, resume=True)
     assert trained.epochs[-1].stage == "regularised"
 
 
@@ -88,9 +86,3 @@ def test_checkpoints_before_it_are_shared(recipe_text: str) -> None:
     calibrated = with_code(recipe_text, TAIL, "[quantize]\ncalibration = 0.5\n")
     assert calibrated.stage_sha256("regularised") == with_it.stage_sha256("regularised")
     assert calibrated.stage_sha256("tail") != with_it.stage_sha256("tail")
-
-
-def test_pixels_survive_being_numbers() -> None:
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(to_pixels(to_float(pixels)), pixels)
-    assert to_pixels(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]

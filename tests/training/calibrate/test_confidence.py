@@ -3,13 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.training.calibrate.calibration import (
-    bootstrap_mean,
-    ece,
-    fit_temperature,
-    negative_log_likelihood,
-    wilson,
-)
+from offramp.training.calibrate.confidence import ece, fit_temperature, negative_log_likelihood
 
 
 def test_expected_calibration_error_by_hand() -> None:
@@ -41,26 +35,3 @@ def test_no_temperature_fits_better(seed: int) -> None:
     best = negative_log_likelihood(logits, labels, fit_temperature(logits, labels))
     for other in np.geomspace(1 / 50, 50, 40):
         assert best <= negative_log_likelihood(logits, labels, float(other)) + 1e-9
-
-
-@given(trials=st.integers(1, 10_000), share=st.floats(0, 1))
-def test_wilsons_interval_holds_the_share(trials: int, share: float) -> None:
-    successes = round(share * trials)
-    low, high = wilson(successes, trials)
-    assert 0 <= low <= successes / trials <= high <= 1
-    assert high - low < 1
-
-
-def test_wilsons_interval_of_a_known_case() -> None:
-    low, high = wilson(81, 263)
-    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(0, 0) == (0, 1)
-
-
-def test_the_bootstrap_covers_what_theory_says() -> None:
-    values = np.random.default_rng(1).normal(10, 2, 400)
-    low, high = bootstrap_mean(values, seed=0)
-    spread = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.03)
-    assert bootstrap_mean(values, seed=0) == (low, high)
-    assert bootstrap_mean(np.full(5, 3.0), seed=0) == (3, 3)

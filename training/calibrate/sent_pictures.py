@@ -1,4 +1,4 @@
-"""What a second question would bring, with the image itself: see ``edge-device --picture-threshold``."""
+"""What sending unsure images once more, as pictures, would bring: see ``edge-device --picture-threshold``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from offramp.training.export import Graphs
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """N images as pictures of one quality: bytes that each takes, int64 [N], and where what a device tells
-    after the whole model's answer is the label, bool [N]."""
+class SentAsPictures:
+    """N images as pictures of one quality: bytes of each, int64 [N], and where the answer is right once the
+    whole model has answered too, bool [N]."""
 
     quality: int
     payloads: NDArray[np.int64]
@@ -36,7 +36,7 @@ def require_same_images(bundle: Bundle, whole: Bundle) -> None:
 
 def as_pictures(
     whole: Bundle, answers: Answers, images: NDArray[np.uint8], qualities: Sequence[int]
-) -> Iterator[Pictures]:
+) -> Iterator[SentAsPictures]:
     """The images at each quality.
 
     Args:
@@ -49,6 +49,5 @@ def as_pictures(
         coded = [encode_picture(image, quality) for image in images]
         decoded = np.stack([decode_picture(payload, *images.shape[2:]) for payload in coded])
         seen = run_graphs(Graphs(whole.head, whole.tail), Labelled(decoded, answers.labels))
-        told = answers.replied.answers_after(Replies.of(softmax(seen.final)))
         payloads = np.array([len(payload) for payload in coded], np.int64)
-        yield Pictures(quality, payloads, np.asarray(told == answers.labels))
+        yield SentAsPictures(quality, payloads, answers.right_after(Replies.of(softmax(seen.final))))

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from offramp.common.errors import ConfigError
-from offramp.training.calibrate.measure import run_float, run_graphs
+from offramp.training.calibrate.measure import run_graphs
+from offramp.training.calibrate.measure_float import run_float
 from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
-from offramp.training.models.networks import BACKBONES, ExitBranch, SplitModel, mobilenet_v2, partition
+from offramp.training.loop import train
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize_calibrated
-from offramp.training.recipe import BranchRecipe, Recipe
-from offramp.training.train import _answers_loss, _Branch, train
+from offramp.training.recipe import Recipe
+from offramp.training.stages.branch import BranchRecipe, BranchTask
+from offramp.training.stages.taught import answers_loss
 from tests.kill import ends_as_unbroken, in_the_middle
 from tests.training.coded import TAIL, with_code
 
@@ -25,7 +29,11 @@ learning_rate = 0.02
 distill = 0.5
 cutmix = 0.25
 """
+
+
 WIDE = BRANCH + "widths = [24, 32]\n"
+
+
 RESTART = """
 [train.restart]
 epochs = 1
@@ -40,11 +48,11 @@ def plain(text: str, *more: str) -> Recipe:
 @pytest.mark.parametrize("recipe_with", [plain, with_code])
 @pytest.mark.parametrize("stage", [BRANCH, WIDE])
 def test_only_the_early_exit_learns(
-    recipe_text: str, small: Dataset, tmp_path: Path, recipe_with: Callable[..., Recipe], stage: str
+    recipe_text: str, small: Dataset, begun: Path, recipe_with: Callable[..., Recipe], stage: str
 ) -> None:
     before, after = recipe_with(recipe_text), recipe_with(recipe_text, stage)
-    first = train(before, small, tmp_path)
-    last = train(after, small, tmp_path, resume=True)
+    first = train(before, small, begun, resume=True)
+    last = train(after, small, begun, resume=True)
     assert last.epochs[:-6] == first.epochs
     assert [epoch.stage for epoch in last.epochs[-6:]] == ["branch"] * 6
     old, new = first.model.state_dict(), last.model.state_dict()
@@ -59,12 +67,12 @@ def test_only_the_early_exit_learns(
 
 @pytest.mark.parametrize("stage", [BRANCH, WIDE])
 def test_with_a_code_it_answers_better_and_sends_the_same(
-    recipe_text: str, small: Dataset, tmp_path: Path, stage: str
+    recipe_text: str, small: Dataset, begun: Path, stage: str
 ) -> None:
     told = []
     for recipe in (with_code(recipe_text), with_code(recipe_text, stage)):
-        model = train(recipe, small, tmp_path, resume=True).model
-        graphs = export(quantize_calibrated(model, small.validation, recipe))
+        model = train(recipe, small, begun, resume=True).model
+        graphs = export(quantize_calibrated(model, small.validation, recipe.quantize, recipe.seed))
         told.append((graphs, run_graphs(graphs, small.validation)))
     (old_graphs, old), (graphs, new) = told
     assert graphs.tail == old_graphs.tail
@@ -73,22 +81,22 @@ def test_with_a_code_it_answers_better_and_sends_the_same(
 
 
 def test_a_wide_early_exit_in_integers_answers_as_in_float(
-    recipe_text: str, small: Dataset, tmp_path: Path
+    recipe_text: str, small: Dataset, begun: Path
 ) -> None:
     recipe = with_code(recipe_text, WIDE)
-    model = train(recipe, small, tmp_path).model
+    model = train(recipe, small, begun, resume=True).model
     assert [unit.conv.out_channels for unit in model.branch.units()] == [24, 32]
-    graphs = export(quantize_calibrated(model, small.validation, recipe))
+    graphs = export(quantize_calibrated(model, small.validation, recipe.quantize, recipe.seed))
     integers, floats = run_graphs(graphs, small.test), run_float(model, small.test, torch.device("cpu"))
     assert float(np.abs(integers.confidence - floats.confidence).mean()) < 0.02
     assert abs(integers.early_right.mean() - floats.early_right.mean()) < 0.02
 
 
 def test_a_restart_after_it_trains_the_wide_early_exit_with_the_rest(
-    recipe_text: str, small: Dataset, tmp_path: Path
+    recipe_text: str, small: Dataset, begun: Path
 ) -> None:
-    before = train(with_code(recipe_text, WIDE), small, tmp_path)
-    after = train(with_code(recipe_text, WIDE, RESTART), small, tmp_path, resume=True)
+    before = train(with_code(recipe_text, WIDE), small, begun, resume=True)
+    after = train(with_code(recipe_text, WIDE, RESTART), small, begun, resume=True)
     assert after.epochs[:-1] == before.epochs and after.epochs[-1].stage == "restart"
     old, new = before.model.state_dict(), after.model.state_dict()
     assert {name: value.shape for name, value in old.items()} == {
@@ -98,17 +106,15 @@ def test_a_restart_after_it_trains_the_wide_early_exit_with_the_rest(
         assert any(not torch.equal(old[name], new[name]) for name in old if name.startswith(part)), part
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(
-    recipe_text: str, small: Dataset, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_it_ends_with_the_same_bits(recipe_text: str, small: Dataset, begun: Path) -> None:
     recipe = with_code(recipe_text, TAIL, WIDE.replace("epochs = 6", "epochs = 2"))
-    again = ends_as_unbroken(recipe, small, tmp_path, in_the_middle("branch", 2))
+    again = ends_as_unbroken(recipe, small, begun, in_the_middle("branch", 2))
     assert again == [("branch", 2), ("tail", 1)]
 
 
-def test_its_checkpoint_is_the_early_exit_alone(recipe_text: str, small: Dataset, tmp_path: Path) -> None:
-    train(with_code(recipe_text, WIDE.replace("epochs = 6", "epochs = 1")), small, tmp_path)
-    (path,) = tmp_path.glob("branch-*.pt")
+def test_its_checkpoint_is_the_early_exit_alone(recipe_text: str, small: Dataset, begun: Path) -> None:
+    train(with_code(recipe_text, WIDE.replace("epochs = 6", "epochs = 1")), small, begun, resume=True)
+    (path,) = begun.glob("branch-*.pt")
     best = torch.load(path, weights_only=True)["best"]
     assert best and all(name.startswith("branch.") for name in best)
 
@@ -136,24 +142,6 @@ def test_a_new_early_exit_needs_epochs(recipe_text: str) -> None:
         with_code(recipe_text, WIDE.replace("32]", "0]"))
 
 
-@pytest.mark.parametrize(("side", "widths", "left"), [(8, [96, 192], 2), (5, [8], 3), (3, [8, 8, 8], 1)])
-def test_it_pools_all_that_its_convolutions_leave(side: int, widths: list[int], left: int) -> None:
-    branch = ExitBranch.widened((64, side, side), 10, widths)
-    assert branch.kernel == left and branch.linear.in_features == widths[-1]
-    assert branch(torch.randn(2, 64, side, side)).shape == (2, 10)
-
-
-def test_what_it_costs_is_counted_as_the_early_exits() -> None:
-    model = SplitModel(mobilenet_v2(10), 12)
-    before = partition(model)
-    model.widen_exit([48, 64])
-    after = partition(model)
-    # From 32x16x16: 3x3 convolutions to 48x8x8 and 64x4x4, and ten classes.
-    assert after.branch.macs == 32 * 48 * 9 * 64 + 48 * 64 * 9 * 16 + 640
-    assert after.device.macs - after.branch.macs == before.device.macs - before.branch.macs
-    assert after.server == before.server
-
-
 @pytest.mark.parametrize("distill", [0.0, 0.5])
 @pytest.mark.parametrize("unlabelled", [0, 2, 6])
 def test_the_teacher_answers_only_what_it_is_asked(
@@ -162,12 +150,12 @@ def test_the_teacher_answers_only_what_it_is_asked(
     torch.manual_seed(0)
     teacher = BACKBONES["tiny"](10, 32).eval()
     model = SplitModel(BACKBONES["tiny"](10, 32), 7)
-    task = _Branch(model, BranchRecipe(epochs=1, learning_rate=0.1, distill=distill), teacher)
+    task = BranchTask(model, BranchRecipe(epochs=1, learning_rate=0.1, distill=distill), teacher)
     asked: list[int] = []
     task._teacher[0].register_forward_pre_hook(lambda _module, images: asked.append(len(images[0])))
     images, labels, early = torch.randn(6, 3, 32, 32), torch.arange(6), torch.randn(6, 10)
     with torch.no_grad():
-        found = task._loss(early, images, labels, unlabelled)
-        wanted = _answers_loss(early, labels, teacher(images), distill, 2.0, unlabelled)
+        found = task.answers(early, images, labels, unlabelled)
+        wanted = answers_loss(early, labels, teacher(images), distill, 2.0, unlabelled)
     assert float(found) == pytest.approx(float(wanted), abs=1e-5)
     assert asked == ([6] if distill else [unlabelled] * (unlabelled > 0))

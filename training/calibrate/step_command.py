@@ -1,8 +1,4 @@
-"""``offramp step``: a rate-trained bundle at another rate, by the step of its code; nothing is trained.
-
-A code is whole numbers because it was trained so. Its values are rounded to multiples of another step
-instead: a finer one sends more bytes and leaves the tail less to guess, a coarser one the other way round.
-"""
+"""``offramp step``: a rate-trained bundle at another rate, by the step of its code."""
 
 from __future__ import annotations
 
@@ -15,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.common.arguments import Parser, number
-from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
+from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY, SentAnswer
 
 if TYPE_CHECKING:
-    import onnx
-
     from offramp.common.bundle.load import Bundle
     from offramp.training.calibrate.codebook import Candidate
     from offramp.training.calibrate.measure import Answers
@@ -33,10 +27,11 @@ Make a rate-trained bundle for a wider or a narrower link, without training it a
 
 What a rate-trained split sends is rounded to multiples of a step, 1 in training. A finer step (0.8) takes
 more bytes and costs the final exit less, a coarser one (1.2) takes fewer; the early exit stays as it is. Both
-graphs get the step, the coder's tables are fitted anew, and who answers what is sent and T_c are chosen anew
-as the bundle's recipe has it, all on validation images.
+graphs get the step; the coder's tables, who answers a sent image and T_c are chosen again as the bundle's
+recipe has it, all on validation images.
 
-A code may have learnt where exactly rounding decides, and then bears no other step: look before you write.
+A code may have learnt where exactly rounding decides, and then tolerates no other step: look before you
+write.
 Without --out the steps are compared on validation images, and nothing is written. With it, one step's bundle
 is written, its card measured on the test images. The bundle's recipe says where its images are; for files
 elsewhere, name them.
@@ -51,8 +46,9 @@ examples:
 exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 not a rate-trained bundle, or unusable data
 """
 
-FINEST, COARSEST = 0.05, 20.0
-"""Beyond these a code of 256 values is clipped, or has nothing left to say."""
+
+# Beyond these a code of 256 values is clipped, or has nothing left to say.
+_FINEST, _COARSEST = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -97,70 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ExitCode.OK
 
 
-def with_step(graphs: Graphs, step: float) -> Graphs:
-    """The same network with another step of the code that travels.
-
-    Raises:
-        DataError: what travels is not a rate-trained split's code, which nothing but the decoder reads.
-    """
-    import numpy as np
-    import onnx
-    from onnx import numpy_helper
-
-    from offramp.training.export import Graphs
-
-    head, tail = onnx.load_from_string(graphs.head), onnx.load_from_string(graphs.tail)
-    rounds = _only([node for node in head.graph.node if "symbols" in node.output])
-    if rounds.op_type != "QuantizeLinear" or _readers(head, "symbols"):
-        raise _not_a_code()
-    reads = _only(_readers(tail, "symbols"))
-    decoder = _only(_readers(tail, reads.output[0]))
-    if (reads.op_type, decoder.op_type) != ("DequantizeLinear", "Conv") or len(decoder.input) != 3:
-        raise _not_a_code()
-    bias = _only([node for node in tail.graph.node if decoder.input[2] in node.output])
-    values = {one.name: one for one in tail.graph.initializer}
-    if bias.op_type != "DequantizeLinear" or not {reads.input[1], *bias.input[:2]} <= values.keys():
-        raise _not_a_code()
-    scale, units, unit = (numpy_helper.to_array(values[name]) for name in (reads.input[1], *bias.input[:2]))
-    if scale.shape != () or not 0 < float(scale) < np.inf or units.dtype != np.int32:
-        raise _not_a_code()
-    # A runtime takes the bias to be in units of both scales, so it has to follow.
-    new = np.float32(step)
-    change = float(new) / float(scale)
-    for name, value in (
-        (bias.input[0], np.clip(np.rint(units / change), -(1 << 31), (1 << 31) - 1).astype(np.int32)),
-        (bias.input[1], (unit * change).astype(np.float32)),
-    ):
-        values[name].CopyFrom(numpy_helper.from_array(value, name))
-    for model, node in ((head, rounds), (tail, reads)):
-        before, name = node.input[1], f"scale_{float(new)!r}"
-        node.input[1] = name
-        if all(one.name != name for one in model.graph.initializer):
-            model.graph.initializer.append(numpy_helper.from_array(np.array(new), name))
-        if not _readers(model, before):
-            kept = [one for one in model.graph.initializer if one.name != before]
-            del model.graph.initializer[:]
-            model.graph.initializer.extend(kept)
-    return Graphs(*(bytes(one.SerializeToString(deterministic=True)) for one in (head, tail)))
-
-
-def _readers(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if name in node.input]
-
-
-def _only(nodes: list[onnx.NodeProto]) -> onnx.NodeProto:
-    if len(nodes) != 1:
-        raise _not_a_code()
-    return nodes[0]
-
-
-def _not_a_code() -> DataError:
-    return DataError(
-        "what this bundle sends has no step of its own: expected a rate-trained split, whose code only the"
-        " server's decoder reads"
-    )
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="offramp step",
@@ -171,7 +103,7 @@ def _parser() -> Parser:
     parser.add_argument("bundle", type=Path, help="the bundle's directory; it stays as it is")
     parser.add_argument(
         "--step",
-        type=number(float, FINEST, COARSEST, f"a number, {FINEST:g} … {COARSEST:g}"),
+        type=number(float, _FINEST, _COARSEST, f"a number, {_FINEST:g} … {_COARSEST:g}"),
         nargs="+",
         required=True,
         metavar="S",
@@ -191,6 +123,7 @@ def _run(arguments: argparse.Namespace) -> list[Stepped]:
     from tqdm import tqdm
 
     from offramp.common.bundle.load import load_bundle
+    from offramp.training.calibrate.code_step import with_step
     from offramp.training.data.datasets import write_images
     from offramp.training.data.held_out import load_data
     from offramp.training.export import Graphs
@@ -221,10 +154,10 @@ def _made(bundle: Bundle, graphs: Graphs, step: float, data: Dataset, recipe: Re
     """Chosen as for a bundle that has just been trained, and measured, on validation images."""
     import numpy as np
 
+    from offramp.training.calibrate.choose import choose_on_validation
     from offramp.training.calibrate.codebook import payload_bytes
-    from offramp.training.run import choose
 
-    codec, seen, threshold = choose(_answers(bundle, graphs, data.validation), recipe)
+    codec, seen, threshold = choose_on_validation(_answers(bundle, graphs, data.validation), recipe)
     payloads = payload_bytes(codec.tables, codec.lanes, seen.symbols)
     found = Stepped(
         step=step,
@@ -254,8 +187,8 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
 
     from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
     from offramp.common.bundle.write import file_entries, write_bundle
+    from offramp.training.calibrate.card import figures
     from offramp.training.calibrate.codebook import payload_bytes
-    from offramp.training.run import figures
 
     manifest, found, codec = bundle.manifest, made.found, made.codec
     answers = replace(_answers(bundle, made.graphs, data.test), sent_answer=found.sent_answer)
