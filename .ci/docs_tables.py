@@ -408,7 +408,9 @@ def fields() -> str:
                 kind_of(field),
                 "—"
                 if field.is_required()
-                else f"`{field.default!r}`".replace("'", '"').replace("None", "none"),
+                else f"`{field.get_default(call_default_factory=True)!r}`".replace("'", '"').replace(
+                    "None", "none"
+                ),
                 meanings[name],
             )
             for name, field in own.items()
