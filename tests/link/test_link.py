@@ -102,9 +102,9 @@ def test_a_server_that_drains_forever_answers_nothing_and_is_not_hammered(linked
     with hostile.hostile(hostile.draining_forever) as server, linked(server.port, timeout=1) as device:
         device.offload(5)
         for outcome in refused(device.settled()):
-            # Some go out before the notice is there.
-            lost = "ended the stream without a reply" if outcome.sends else "no reply within 1 s"
-            assert outcome.reason.endswith(lost)
+            # Some go out before the notice is there, and on a busy machine their time may be over first.
+            lost = ("ended the stream without a reply",) if outcome.sends else ()
+            assert outcome.reason.endswith((*lost, "no reply within 1 s"))
         until(lambda: server.streams > 3, "four streams")
         # At least half of the first pause lies between two streams.
         assert server.streams <= 2 + (time.monotonic() - device.start) / (BACKOFF_FIRST / 2)

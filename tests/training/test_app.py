@@ -174,7 +174,7 @@ def test_a_gpu_trains_stops_and_goes_on(
     assert record.accuracy.final > 0.5
 
 
-@pytest.mark.parametrize("command", ["train", "threshold", "report"])
+@pytest.mark.parametrize("command", ["train", "threshold", "step"])
 def test_help_needs_no_torch(command: str) -> None:
     code = f"import sys; from offramp.cli.app import main; main([{command!r}, '--help'])"
     watch = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); "

@@ -21,7 +21,8 @@ cutmix = 0.5
 
 
 def kept(checkpoints: Path, stage: str) -> dict[str, torch.Tensor]:
-    (path,) = checkpoints.glob(f"{stage}-*.pt")
+    # There may be one of the recipe that was begun with, too.
+    path = max(checkpoints.glob(f"{stage}-*.pt"), key=lambda each: each.stat().st_mtime_ns)
     best: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["best"]
     return best
 
