@@ -1,4 +1,4 @@
-"""Photos in class folders, Parquet or CSV, divided where they are not; what is not such is one clear error."""
+"""Photos in class folders, Parquet or CSV, divided where they are not; anything else is one clear error."""
 
 from __future__ import annotations
 
