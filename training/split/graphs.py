@@ -34,7 +34,7 @@ def float_graphs(
     """Head and tail. Raises ConfigError for an operator that has no ONNX form."""
     activation = code.layout.shape
     hidden = _shape_of(code.features, activation)
-    head = _part(without_copies(halves.head), shape, "head", "pixels", "activation")
+    head = _part(in_allowed_operators(halves.head), shape, "head", "pixels", "activation")
     head = _joined(
         head, _part(_traced(code.features), activation, "features", "in", "hidden"), {"activation": "in"}
     )
@@ -43,7 +43,7 @@ def float_graphs(
         head = _joined(head, part, {"hidden": f"{name}_in"}, keep=("hidden", *_outputs(head)))
     head = _keep_outputs(head, [CODE, LOGITS])
     decoder = _part(_traced(code.decoder), code.symbols_shape, "decoder", CODE, "activation")
-    tail = _part(without_copies(halves.tail), activation, "tail", "in", LOGITS)
+    tail = _part(in_allowed_operators(halves.tail), activation, "tail", "in", LOGITS)
     return _with_pixels(head, normalise), _joined(decoder, tail, {"activation": "in"})
 
 
@@ -87,8 +87,12 @@ def _joined(
     first: onnx.ModelProto, second: onnx.ModelProto, links: dict[str, str], keep: tuple[str, ...] = ()
 ) -> onnx.ModelProto:
     """Two graphs one after the other; ``keep``: outputs of the first that stay outputs."""
-    outputs = [name for name in dict.fromkeys((*keep, *_outputs(second)))] if keep else None
+    outputs = list(dict.fromkeys((*keep, *_outputs(second)))) if keep else None
     joined = compose.merge_models(first, second, io_map=list(links.items()), outputs=outputs)
+    # One entry for each set of operators.
+    versions = {each.domain: each.version for each in joined.opset_import}
+    del joined.opset_import[:]
+    joined.opset_import.extend(helper.make_opsetid(*each) for each in versions.items())
     return cast(onnx.ModelProto, joined)
 
 
@@ -160,10 +164,9 @@ def _with_code(model: onnx.ModelProto, operator: str, *, inside: bool) -> onnx.M
     return changed
 
 
-def without_copies(half: fx.GraphModule) -> fx.GraphModule:
-    """The same without copies of a constant for each input, as of a class token: added to zeros instead.
-
-    How often it is copied would be a value inside the graph, which bundles do not allow.
+def in_allowed_operators(half: fx.GraphModule) -> fx.GraphModule:
+    """The same by operators that bundles allow: a constant that is copied for each input, as a class token,
+    is added to zeros, since how often it is copied would be a value inside the graph; one index is a slice.
     """
     aten = torch.ops.aten
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -180,6 +183,11 @@ def without_copies(half: fx.GraphModule) -> fx.GraphModule:
             wanted = constant.meta["val"].ndim
             flat = graph.call_function(aten.reshape.default, (zeros, [-1, *[1] * (wanted - 1)]))
             made[node] = graph.call_function(aten.add.Tensor, (made[constant], flat))
+            made[node].meta = dict(node.meta)
+        elif node.target is aten.select.int and isinstance(node.args[2], int) and node.args[2] >= 0:
+            dim, at = node.args[1], node.args[2]
+            one = graph.call_function(aten.slice.Tensor, (made[node.args[0]], dim, at, at + 1))
+            made[node] = graph.call_function(aten.squeeze.dim, (one, dim))
             made[node].meta = dict(node.meta)
         elif node.op == "output":
             graph.output(made[node.args[0]])

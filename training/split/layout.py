@@ -70,7 +70,7 @@ class Layout:
 
     def extra_of(self, x: Tensor) -> Tensor:
         """The class token of [N, T, C], [N, C, 1, 1]."""
-        return x[:, 0].reshape(-1, self.shape[1], 1, 1)
+        return x[:, :1].reshape(-1, self.shape[1], 1, 1)
 
     def from_map(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """`to_map` undone, with the class token [N, C, 1, 1] where there is one."""
