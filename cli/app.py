@@ -37,6 +37,11 @@ COMMANDS = {
         "research.paper.report", "train,bench", "print the paper's tables and figures, ours beside them"
     ),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
+    "split": Command(
+        "offramp.cli.split",
+        "device,split,train",
+        "split a trained classifier of yours, from photos to a bundle",
+    ),
     "step": Command(
         "offramp.training.calibrate.step", "train", "make a rate-trained bundle for a wider or narrower link"
     ),
@@ -54,6 +59,7 @@ examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
   offramp cuts mobilenetv2
+  offramp split my_model:build --weights best.pth --data photos --out my-split
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2

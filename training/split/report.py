@@ -25,7 +25,7 @@ SHOWN = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True)
 class Device:
-    """What the device computes: the head, and the encoder and early exit behind it, beside the whole model."""
+    """What the device computes: the head, the encoder and the early exit, beside the whole model."""
 
     head: Cost
     whole: Cost
@@ -138,8 +138,8 @@ def verdict(found: Comparison, chosen: str, unsplit: float) -> str:
     if better:
         best = min(better, key=lambda each: each.bytes_mean)
         return (
-            f"Send the picture: {best.name} is {best.accuracy:.1%} right for {best.bytes_mean:,.1f} B a photo, "
-            f"where this split is {reached}."
+            f"Send the picture: {best.name} is {best.accuracy:.1%} right for {best.bytes_mean:,.1f} B a "
+            f"photo, where this split is {reached}."
         )
     parts = [
         f"{name} needs {each.bytes_mean / max(ours.bytes_mean, 0.05):,.0f} times as many for as much "
@@ -174,9 +174,10 @@ def markdown(report: Report) -> str:
         f"- at T_c = {v['threshold']:g}: {accuracy['pair']:.2%} right (95 %: {low:.1%} to {high:.1%}), "
         f"{v['exit_rate']:.1%} of the photos answered by the device, the others by "
         f"{ANSWERED_BY[v['sent_answer']]}; {v['bytes_mean']:,.1f} B a photo on average",
-        f"- unsplit, in float: {accuracy['unsplit']:.2%}; early exit alone: {accuracy['early']:.2%}; all sent: "
-        f"{accuracy['sent']:.2%}",
-        f"- photos: {photos['train']:,} to train, {photos['validation']:,} to choose, {photos['test']:,} to test",
+        f"- unsplit, in float: {accuracy['unsplit']:.2%}; early exit alone: {accuracy['early']:.2%}; "
+        f"all sent: {accuracy['sent']:.2%}",
+        f"- photos: {photos['train']:,} to train, {photos['validation']:,} to choose, "
+        f"{photos['test']:,} to test",
         "",
         "## By class",
         "",
@@ -194,8 +195,8 @@ def markdown(report: Report) -> str:
         "",
         "## Over T_c, and pictures",
         "",
-        f"On {v['comparison']['photos']:,} test photos. Pictures are whole files at the network's size, answered "
-        "by the unsplit model in float, which was not trained on them; a model that was does better. "
+        f"On {v['comparison']['photos']:,} test photos. Pictures are whole files at the network's size, "
+        "answered by the unsplit model in float, which was not trained on them; one that was does better. "
         '"Early exit + WebP" is the best T_c and quality for the accuracy of its row.',
         "",
     ]
