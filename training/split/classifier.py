@@ -95,7 +95,9 @@ def make_classifier(
         last = _replace_last(module, captured, classes, name)
         captured = capture(module, captured.shape, name=name)
         kept = stage.load("probed.pt")
-        if kept is None:
+        if kept is None and _is_untrained(module):
+            say("its weights are random: all of them are trained")
+        elif kept is None:
             say("fitting a new last layer")
             _probe(module, last, data, normalise)
             stage.save("probed.pt", last.state_dict())
@@ -171,6 +173,18 @@ def _replace_last(module: nn.Module, captured: Captured, classes: int, name: str
     new = nn.Linear(old.in_features, classes)
     setattr(parent, key, new)
     return new
+
+
+def _is_untrained(module: nn.Module) -> bool:
+    """Whether a batch norm has never seen a batch: what is behind it then has no scale of its own yet."""
+    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
+    return any(
+        each.running_mean is not None
+        and each.running_var is not None
+        and not bool(each.running_mean.any())
+        and bool((each.running_var == 1).all())
+        for each in norms
+    )
 
 
 def _probe(module: nn.Module, last: nn.Linear, data: Dataset, normalise: Normalise) -> None:

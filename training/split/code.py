@@ -24,6 +24,7 @@ SIDE = 8
 WIDTHS = (160, 128, 96, 64, 48, 32, 24, 16)
 _EXIT_WIDTH = 256
 _DECODER_WIDTHS = (256, 192, 128, 96, 64)
+_DECODER_LEAST = 48
 _BITS_A_SYMBOL = 1.4
 """What a symbol costs where a code of so many channels uses them well."""
 
@@ -151,11 +152,12 @@ class Decoder(nn.Module):
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1).clone())
         self.register_buffer("std", std.reshape(1, -1, 1, 1).clone())
         channels = layout.map_shape[0]
-        wide = _DECODER_WIDTHS[0]
+        widest = min(_DECODER_WIDTHS[0], max(_DECODER_LEAST, 4 * channels))
+        wide = widest
         first: list[nn.Module] = [_unit(shape.channels, wide), _Residual(wide)]
         layers: list[nn.Module] = []
         for step in range(max(1, shape.halvings)):
-            narrower = _DECODER_WIDTHS[min(step + 1, len(_DECODER_WIDTHS) - 1)]
+            narrower = min(widest, _DECODER_WIDTHS[min(step + 1, len(_DECODER_WIDTHS) - 1)])
             if step < shape.halvings:
                 layers += [_unit(wide, 4 * narrower, 1), nn.PixelShuffle(2)]
             else:
@@ -164,7 +166,7 @@ class Decoder(nn.Module):
             wide = narrower
         self.first = nn.Sequential(*first)
         self.layers = nn.Sequential(*layers, nn.Conv2d(wide, channels, 3, 1, 1))
-        self.extra = nn.Conv2d(_DECODER_WIDTHS[0], channels, 1) if layout.extra else None
+        self.extra = nn.Conv2d(widest, channels, 1) if layout.extra else None
 
     def forward(self, symbols: Tensor) -> Tensor:
         return self.finish(*self.normalised(symbols))

@@ -29,6 +29,8 @@ _TEMPERATURE = 2.0
 _EXIT, _FEATURE = 0.7, 0.3
 _RATE, _DENSITY_RATE, _DECAY = 2.5e-3, 1e-2, 0.01
 _FIRST_LAMBDA, _LAMBDAS = 3e-4, (2e-5, 5e-2)
+_STEER = 15.0
+"""How far λ can move while it learns: as a factor, about e to this."""
 _STEER_FROM = 100
 """The step from which λ is steered: before, bytes say little."""
 
@@ -117,7 +119,8 @@ def fit(
         mean_bytes = size if math.isnan(mean_bytes) else 0.95 * mean_bytes + 0.05 * size
         if pace.step >= min(_STEER_FROM, pace.steps // 10):
             off = max(-1.0, min(1.0, (mean_bytes - settings.target) / settings.target))
-            weight = min(max(weight * math.exp(0.01 * off), _LAMBDAS[0]), _LAMBDAS[1])
+            gain = min(0.1, _STEER / pace.steps)
+            weight = min(max(weight * math.exp(gain * off), _LAMBDAS[0]), _LAMBDAS[1])
         pace.advance()
         pacer.after_step()
         state = State(pace.step, pace.steps, float(loss.detach()), mean_bytes, weight)
@@ -160,6 +163,11 @@ def _distance(logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 def channel_statistics(code_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel of float32 [N, C, H, W]; a constant channel has deviation 1."""
+    """Mean and deviation of each channel of float32 [N, C, H, W].
+
+    A channel that hardly ever moves has at least a tenth of the mean deviation: the few values that it does
+    have would outweigh everything else.
+    """
     mean, std = code_map.mean((0, 2, 3)), code_map.std((0, 2, 3))
-    return mean, torch.where(std > 1e-6, std, torch.ones_like(std))
+    least = float(std.mean()) / 10
+    return mean, std.clamp_min(least) if least > 0 else torch.ones_like(std)

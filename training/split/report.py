@@ -131,10 +131,12 @@ def verdict(found: Comparison, chosen: str, unsplit: float) -> str:
         "WebP or JPEG": cheapest(found.pictures, ours.accuracy),
         "early exit + WebP": cheapest(found.hybrids, ours.accuracy),
     }
-    better = [each for each in rivals.values() if each is not None and each.bytes_mean <= ours.bytes_mean]
+    better = [each for each in rivals.values() if each is not None and each.bytes_mean < ours.bytes_mean]
     below = 100 * (unsplit - ours.accuracy)
     gap = f"{below:.1f} points below the unsplit model" if below > 0.05 else "no worse than the unsplit model"
     reached = f"{ours.accuracy:.1%} right ({gap}) for {ours.bytes_mean:,.1f} B a photo on average"
+    if ours.bytes_mean == 0:
+        return f"Nothing has to be sent: the early exit alone is {reached}; a server adds nothing here."
     if better:
         best = min(better, key=lambda each: each.bytes_mean)
         return (
@@ -148,8 +150,6 @@ def verdict(found: Comparison, chosen: str, unsplit: float) -> str:
         else f"no quality of {name} that was tried is as often right"
         for name, each in rivals.items()
     ]
-    if ours.bytes_mean == 0:
-        return f"Nothing has to be sent: the early exit alone is {reached}; a server adds nothing here."
     return f"The split is {reached}; {'; '.join(parts)}."
 
 

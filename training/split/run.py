@@ -245,9 +245,9 @@ def _plan(job: Job, model: Model, cuts: Cuts, place: _Place, data: Dataset) -> s
     return (
         f"{printable(model.name)} is cut after {printable(place.cut.name)}: the device computes "
         f"{head / max(1, cuts.whole.macs):.0%} of {cuts.whole.macs / 1e6:,.1f} M multiply-accumulates and "
-        f"sends {place.code.channels}×{height}×{width} symbols, about {job.bytes:g} B coded, for photos that it is "
-        f"unsure of. Classifier, code, quantization and report take {time_}; Ctrl-C is safe, and the same "
-        "command goes on."
+        f"sends {place.code.channels}×{height}×{width} symbols, about {job.bytes:g} B coded, for photos that "
+        f"it is unsure of. Classifier, code, quantization and report take {time_}; Ctrl-C is safe, and the "
+        "same command goes on."
     )
 
 
