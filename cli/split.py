@@ -51,7 +51,7 @@ examples:
   offramp split my_model:build --weights best.safetensors --data photos --out my-split \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   offramp split torchvision:resnet50 --weights resnet50.pth --data photos --out my-split --head-macs 0.3
-  offramp split mobilenetv2 --data photos/labels.csv --out my-split --cut 8 --bytes 30 --minutes 60
+  offramp split mobilenetv2 --data photos/labels.csv --out my-split --head-memory 500kB --minutes 60
   offramp split timm:efficientnet_lite0 --data photos --out my-split --budget 20 --json | jq .verdict
 
 exit status: 0 done, 2 wrong flags or a model that cannot be split, 4 a graph that no bundle may have,
@@ -121,7 +121,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         minutes=minutes,
         seed=arguments.seed,
         classifier=arguments.classifier,
-        flip=arguments.flip,
+        flip=not arguments.no_flip,
         epochs=arguments.epochs,
         versions=arguments.versions,
         steps=arguments.steps,
@@ -188,12 +188,14 @@ def _parser() -> Parser:
         low = 0 if name == "--epochs" else 1
         effort.add_argument(name, type=number(int, low, most, f"{low} … {most}"), metavar="N", help=text)
     effort.add_argument(
-        "--seed", type=number(int, 0, 2**31 - 1, "0 … 2147483647"), default=0, help="(default: 0)"
+        "--seed",
+        type=number(int, 0, 2**31 - 1, "0 … 2147483647"),
+        default=0,
+        metavar="N",
+        help="decides parts, first weights and augmentation (default: 0)",
     )
     data = parser.add_argument_group("the photos")
-    data.add_argument(
-        "--no-flip", dest="flip", action="store_false", help="a mirrored photo is another class"
-    )
+    data.add_argument("--no-flip", action="store_true", help="a mirrored photo is another class")
     data.add_argument("--skip-bad", action="store_true", help="leave out what cannot be used, and name it")
     data.add_argument("--image-column", default="image", metavar="NAME", help="of Parquet (default: image)")
     data.add_argument("--label-column", default="label", metavar="NAME", help="of Parquet (default: label)")
