@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import torch
 from offramp.cli import split
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, DataError, OfframpError
-from offramp.common.part.engine import Engine
+from offramp.common.inputs.pictures import decode
+from offramp.training.calibrate.measure import run_graphs
+from offramp.training.data.datasets import Labelled
+from offramp.training.export import Graphs
 from tests.processes import Processes, Program, until
 from tests.training.split import tiny
 
@@ -99,25 +103,26 @@ def processes(made: Path) -> Iterator[Processes]:
 
 def test_both_programs_answer_as_the_graphs_do(made: Path, photos: Path, processes: Processes) -> None:
     bundle = load_bundle(made)
-    engine = Engine(bundle)
     server = processes.server()
     device = processes.start_device(
         "--server", server.address, "--threshold", "1", "--json", str(photos / "red")
     )
     assert device.wait() == 0
-    answers = {Path(each["source"]).name: each for each in device.answers}
-    assert len(answers) == 40
-    from offramp.common.inputs.pictures import decode
-
+    assert {each["source"] for each in device.answers} == {"server"}
+    answers = {Path(each["image"]).name: each["class_index"] for each in device.answers}
     names = sorted(answers)
-    images = np.stack(
-        [decode(name, (photos / "red" / name).read_bytes(), bundle.manifest.preprocessing) for name in names]
+    assert len(names) == 40
+    pictures = [
+        decode(name, (photos / "red" / name).read_bytes(), bundle.manifest.preprocessing) for name in names
+    ]
+    data = Labelled(np.stack(pictures), np.full(40, 2, np.int64))
+    seen = replace(
+        run_graphs(Graphs(bundle.head, bundle.tail), data),
+        temperature=bundle.manifest.temperature,
+        sent_answer=bundle.manifest.sent_answer,
     )
-    symbols, early = engine.head(images)
-    final = engine.tail(symbols)
-    both = early * final if bundle.manifest.sent_answer == "both" else final
-    wanted = [bundle.manifest.classes[at] for at in both.argmax(axis=1)]
-    assert [answers[name]["class"] for name in names] == wanted
+    assert [answers[name] for name in names] == seen.replied.told.tolist()
+    assert seen.sent_right.mean() > 0.5
 
 
 def run_split(photos: Path, out: Path) -> Program:
