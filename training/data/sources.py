@@ -97,7 +97,7 @@ def read(
     """Decode and check the parts of a source; test is None where it keeps none apart. Raises as `load`."""
     parts = [train] if test is None else [train, test]
     found = [_labels(part, recipe.label, recipe.classes) for part in parts]
-    labels_of, names_of = ([one[at] for one in found] for at in (0, 1))
+    labels_of, names_of = [labels for labels, _ in found], [names for _, names in found]
     classes = names_of[0] or tuple(str(label) for label in range(int(labels_of[0].max()) + 1))
     if names_of[-1] and names_of[-1] != classes:
         raise DataError(f"test has the classes {_shown(names_of[-1])}, train has {_shown(classes)}")

@@ -16,6 +16,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ _HALF = 65_504.0
 class Cached:
     """Inputs and answers to learn from.
 
-    activations: float16 [M, *shape]; logits: float32 [M, K]; mean, std: of each activation channel, float32.
+    activations: float16 [M, *shape]; logits: float32 [M, K].
     """
 
     activations: NDArray[np.float16]
@@ -103,7 +104,7 @@ def fill(
             f"{stage.folder}: the activations take {need >> 20:,} MiB, {free >> 20:,} MiB are free; "
             "expected more space, or fewer --versions"
         )
-    mode = "r+" if done else "w+"
+    mode: Literal["r+", "w+"] = "r+" if done else "w+"
     activations = np.memmap(stage.folder / "activations.f16", np.float16, mode, shape=(total, *shape))
     logits = np.memmap(stage.folder / "logits.f32", np.float32, mode, shape=(total, classes))
     for chunk in range(done, plan.versions * parts):

@@ -146,7 +146,7 @@ def module_logits(captured: Captured) -> Callable[[Tensor], Tensor]:
 
 def _last_node(captured: Captured) -> fx.Node:
     output = next(node for node in captured.graph.graph.nodes if node.op == "output")
-    (logits,) = output.all_input_nodes
+    logits: fx.Node = output.all_input_nodes[0]
     return logits
 
 
@@ -199,7 +199,7 @@ def _probe(module: nn.Module, last: nn.Linear, data: Dataset, normalise: Normali
     part = data.train.take(np.arange(0, len(data.train), step))
     handle = last.register_forward_pre_hook(keep)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), fast():
             for images in batches(part.images):
                 module(normalise(images))
     finally:
@@ -288,9 +288,12 @@ def _tune(
 
 
 def _logits_of(answer: Any) -> Tensor:
-    found: Tensor = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
-    if found is None:
-        found = answer["logits"] if isinstance(answer, dict) else answer[0]
+    """As `capture` finds them in what a model returns."""
+    if isinstance(answer, dict) and "logits" in answer:
+        answer = answer["logits"]
+    elif not isinstance(answer, Tensor):
+        answer = answer.logits if hasattr(answer, "logits") else answer[0]
+    found: Tensor = answer
     return found
 
 

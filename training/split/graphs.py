@@ -8,8 +8,6 @@ The code's values are not yet rounded in the head, and whole numbers in the tail
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import onnx
 import torch
@@ -93,7 +91,7 @@ def _joined(
     versions = {each.domain: each.version for each in joined.opset_import}
     del joined.opset_import[:]
     joined.opset_import.extend(helper.make_opsetid(*each) for each in versions.items())
-    return cast(onnx.ModelProto, joined)
+    return joined
 
 
 def _keep_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:

@@ -1,5 +1,6 @@
 """A code that is fitted to a tail's answers: it learns them, keeps to its bytes, and goes on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,16 @@ def code() -> Code:
     return Code(Layout.of(SHAPE), CodeShape(8, 0, 16), 4, torch.zeros(6), torch.full((6,), 4.0))
 
 
-def run(ours: Code, folder: Path, target: float, steps: int = 150, tick: object = None) -> fit.State:
+def run(
+    ours: Code,
+    folder: Path,
+    target: float,
+    steps: int = 150,
+    tick: Callable[[fit.State], object] = lambda _: None,
+) -> fit.State:
     stage = Stage(folder, {}, print)
-    more = {} if tick is None else {"tick": tick}
-    return fit.fit(
-        ours, tail(), cached(), fit.Settings(target, steps, 0), stage, Clock(None), until=1, **more
-    )  # type: ignore[arg-type]
+    settings = fit.Settings(target, steps, 0)
+    return fit.fit(ours, tail(), cached(), settings, stage, Clock(None), until=1, tick=tick)
 
 
 def agreement(ours: Code) -> tuple[float, float]:

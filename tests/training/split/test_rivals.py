@@ -1,4 +1,4 @@
-"""Pictures beside a split, and the sentence that says which to send."""
+"""What photos cost as pictures, measured by the unsplit model."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,7 @@ from torch import Tensor
 from offramp.training.calibrate.measure import Answers
 from offramp.training.data.datasets import Labelled
 from offramp.training.split.photos import Normalise
-from offramp.training.split.report import verdict
-from offramp.training.split.rivals import Comparison, Point, cheapest, coded, compare
+from offramp.training.split.rivals import Point, cheapest, coded, compare
 
 
 def photos() -> Labelled:
@@ -39,36 +38,6 @@ def test_pictures_are_measured_by_the_unsplit_model() -> None:
     middle = 80
     assert found.ours[middle] == Point("T_c = 0.8", 3.5, 1.0)
     assert found.hybrids[middle].bytes_mean == pytest.approx(sizes[10:].sum() / 20)
-
-
-def comparison(ours: float, picture: float, hybrid: float, accuracy: float = 0.9) -> Comparison:
-    return Comparison(
-        100,
-        (Point("T_c = 0.5", ours, accuracy),),
-        (Point("WebP 5", picture, 0.9), Point("JPEG 5", 10 * picture, 0.95)),
-        (Point("early exit at T_c = 0.5, then WebP 5", hybrid, 0.92),),
-    )
-
-
-def test_the_verdict_says_what_is_saved() -> None:
-    text = verdict(comparison(20, 1000, 300), "T_c = 0.5", 0.91)
-    assert text == (
-        "The split is 90.0% right (1.0 points below the unsplit model) for 20.0 B a photo on average; WebP or "
-        "JPEG needs 50 times as many for as much (1,000 B, WebP 5); early exit + WebP needs 15 times as many "
-        "for as much (300 B, early exit at T_c = 0.5, then WebP 5)."
-    )
-
-
-def test_the_verdict_says_so_when_a_picture_is_better() -> None:
-    text = verdict(comparison(400, 1000, 300), "T_c = 0.5", 0.89)
-    assert text.startswith(
-        "Send the picture: early exit at T_c = 0.5, then WebP 5 is 92.0% right for 300.0 B"
-    )
-    assert "no worse than the unsplit model" in text
-
-
-def test_the_verdict_says_so_when_nothing_has_to_be_sent() -> None:
-    assert verdict(comparison(0, 1000, 0), "T_c = 0.5", 0.9).startswith("Nothing has to be sent: ")
 
 
 def test_the_cheapest_point_is_often_enough_right() -> None:
