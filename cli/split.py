@@ -293,7 +293,8 @@ class _Display:
             nonlocal last, first, began
             now = clock()
             if first is None:
-                first, began = done, now
+                # How fast it is shows from here on.
+                first, began, last = done, now, now
             if done >= total or now - last < self.SECONDS:
                 return
             last = now

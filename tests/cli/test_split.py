@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -196,7 +197,23 @@ def test_what_cannot_be_split_is_one_clear_error(photos: Path, tmp_path: Path) -
     assert "the model has 7 classes, the photos 3" in refused("--classifier", "keep", "--cut", "1")
 
 
-def test_help_has_examples_and_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        split.main(["--help"])
-    assert "offramp split my_model:build --weights best.safetensors" in capsys.readouterr().out
+def test_an_interrupted_run_says_how_it_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(split, "_run", interrupted)
+    assert split.main(command(photos, tmp_path / "out")) == 130
+    assert capsys.readouterr().err == "offramp split: interrupted; the same command goes on\n"
+
+
+def test_help_has_examples_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from offramp.cli import split\n"
+        "try: split.main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "offramp split my_model:build --weights best.safetensors" in found.stdout
+    assert found.stdout.endswith("False\n")
