@@ -2,6 +2,7 @@
 # make test   lint, types and all tests
 # make check  lint, types and the tests that start no program and need no torch: for the edit loop
 # make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
+# make paper  the paper's tables and figures that follow from the networks alone; RUNS=DIR for all of them
 # make test-ray       the tests of Ray Serve, which needs 0.7 GB of its own
 # make dist           source archive and wheel in dist/, checked
 # make sbom           what a device and a server install, in dist/ (CycloneDX)
@@ -12,13 +13,16 @@
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test check check-deploy test-ray dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
+.PHONY: demo test check paper check-deploy test-ray dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
 
 test: lint proto-check
 	.venv/bin/pytest
+
+paper: .venv/ready
+	.venv/bin/python -m research.paper $(if $(RUNS),all --runs $(RUNS) --out $(RUNS)/report,table2 fig1 fig5)
 
 check: lint
 	.venv/bin/pytest -q -m "not process and not torch and not root"

@@ -24,21 +24,20 @@ from pydantic.fields import FieldInfo
 from offramp.bench.bench import BENCHMARKS
 from offramp.cli.app import COMMANDS
 from offramp.common import errors
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
-from offramp.common.settings import (
-    DeviceSettings,
-    Parser,
-    ServerSettings,
-    Settings,
-    default_of,
-    flag_of,
-    variable_of,
-)
+from offramp.common.settings import Settings, default_of, flag_of, variable_of
 from offramp.device.metrics import DeviceMetrics
+from offramp.device.settings import DeviceSettings
 from offramp.link.wire_bytes import WireBytes
 from offramp.server.metrics import ServerMetrics
+from offramp.server.settings import ServerSettings
 from offramp.training import recipe
+from offramp.training.data import recipe as data_recipe
+from offramp.training.models import recipe as models_recipe
 from offramp.training.models.networks import BACKBONES
+from offramp.training.quantize import recipe as quantize_recipe
+from offramp.training.stages import base, branch, code, rate, regularised, stage, tail
 from offramp.v1 import inference_pb2 as pb
 
 ROOT = Path(__file__).parents[1]
@@ -113,18 +112,18 @@ RECIPE: dict[str, tuple[type[BaseModel], str, dict[str, str]]] = {
         },
     ),
     "[data], source = \"imagefolder\"": (
-        recipe.FolderRecipe,
+        data_recipe.FolderRecipe,
         "One folder with a sub-folder for each class, to train and to test.",
         {"source": "", "train": "the folder to train on", "test": "the folder that figures are reported on"}
         | PICTURES,
     ),
     "[data], source = \"parquet\"": (
-        recipe.ParquetRecipe,
+        data_recipe.ParquetRecipe,
         "Parquet files with a picture column (struct of bytes and path) and a label column.",
         {"source": "", "train": "files to train on", "test": "files that figures are reported on"} | PICTURES,
     ),
     "[data], source = \"hub\"": (
-        recipe.HubRecipe,
+        data_recipe.HubRecipe,
         "A data set of the Hugging Face hub.",
         {
             "source": "",
@@ -137,17 +136,17 @@ RECIPE: dict[str, tuple[type[BaseModel], str, dict[str, str]]] = {
         | PICTURES,
     ),
     "[data], source = \"sklearn-digits\"": (
-        recipe.DigitsRecipe,
+        data_recipe.DigitsRecipe,
         "The handwritten digits of scikit-learn.",
         {"source": "", "test": "share that figures are reported on"} | DATA,
     ),
     "[model]": (
-        recipe.ModelRecipe,
+        models_recipe.ModelRecipe,
         "",
         {"backbone": "the network", "exit": "position of the early exit, which is also where it is split"},
     ),
     "[model.bottleneck]": (
-        recipe.BottleneckRecipe,
+        models_recipe.BottleneckRecipe,
         "Makes the split a [rate-trained](../explanation/rate-trained.md) one.",
         {
             "channels": "of the code",
@@ -168,14 +167,14 @@ RECIPE: dict[str, tuple[type[BaseModel], str, dict[str, str]]] = {
             "rho": "weights of the exits' losses, the early one first",
         },
     ),
-    "every stage, [train.…]": (recipe.StageRecipe, "", STAGE_FIELDS),
+    "every stage, [train.…]": (stage.StageRecipe, "", STAGE_FIELDS),
     "[train.base]": (
-        recipe.BaseRecipe,
+        base.BaseRecipe,
         "",
         {"sides": "sides of the images in the first epochs, one each; smaller ones are faster"},
     ),
     "[train.code]": (
-        recipe.CodeRecipe,
+        code.CodeRecipe,
         "",
         {
             "rate": "loss of one KB of estimated payload per image",
@@ -183,7 +182,7 @@ RECIPE: dict[str, tuple[type[BaseModel], str, dict[str, str]]] = {
         },
     ),
     "[train.regularised]": (
-        recipe.RegularisedRecipe,
+        regularised.RegularisedRecipe,
         "",
         {
             "entropy": "λ_e of the paper",
@@ -194,16 +193,16 @@ RECIPE: dict[str, tuple[type[BaseModel], str, dict[str, str]]] = {
         | RATE,
     ),
     "[train.branch]": (
-        recipe.BranchRecipe,
+        branch.BranchRecipe,
         "",
         {"widths": "channels of a new early exit's 3×3 convolutions; empty: the old one learns on"}
         | TAUGHT
         | CUTMIX,
     ),
-    "[train.restart]": (recipe.RateRecipe, "", RATE),
-    "[train.tail]": (recipe.TailRecipe, "", TAUGHT),
+    "[train.restart]": (rate.RateRecipe, "", RATE),
+    "[train.tail]": (tail.TailRecipe, "", TAUGHT),
     "[quantize]": (
-        recipe.QuantizeRecipe,
+        quantize_recipe.QuantizeRecipe,
         "",
         {
             "calibration": "share of the validation images that calibrates",
@@ -309,7 +308,7 @@ def metrics(program: str) -> str:
     """A row for each metric of a program, with its labels."""
     if program == "edge-device":
         device = DeviceMetrics(load_bundle(ROOT / "models" / "digits-mobilenetv2-exit12"))
-        device.watch_wire(lambda: WireBytes(0, 0))
+        device.link.watch_wire(lambda: WireBytes(0, 0))
         registry = device.registry
     else:
         server = ServerMetrics()
@@ -325,8 +324,9 @@ def metrics(program: str) -> str:
         for family in registry.collect():
             if family.name in INFO:
                 continue
-            labels = labelled.get(family.name) or ["direction"] * any(
-                "direction" in s.labels for s in family.samples
+            # Other collectors, such as Tallies, show their labels in their samples alone.
+            labels = labelled.get(family.name) or sorted(
+                {label for sample in family.samples for label in sample.labels} - {"le"}
             )
             name = family.name + ("_total" if family.type == "counter" else "")
             yield (
@@ -400,7 +400,7 @@ def fields() -> str:
     parts = []
     for section, (model, text, meanings) in RECIPE.items():
         own = dict(model.model_fields)
-        if model is not recipe.StageRecipe and issubclass(model, recipe.StageRecipe):
+        if model is not stage.StageRecipe and issubclass(model, stage.StageRecipe):
             own = {name: field for name, field in own.items() if name not in STAGE_FIELDS}
         rows = [
             (
@@ -408,7 +408,9 @@ def fields() -> str:
                 kind_of(field),
                 "—"
                 if field.is_required()
-                else f"`{field.default!r}`".replace("'", '"').replace("None", "none"),
+                else f"`{field.get_default(call_default_factory=True)!r}`".replace("'", '"').replace(
+                    "None", "none"
+                ),
                 meanings[name],
             )
             for name, field in own.items()

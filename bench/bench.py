@@ -5,15 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from offramp.common.settings import Parser
+from offramp.common.arguments import Parser
 
 BENCHMARKS = {
     "device": ("offramp.bench.device", "bytes and time that the device adds to head and tail"),
-    "head": ("research.heads.bench_head", "latency of the INT8 head beside float and quantize_static"),
     "soak": ("offramp.bench.soak", "memory, descriptors and answers over a long, unquiet run"),
     "serve": ("offramp.bench.serve", "throughput, latency and overload of a server"),
-    "link": ("research.links.link", "latency and bytes over shaped links, beside pictures"),
-    "steering": ("research.links.steering", "how T_c follows a link whose rate changes"),
     "codec": ("offramp.bench.codec", "bytes and speed of all coders and their peers"),
 }
 

@@ -31,11 +31,12 @@ from offramp.bench.coders import (
 )
 from offramp.bench.overhead import frame_bits
 from offramp.bench.timing import Timed, environment, interleave, one_core
-from offramp.common.bundle.load import Bundle, Raw, load_bundle
+from offramp.common.arguments import Parser
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import Raw
 from offramp.common.codec.activation import Shape, Symbols
 from offramp.common.codec.huffman import entropy_bits
 from offramp.common.errors import ConfigError
-from offramp.common.settings import Parser
 from offramp.training.calibrate.codebook import symbol_counts
 
 EPILOG = """\

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from offramp.bench.activations import bundle_activations
 from offramp.bench.overhead import channel_bits
-from offramp.common.bundle.load import Bundle, Raw, load_bundle
+from offramp.common.arguments import Parser
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import Raw
 from offramp.common.codec.activation import Symbols, Tables
 from offramp.common.codec.context import ContextModel
 from offramp.common.codec.huffman import SYMBOLS, entropy_bits
-from offramp.common.settings import Parser
 from offramp.training.calibrate.codebook import compare, payload_bytes, symbol_counts
 from offramp.training.calibrate.rans_tables import choose_runs, token_counts
 
@@ -162,7 +163,7 @@ def entropy_weight(recipe: str) -> float | None:
 
 
 def entropies(calibration: Symbols, measured: Symbols) -> list[Entropy]:
-    """Empirical entropies of activations, uint8 [N, C, H, W], by what a symbol is told of.
+    """Empirical entropies of activations, uint8 [N, C, H, W], by what is known of a symbol.
 
     calibration: on which the tokens of runs are chosen; their counts are those of ``measured``.
     """

@@ -135,8 +135,8 @@ def _shortfalls(checks: Sequence[Verdict]) -> str:
     for what in dict.fromkeys(check.what for check in checks):
         all_of_it = [check for check in checks if check.what == what]
         short = [f"{check.case} ({check.value:.2f})" for check in all_of_it if not check.holds]
-        told = f": short at {'; '.join(short)}" if short else ""
-        lines.append(f"- {what}: {len(all_of_it) - len(short)} of {len(all_of_it)} hold{told}")
+        missed = f": short at {'; '.join(short)}" if short else ""
+        lines.append(f"- {what}: {len(all_of_it) - len(short)} of {len(all_of_it)} hold{missed}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Every coder that the benchmark holds side by side, each as two functions of bytes.
 
 Ours code with tables that were counted on other activations. Of the peers, zlib, zstd and LZ4 bring no
-tables and find them anew in each frame, as they would in use; constriction gets the same counts as ours.
+tables and find them in each frame again, as they would in use; constriction gets the same counts as ours.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _constriction(name: str, counts: NDArray[np.int64], plane: int) -> Coding:
 def payloads(coding: Coding, frames: Sequence[bytes]) -> list[bytes]:
     """The payload of each frame, checked: it decodes to what went in. Raises OfframpError if one does not.
 
-    One that is longer than its frame is no payload, because the frame is sent raw then; it is not decoded.
+    One that is longer than its frame is not decoded: the frame is sent raw then.
     """
     coded = [coding.encode(frame) for frame in frames]
     for frame, payload in zip(frames, coded, strict=True):

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from offramp.bench.processes import running_server
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.sources.source import Source
 
@@ -111,17 +111,13 @@ def envelope(
     """Bytes of the connection for each offloaded image, once it is set up."""
     from offramp.common.codec.activation import CodecId
     from offramp.device.metrics import DeviceMetrics
-    from offramp.link.link import Answer, Link, Outcome
+    from offramp.link.link import Answer, Link, Outcome, Pace, Terms
 
     link = Link(
         [address],
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        DeviceMetrics(bundle),
-        timeout=WAIT,
-        window=4096,
-        coalesce=coalesce,
+        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes),
+        Pace(WAIT, window=4096, coalesce=coalesce),
+        DeviceMetrics(bundle).link,
     )
     outcomes: list[tuple[float, Outcome]] = []
 
@@ -166,12 +162,12 @@ def envelope(
 
 def offload_cost(bundle: Bundle, address: str, images: list[NDArray[np.uint8]]) -> dict[str, float]:
     """What the way to the server and back adds to an image: seconds, medians."""
-    from offramp.device.device import Device
+    from offramp.device import Device, LinkOptions
 
     engine = Engine(bundle)
     local: list[float] = []
     remote: list[float] = []
-    with Device(bundle, server=address, threshold=1.0, window=1, timeout=WAIT) as device:
+    with Device(bundle, server=address, threshold=1.0, link=LinkOptions(window=1, timeout=WAIT)) as device:
         for number in range(ROUNDS + 1):
             for image in images:
                 start = time.perf_counter()

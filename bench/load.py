@@ -71,7 +71,7 @@ class Arrivals:
     """What an open loop found. Times are seconds from the first second that counts."""
 
     rate: float
-    """Frames offered a second, as asked for."""
+    """Frames offered a second: the target."""
     seconds: float
     due: list[float] = field(default_factory=list)
     """Of each answered frame: when it was due, below 0 in the seconds that do not count …"""
@@ -183,7 +183,7 @@ async def open_loop(
         seconds: seconds that count.
         deadline: seconds that a device waits for an answer.
         patient: devices have ``edge-device``'s breaker, which does as the server's retry hint says; else they
-            send on whatever they are told.
+            send on whatever they are answered.
         window: unanswered frames of one device.
     """
     devices = [_Device(server.address, digest, messages, deadline, patient, window) for _ in range(streams)]

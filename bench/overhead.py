@@ -46,7 +46,7 @@ def frame_bits(tables: Tables, frames: Symbols, channels: Sequence[int] | None =
 def channel_bits(tables: Tables, frames: Symbols) -> NDArray[np.float64]:
     """Bits of each channel, [C], over all activations, uint8 [N, C, H, W], as `frame_bits` counts them."""
     if isinstance(tables, ContextModel):
-        # Its channels are told from each other: one takes as long as all.
+        # Counted for all channels at once: one alone would take as long.
         return np.asarray(context_bits(tables, frames).sum(axis=0))
     return np.array([frame_bits(tables, frames, [channel]).sum() for channel in range(frames.shape[1])])
 

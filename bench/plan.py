@@ -30,12 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from offramp.bench.messages import framed_bytes
+from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError, printable
 from offramp.common.files import read_bounded
-from offramp.common.settings import Parser
 
 if TYPE_CHECKING:
-    from offramp.bench.report_tables import Report
+    from offramp.bench.report_tables import ReportTable
     from offramp.training.record import Record
 
 PROFILE_BYTES = 1 << 20
@@ -84,7 +85,7 @@ class Profile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Curve:
+class SplitCurve:
     """One way to split, at every threshold of a grid: arrays are [T]."""
 
     name: str
@@ -103,10 +104,10 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SplitChoice:
     """One curve at one threshold, and what it costs on a device."""
 
-    curve: Curve
+    curve: SplitCurve
     threshold: float
     accuracy: float
     exit_rate: float
@@ -120,16 +121,15 @@ class Choice:
         return (-self.accuracy, self.message_bytes, self.latency_seconds, self.energy_joules)
 
 
-def measured_curve(record: Record) -> Curve:
+def measured_curve(record: Record) -> SplitCurve:
     """A run as it was measured, in its shipped codec."""
     from offramp.training.record import SHIPPED
-    from research.pareto.pareto import message_bytes
 
     curve = record.curve
     payload = record.bytes[SHIPPED]
-    frame = message_bytes(round(payload)) - round(payload)
+    frame = framed_bytes(round(payload)) - round(payload)
     exits = np.array(curve.exit_rate)
-    return Curve(
+    return SplitCurve(
         name=record.name,
         exit_number=record.exit,
         measured=True,
@@ -144,9 +144,10 @@ def measured_curve(record: Record) -> Curve:
     )
 
 
-def modelled_curves(records: Sequence[Record], classes: int = 10, size: int = 32) -> list[Curve]:
-    """Exits of each backbone between two that were measured and have the activation itself travel."""
-    from offramp.training.models.networks import BACKBONES, SplitModel
+def modelled_curves(records: Sequence[Record], classes: int = 10, size: int = 32) -> list[SplitCurve]:
+    """Exits of each backbone between two measured ones that send the activation itself."""
+    from offramp.training.models.networks import BACKBONES
+    from offramp.training.models.split_model import SplitModel
     from offramp.training.record import measure_cost
 
     found = []
@@ -175,7 +176,7 @@ def modelled_curves(records: Sequence[Record], classes: int = 10, size: int = 32
             payload = nearest.offloaded_bytes * raw / known[above if share >= 0.5 else below].raw_bytes
             exits = _between(ends, "exit_rate", share)
             found.append(
-                Curve(
+                SplitCurve(
                     name=f"{backbone}, exit {number}",
                     exit_number=number,
                     measured=False,
@@ -192,14 +193,14 @@ def modelled_curves(records: Sequence[Record], classes: int = 10, size: int = 32
     return found
 
 
-def _between(ends: Sequence[Curve], what: str, share: float) -> NDArray[np.float64]:
+def _between(ends: Sequence[SplitCurve], what: str, share: float) -> NDArray[np.float64]:
     """A figure of two curves at the thresholds of the first, ``share`` of the way to the second."""
     first, second = ends
     other = np.interp(first.thresholds, second.thresholds, getattr(second, what))
     return np.asarray((1 - share) * getattr(first, what) + share * other)
 
 
-def choices(curves: Sequence[Curve], profile: Profile) -> list[Choice]:
+def choices(curves: Sequence[SplitCurve], profile: Profile) -> list[SplitChoice]:
     """Every threshold of every curve that fits the device's memory."""
     found = []
     for curve in curves:
@@ -220,14 +221,14 @@ def choices(curves: Sequence[Curve], profile: Profile) -> list[Choice]:
         ):
             energy = curve.device_macs * profile.joules_per_mac + sent * profile.joules_per_byte
             latency = at_home + (1 - exits) * away
-            found.append(Choice(curve, threshold, accuracy, exits, sent, latency, energy))
+            found.append(SplitChoice(curve, threshold, accuracy, exits, sent, latency, energy))
     return found
 
 
-def pareto_set(found: Sequence[Choice]) -> list[Choice]:
+def pareto_set(found: Sequence[SplitChoice]) -> list[SplitChoice]:
     """Those that no other beats, the most accurate first; of equal ones the first."""
     costs = np.array([choice.costs for choice in found])
-    kept: list[Choice] = []
+    kept: list[SplitChoice] = []
     for number, own in enumerate(costs):
         better = (costs <= own).all(axis=1)
         same = (costs == own).all(axis=1)
@@ -236,7 +237,7 @@ def pareto_set(found: Sequence[Choice]) -> list[Choice]:
     return sorted(kept, key=lambda choice: choice.costs)
 
 
-def thinned(found: Sequence[Choice], most: int) -> list[Choice]:
+def thinned(found: Sequence[SplitChoice], most: int) -> list[SplitChoice]:
     """At most so many, evenly over the range of accuracy, both ends among them."""
     if len(found) <= most:
         return list(found)
@@ -317,7 +318,7 @@ def read_profile(path: Path | None, settings: Sequence[str] = ()) -> Profile:
         raise ConfigError(f"{origin}: {field}: {printable(first['msg'])}") from None
 
 
-def _plan(arguments: argparse.Namespace) -> Report:
+def _plan(arguments: argparse.Namespace) -> ReportTable:
     from offramp.training.record import read_records
 
     if not 0 <= arguments.accuracy <= 1:
@@ -342,10 +343,10 @@ def _plan(arguments: argparse.Namespace) -> Report:
     return report(pareto_set(accurate), profile, most=arguments.limit)
 
 
-def report(found: Sequence[Choice], profile: Profile, *, most: int = 20) -> Report:
+def report(found: Sequence[SplitChoice], profile: Profile, *, most: int = 20) -> ReportTable:
     """The table and plot of a Pareto set."""
     from offramp.bench.plots import Plot, Series
-    from offramp.bench.report_tables import Column, Report
+    from offramp.bench.report_tables import Column, ReportTable
 
     series = []
     for name in dict.fromkeys(choice.curve.name for choice in found):
@@ -359,7 +360,7 @@ def report(found: Sequence[Choice], profile: Profile, *, most: int = 20) -> Repo
             )
         )
     given = ", ".join(f"{name} = {value:g}" for name, value in profile.model_dump().items())
-    return Report(
+    return ReportTable(
         "plan",
         "Pareto set: accuracy, message bytes, latency, energy",
         [

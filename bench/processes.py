@@ -16,7 +16,7 @@ from offramp.common.errors import UnavailableError
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_LISTENING = r"listening on ([^\s,]+)"
+_LISTENING, _METRICS = r"listening on ([^\s,]+)", r"metrics on (\S+)"
 END_SECONDS = 15.0
 """How long a program may take to end after SIGTERM; a server drains within 10."""
 
@@ -27,6 +27,8 @@ class Program:
 
     process: subprocess.Popen[str]
     address: str = ""
+    metrics: str = ""
+    """Where its metrics page is, if it has one."""
     log: list[str] = field(default_factory=list)
 
     def cpu_seconds(self) -> float:
@@ -52,16 +54,26 @@ def pinned(cores: Iterable[int]) -> Iterator[None]:
 
 @contextmanager
 def running(
-    module: str, *arguments: object, cores: Iterable[int] | None = None, prefix: Sequence[str] = ()
+    module: str,
+    *arguments: object,
+    cores: Iterable[int] | None = None,
+    prefix: Sequence[str] = (),
+    ready: str = "listening on",
+    python: Sequence[str] = (),
+    stdin: int | None = None,
+    stdout: int | None = None,
 ) -> Iterator[Program]:
-    """A module of ours that serves until SIGTERM, from its ``listening on`` on.
+    """A module of ours that runs until SIGTERM, from the time when its log says ``ready``.
 
-    cores: what it is kept to. prefix: a command that runs it, such as ``ip netns exec``. Raises
-    UnavailableError with its log if it ends before it listens.
+    cores: what it is kept to. prefix: a command that runs it, such as ``ip netns exec``. python: what Python
+    runs in its place. stdin, stdout: as of ``subprocess.Popen``. Raises UnavailableError with its log if it
+    ends before it is ready.
     """
-    command = [*prefix, sys.executable, "-m", module, *map(str, arguments)]
+    command = [*prefix, sys.executable, *(python or ("-m", module)), *map(str, arguments)]
     with pinned(os.sched_getaffinity(0) if cores is None else cores):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1
+        )
     with process:
         try:
             program = Program(process)
@@ -70,6 +82,9 @@ def running(
                 program.log.append(line.strip())
                 if found := re.search(_LISTENING, line):
                     program.address = found[1]
+                if found := re.search(_METRICS, line):
+                    program.metrics = found[1]
+                if ready in line:
                     break
             else:
                 raise UnavailableError(f"{module} did not start: {' / '.join(program.log)}")

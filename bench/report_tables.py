@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportTable:
     """One table or figure of the paper, made from our figures."""
 
     name: str
@@ -65,6 +66,18 @@ class Report:
         paths[0].write_text(self.to_markdown() + picture, encoding="utf-8")
         paths[1].write_text(self.to_json() + "\n", encoding="utf-8")
         return paths if self.plot is None else paths + draw(self.plot, folder / self.name)
+
+
+def show(reports: Sequence[ReportTable], *, as_json: bool, out: Path | None) -> None:
+    """Print reports as Markdown or as a JSON array; into ``out`` also their files, named on stderr."""
+    if as_json:
+        print(json.dumps([json.loads(report.to_json()) for report in reports], indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(report.to_markdown() for report in reports), end="")
+    if out is not None:
+        for report in reports:
+            for path in report.write(out):
+                print(f"wrote {path}", file=sys.stderr)
 
 
 def half_up(value: float, digits: int) -> float:

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.bench.baselines import head_answers
+from offramp.bench.answers import head_answers
 from offramp.bench.plots import Plot, Series, draw
 from offramp.bench.processes import Program, pinned, running_server
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.sources.source import Source
 
@@ -254,7 +254,7 @@ def activations(bundle: Bundle, engine: Engine, images: Path) -> NDArray[np.uint
     items = Source([images], bundle.manifest.preprocessing)
     pixels = [item.image for item in items if isinstance(item.image, np.ndarray)]
     if not pixels:
-        raise DataError(f"{images}: has no picture, expected some")
+        raise DataError(f"{images}: has no pictures, expected some")
     return head_answers(engine, np.stack(pixels))[0]
 
 

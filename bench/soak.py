@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import socket
 import statistics
 import subprocess
@@ -21,7 +19,7 @@ import time
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,11 +27,14 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
+from offramp.bench.metrics import fetch_metrics
 from offramp.bench.plots import Plot, Series, draw
+from offramp.bench.processes import Program, running
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import OfframpError, UnavailableError
-from offramp.common.settings import Parser
+from offramp.common.wire.address import split_address
 from offramp.common.wire.transport import set_grpc_environment
 
 EPILOG = """\
@@ -44,6 +45,7 @@ examples:
 exit status: 0 nothing grew and every image has its one answer, 1 something did not hold
 """
 WAIT = 60.0
+_SERVER, _DEVICE = "offramp.server.app", "offramp.device.app"
 FRAMES_OF_A_VISIT = 3
 WINDOW, ENDS = 12, 4
 """Rounds that are judged together, and of these the first and the last that are compared."""
@@ -134,12 +136,13 @@ def grows(readings: Sequence[Reading]) -> bool:
 def slope(readings: Sequence[Reading]) -> float:
     """Bytes an hour over the second half of the run: the median slope of all pairs (Theil and Sen)."""
     half = readings[len(readings) // 2 :]
-    slopes = [
-        (b.resident_bytes - a.resident_bytes) / (b.seconds - a.seconds)
-        for i, a in enumerate(half)
-        for b in half[i + 1 :]
-    ]
-    return statistics.median(slopes) * 3600 if slopes else 0.0
+    if len(half) < 2:
+        return 0.0
+    # Here: only a report needs it.
+    from scipy.stats import theilslopes
+
+    found = theilslopes([one.resident_bytes for one in half], [one.seconds for one in half])
+    return float(found.slope) * 3600
 
 
 @dataclass
@@ -150,6 +153,7 @@ class Soak:
     names: list[str]
     server: Program
     device: Program
+    answers: Answers
     samples: dict[str, list[Reading]] = field(default_factory=lambda: {"cloud-server": [], "edge-device": []})
     connects: int = 0
     visits: int = 0
@@ -167,10 +171,10 @@ class Soak:
             due += pause
             time.sleep(max(0.0, due - time.monotonic()))
         feeder.join()
-        self._wait(lambda: self.device.answers >= self.fed, "answers to all images")
-        self._wait(lambda: self.server.metric("open_streams") == 1, "no stream but the device's")
+        self._wait(lambda: self.answers.sources.total() >= self.fed, "answers to all images")
+        self._wait(lambda: self._metric("open_streams") == 1, "no stream but the device's")
         for name, program in (("cloud-server", self.server), ("edge-device", self.device)):
-            self.samples[name].append(program.reading(self.start))
+            self.samples[name].append(reading(program, self.start))
 
     def _feed(self, images: int, seconds: float) -> None:
         pipe = self.device.process.stdin
@@ -193,7 +197,9 @@ class Soak:
         kind = self.connects % 4
         self.connects += 1
         if kind == 0:
-            with socket.create_connection(("127.0.0.1", self.server.port), timeout=WAIT) as stranger:
+            with socket.create_connection(
+                split_address("the server", self.server.address), timeout=WAIT
+            ) as stranger:
                 with suppress(OSError):
                     stranger.sendall(JUNK[(self.connects // 4) % len(JUNK)])
                 if self.connects % 3:
@@ -234,6 +240,10 @@ class Soak:
                 raise UnavailableError(f"soak: waited for {what}")
             time.sleep(0.02)
 
+    def _metric(self, name: str) -> float:
+        """One of the server's, without the prefix; 0 before it was counted."""
+        return fetch_metrics(self.server.metrics).get(f"offramp_server_{name}", 0.0)
+
     def is_flat(self) -> bool:
         """Whether neither process grows: what ``finish`` will say of each."""
         return not any(grows(readings) for readings in self.samples.values())
@@ -243,22 +253,23 @@ class Soak:
         pipe = self.device.process.stdin
         assert pipe is not None
         pipe.close()
-        self.device.wait()
-        answered = self.server.metric("frames_total{result=answered}")
-        read = answered + sum(
-            self.server.metric(f"frames_total{{result={result}}}") for result in ("refused", "abandoned")
+        self.answers.wait()
+        answered, refused, abandoned = (
+            self._metric(f'frames_total{{result="{result}"}}')
+            for result in ("answered", "refused", "abandoned")
         )
+        read = answered + refused + abandoned
         accounted = (
-            self.device.indices == Counter(range(self.fed))
-            and self.device.sources.total() == self.fed
+            self.answers.indices == Counter(range(self.fed))
+            and self.answers.sources.total() == self.fed
             and self.fed <= answered
             and read <= self.fed + FRAMES_OF_A_VISIT * self.visits
         )
         return {
             "images": self.fed,
-            "by": dict(self.device.sources),
+            "by": dict(self.answers.sources),
             "connects": self.connects,
-            "streams": int(self.server.metric("streams_total")),
+            "streams": int(self._metric("streams_total")),
             "rounds": len(self.samples["cloud-server"]),
             "accounted": accounted,
             "processes": {
@@ -275,37 +286,14 @@ class Soak:
         }
 
 
-class Program:
-    """One of our programs, its metrics, and the answers that it prints."""
+class Answers:
+    """What the device prints: how many answers, to which images, from where."""
 
-    def __init__(self, command: Sequence[str], **popen: Any) -> None:
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **popen
-        )
-        self.answers = 0
+    def __init__(self, pipe: IO[str]) -> None:
         self.indices: Counter[int] = Counter()
         self.sources: Counter[str] = Counter()
-        self.address, self.port, self._metrics = "", 0, ""
-        assert self.process.stderr is not None and self.process.stdout is not None
-        seen = []
-        for line in self.process.stderr:
-            seen.append(line.strip())
-            if listening := re.search(r"listening on (\S+):(\d+)", line):
-                self.port = int(listening[2])
-                self.address = f"{listening[1]}:{listening[2]}"
-            if metrics := re.search(r"metrics on (\S+:\d+)", line):
-                self._metrics = metrics[1]
-                break
-        else:
-            # Its standard error has ended, and so has it.
-            self.process.communicate()
-            raise UnavailableError(f"{command[2]} did not start: {' / '.join(seen)}")
-        self._readers = [
-            threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True),
-            threading.Thread(target=self.process.stderr.read, daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._reader = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._reader.start()
 
     def _read(self, pipe: IO[str]) -> None:
         for line in pipe:
@@ -313,68 +301,42 @@ class Program:
             if "source" in record:
                 self.indices[record["index"]] += 1
                 self.sources[record["source"]] += 1
-                self.answers += 1
-
-    def metric(self, name: str) -> float:
-        """One metric of a server, without the prefix."""
-        import urllib.request
-
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"http://{self._metrics}/metrics", timeout=WAIT) as response:
-            text = response.read().decode()
-        name = re.sub(r"=(\w+)", r'="\1"', name)
-        found = re.search(rf"^offramp_server_{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def reading(self, start: float) -> Reading:
-        """What it holds now."""
-        folder = Path(f"/proc/{self.process.pid}")
-        pages = int((folder / "statm").read_text().split()[1])
-        return Reading(
-            time.monotonic() - start,
-            pages * os.sysconf("SC_PAGE_SIZE"),
-            len(os.listdir(folder / "fd")),
-            len(os.listdir(folder / "task")),
-        )
 
     def wait(self) -> None:
-        """Wait until it has ended, and all of its output is read."""
-        self.process.wait(WAIT)
-        for reader in self._readers:
-            reader.join(WAIT)
+        """Wait until the device has closed its output, and all of it is read."""
+        self._reader.join(WAIT)
 
-    def end(self) -> None:
-        """End it."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(WAIT)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.wait()
-        for pipe in (self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
+
+def reading(program: Program, start: float) -> Reading:
+    """What a program holds now."""
+    folder = Path(f"/proc/{program.process.pid}")
+    return Reading(
+        time.monotonic() - start,
+        program.resident_bytes(),
+        len(os.listdir(folder / "fd")),
+        len(os.listdir(folder / "task")),
+    )
 
 
 @contextmanager
-def soaking(
-    bundle: Path, images: Path, *, server: Sequence[str] = ("-m", "offramp.server.app")
-) -> Iterator[Soak]:
-    """A server and a device that is fed by rounds. server: what Python runs as ``cloud-server``."""
+def soaking(bundle: Path, images: Path, *, server: Sequence[str] = ()) -> Iterator[Soak]:
+    """A server and a device that is fed by rounds. server: what Python runs in place of
+    ``cloud-server``.
+    """
     names = sorted(str(path.resolve()) for path in images.iterdir() if path.suffix in (".png", ".jpg"))
     if not names:
         raise UnavailableError(f"{images}: has no pictures")
     loaded = load_bundle(bundle)
-    with ExitStack() as ending:
-        command = [sys.executable, *server, "--bundle", str(bundle), "--listen", "127.0.0.1:0"]
-        command += ["--threads", "1", "--workers", "1", "--max-batch", "16", "--max-wait-ms", "0"]
-        serving = Program([*command, "--metrics-port", "0"])
-        ending.callback(serving.end)
-        command = [sys.executable, "-m", "offramp.device.app", "--bundle", str(bundle), "--threshold", "1"]
-        command += ["--server", serving.address, "--timeout", str(WAIT), "--json", "--metrics-port", "0", "-"]
-        device = Program(command, stdin=subprocess.PIPE)
-        ending.callback(device.end)
-        yield Soak(loaded, names, serving, device)
+    serving = ["--bundle", bundle, "--listen", "127.0.0.1:0", "--threads", 1, "--workers", 1]
+    serving += ["--max-batch", 16, "--max-wait-ms", 0, "--metrics-port", 0]
+    with running(_SERVER, *serving, python=server) as started:
+        feeding = ["--bundle", bundle, "--threshold", 1, "--server", started.address, "--timeout", WAIT]
+        feeding += ["--json", "--metrics-port", 0, "-"]
+        with running(
+            _DEVICE, *feeding, ready="metrics on", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as device:
+            assert device.process.stdout is not None
+            yield Soak(loaded, names, started, device, Answers(device.process.stdout))
 
 
 def plot_of(samples: dict[str, list[Reading]]) -> Plot:

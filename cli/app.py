@@ -12,9 +12,9 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offramp.cli.output import guard_output
+from offramp.common.arguments import Parser, ShowVersion
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
-from offramp.common.settings import Parser, ShowVersion
+from offramp.common.streams import guarded_streams
 
 
 class Command(NamedTuple):
@@ -33,9 +33,6 @@ COMMANDS = {
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
-    "report": Command(
-        "research.paper.report", "train,bench", "print the paper's tables and figures, ours beside them"
-    ),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
     "split": Command(
         "offramp.cli.split",
@@ -43,14 +40,16 @@ COMMANDS = {
         "split a trained classifier of yours, from photos to a bundle",
     ),
     "step": Command(
-        "offramp.training.calibrate.step", "train", "make a rate-trained bundle for a wider or narrower link"
+        "offramp.training.calibrate.step_command",
+        "train",
+        "make a rate-trained bundle for a wider or narrower link",
     ),
     "threshold": Command(
-        "offramp.training.calibrate.threshold",
+        "offramp.training.calibrate.threshold_command",
         "train",
         "choose a bundle's threshold, for an accuracy or a byte budget",
     ),
-    "top": Command("offramp.cli.top", "top", "watch a running fleet by its metrics pages"),
+    "top": Command("offramp.cli.fleet.app", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
 }
 
@@ -63,13 +62,12 @@ examples:
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2
-  offramp report table2
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
   offramp top device-1:9102 server:9101
 
-`offramp COMMAND --help` tells more. The two programs that run a bundle are edge-device and cloud-server.
+`offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.
 
 exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
   130 interrupted, or nobody reads the output
@@ -78,8 +76,11 @@ exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    guard_output()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with guarded_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     try:
         parser = Parser("offramp", epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter)
         parser.add_argument("--version", action=ShowVersion)

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, printable
-from offramp.common.settings import Parser
 
 if TYPE_CHECKING:
     from offramp.training.split.cuts import Cut, Cuts

@@ -6,33 +6,22 @@ own counters, and the picture baselines from encoding the same images and giving
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
-
-from offramp.bench.baselines import head_answers, whole_answers
-from offramp.common import cpus
-from offramp.common.bundle.load import Bundle, load_bundle
-from offramp.common.errors import ConfigError, DataError, OfframpError, UnavailableError
-from offramp.common.inputs.pictures import to_input
-from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser, share
+from offramp.bench.labels import read_labels
+from offramp.bench.metrics import fetch_metrics
+from offramp.bench.processes import Program, running, running_server
+from offramp.bench.rival import Row, hybrid_rows, picture_rows
+from offramp.common.arguments import Parser, fraction
+from offramp.common.bundle.load import load_bundle
+from offramp.common.errors import ConfigError, OfframpError, UnavailableError
 
 EPILOG = """\
 examples:
@@ -42,23 +31,7 @@ examples:
   offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
 """
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-START_SECONDS = 30.0
-
-
-Way = Callable[[Image.Image], tuple[int, Image.Image]]
-"""A picture to its size in bytes and what the server sees of it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to have the images classified."""
-
-    name: str
-    accuracy: float
-    exit_rate: float | None
-    payload_bytes_mean: float
-    wire_bytes_mean: float | None
-    """Both directions, TCP payload, over all images; None where nothing was sent over a socket."""
+_DEVICE = "offramp.device.app"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
     parser.add_argument(
-        "--threshold", metavar="T", action="append", default=[], type=share, help="another T_c to run at"
+        "--threshold", metavar="T", action="append", default=[], type=fraction, help="another T_c to run at"
     )
     parser.add_argument(
         "--picture-threshold",
         metavar="T",
-        type=share,
+        type=fraction,
         help="also run with pictures of those that the server's answer leaves unsure, sent to --whole",
     )
     parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")
@@ -108,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         serving = ["--pictures", str(whole.path)]
         device = ["--picture-threshold", str(arguments.picture_threshold)]
         device += ["--picture-quality", arguments.picture_quality]
-    with running_server(arguments.bundle, *serving) as server:
+    with running_server(arguments.bundle, "--metrics-port", "0", *serving) as server:
         say(f"cloud-server on {server.address}, {bundle.manifest.name}; {len(labels)} images")
         at = sorted({*THRESHOLDS, *arguments.threshold, bundle.manifest.threshold})
 
@@ -122,6 +95,8 @@ def main(argv: Sequence[str]) -> int:
         # With the last flag, where there is one: that is what the caller looks at.
         chosen = (arguments.threshold or [bundle.manifest.threshold])[-1]
         check = check_counters(arguments.bundle, server, arguments.images, chosen, *device)
+    if server.process.returncode != 0:
+        raise UnavailableError(f"cloud-server ended with status {server.process.returncode}, expected 0")
     baselines = picture_rows(whole, arguments.images, labels)
     rivals = hybrid_rows(bundle, whole, arguments.images, labels)
     if arguments.json:
@@ -148,62 +123,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_labels(images: Path, classes: list[str]) -> dict[str, str]:
-    """File name to class, of a folder's ``labels.csv``. Raises ConfigError or DataError."""
-    path = images / "labels.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            labels = {row["file"]: row["label"] for row in csv.DictReader(file)}
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}, expected a CSV with the columns file,label") from None
-    except (KeyError, UnicodeDecodeError, csv.Error):
-        raise DataError(f"{path}: expected a CSV with the columns file,label") from None
-    if not labels or not set(labels.values()) <= set(classes):
-        raise DataError(f"{path}: expected labels among {', '.join(classes[:12])}")
-    return labels
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running ``cloud-server``."""
-
-    address: str
-    metrics: str
-
-
-@contextmanager
-def running_server(bundle: Path, *flags: str) -> Iterator[Server]:
-    """A ``cloud-server`` on free ports; SIGTERM at the end, which must drain it."""
-    command = [
-        "offramp.server.app", "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--metrics-port", "0",
-        *flags,
-    ]  # fmt: skip
-    with _process(command) as process:
-        assert process.stderr is not None
-        found = _wait_for(process.stderr, r"listening on (\S+), metrics on (\S+)", "cloud-server")
-        yield Server(found[1], found[2])
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        if process.wait(START_SECONDS) != 0:
-            raise UnavailableError(f"cloud-server ended with status {process.returncode}, expected 0")
-
-
 def run_device(
-    bundle: Path, server: Server, images: Path, threshold: float, *flags: str
+    bundle: Path, server: Program, images: Path, threshold: float, *flags: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One ``edge-device`` run over a folder: its records and its summary."""
-    command = _device_command(bundle, server, images, threshold, *flags)
-    with _process(command) as process:
-        out, err = process.communicate()
-    if process.returncode != 0:
-        raise UnavailableError(f"edge-device ended with status {process.returncode}: {err.strip()}")
-    *records, last = (json.loads(line) for line in out.splitlines())
+    command = [sys.executable, "-m", _DEVICE, *_device_flags(bundle, server, images, threshold, *flags)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise UnavailableError(f"edge-device ended with status {ended.returncode}: {ended.stderr.strip()}")
+    *records, last = (json.loads(line) for line in ended.stdout.splitlines())
     return records, last["summary"]
 
 
-def _device_command(bundle: Path, server: Server, images: Path, threshold: float, *flags: str) -> list[str]:
+def _device_flags(bundle: Path, server: Program, images: Path, threshold: float, *flags: str) -> list[str]:
     return [
-        "offramp.device.app", "--bundle", str(bundle), "--server", server.address,
+        "--bundle", str(bundle), "--server", server.address,
         "--threshold", str(threshold), *flags, "--json", str(images),
     ]  # fmt: skip
 
@@ -221,107 +155,20 @@ def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: 
     )
 
 
-def picture_rows(whole: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
-    """The same images sent as they are, to the whole model on the server."""
-    engine = Engine(whole, cpus.available())
-    pictures = {name: _open(images / name) for name in labels}
-    ways: list[tuple[str, Way]] = [
-        ("raw INT8 activation", lambda picture: (whole.codec.raw_bytes, picture)),
-        ("raw pixels", lambda picture: (len(picture.tobytes()), picture)),
-        ("PNG", lambda picture: _encode(picture, "PNG", optimize=True)),
-        *((f"JPEG quality {q}", _encoder("JPEG", quality=q)) for q in (90, 50, 20)),
-        *((f"WebP quality {q}", _encoder("WEBP", quality=q, method=6)) for q in (90, 50, 20)),
-    ]
-    rows = []
-    for name, encode in ways:
-        sizes, inputs = [], []
-        for picture in pictures.values():
-            size, seen = encode(picture)
-            sizes.append(size)
-            inputs.append(to_input(seen, whole.manifest.preprocessing))
-        predicted = whole_answers(engine, np.stack(inputs)).best
-        right = sum(
-            whole.manifest.classes[best] == label
-            for best, label in zip(predicted, labels.values(), strict=True)
-        )
-        rows.append(Row(name, right / len(labels), None, sum(sizes) / len(sizes), None))
-    return rows
-
-
-def hybrid_rows(bundle: Bundle, whole: Bundle, images: Path, labels: dict[str, str]) -> list[Row]:
-    """The rival to beat: the same early exit at its own T_c, the unsure images as WebP to the whole model."""
-    threads, threshold = cpus.available(), bundle.manifest.threshold
-    engine, server = Engine(bundle, threads), Engine(whole, threads)
-    pictures = [_open(images / name) for name in labels]
-    truth = [bundle.manifest.classes.index(label) for label in labels.values()]
-    preprocessing = bundle.manifest.preprocessing
-    _, probabilities = head_answers(
-        engine, np.stack([to_input(picture, preprocessing) for picture in pictures])
-    )
-    exits = probabilities.max(axis=1) > threshold
-    rows = []
-    for quality in (50, 20):
-        best = probabilities.argmax(axis=1)
-        unsure = [_encode(pictures[i], "WEBP", quality=quality, method=6) for i in np.flatnonzero(~exits)]
-        if unsure:
-            seen = np.stack([to_input(picture, whole.manifest.preprocessing) for _, picture in unsure])
-            answered = whole_answers(server, seen)
-            best[~exits] = answered.told(probabilities[~exits], bundle.manifest.sent_answer)
-        sent = sum(size for size, _ in unsure)
-        rows.append(
-            Row(
-                f"WebP quality {quality}, T_c = {threshold:g}",
-                float((best == truth).mean()),
-                float(exits.mean()),
-                sent / len(labels),
-                None,
-            )
-        )
-    return rows
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.copy()
-    except OSError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _encoder(kind: str, **settings: int) -> Way:
-    return lambda picture: _encode(picture, kind, **settings)
-
-
-def _encode(picture: Image.Image, kind: str, **settings: int) -> tuple[int, Image.Image]:
-    """Size of the file, bytes, and what its receiver sees."""
-    file = io.BytesIO()
-    picture.save(file, kind, **settings)
-    size = file.tell()
-    with Image.open(file) as received:
-        return size, received.convert("RGB")
-
-
 def check_counters(
-    bundle: Path, server: Server, images: Path, threshold: float, *flags: str
+    bundle: Path, server: Program, images: Path, threshold: float, *flags: str
 ) -> list[dict[str, Any]]:
     """Run one device, fetch both metrics pages, and hold them against the device's own summary."""
     before = fetch_metrics(server.metrics)
-    hold = ("--hold", "--metrics-port", "0")
-    command = _device_command(bundle, server, images, threshold, *flags, *hold)
-    with _process(command) as process:
-        assert process.stdout is not None and process.stderr is not None
-        page = _wait_for(process.stderr, r"metrics on (\S+)", "edge-device")[1]
-        summary = None
-        for line in process.stdout:
-            if (record := json.loads(line)).get("summary"):
-                summary = record["summary"]
-                break
+    flags = (*flags, "--hold", "--metrics-port", "0")
+    command = _device_flags(bundle, server, images, threshold, *flags)
+    with running(_DEVICE, *command, ready="metrics on", stdout=subprocess.PIPE) as holding:
+        assert holding.process.stdout is not None
+        records = (json.loads(line) for line in holding.process.stdout)
+        summary = next((record["summary"] for record in records if "summary" in record), None)
         if summary is None:
             raise UnavailableError("edge-device ended without a summary")
-        device = fetch_metrics(page)
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+        device = fetch_metrics(holding.metrics)
     after = fetch_metrics(server.metrics)
     answered = 'offramp_server_frames_total{result="answered"}'
     received, pictures = "offramp_server_payload_bytes_total", "offramp_server_picture_bytes_total"
@@ -342,44 +189,9 @@ def check_counters(
             counter = device[f'offramp_device_wire_bytes_total{{direction="{direction}"}}']
             pairs.append((f"wire bytes {direction}", counter, summary["wire_bytes"][direction]))
     return [
-        {"what": what, "metrics_page": counter, "summary": told, "agree": counter == told}
-        for what, counter, told in pairs
+        {"what": what, "metrics_page": counter, "summary": own, "agree": counter == own}
+        for what, counter, own in pairs
     ]
-
-
-def fetch_metrics(address: str) -> dict[str, float]:
-    """Each sample of a metrics page by its name and labels, as Prometheus would read it."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"http://{address}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    values = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = ",".join(f'{key}="{value}"' for key, value in sample.labels.items())
-            values[f"{sample.name}{{{labels}}}" if labels else sample.name] = float(sample.value)
-    return values
-
-
-@contextmanager
-def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def _wait_for(stream: IO[str], pattern: str, program: str) -> re.Match[str]:
-    """The line of a program's log that matches; raises UnavailableError with its log if it ends first."""
-    seen = []
-    for line in stream:
-        if found := re.search(pattern, line):
-            return found
-        seen.append(line.strip())
-    raise UnavailableError(f"{program} did not start: {' / '.join(seen)}")
 
 
 def print_table(
@@ -388,17 +200,17 @@ def print_table(
     """All rows, bytes as means over all images."""
     say("\nMean bytes over all images; an image that exits early sends 0.")
     say(f"{'':<34} {'accuracy':>9} {'exit rate':>10} {'payload B':>10} {'wire B':>8}")
-    say("early exit here, coded activation of the unsure to the server")
+    say("early exit here, coded activations of unsure images to the server")
     for row in rows:
         say(_line(row))
     if then:
-        say("… then a picture of those whose answer is unsure too to the whole model")
+        say("… then a picture to the whole model if that answer is unsure too")
     for row in then:
         say(_line(row))
     say("everything to the whole model on the server (sizes of payload or file alone)")
     for row in baselines:
         say(_line(row))
-    say("early exit here, the unsure as pictures to the whole model on the server (size of the file alone)")
+    say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
     for row in rivals:
         say(_line(row))
 

@@ -6,11 +6,12 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from offramp.common.bundle.load import HEAD, TAIL, Bundle, Context, Raw, load_bundle
+from offramp.common.arguments import Parser
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import HEAD, TAIL, Context, Raw
 from offramp.common.bundle.signature import TrustedKeys
 from offramp.common.part.answer import ANSWERED_BY
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
 
 EPILOG = """\
 examples:

@@ -6,8 +6,8 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
+from offramp.common.arguments import Parser
 from offramp.common.bundle.signature import generate_key
-from offramp.common.settings import Parser
 
 EPILOG = """\
 examples:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from offramp.common.bundle.load import MANIFEST, MANIFEST_BYTES, load_bundle
+from offramp.common.arguments import Parser
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import MANIFEST, MANIFEST_BYTES
 from offramp.common.bundle.signature import SIGNATURE, SIGNATURE_BYTES, add_signature, sign
 from offramp.common.errors import BundleError, OutputError
-from offramp.common.files import read_bounded
-from offramp.common.settings import Parser
+from offramp.common.files import read_bounded, replace_file
 
 EPILOG = """\
 examples:
@@ -46,9 +46,7 @@ def main(argv: Sequence[str]) -> int:
     existing = read_bounded(path, SIGNATURE_BYTES, error=BundleError) if path.exists() else b""
     data = add_signature(existing, line)
     try:
-        new = path.with_name(SIGNATURE + ".new")
-        new.write_bytes(data)
-        os.replace(new, path)
+        replace_file(path, data)
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}, expected a place for it") from None
     print(f"{path}: signed {bundle.manifest.name} ({bundle.digest.hex()})")

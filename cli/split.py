@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
+from offramp.common.arguments import Parser, number
 from offramp.common.errors import ConfigError, ExitCode, printable
-from offramp.common.settings import Parser, number
 
 if TYPE_CHECKING:
     from offramp.training.split.run import Bar, Done, Job

@@ -6,14 +6,14 @@ OfframpError                      exit  gRPC status
 ├── OutputError                    130  ABORTED              whoever takes the results is gone, or full
 ├── StoppedError                   130  ABORTED              we were asked to end before we were ready
 ├── BundleError                      4  FAILED_PRECONDITION  a bundle is damaged, hostile or unsupported
-│   └── CodebookError                4  FAILED_PRECONDITION  its code lengths are no prefix code
+│   └── CodebookError                4  FAILED_PRECONDITION  its code lengths are not a prefix code
 ├── PeerError                        6  INVALID_ARGUMENT     the other side broke the protocol
-│   ├── MessageError                 6  INVALID_ARGUMENT     bytes that are no message, or too many
+│   ├── MessageError                 6  INVALID_ARGUMENT     bytes that are not a message, or too many
 │   ├── FrameError                   6  INVALID_ARGUMENT     one frame is bad; the stream goes on
 │   │   ├── ChecksumError            6  DATA_LOSS
 │   │   ├── SequenceError            6  OUT_OF_RANGE
 │   │   ├── CodecError               6  UNIMPLEMENTED        a codec id that this side does not know
-│   │   └── PayloadError             6  INVALID_ARGUMENT     coded bytes that are no activation
+│   │   └── PayloadError             6  INVALID_ARGUMENT     coded bytes that are not an activation
 │   ├── MismatchError                6  FAILED_PRECONDITION  other protocol version, bundle or segment
 │   └── AccessError                  6  UNAUTHENTICATED      no token, or one that is not known
 └── UnavailableError                 3  UNAVAILABLE          no server, or it cannot take more
@@ -22,8 +22,13 @@ OfframpError                      exit  gRPC status
     └── ExpiredError                 3  DEADLINE_EXCEEDED    a frame waited longer than its device does
 
 What we did wrong is a ``ConfigError``, ``DataError`` or ``BundleError``; what the peer did wrong is a
-``PeerError``. Anything else that escapes is a bug: exit code 1, INTERNAL, and only its type is told to
+``PeerError``. Anything else that escapes is a bug: exit code 1, INTERNAL, and only its type is sent to
 the peer.
+
+A status in answer to a hello is read by its meaning, whoever says it: UNAUTHENTICATED, PERMISSION_DENIED,
+FAILED_PRECONDITION and INVALID_ARGUMENT are a ``PeerError`` (6), since the same hello would be refused again;
+a server that is not ours and a proxy may say them too. Later on a stream only a detail that begins with
+``offramp: `` is one. Any other end is an ``UnavailableError`` (3): a network, a proxy or a crash.
 """
 
 from enum import IntEnum
@@ -106,7 +111,7 @@ class PeerError(OfframpError):
 
 
 class MessageError(PeerError):
-    """Bytes that are no message of the protocol, a message out of order, or one over the size limit."""
+    """Bytes that are not a message of the protocol, a message out of order, or one over the size limit."""
 
 
 class FrameError(PeerError):

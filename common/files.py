@@ -1,4 +1,4 @@
-"""One bounded read of a plain file, for everything small that is read whole: settings, keys, tokens, bundles.
+"""One bounded read of a plain file, for whatever is read whole: settings, keys, tokens, bundles, pictures.
 
 Whoever may write beside such a file may put anything in its place. A named pipe must not be waited for, a
 device has no end, and a sparse file may say any size: none of them costs more than the stated limit.
@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from offramp.common.errors import ConfigError, OfframpError
 
@@ -33,26 +34,13 @@ def read_bounded(
     what is wrong and what was expected (default: a plain file).
     """
     shown = str(path) if name is None else name
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
-    try:
-        handle = os.open(path, flags, dir_fd=folder)
-    except (OSError, ValueError) as problem:
-        reason = _reason(problem, path, folder, follow)
-        if expected:
-            raise error(f"{shown}: {reason}, expected {expected}") from None
-        cannot = "cannot be read: " if isinstance(problem, OSError) and reason == problem.strerror else ""
-        raise error(f"{shown}: {cannot}{reason}, expected a plain file") from None
+    handle = _open_plain(path, shown, folder, follow, expected, error)
     # A plain descriptor: os.fdopen raises for a directory, and leaves it open.
     try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            if expected:
-                raise error(f"{shown}: is {_kind(status.st_mode)}, expected {expected}")
-            raise error(f"{shown}: is no plain file, expected one")
-        if status.st_size > limit:
-            raise error(f"{shown}: is longer than {limit} bytes, expected at most that")
         # The size is not believed: the file may grow, and some report 0.
         chunks, room = [], limit + 1
+        if os.fstat(handle).st_size > limit:
+            room = 0
         while room and (chunk := os.read(handle, min(room, CHUNK_BYTES))):
             chunks.append(chunk)
             room -= len(chunk)
@@ -63,6 +51,41 @@ def read_bounded(
     if not room:
         raise error(f"{shown}: is longer than {limit} bytes, expected at most that")
     return b"".join(chunks)
+
+
+def open_plain(path: Path | str, error: type[OfframpError] = ConfigError) -> BinaryIO:
+    """One plain file, open for reading piece by piece; its size is the caller's to bound.
+
+    Never blocks on a pipe or a device. error: what is raised, as by ``read_bounded``.
+    """
+    return os.fdopen(_open_plain(path, str(path), None, True, "", error), "rb")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old or the new one, never half of it. Raises OSError."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _open_plain(
+    path: Path | str, shown: str, folder: int | None, follow: bool, expected: str, error: type[OfframpError]
+) -> int:
+    """A descriptor of a plain file."""
+    # O_NONBLOCK: opening a named pipe must not wait for its writer.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    wanted = expected or "a plain file"
+    try:
+        handle = os.open(path, flags, dir_fd=folder)
+    except (OSError, ValueError) as problem:
+        reason = _reason(problem, path, folder, follow)
+        cannot = not expected and isinstance(problem, OSError) and reason == problem.strerror
+        raise error(f"{shown}: {'cannot be read: ' * cannot}{reason}, expected {wanted}") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise error(f"{shown}: is {_kind(mode)}, expected {wanted}")
+    return handle
 
 
 def _reason(problem: OSError | ValueError, path: Path | str, folder: int | None, follow: bool) -> str:

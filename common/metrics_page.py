@@ -99,7 +99,7 @@ class _Page(socketserver.TCPServer):
                 _hang_up(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has gone is no event; what else goes wrong is one line, not a traceback."""
+        """A client that has gone is not an event; what else goes wrong is one line, not a traceback."""
         error = sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1]
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
         log.log(level, "metrics page: %s", type(error).__name__)

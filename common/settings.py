@@ -1,33 +1,58 @@
 """Settings: one typed definition gives each flag, its default, its help and its check.
 
-Each field of a ``Settings`` class is a flag (``--max-batch 8``), an environment variable
-(``OFFRAMP_MAX_BATCH=8``) and a key of a TOML file (``max_batch = 8`` in the table named like the program).
-A flag wins over the environment, that over the file, and the file over the default. ``--config`` or
-``OFFRAMP_CONFIG`` names the file; a table of another program of ours is left alone. An unknown table, key or
-``OFFRAMP_*`` variable is an error. Flags and variables are text; a file's values have types of their own.
+Each field of a ``Settings`` class (``device/settings.py``, ``server/settings.py``) is a flag
+(``--max-batch 8``), an environment variable (``OFFRAMP_MAX_BATCH=8``) and a key of a TOML file
+(``max_batch = 8`` in the table named like the program). A flag wins over the environment, that over the file,
+and the file over the default. ``--config`` or ``OFFRAMP_CONFIG`` names the file; a table of another program
+of ours is left alone. An unknown table, key or ``OFFRAMP_*`` variable is an error. Flags and variables are
+text; a file's values have types of their own, and so have the arguments of the Python API.
 """
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
+import json
+import logging
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from numbers import Integral, Real
 from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from offramp.common.config_file import read_table, shown
-from offramp.common.environment import PREFIX, check_link, check_variables
-from offramp.common.errors import ConfigError
-from offramp.common.telemetry import version_line
+from offramp.common.arguments import Parser, ShowVersion
+from offramp.common.errors import ConfigError, printable
+from offramp.common.files import read_bounded
 
+log = logging.getLogger("offramp")
+
+CONFIG_BYTES = 1 << 20
+PROGRAMS = ("cloud-server", "edge-device")
+PREFIX = "OFFRAMP_"
+OTHERS = frozenset({"OFFRAMP_CODER"})
+"""What else of ours is read from the environment."""
+_LINK = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
+_SERVICE = re.compile(
+    r"OFFRAMP_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+NAMES = frozenset(
+    """\
+    accuracy_floor breaker bundle byte_budget coalesce coalesce_frames compare_jpeg corrections
+    frames_in_flight grace hello_timeout idle_timeout insecure listen log_format log_level max_batch
+    max_stream_age max_streams max_wait_ms message_bytes metrics_host metrics_port otel picture_quality
+    picture_threshold pictures proxy queue rate reload_interval server spool spool_bytes strikes
+    target_latency threads threshold threshold_ceiling threshold_floor timeout tls tls_ca tls_cert
+    tls_client_ca tls_key tls_server_name token_file trusted_key window workers write_timeout
+    """.split()  # noqa: SIM905 - a list would be a page long
+)
+"""The settings of all programs: one environment may be that of several, and none imports another's."""
 S = TypeVar("S", bound="Settings")
-Number = TypeVar("Number", int, float)
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -41,32 +66,6 @@ def _split(value: object) -> object:
 
 Several = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 """A flag that may be given again; one environment variable has them all, with colons between them."""
-
-
-def _addresses(value: object) -> object:
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple):
-        return given
-    parts = (part for each in given for part in (each.split(",") if isinstance(each, str) else [each]))
-    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
-
-
-Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses), Field(min_length=1, max_length=16)]
-"""HOST:PORT, several of them with commas between them or by a flag that is given again."""
-
-
-def _byte_rate(value: object) -> object:
-    """``2kB/s`` → 2000.0; numbers are bytes a second already."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*(?:([kM]?)(B|bit)(?:/s|ps)?)?", value.strip())
-    if found is None:
-        raise ValueError("expected bytes a second, as 500, 2kB/s or 16kbit/s")
-    scale = {"k": 1e3, "M": 1e6}.get(found[2] or "", 1.0) / (8 if found[3] == "bit" else 1)
-    return float(found[1]) * scale
-
-
-ByteRate = Annotated[float, BeforeValidator(_byte_rate), Field(gt=0, le=1e12)]
 
 
 class Settings(BaseModel):
@@ -92,258 +91,6 @@ class Settings(BaseModel):
         description="Ed25519 public key, PEM; only bundles that it has signed are loaded; may be given again",
         examples=["FILE"],
     )
-
-
-class DeviceSettings(Settings):
-    """``edge-device``."""
-
-    bundle: str = Field(description="the bundle's directory", examples=["DIR"])
-    server: Addresses = Field(
-        ("127.0.0.1:50051",),
-        description="the cloud-server; with several, the next one is tried where one fails or is overloaded",
-        examples=["HOST:PORT"],
-    )
-    threshold: Fraction | None = Field(
-        None,
-        description="confidence threshold T_c: an image whose early exit is more confident is answered "
-        "here; 0 sends nothing, 1 sends everything (default: the bundle's)",
-        examples=["T"],
-    )
-    insecure: bool = Field(False, description="allow plaintext to a server that is not on this machine")
-    tls: bool = Field(False, description="encrypt, and trust the authorities that gRPC brings along")
-    tls_ca: str | None = Field(
-        None, description="encrypt, and trust the authorities in this PEM file only", examples=["FILE"]
-    )
-    tls_cert: str | None = Field(
-        None, description="the device's own certificate, PEM, for mutual TLS", examples=["FILE"]
-    )
-    tls_key: str | None = Field(None, description="its private key, PEM", examples=["FILE"])
-    tls_server_name: str | None = Field(
-        None,
-        description="name that the server's certificate must have (default: the host)",
-        examples=["NAME"],
-    )
-    token_file: str | None = Field(
-        None, description="file with a bearer token, read again for each connection", examples=["FILE"]
-    )
-    proxy: str | None = Field(
-        None,
-        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine; none "
-        "is taken from the environment",
-        examples=["URL"],
-    )
-    timeout: Seconds = Field(
-        2.0,
-        description="how long an image waits for the server before its early exit answers",
-        examples=["SECONDS"],
-    )
-    window: Annotated[int, Field(ge=1, le=4096)] = Field(
-        16, description="frames sent and not yet answered, at most; 1 turns pipelining off", examples=["N"]
-    )
-    coalesce: Annotated[float, Field(ge=0, le=60_000)] = Field(
-        0.0,
-        description="milliseconds that a frame may wait for others to share its message and its envelope",
-        examples=["MS"],
-    )
-    coalesce_frames: Annotated[int, Field(ge=1, le=4096)] = Field(
-        64, description="frames that are enough for a message, with --coalesce", examples=["N"]
-    )
-    breaker: Annotated[int, Field(ge=1, le=4096)] = Field(
-        5,
-        description="timeouts and refusals in a row after which frames are turned away until a probe is "
-        "answered",
-        examples=["N"],
-    )
-    byte_budget: ByteRate | None = Field(
-        None,
-        description="bytes a second that the link may cost, both directions, as 500, 2kB/s or 16kbit/s: "
-        "steers T_c",
-        examples=["RATE"],
-    )
-    target_latency: Annotated[float, Field(gt=0, le=3_600_000)] | None = Field(
-        None, description="mean latency over all images, milliseconds: steers T_c", examples=["MS"]
-    )
-    accuracy_floor: Fraction | None = Field(
-        None,
-        description="T_c is not steered below the lowest measured threshold with this accuracy (default: "
-        "that of the bundle's own threshold)",
-        examples=["A"],
-    )
-    threshold_floor: Fraction | None = Field(
-        None, description="T_c is not steered below this (default: from --accuracy-floor)", examples=["T"]
-    )
-    threshold_ceiling: Fraction | None = Field(
-        None,
-        description="T_c is not steered above this (default: where the bundle measured its best accuracy)",
-        examples=["T"],
-    )
-    corrections: bool = Field(
-        False, description="print answers of the server that came too late, as records of their own"
-    )
-    picture_threshold: Fraction | None = Field(
-        None,
-        description="an image whose answer from the server is no more confident than this is sent once more, "
-        "as a picture, to a server that takes such; 1 sends all of those (default: no picture leaves the "
-        "device)",
-        examples=["T"],
-    )
-    picture_quality: Annotated[int, Field(ge=0, le=100)] = Field(
-        20, description="WebP quality of these pictures", examples=["QUALITY"]
-    )
-    spool: str | None = Field(
-        None,
-        description="keep activations that the server did not answer in this file, and send them when it is "
-        "back; prints corrections",
-        examples=["FILE"],
-    )
-    spool_bytes: Annotated[int, Field(ge=65_536, le=1 << 40)] = Field(
-        64 << 20, description="what the spool may hold; the oldest activations go first", examples=["N"]
-    )
-    rate: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="images a second, at most (default: as fast as they go)", examples=["R"]
-    )
-    compare_jpeg: Annotated[int, Field(ge=1, le=95)] | None = Field(
-        None,
-        description="also write each image as a JPEG of this quality, only to count in the metrics what "
-        "sending that would have cost",
-        examples=["QUALITY"],
-    )
-    threads: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="threads that the head may use", examples=["N"]
-    )
-    metrics_host: str = Field(
-        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
-    )
-    metrics_port: Port | None = Field(
-        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
-    )
-
-
-class ServerSettings(Settings):
-    """``cloud-server``."""
-
-    bundle: Several = Field(
-        description="a bundle's directory, or one with several bundles in it; may be given again",
-        examples=["DIR"],
-    )
-    pictures: Several | None = Field(
-        None,
-        description="a bundle, or a directory of bundles, whose whole model answers pictures that devices "
-        "with --picture-threshold send; for bundles of the same classes and image size; may be given again",
-        examples=["DIR"],
-    )
-    listen: str = Field(
-        "127.0.0.1:50051",
-        description="address to serve on; port 0 takes a free one",
-        examples=["HOST:PORT"],
-    )
-    insecure: bool = Field(False, description="allow plaintext to clients that are not on this machine")
-    tls_cert: str | None = Field(
-        None, description="the server's certificate and its chain, PEM: serve TLS", examples=["FILE"]
-    )
-    tls_key: str | None = Field(None, description="the certificate's private key, PEM", examples=["FILE"])
-    tls_client_ca: str | None = Field(
-        None,
-        description="PEM certificates of the authorities that clients' certificates must be from",
-        examples=["FILE"],
-    )
-    token_file: str | None = Field(
-        None,
-        description="bearer tokens, one a line, that calls must show; read again when it changes",
-        examples=["FILE"],
-    )
-    threads: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None,
-        description="threads that the tails may use (default: one for each CPU that the affinity and the "
-        "container's quota allow)",
-        examples=["N"],
-    )
-    workers: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None,
-        description="runs of the tail at once, which share the threads (default: 1 or as many as threads, "
-        "whichever is measured to be faster)",
-        examples=["N"],
-    )
-    max_batch: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None,
-        description="activations in one run of the tail, at most (default: the smallest batch that is "
-        "measured to be as fast as any, up to 64)",
-        examples=["N"],
-    )
-    max_wait_ms: Annotated[float, Field(ge=0, le=60_000)] | None = Field(
-        None,
-        description="how long the first frame of a batch waits for others (default: what running alone is "
-        "measured to waste)",
-        examples=["MS"],
-    )
-    queue: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
-        1024, description="frames that may wait for the tail; more are refused", examples=["N"]
-    )
-    frames_in_flight: Annotated[int, Field(ge=1, le=4096)] = Field(
-        64, description="unanswered frames of one stream; more are refused", examples=["N"]
-    )
-    max_streams: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
-        1024,
-        description="open streams; more are refused; lowered at start to fit the limit on open files",
-        examples=["N"],
-    )
-    message_bytes: Annotated[int, Field(ge=16_384, le=1 << 26)] | None = Field(
-        None,
-        description="largest message that a bundle loaded later may need (default: what the first ones need)",
-        examples=["N"],
-    )
-    strikes: Annotated[int, Field(ge=1, le=1 << 30)] = Field(
-        128, description="bad frames after which a stream is ended", examples=["N"]
-    )
-    hello_timeout: Seconds = Field(
-        5.0, description="how long a new stream may take to say hello", examples=["SECONDS"]
-    )
-    idle_timeout: Seconds = Field(
-        3600.0,
-        description="how long a stream may send nothing before it is asked to end",
-        examples=["SECONDS"],
-    )
-    max_stream_age: Seconds | None = Field(
-        None,
-        description="age, give or take 10 %, at which a stream is asked to end, so that its device connects "
-        "anew and a load balancer may choose another server (default: none)",
-        examples=["SECONDS"],
-    )
-    write_timeout: Seconds = Field(
-        30.0, description="how long a device may take no reply before its stream is cut", examples=["SECONDS"]
-    )
-    grace: Seconds = Field(
-        10.0,
-        description="how long open streams may take to finish at SIGTERM, or when their bundle is retired",
-        examples=["SECONDS"],
-    )
-    reload_interval: Seconds = Field(
-        2.0, description="how often bundles and tokens are looked at for changes", examples=["SECONDS"]
-    )
-    metrics_host: str = Field(
-        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
-    )
-    metrics_port: Port | None = Field(
-        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
-    )
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ConfigErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-class ShowVersion(argparse.Action):
-    """``--version``; it looks for the compiled coder, which takes longer than ``--help`` may."""
-
-    def __init__(self, option_strings: list[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print release and coder, and exit")
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(version_line(parser.prog))
-        raise SystemExit(0)
 
 
 def make_parser(program: str, settings: type[Settings], description: str, epilog: str) -> Parser:
@@ -383,22 +130,6 @@ def make_parser(program: str, settings: type[Settings], description: str, epilog
     return parser
 
 
-def number(kind: Callable[[str], Number], low: float, high: float, expected: str) -> Callable[[str], Number]:
-    """An argparse type: a flag's value, ``low`` to ``high``; anything else is told what is ``expected``."""
-
-    def read(text: str) -> Number:
-        with suppress(ValueError):
-            if low <= (value := kind(text)) <= high:
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
-
-    return read
-
-
-share = number(float, 0, 1, "0 … 1")
-"""An argparse type: a flag's value, 0 … 1."""
-
-
 def flag_of(name: str) -> str:
     """The flag of a field."""
     return "--" + name.replace("_", "-")
@@ -414,12 +145,6 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required() or field.default is None:
         return ""
     return ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
-
-
-def _variables() -> set[str]:
-    """Of all settings of all programs: one environment may be that of several."""
-    names = {name for kind in (DeviceSettings, ServerSettings) for name in kind.model_fields}
-    return {variable_of(name) for name in names | {"config"}}
 
 
 def _is_several(field: FieldInfo) -> bool:
@@ -441,7 +166,7 @@ def read_settings(
     if path is not None:
         for name, value in read_table(path, flags["program"], kind.model_fields).items():
             given[name], origins[name] = value, f"{path}: {name} = {shown(value)}"
-    check_variables(environment, _variables())
+    check_variables(environment, {variable_of(each) for each in NAMES | {"config"}})
     for name in kind.model_fields:
         if (variable := variable_of(name)) in environment and name not in flags:
             value = environment[variable]
@@ -471,39 +196,150 @@ def read_settings(
     return settings
 
 
-def split_address(flag: str, address: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``[IPV6]:PORT``. Raises ConfigError naming the flag."""
-    if "/" in address:
-        raise ConfigError(f"{flag} {address}: expected HOST:PORT alone, without a scheme or a path")
-    host, colon, port = address.rpartition(":")
-    inside = host[1:-1] if host.startswith("[") and host.endswith("]") else None
-    if inside is None and (_is_ipv6(host.strip("[]")) or _is_ipv6(address)):
-        raise ConfigError(f"{flag} {address}: expected an IPv6 address in brackets, as in [::1]:50051")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ConfigError(f"{flag} {address}: expected HOST:PORT with a port of 0 … 65535")
-    if not _is_ipv6(inside) if inside is not None else ":" in host or "[" in host or "]" in host:
-        raise ConfigError(f"{flag} {address}: expected HOST:PORT, a name, an IPv4 address or [IPV6]")
-    return (host if inside is None else inside), int(port)
+# --- the environment ---
 
 
-def _is_ipv6(host: str) -> bool:
+def check_variables(environment: Mapping[str, str], settings: Collection[str]) -> None:
+    """Raises ConfigError for a variable that begins like ours and is not one of these settings.
+
+    Its value is not repeated: it may be a secret in the wrong place.
+    """
+    for name, value in environment.items():
+        if not name.startswith(PREFIX) or name in settings or name in OTHERS:
+            continue
+        if _SERVICE.fullmatch(name) or (name.endswith("PORT") and _LINK.fullmatch(value)):
+            log.debug("%s is ignored: Kubernetes sets it for a Service", printable(name))
+            continue
+        near = closest(name.removeprefix(PREFIX), {each.removeprefix(PREFIX) for each in settings})
+        expected = PREFIX + near if near else "a variable of the documents"
+        raise ConfigError(f"{printable(name)}: there is no such setting, expected {expected}")
+
+
+def check_link(name: str, value: str) -> None:
+    """Raises ConfigError where a setting's value is what Kubernetes sets for a Service of a like name."""
+    if _LINK.fullmatch(value):
+        service = name.removesuffix("_PORT").lower().replace("_", "-")
+        raise ConfigError(
+            f"{name}={value}: looks set by Kubernetes for a Service called {service}, expected a setting; "
+            "say enableServiceLinks: false in the pod's spec, or call the Service otherwise"
+        )
+
+
+def closest(name: str, known: Collection[str]) -> str:
+    """The known name that was probably meant; empty where none is near."""
+    return next(iter(get_close_matches(name, sorted(known), 1, 0.7)), "")
+
+
+# --- the file ---
+
+
+def read_table(path: str, program: str, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """The settings in the program's table of a file, each of its field's type; other tables are left alone.
+
+    Raises ConfigError naming the file, and the table or the key that is wrong.
+    """
+    text = read_bounded(path, CONFIG_BYTES, expected="a TOML file")
     try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
+        document = tomllib.loads(text.decode())
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply, expected tables of settings") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not a TOML file: {error}") from None
+    known = {program, *PROGRAMS}
+    for name, value in document.items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {printable(name)}: expected it in a table, as in [{program}]")
+        if name not in known:
+            tables = " or ".join(f"[{each}]" for each in sorted(known))
+            raise ConfigError(f"{path}: [{printable(name)}]: there is no such program, expected {tables}")
+    if program not in document:
+        raise ConfigError(f"{path}: has no table [{program}], expected one, which may be empty")
+    table: dict[str, Any] = document[program]
+    for name, value in table.items():
+        if name not in fields:
+            near = closest(name.replace("-", "_"), fields)
+            hint = f", expected {near}" if near else ""
+            raise ConfigError(f"{path}: [{program}] {printable(name)}: there is no such setting{hint}")
+        _check_type(fields[name], f"{path}: {name} = {shown(value)}", value)
+    return table
 
 
-def is_loopback(host: str) -> bool:
-    """Whether this host name or address stays on this machine."""
+def _check_type(field: FieldInfo, origin: str, value: object) -> None:
+    """Refuse what only a text would be converted from: ``threshold = true`` is not 1.0."""
+    kind: Any = Annotated[(cast(Any, field).annotation, "of a setting", *field.metadata)]
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {error.errors(include_url=False)[0]['msg']}") from None
 
 
-def require_secure(flag: str, host: str, insecure: bool) -> None:
-    """Refuse plaintext beyond this machine unless it was asked for. Raises ConfigError."""
-    if not insecure and not is_loopback(host):
-        raise ConfigError(f"{flag} {host}: the connection would be plaintext; say --insecure to allow that")
+def shown(value: object) -> str:
+    """A value as it stands in a TOML file, more or less."""
+    return json.dumps(value) if isinstance(value, bool) else printable(repr(value))
+
+
+# --- arguments of the Python API ---
+
+
+def check_argument(kind: type[Settings], name: str, value: object, *, per_unit: float = 1.0) -> None:
+    """Raise ConfigError, naming the argument, for a value that the field of this name does not take.
+
+    per_unit: how many of the field's units one of the argument's is: 1000 for seconds where the flag takes
+    milliseconds. None is taken where the field takes it. Strings, paths, booleans and numbers only.
+    """
+    field = kind.model_fields[name]
+    kinds = set(_plain(field.annotation))
+    if value is None and type(None) in kinds:
+        return
+    shown = f"{name}={value!r:.80}"
+    if bool in kinds:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{shown}: expected True or False")
+    elif str in kinds:
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise ConfigError(f"{shown}: expected a path")
+    else:
+        _check_number(shown, value, int in kinds, _limits(field), per_unit)
+
+
+def _check_number(shown: str, value: object, whole: bool, limits: dict[str, float], per_unit: float) -> None:
+    low = limits.get("ge", limits.get("gt", -math.inf)) / per_unit
+    high = limits.get("le", math.inf) / per_unit
+    over = "more than " if "gt" in limits else ""
+    expected = f"expected {'a whole number' if whole else 'a number'}, {over}{low:.15g} … {high:.15g}"
+    # A numpy.bool is neither; a bool is an int.
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise ConfigError(f"{shown}: {expected}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    # NaN fails every comparison.
+    if not low <= number <= high or (over and number == low) or not math.isfinite(number):
+        raise ConfigError(f"{shown}: {expected}")
+
+
+def _plain(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows."""
+    inner = get_args(annotation)
+    if hasattr(annotation, "__metadata__"):
+        yield from _plain(inner[0])
+    elif inner:
+        for each in inner:
+            yield from _plain(each)
+    else:
+        yield annotation
+
+
+def _limits(field: FieldInfo) -> dict[str, float]:
+    """``ge``, ``gt`` and ``le`` of a field, also where only one of its alternatives has them."""
+    notes = [*field.metadata]
+    for alternative in get_args(field.annotation):
+        for note in getattr(alternative, "__metadata__", ()):
+            notes += note.metadata if isinstance(note, FieldInfo) else [note]
+    return {
+        name: float(getattr(note, name))
+        for note in notes
+        for name in ("ge", "gt", "le")
+        if getattr(note, name, None) is not None
+    }

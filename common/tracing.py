@@ -58,7 +58,7 @@ class Tracing:
         return self._tracer.start_span(name, kind=self._trace.SpanKind.CLIENT)
 
     def resume(self, name: str, context: bytes) -> Span:
-        """A span below the one that ``context_of`` told another process."""
+        """A span below the one that ``context_of`` sent to this process."""
         parent = self._trace.SpanContext(
             trace_id=int.from_bytes(context[:16], "big"),
             span_id=int.from_bytes(context[16:24], "big"),

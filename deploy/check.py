@@ -141,7 +141,8 @@ def systemd() -> str:
 
 def settings() -> str:
     sys.path.insert(0, str(ROOT))
-    from offramp.common.settings import DeviceSettings, make_parser, read_settings
+    from offramp.common.settings import make_parser, read_settings
+    from offramp.device.settings import DeviceSettings
 
     parser = make_parser("edge-device", DeviceSettings, "", "")
     arguments = parser.parse_args(["--config", str(DEPLOY / "systemd" / "edge-device.toml")])
@@ -158,7 +159,7 @@ def ray_serve() -> str:
     """The application that serve.yaml names, with arguments that are cloud-server's settings."""
     import ast
 
-    from offramp.common.settings import ServerSettings
+    from offramp.server.settings import ServerSettings
 
     (config,) = read(DEPLOY / "ray" / "serve.yaml")
     (application,) = config["applications"]

@@ -5,17 +5,41 @@ Importing this package loads nothing: ``edge-device --help`` should not wait for
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp.device.device import Correction, Device, Result, preprocess
+    from offramp.device.device import Device, preprocess
+    from offramp.device.options import LinkOptions, PictureOptions, SpoolOptions, SteeringOptions
+    from offramp.device.result import Correction, Result
+    from offramp.link.security import Security
 
-__all__ = ["Correction", "Device", "Result", "preprocess"]
+__all__ = [
+    "Correction",
+    "Device",
+    "LinkOptions",
+    "PictureOptions",
+    "Result",
+    "Security",
+    "SpoolOptions",
+    "SteeringOptions",
+    "preprocess",
+]
+
+_MODULES = {
+    "Correction": "offramp.device.result",
+    "Device": "offramp.device.device",
+    "LinkOptions": "offramp.device.options",
+    "PictureOptions": "offramp.device.options",
+    "Result": "offramp.device.result",
+    "Security": "offramp.link.security",
+    "SpoolOptions": "offramp.device.options",
+    "SteeringOptions": "offramp.device.options",
+    "preprocess": "offramp.device.device",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from offramp.device import device as pipeline
-
-    return getattr(pipeline, name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.common.bundle.load import ThresholdFigures
+from offramp.common.bundle.manifest import ThresholdFigures
 from offramp.common.errors import ConfigError
 
 HORIZON_SECONDS = 10.0
@@ -52,7 +52,7 @@ class Range:
         return min(max(value, self.floor), self.ceiling)
 
     def level(self, threshold: float) -> float:
-        """The level, 0 … 1, whose T_c this is; the next end's where there is none."""
+        """The level, 0 … 1, whose T_c this is; the next end's outside the bounds."""
         low, high = _log_odds(self.floor), _log_odds(self.ceiling)
         if high <= low:
             return 1.0

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 import signal
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from offramp.common.errors import DataError, ExitCode, OfframpError, OutputError
-from offramp.common.settings import DeviceSettings, make_parser, read_settings
-from offramp.common.telemetry import serve_metrics, start_log, timed
+from offramp.common.errors import DataError, ExitCode, OfframpError
+from offramp.common.logs import start_log
+from offramp.common.metrics import serve_metrics, timed
+from offramp.common.settings import make_parser, read_settings
+from offramp.common.streams import guarded_streams, stop_waiting_when
 from offramp.common.wire.address import join_address
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.notify import Notifier
-from offramp.device.streams import ready_streams, stdout_until
+from offramp.device.settings import DeviceSettings
+from offramp.device.stop import Stop
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from offramp.device.device import Correction, Device, Result
-    from offramp.device.report import Report, Totals
+    from offramp.device.device import Device
+    from offramp.device.printer import Printer
+    from offramp.device.result import Correction
     from offramp.device.sources.source import Source
 
 EPILOG = """\
@@ -50,23 +46,11 @@ exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 t
 """
 
 
-BATCH = 256
-"""Answers that are written to stdout at once, at most."""
-PENDING = 8192
-"""Images whose answers are not printed yet, at most: then the next one waits for the reader of stdout."""
-LOOK_SECONDS = 0.5
-"""How often the waiting main thread looks up: a signal that comes just before it blocks does not wake it."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     set_grpc_environment()
-    stderr = ready_streams()
-    try:
+    with guarded_streams():
         return _main(argv)
-    finally:
-        if stderr is not None:
-            stderr.end()
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -81,8 +65,9 @@ def _main(argv: Sequence[str] | None) -> int:
             "images",
             nargs="+",
             metavar="images",
-            help="folders, PNG or JPEG files, .npz files, .txt lists of paths, video files; - for paths on "
-            "standard input; camera:N or rtsp://… (videos and cameras need the extra [camera])",
+            help="folders; pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; HEIF and AVIF with the extra [heic]); "
+            ".npz arrays; .txt lists of paths; video files; - for paths on standard input; camera:N, "
+            "rtsp://… or rtsps://… (videos and cameras need the extra [camera])",
         )
         parser.add_argument(
             "--watch",
@@ -101,70 +86,35 @@ def _main(argv: Sequence[str] | None) -> int:
             action="store_true",
             help="after the last image keep serving metrics until SIGTERM or SIGINT",
         )
-        arguments = parser.parse_args(argv)
+        try:
+            arguments = parser.parse_args(argv)
+        finally:
+            # What cannot be written shows here, not at the interpreter's exit; --help exits on its own.
+            sys.stdout.flush()
         settings = read_settings(DeviceSettings, arguments)
         log = start_log("edge-device", settings.log_level, settings.log_format)
         return run(settings, arguments, log)
     except OfframpError as error:
         print(f"edge-device: {error}", file=sys.stderr)
-        if isinstance(error, OutputError):
-            # Python would complain once more when it flushes stdout at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error.exit_code
-
-
-class _Stop:
-    """Set by a signal, waited for by the main thread, which shows meanwhile that it is alive.
-
-    A ``threading.Event`` is not for signal handlers: one that comes while the main thread holds the event's
-    lock would wait for it forever. ``SimpleQueue.put`` may be interrupted by itself.
-    """
-
-    def __init__(self, notifier: Notifier) -> None:
-        self._notifier = notifier
-        self._set = False
-        self._queue: SimpleQueue[None] = SimpleQueue()
-
-    def set(self) -> None:
-        """Stop."""
-        self._set = True
-        self._queue.put(None)
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
-        return self._set
-
-    def wait(self, seconds: float | None = None) -> bool:
-        """Wait until set, no longer than this; whether it is."""
-        end = math.inf if seconds is None else time.monotonic() + seconds
-        while not self._set:
-            self.beat()
-            left = max(0.0, end - time.monotonic())
-            longest = min(LOOK_SECONDS, self._notifier.interval or LOOK_SECONDS)
-            with suppress(Empty):
-                self._queue.get(timeout=min(left, longest))
-            if left <= longest:
-                break
-        return self._set
-
-    def beat(self) -> None:
-        """Show the supervisor that the main thread gets on."""
-        self._notifier.beat()
 
 
 def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> int:
     """Answer all images. Raises OfframpError for what stops it before the first one."""
     notifier = Notifier()
-    stop = _Stop(notifier)
+    stop = Stop(notifier)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    from offramp.common.bundle.load import HEAD, load_bundle
+    from offramp.common.bundle.load import load_bundle
+    from offramp.common.bundle.manifest import HEAD
     from offramp.common.bundle.signature import TrustedKeys
     from offramp.common.part.engine import Engine
     from offramp.common.tracing import Tracing
-    from offramp.device.device import Device, exit_code
-    from offramp.device.report import Report, Totals
+    from offramp.device.device import Device
+    from offramp.device.printer import Printer
+    from offramp.device.report import Report
     from offramp.device.sources.source import Source
+    from offramp.device.totals import Totals
 
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
@@ -173,11 +123,11 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     source = Source(
         arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait, arguments.repeat
     )
-    answers: _Answers | None = None
+    printer: Printer | None = None
 
     def correct(correction: Correction) -> None:
-        if answers is not None:
-            answers.correct(correction)
+        if printer is not None:
+            printer.correct(correction)
 
     wanted = settings.corrections or settings.spool is not None
     tracing = Tracing("edge-device") if settings.otel else None
@@ -186,16 +136,17 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
         if port is not None:
             log.info("metrics on %s", join_address(settings.metrics_host, port))
-        report = Report(arguments.json, arguments.quiet, source.count(), stdout_until(stop.is_set))
-        answers = _Answers(report, totals, bundle.codec.raw_bytes, stop)
+        report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout)
+        stop_waiting_when(stop.is_set)
+        printer = Printer(report, totals, bundle.codec.raw_bytes, stop)
         start = time.perf_counter()
         with device:
             notifier.ready()
-            _feed(device, source, settings, answers, stop)
+            _feed(device, source, settings, printer, stop)
             if settings.corrections:
                 _wait_for_corrections(device, settings, stop)
         seconds = time.perf_counter() - start
-        answers.finish()
+        printer.finish()
         if tracing is not None:
             tracing.close()
         totals.passed_over = source.passed_over
@@ -210,8 +161,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
 
 
-def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _Answers, stop: _Stop) -> None:
-    """Hand in all images, no faster than ``--rate``, until told to stop."""
+def _feed(device: Device, source: Source, settings: DeviceSettings, printer: Printer, stop: Stop) -> None:
+    """Hand in all images, no faster than ``--rate``, until a signal."""
     from offramp.common.inputs.pictures import jpeg_bytes
 
     due = time.monotonic()
@@ -219,18 +170,18 @@ def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _An
     for index in range(sys.maxsize):
         with timed(device.metrics.read_seconds):
             item = next(items, None)
-        if item is None or stop.is_set() or not answers.wait_for_room():
+        if item is None or stop.is_set() or not printer.wait_for_room():
             return
         if isinstance(item.image, DataError):
             device.metrics.image_errors.inc()
-            answers.unreadable(index, item.name, item.image)
+            printer.unreadable(index, item.name, item.image)
         else:
             if settings.compare_jpeg is not None:
                 device.metrics.jpeg_bytes.inc(jpeg_bytes(item.image, settings.compare_jpeg))
             future = device.submit(
                 item.image, name=item.name, index=index, decode_seconds=item.decode_seconds
             )
-            answers.expect(index, item.name, future)
+            printer.expect(index, item.name, future)
         stop.beat()
         if settings.rate is not None:
             due += 1 / settings.rate
@@ -238,7 +189,7 @@ def _feed(device: Device, source: Source, settings: DeviceSettings, answers: _An
                 return
 
 
-def _wait_for_corrections(device: Device, settings: DeviceSettings, stop: _Stop) -> None:
+def _wait_for_corrections(device: Device, settings: DeviceSettings, stop: Stop) -> None:
     """After the last image: late replies may take as long again, and the spool as long as it gets on."""
     end = time.monotonic() + settings.timeout
     while time.monotonic() < end and not stop.is_set():
@@ -247,91 +198,11 @@ def _wait_for_corrections(device: Device, settings: DeviceSettings, stop: _Stop)
             return
 
 
-class _Answers:
-    """Prints answers as they come, on a thread of its own.
-
-    A slow reader of stdout delays no image before ``PENDING`` answers wait for it.
-    """
-
-    def __init__(self, report: Report, totals: Totals, raw_bytes: int, stop: _Stop) -> None:
-        self._report = report
-        self._totals = totals
-        self._raw_bytes = raw_bytes
-        self._stop = stop
-        self._ready: SimpleQueue[tuple[int, str, Result | DataError] | Correction | None] = SimpleQueue()
-        self._failure: BaseException | None = None
-        # Each is written by one thread alone.
-        self._handed_in = self._printed = 0
-        self._thread = threading.Thread(target=self._print, name="offramp-report", daemon=True)
-        self._thread.start()
-
-    def wait_for_room(self) -> bool:
-        """Wait until another image may be handed in; False where a signal came first."""
-        while self._handed_in - self._printed >= PENDING:
-            if self._stop.wait(0.005):
-                return False
-        return True
-
-    def expect(self, index: int, name: str, future: Future[Result]) -> None:
-        """Print this image's result once it is there."""
-        self._handed_in += 1
-        future.add_done_callback(partial(self._done, index, name))
-
-    def unreadable(self, index: int, name: str, error: DataError) -> None:
-        """Print that this image could not be used."""
-        self._handed_in += 1
-        self._ready.put((index, name, error))
-
-    def correct(self, correction: Correction) -> None:
-        """Print what the server answered after all."""
-        self._ready.put(correction)
-
-    def finish(self) -> None:
-        """Wait until all is printed. Raises what printing raised."""
-        self._ready.put(None)
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def _done(self, index: int, name: str, future: Future[Result]) -> None:
-        self._ready.put((index, name, future.result()))
-
-    def _print(self) -> None:
-        going = True
-        while going:
-            ready = [self._ready.get()]
-            # What is ready together is written together: a line of its own costs more than its image's exit.
-            with suppress(Empty):
-                while len(ready) < BATCH:
-                    ready.append(self._ready.get_nowait())
-            if self._failure is not None:  # each write would wait again for a reader that reads nothing
-                going = None not in ready
-                continue
-            try:
-                with self._report.batch():
-                    for answer in ready:
-                        if answer is None:
-                            going = False
-                        else:
-                            self._print_one(answer)
-            except Exception as error:  # mostly an OutputError
-                going = going and None not in ready
-                self._failure = error
-                self._stop.set()
-            self._printed += sum(isinstance(answer, tuple) for answer in ready)
-
-    def _print_one(self, answer: tuple[int, str, Result | DataError] | Correction) -> None:
-        if not isinstance(answer, tuple):
-            self._totals.corrections += 1
-            self._report.correction(answer)
-            return
-        index, name, result = answer
-        if isinstance(result, DataError):
-            self._totals.unreadable += 1
-            self._report.unreadable(index, name, result)
-        else:
-            self._totals.add(result, self._raw_bytes)
-            self._report.result(index, name, result)
+def exit_code(fallbacks: int, unreadable: int, failure: OfframpError | None) -> ExitCode:
+    """A run's exit status: the worst of what happened to its images."""
+    if fallbacks:
+        return ExitCode.UNAVAILABLE if failure is None else failure.exit_code
+    return ExitCode.DATA if unreadable else ExitCode.OK
 
 
 if __name__ == "__main__":

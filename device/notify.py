@@ -1,4 +1,4 @@
-"""What systemd is told of a device that it started with ``Type=notify``; sd_notify(3) has the protocol."""
+"""What a device says to systemd, which started it with ``Type=notify``; sd_notify(3) has the protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 
 class Notifier:
-    """Says to the service manager that the device is ready, alive and stopping; nothing where there is none.
+    """Says to the service manager, where there is one, that the device is ready, alive and stopping.
 
     environment: ``NOTIFY_SOCKET`` names its socket, ``WATCHDOG_USEC`` how long it waits for a sign of life.
     """
@@ -28,22 +28,22 @@ class Notifier:
 
     def ready(self) -> None:
         """The bundle is loaded; images may come."""
-        self._tell("READY=1")
+        self._send("READY=1")
 
     def beat(self) -> None:
-        """The main thread gets on; told when it is due, however often this is called."""
+        """The main thread gets on; sent when it is due, however often this is called."""
         if self.interval is not None and (now := time.monotonic()) >= self._due:
             self._due = now + self.interval / 2
-            self._tell("WATCHDOG=1")
+            self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
         """What is under way is being finished."""
-        self._tell("STOPPING=1")
+        self._send("STOPPING=1")
 
-    def _tell(self, state: str) -> None:
+    def _send(self, state: str) -> None:
         if not self._address:
             return
-        # A manager that is gone is no reason to stop answering.
+        # Answers go on without a manager.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as handle:
             handle.setblocking(False)
             handle.sendto(state.encode(), self._address)

@@ -1,8 +1,7 @@
-"""The second question: a picture of an image that is unsure of the server's answer too.
+"""The picture of an image whose answer from the server is unsure too (``inquiry.py``), written as WebP.
 
-It goes over the same link, to a server that answers pictures by a whole model. Off unless it is asked for:
-until then nothing that shows an image leaves the device. A picture that gets no answer costs nothing but its
-bytes: the first answer stands.
+It goes over the same link, to a server that answers pictures by a whole model. Off by default: then nothing
+that shows an image leaves the device.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.load import Preprocessing
-from offramp.common.telemetry import timed
+from offramp.common.bundle.manifest import Preprocessing
+from offramp.common.metrics import timed
 from offramp.common.wire.picture import encode_picture, require_webp
 from offramp.device.metrics import DeviceMetrics
 
@@ -24,18 +23,14 @@ log = logging.getLogger("offramp.edge-device")
 Pixels = NDArray[np.uint8]
 
 
-class Pictures:
-    """Which answers are asked about again, and with what.
+class PictureWriter:
+    """Writes pictures on a thread of its own.
 
-    threshold: an answer that is no more confident is. quality: WebP's, 0 … 100. Raises ConfigError where this
-    installation writes no such pictures.
+    quality: WebP's, 0 … 100. Raises ConfigError where this installation writes no such pictures.
     """
 
-    def __init__(
-        self, threshold: float, quality: int, preprocessing: Preprocessing, metrics: DeviceMetrics
-    ) -> None:
+    def __init__(self, quality: int, preprocessing: Preprocessing, metrics: DeviceMetrics) -> None:
         require_webp("--picture-threshold")
-        self._threshold = threshold
         self._quality = quality
         # Here, so that a device without pictures has no empty histogram.
         self._seconds = metrics.stage_seconds.labels("picture")
@@ -43,17 +38,13 @@ class Pictures:
         encode_picture(np.zeros((3, preprocessing.height, preprocessing.width), np.uint8), quality)
         self._thread = ThreadPoolExecutor(1, "offramp-picture")
 
-    def wants(self, confidence: float) -> bool:
-        """Whether an answer of this confidence is asked about again."""
-        return confidence <= self._threshold
-
-    def encode(self, image: Pixels, send: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
+    def write(self, image: Pixels, send: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
         """Have a picture of this image, uint8 [3, H, W], sent, or given up; from another thread.
 
         The caller is one of the link's, which wait for nobody, and ``send`` may wait for the window.
         """
         try:
-            self._thread.submit(self._encode, image, send, give_up)
+            self._thread.submit(self._write, image, send, give_up)
         except RuntimeError:  # closed
             give_up()
 
@@ -61,7 +52,7 @@ class Pictures:
         """Wait for what is under way; what comes later is given up."""
         self._thread.shutdown()
 
-    def _encode(self, image: Pixels, send: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
+    def _write(self, image: Pixels, send: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
         try:
             with timed(self._seconds):
                 payload = encode_picture(image, self._quality)

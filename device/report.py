@@ -3,104 +3,19 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from offramp.common.errors import DataError, OutputError, printable
 from offramp.common.inputs.folder import kinds_of
-from offramp.device.device import Correction, Result
-from offramp.device.metrics import SOURCES
-from offramp.link.wire_bytes import WireBytes
+from offramp.device.result import Correction, Result
 
 COLUMNS = "{:>6}  {:<11} {:>7}  {:<12} {:>9} {:>8} {:>8} {:>8}  {}"
-
-
-LATENCIES = 16_384
-"""Latencies that are kept; of a longer run, as many drawn at random."""
-
-
-class Sample:
-    """Up to ``size`` of the values that were added, each as likely as any other (Vitter's algorithm R)."""
-
-    def __init__(self, size: int = LATENCIES) -> None:
-        self.values: list[float] = []
-        self._size = size
-        self._seen = 0
-        self._random = random.Random(0)
-
-    def add(self, value: float) -> None:
-        """Take a value into account."""
-        self._seen += 1
-        if len(self.values) < self._size:
-            self.values.append(value)
-        elif (place := self._random.randrange(self._seen)) < self._size:
-            self.values[place] = value
-
-
-@dataclass
-class Totals:
-    """Counts of one run. Byte figures are sums over images."""
-
-    images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
-    unreadable: int = 0
-    corrections: int = 0
-    payload_bytes: int = 0
-    pictures: int = 0
-    picture_bytes: int = 0
-    raw_activation_bytes: int = 0
-    latencies: Sample = field(default_factory=Sample)
-    decoding: Sample = field(default_factory=Sample)
-    passed_over: dict[str, int] = field(default_factory=dict)
-    """Files in folders that are no pictures by their names, by suffix."""
-
-    def add(self, result: Result, raw_bytes: int) -> None:
-        """Count one image. raw_bytes: its activation at one byte a symbol."""
-        self.images[result.source] += 1
-        self.payload_bytes += result.payload_bytes
-        self.pictures += result.picture_bytes > 0
-        self.picture_bytes += result.picture_bytes
-        self.raw_activation_bytes += raw_bytes * result.sends
-        self.latencies.add(result.latency_seconds)
-        self.decoding.add(result.decode_seconds)
-
-    def summary(self, seconds: float, threshold: float, wire: WireBytes | None) -> dict[str, Any]:
-        """The run in figures; means are over all answered images, also those that were never sent."""
-        answered = sum(self.images.values())
-        latencies = sorted(self.latencies.values)
-        decoding = sorted(self.decoding.values)
-        wire_bytes = None if wire is None else {"sent": wire.sent, "received": wire.received}
-        segments = {"tcp_segments": None, "tcp_ip_header_bytes": None} if wire is None else {
-            "tcp_segments": {"sent": wire.segments_sent, "received": wire.segments_received},
-            "tcp_ip_header_bytes": wire.header_bytes,
-        }  # fmt: skip
-        return {
-            "images": answered,
-            "unreadable": self.unreadable,
-            "passed_over": self.passed_over,
-            **self.images,
-            "threshold": threshold,
-            "exit_rate": self.images["early_exit"] / answered if answered else None,
-            "payload_bytes": self.payload_bytes,
-            "payload_bytes_mean": self.payload_bytes / answered if answered else None,
-            "pictures": self.pictures,
-            "picture_bytes": self.picture_bytes,
-            "raw_activation_bytes": self.raw_activation_bytes,
-            "wire_bytes": wire_bytes,
-            **segments,
-            "corrections": self.corrections,
-            "seconds": round(seconds, 6),
-            "latency_seconds_median": latencies[len(latencies) // 2] if answered else None,
-            "latency_seconds_p99": latencies[len(latencies) * 99 // 100] if answered else None,
-            "decode_seconds_median": decoding[len(decoding) // 2] if answered else None,
-            "decode_seconds_p99": decoding[len(decoding) * 99 // 100] if answered else None,
-        }
 
 
 class Report:
@@ -224,10 +139,10 @@ class Report:
             if summary["pictures"]:
                 self._line(f"pictures {summary['pictures']}, {summary['picture_bytes']:,} B of the payload")
             wire = summary["wire_bytes"]
-            told = "unknown" if wire is None else (
+            shown = "unknown" if wire is None else (
                 f"{wire['sent']:,} B sent, {wire['received']:,} B received"
             )  # fmt: skip
-            self._line(f"wire (TCP payload, all of the connection): {told}")
+            self._line(f"wire (TCP payload, all of the connection): {shown}")
             self._line(
                 f"latency {summary['latency_seconds_median'] * 1e3:.2f} ms median, "
                 f"{summary['latency_seconds_p99'] * 1e3:.2f} ms p99, after "

@@ -1,4 +1,4 @@
-"""How the device's connection is made and secured: plaintext, TLS or mutual TLS, a bearer token, a proxy.
+"""How a link's connection is made and secured: plaintext, TLS or mutual TLS, a bearer token, a proxy.
 
 Rules this module keeps:
 - Files are read again for each connection: a rotated certificate or token is used from the next one on.
@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import read_bounded
-from offramp.common.settings import is_loopback, require_secure, split_address
 from offramp.common.wire import transport
+from offramp.common.wire.address import is_loopback, require_secure, split_address
 
 FILE_BYTES = 1 << 20
 TOKEN_BYTES = 4096
@@ -27,10 +27,10 @@ TOKEN_BYTES = 4096
 class Security:
     """What the command line says of it; ``Security()`` is plaintext without a token.
 
-    ca: PEM file of the authorities to trust instead of the system's. certificate, key: PEM files of the
-    device's own, for mutual TLS. server_name: the name that the server's certificate must have, where it is
-    not the address's. token_file: holds a bearer token. proxy: ``http://[USER:PASSWORD@]HOST:PORT`` of an
-    HTTP proxy that takes CONNECT.
+    ca: PEM file of the authorities to trust instead of the system's. certificate, key: PEM files of our own,
+    for mutual TLS. server_name: the name that the server's certificate must have, if it is not the
+    address's. token_file: holds a bearer token. proxy: ``http://[USER:PASSWORD@]HOST:PORT`` of an HTTP proxy
+    that takes CONNECT.
     """
 
     tls: bool = False
@@ -61,7 +61,7 @@ class Security:
         self.metadata()
 
     def channel(self, target: str, options: list[tuple[str, Any]]) -> Any:
-        """A gRPC channel to HOST:PORT. Raises ConfigError where a file cannot be read."""
+        """A gRPC channel to HOST:PORT. Raises ConfigError if a file cannot be read."""
         import grpc
 
         options = [*options, *transport.DIRECT]
@@ -84,7 +84,7 @@ class Security:
         return grpc.secure_channel(target, credentials, options=options)
 
     def peer_port(self, target: str) -> int:
-        """The port that the connection to HOST:PORT is made to: the proxy's where it goes through one."""
+        """The port that the connection to HOST:PORT is made to: the proxy's if it goes through one."""
         proxy = self._proxy_for(target)
         return split_address("--server", target if proxy is None else proxy.target)[1]
 
@@ -104,7 +104,7 @@ class Security:
             )
 
     def metadata(self) -> list[tuple[str, str]]:
-        """What is sent with each call. Raises ConfigError where the token cannot be used."""
+        """What is sent with each call. Raises ConfigError if the token cannot be used."""
         if self.token_file is None:
             return []
         text = _read("--token-file", self.token_file, TOKEN_BYTES).strip()
@@ -122,7 +122,7 @@ class Security:
 
 @dataclass(frozen=True)
 class _Proxy:
-    """An HTTP proxy: HOST:PORT, and USER:PASSWORD in base64 where it asks for them."""
+    """An HTTP proxy: HOST:PORT, and USER:PASSWORD in base64 if the URL has them."""
 
     target: str
     login: str | None
@@ -150,7 +150,7 @@ def _pem(flag: str, path: str | None) -> bytes | None:
         return None
     data = _read(flag, path, FILE_BYTES)
     if b"-----BEGIN " not in data:
-        raise ConfigError(f"{flag} {path}: is no PEM file")
+        raise ConfigError(f"{flag} {path}: is not a PEM file")
     return data
 
 

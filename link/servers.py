@@ -1,23 +1,36 @@
-"""Which of a device's servers is next, without clocks or threads of its own.
+"""Which of a link's servers is next, and what the end of a stream means. Pure: no clock, no thread.
 
 Rules:
-- The first one that is named is tried first. A device stays with the server that works; it goes on to the
+- The first one that is named is tried first. A link stays with the server that works; it goes on to the
   next, in order and round again, when a stream ends or its breaker opens.
 - Passed over is one that asked to be left alone for some time, or whose breaker is open, as long as another
   has neither.
 - A round is over once every server has failed since the last one that worked. Until then frames wait for
   the next one, and nothing is waited for longer than the first pause.
+- A stream worked if its server accepted it and nobody broke the protocol; not if the server fell silent
+  without a reply, nor after ``FRUITLESS`` streams in a row that were of no use. Then frames wait for the next
+  stream as well.
+- A failure is a warning once a kind and server, until the server has answered a frame again. Later ones of a
+  stream that worked, or of a server that was away for less than ``BRIEF_SECONDS``, are said now and then.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from offramp.common.settings import split_address
+from offramp.common.errors import OfframpError, UnavailableError
+from offramp.common.wire.address import split_address
+from offramp.link.backoff import Sparingly
 from offramp.link.breaker import Breaker
+
+BRIEF_SECONDS = 1.0
+"""A server that is away for no longer is not worth a warning."""
+FRUITLESS = 3
+"""Streams in a row, accepted and broken without a reply, after which frames do not wait for the next."""
 
 
 @dataclass(eq=False, slots=True)
@@ -30,8 +43,40 @@ class Server:
     """It asked for no new stream before then; monotonic, seconds."""
     worked_at: float = -math.inf
     """When a stream to it that was of use ended; monotonic, seconds."""
-    told: type[Exception] | None = None
+    warned_of: type[Exception] | None = None
     """The kind of failure that was last warned of; None once it has answered a frame since."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a stream ended.
+
+    error: None if both sides agreed to end it. accepted: whether the server had accepted it. useful: whether
+    it was of use (``Session.of_use``). silent: whether we ended it without having had a reply. waiting:
+    whether a frame has no outcome yet.
+    """
+
+    error: OfframpError | None
+    accepted: bool
+    useful: bool
+    silent: bool
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the end of a stream means."""
+
+    worked: bool
+    another: bool
+    """It did not work, and another server, which has not failed yet, is next."""
+    level: int
+    """Of the log's line about it."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether frames wait for the next stream."""
+        return self.worked or self.another
 
 
 class Servers:
@@ -48,12 +93,17 @@ class Servers:
             split_address("--server", address)
         self._all = [Server(address, Breaker(failures, draw)) for address in addresses]
         self._failed = 0
+        self._opens_counted = 0
+        self._breaks = Sparingly()
+        self.fruitless = 0
+        """Accepted streams in a row that broke and were of no use."""
         self.current = self._all[0]
 
-    @property
-    def opens(self) -> int:
-        """How often any of their breakers was opened."""
-        return sum(server.breaker.opens for server in self._all)
+    def new_opens(self) -> int:
+        """How often their breakers were opened since this was last asked."""
+        opens = sum(server.breaker.opens for server in self._all)
+        fresh, self._opens_counted = opens - self._opens_counted, opens
+        return fresh
 
     @property
     def round_is_over(self) -> bool:
@@ -65,13 +115,31 @@ class Servers:
         """Whether one has failed, and another was not tried since one last worked."""
         return 0 < self._failed < len(self._all)
 
-    def worked(self) -> None:
-        """A stream to one of them was of use."""
-        self._failed = 0
-
-    def failed(self) -> None:
-        """A stream to one of them was not."""
-        self._failed += 1
+    def ended(self, server: Server, end: End, now: float, down: bool) -> Verdict:
+        """A stream to this one ended. down: whether the link had failed already before this stream."""
+        error = end.error
+        self.fruitless = 0 if end.useful else self.fruitless + (error is not None and end.accepted)
+        passing = error is None or type(error) is UnavailableError
+        worked = end.accepted and passing and not end.silent and self.fruitless < FRUITLESS
+        missed = end.waiting and not worked
+        brief = type(error) is UnavailableError and now - server.worked_at < BRIEF_SECONDS and not missed
+        if worked:
+            server.worked_at = now
+            self._failed = 0
+        else:
+            self._failed += 1
+        news = error is not None and type(error) is not server.warned_of and not brief
+        if error is not None:
+            if end.useful:
+                server.warned_of = None
+            if news and not worked:
+                server.warned_of = type(error)
+        level = logging.WARNING if news else logging.DEBUG
+        if error is not None and (worked or brief) and self._breaks.due(now):
+            level = logging.INFO
+        elif worked:
+            level = logging.DEBUG
+        return Verdict(worked, not worked and not down and not self.round_is_over, level)
 
     def go_on(self, now: float) -> bool:
         """Make the next one the current one; whether that is another than before."""

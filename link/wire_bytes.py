@@ -4,7 +4,7 @@ gRPC does not hand its socket out, so it is looked up among this process's descr
 Descriptors that are not sockets are left alone, and none is ever copied or closed: closing a copy of a file
 would release the process's ``fcntl`` locks on it, those of the spool and of the host application. The
 figures are TCP payload in both directions, retransmissions included: gRPC, HTTP/2 framing, settings,
-pings, window updates, and TLS where there is any. TCP and IP headers are not in them.
+pings, window updates, and TLS if it is used. TCP and IP headers are not in them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RECEIVED, _SENT = struct.Struct("=128xQII"), struct.Struct("=200xQ")
 HEADER_BYTES = 52
 """IPv4 (20) and TCP (20) headers with timestamps (12), of one segment; 20 more with IPv6."""
 
-# The C functions, since a Python socket owns its descriptor and closes it where an exception comes between.
+# The C functions, since a Python socket owns its descriptor and closes it if an exception comes between.
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _ADDRESS_BYTES = 128
 
@@ -54,7 +54,7 @@ class WireBytes:
 class WireCounter:
     """Sums the bytes of one link's connections, one after the other.
 
-    ``total`` is None where the bytes are unknown: the kernel does not say them (not Linux, or older than
+    ``total`` is None if the bytes are unknown: the kernel does not say them (not Linux, or older than
     4.19), or a connection's socket is not to be found.
     """
 
@@ -70,7 +70,7 @@ class WireCounter:
     def attach(self, port: int, made: bool = False) -> None:
         """Find the socket of the connection that was just made to this port.
 
-        made: whether there is one for certain; where it cannot be counted, ``total`` is None from then on.
+        made: whether there is one for certain; if it cannot be counted, ``total`` is None from then on.
         """
         if not self._supported:
             return
@@ -137,7 +137,7 @@ def _socket_inode(descriptor: int) -> int | None:
 
 
 def _option(descriptor: int, level: int, name: int, size: int) -> bytes | None:
-    """A socket's option; None where the descriptor is not a socket that has it."""
+    """A socket's option; None if the descriptor is not a socket that has it."""
     assert _libc is not None
     value, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
     if _libc.getsockopt(descriptor, level, name, value, ctypes.byref(length)):

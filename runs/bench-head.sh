@@ -3,4 +3,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
-exec offramp bench head "$@"
+exec python -m research.heads.bench_head "$@"

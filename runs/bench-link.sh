@@ -4,4 +4,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
-exec offramp bench link --out build/bench-link "$@"
+exec python -m research.links.link --out build/bench-link "$@"

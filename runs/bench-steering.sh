@@ -4,4 +4,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
-exec offramp bench steering --out build/bench-steering "$@"
+exec python -m research.links.steering --out build/bench-steering "$@"

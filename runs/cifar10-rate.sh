@@ -3,7 +3,7 @@
 #
 #   runs/cifar10-rate.sh [--short] [--data DIR] [offramp train's own flags]
 #
-# Trains all variants of runs/cifar10-rate.toml, prints `offramp report pareto` (with the paper's scheme if
+# Trains all variants of runs/cifar10-rate.toml, prints `python -m research.pareto` (with the paper's scheme if
 # runs/cifar10.sh has run before, with --short if this one has it), and runs each rate-trained bundle
 # through a real server and a real device on the test images, at last two points of the table with pictures for what is
 # still unsure. Training took some twenty minutes on an H200, without the stages after the joint one: less than three hours
@@ -31,7 +31,7 @@ papers=()
 for bundle in "$paper"/cifar10-mobilenetv2-exit12-entropy{0,1,2}{,-stepped}; do
   if [ -d "$bundle" ]; then papers+=("$bundle"); fi
 done
-offramp report pareto --bundle "$out"/cifar10-rate-exit*-rate* --whole "$out"/cifar10-rate-{whole,webp} \
+python -m research.pareto --bundle "$out"/cifar10-rate-exit*-rate* --whole "$out"/cifar10-rate-{whole,webp} \
   ${papers[0]:+--paper "${papers[@]}"} --out "$out/report" "${data[@]}"
 for bundle in "$out"/cifar10-rate-exit*-rate*; do
   offramp demo --bundle "$bundle" --whole "$out/cifar10-rate-whole" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"

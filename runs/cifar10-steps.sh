@@ -3,7 +3,7 @@
 #
 #   runs/cifar10-steps.sh [--data DIR]
 #
-# Makes the bundles from models/ with `offramp step`, prints `offramp report pareto`, and runs each through a real
+# Makes the bundles from models/ with `offramp step`, prints `python -m research.pareto`, and runs each through a real
 # server and a real device on the test images, at last two points of the table with pictures for what is still unsure.
 # Some twenty minutes on two CPU cores. Run it again after a break and it goes on. --data DIR reads DIR/train.parquet and
 # DIR/test.parquet instead of the Hugging Face hub. Everything goes to build/cifar10-steps.
@@ -25,7 +25,7 @@ for step in 0.7 0.8 0.9 1.1 1.2 1.3; do
   # They are written before the first step's bundle.
   images=()
 done
-offramp report pareto --bundle "$shipped" "$shipped"-step* --whole "$out/cifar10-rate-whole" --out "$out/report" "${data[@]}"
+python -m research.pareto --bundle "$shipped" "$shipped"-step* --whole "$out/cifar10-rate-whole" --out "$out/report" "${data[@]}"
 for bundle in "$shipped" "$shipped"-step*; do
   offramp demo --bundle "$bundle" --whole "$out/cifar10-rate-whole" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"
 done

@@ -75,5 +75,5 @@ else
   all "${others[@]}" || status=$?
   if [ $status != 0 ]; then exit $status; fi
 fi
-offramp report baselines --bundle "$out/cifar10-mobilenetv2-exit5-entropy0" "${data[@]}"
-offramp report all --runs "$out" --out "$out/report"
+python -m research.paper baselines --bundle "$out/cifar10-mobilenetv2-exit5-entropy0" "${data[@]}"
+python -m research.paper all --runs "$out" --out "$out/report"

@@ -3,7 +3,7 @@
 #
 #   runs/imagenette.sh [--data DIR] [offramp train's own flags]
 #
-# Trains all variants of runs/imagenette.toml, prints `offramp report pareto`, and runs each rate-trained bundle
+# Trains all variants of runs/imagenette.toml, prints `python -m research.pareto`, and runs each rate-trained bundle
 # through a real server and a real device on the test images. Training takes ten minutes on an H100; without a GPU,
 # give --precision bfloat16 where the processor has it, and fewer epochs (--set train.base.epochs=41 …). Run it
 # again after a break and it goes on. --data DIR reads DIR/train-*.parquet and DIR/val.parquet instead of the
@@ -22,7 +22,7 @@ done
 
 offramp train runs/imagenette.toml --resume --out "$out" --checkpoints checkpoints/imagenette \
   --export-test "$out/test-images" "${data[@]}" "${flags[@]}"
-offramp report pareto --bundle "$out"/imagenette-rate* --whole "$out"/imagenette-{whole,webp} \
+python -m research.pareto --bundle "$out"/imagenette-rate* --whole "$out"/imagenette-{whole,webp} \
   --out "$out/report" "${data[@]}"
 for bundle in "$out"/imagenette-rate*; do
   offramp demo --bundle "$bundle" --whole "$out/imagenette-whole" --images "$out/test-images" | tee "$out/report/$(basename "$bundle").txt"

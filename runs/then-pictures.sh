@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Points of a `offramp report pareto` that send pictures after activations, through a real server and a real device.
+# Points of `python -m research.pareto` that send pictures after activations, through a real server and a real device.
 #
 #   runs/then-pictures.sh OUT NAME DROP...
 #

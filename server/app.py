@@ -10,21 +10,26 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from offramp.common import cpus
 from offramp.common.ending import end_process, exit_status
 from offramp.common.errors import AddressError, ConfigError, ExitCode, StoppedError
+from offramp.common.logs import start_log
+from offramp.common.metrics import serve_metrics
 from offramp.common.pause import pause
-from offramp.common.settings import (
-    ServerSettings,
-    make_parser,
-    read_settings,
-    require_secure,
-    split_address,
-)
-from offramp.common.telemetry import package_version, serve_metrics, start_log
-from offramp.common.wire.address import join_address
+from offramp.common.release import package_version
+from offramp.common.settings import make_parser, read_settings
+from offramp.common.wire.address import join_address, require_secure, split_address
 from offramp.common.wire.transport import set_grpc_environment
+from offramp.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from offramp.server.loader import Loader, Reloader
+    from offramp.server.metrics import ServerMetrics
+    from offramp.server.security import Certificates
 
 EPILOG = """\
 examples:
@@ -34,8 +39,8 @@ examples:
     --token-file tokens.txt
   cloud-server --bundle CODE --pictures PLAIN
 
---bundle is a bundle, or a directory of bundles; it may be given more than once. --pictures likewise: these
-are served too, and answer pictures. What changes there is loaded while the server runs, within
+--bundle is a bundle, or a directory of bundles; it may be given more than once. --pictures takes the same;
+its bundles are served too, and answer pictures. What changes there is loaded while the server runs, within
 --reload-interval or at SIGHUP. Tokens and certificates are read again as well.
 SIGTERM and SIGINT drain: frames already read are answered, then it exits.
 
@@ -101,31 +106,27 @@ def leave_by(seconds: float) -> None:
 
 
 async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
+    """Long because it makes, starts and ends all parts, in an order that matters."""
     import grpc.aio
 
-    from offramp.common.bundle.signature import TrustedKeys
     from offramp.common.tracing import Tracing
     from offramp.common.wire import transport
     from offramp.common.wire.picture import require_webp
     from offramp.server import health
     from offramp.server.batch import Batcher
-    from offramp.server.bundles import Catalog, Loader, Reloader
     from offramp.server.calls import Calls
+    from offramp.server.catalog import Catalog
     from offramp.server.descriptors import make_room
     from offramp.server.follower import Follower, Step
     from offramp.server.health import Health
+    from offramp.server.limits import StreamLimits
     from offramp.server.metrics import ServerMetrics
     from offramp.server.reflection import Reflection
     from offramp.server.security import Certificates, Tokens
     from offramp.server.service import InferenceService
-    from offramp.server.stream import StreamLimits
 
-    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
-
+    stop, reload = _signals(loop)
     room = make_room(settings.max_streams)
     settings = settings.model_copy(update={"max_streams": room.streams})
     metrics = ServerMetrics()
@@ -136,15 +137,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     if settings.pictures is not None:
         require_webp("--pictures")
     threads = settings.threads or cpus.available()
-    loader = Loader(
-        threads,
-        workers=settings.workers,
-        max_batch=settings.max_batch,
-        max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
-        message_bytes=settings.message_bytes,
-    )
-    trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
-    reloader = Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
+    loader, reloader = _loaders(settings, threads, metrics)
     # Before anything wants a thread: neither ONNX Runtime nor an executor says what is missing. However the
     # tail's are laid out, in runs at once and threads of each, they are this many.
     cpus.require_threads(threads + SPARE_THREADS)
@@ -157,13 +150,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
     catalog = Catalog(batcher, metrics)
-    service = InferenceService(
-        catalog,
-        batcher,
-        metrics,
-        StreamLimits.of(settings),
-        tracing,
-    )
+    service = InferenceService(catalog, batcher, metrics, StreamLimits.of(settings), tracing)
     metrics.set_limits(
         workers=loader.workers,
         queue=settings.queue,
@@ -178,17 +165,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     calls.add(*service.methods(), *healthy.methods())
     calls.add(*Reflection((transport.SERVICE, health.SERVICE), *bounds).methods())
     server.add_generic_rpc_handlers((calls,))
-    host, _ = split_address("--listen", settings.listen)
-    try:
-        if certificates is None:
-            port = server.add_insecure_port(settings.listen)
-        else:
-            port = server.add_secure_port(settings.listen, certificates.credentials())
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise AddressError(f"--listen {settings.listen}: cannot be bound, expected a free address")
-
+    port = _bind(server, settings.listen, certificates)
     steps: dict[str, Step] = {"bundle": lambda again: reloader.scan(catalog, service.retire, again=again)}
     if tokens is not None:
         steps["tokens"] = lambda _: asyncio.to_thread(tokens.refresh)
@@ -201,34 +178,80 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         for loaded in first:
             catalog.add(loaded)
         healthy.serve(("", transport.SERVICE))
+        host, _ = split_address("--listen", settings.listen)
         where = ""
         if metrics_port is not None:
             where = f", metrics on {join_address(settings.metrics_host, metrics_port)}"
         log.info("listening on %s%s", join_address(host, port), where)
-        helpers = [loop.create_task(follower.run()), loop.create_task(service.watch())]
+        following, watching = loop.create_task(follower.run()), loop.create_task(service.watch())
         await stop.wait()
         log.info("draining, %g s at most", settings.grace)
         leave_by(settings.grace + UNWIND_SECONDS + LAST_SECONDS)
         loader.cancel()
         service.drain()
         healthy.leave()
-        helpers[0].cancel()
+        following.cancel()
         # gRPC itself bounds only the calls by the grace, not the connections.
         with suppress(TimeoutError):
             await asyncio.wait_for(server.stop(settings.grace), settings.grace + UNWIND_SECONDS)
-        helpers[1].cancel()
-        # What gRPC cancelled at the end of the grace still unwinds, and a bundle may be loading. asyncio.run
-        # would cancel the former once more, and gRPC would log that as an error.
-        closing = loop.create_task(reloader.close())
-        await asyncio.wait((closing, *helpers), timeout=UNWIND_SECONDS)
-        if unwinding := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)
+        watching.cancel()
+        await _unwind(following, watching, loop.create_task(catalog.close()))
     batcher.close()
     service.close()
     if tracing is not None:
         tracing.close()
     log.info("stopped")
     return ExitCode.OK
+
+
+def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Event, asyncio.Event]:
+    """What is set by a signal to stop, and by one to read everything again."""
+    stop, reload = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    return stop, reload
+
+
+def _loaders(settings: ServerSettings, threads: int, metrics: ServerMetrics) -> tuple[Loader, Reloader]:
+    """What loads a bundle, and what follows the bundles on disk by it."""
+    from offramp.common.bundle.signature import TrustedKeys
+    from offramp.server.loader import Loader, Reloader
+
+    loader = Loader(
+        threads,
+        workers=settings.workers,
+        max_batch=settings.max_batch,
+        max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
+        message_bytes=settings.message_bytes,
+    )
+    trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
+    return loader, Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())
+
+
+def _bind(server: grpc.aio.Server, listen: str, certificates: Certificates | None) -> int:
+    """The port that gRPC listens on. Raises AddressError."""
+    try:
+        if certificates is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, certificates.credentials())
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise AddressError(f"--listen {listen}: cannot be bound, expected a free address")
+    return port
+
+
+async def _unwind(*ending: asyncio.Task[None]) -> None:
+    """Wait for these tasks, and for those of calls, as long as each may take.
+
+    What gRPC cancelled at the end of the grace still unwinds, and a bundle may be loading. asyncio.run would
+    cancel the former once more, and gRPC would log that as an error.
+    """
+    await asyncio.wait(ending, timeout=UNWIND_SECONDS)
+    if unwinding := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(unwinding, timeout=UNWIND_SECONDS)
 
 
 if __name__ == "__main__":

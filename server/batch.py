@@ -2,8 +2,8 @@
 
 One ``Batcher`` serves all bundles of a process: its threads run the tails, its queue has one bound. Each
 bundle has a ``Lane`` in it, since a batch is of one bundle; lanes take turns. All of it belongs to one event
-loop; only ``Lane.infer`` runs elsewhere. There is no task and no future for a frame: a job that is done is
-told to its owner, in one sweep over its batch.
+loop; only ``Lane.infer`` runs elsewhere. There is no task and no future for a frame: a batch that is
+done calls the owner of each job, in one sweep.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.errors import ExpiredError, OverloadError
-from offramp.common.telemetry import timed
+from offramp.common.metrics import timed
 from offramp.server.metrics import ServerMetrics
 
 RETRY_MS_MIN, RETRY_MS_MAX = 20, 10_000
-"""Bounds of what a refused device is told to wait."""
+"""Bounds of how long a refused device is asked to wait, milliseconds."""
 SMOOTHING = 0.1
 """Weight of the newest run in the running mean of a frame's cost."""
 
@@ -38,16 +38,16 @@ class Tail(Protocol):
 
 
 class Owner(Protocol):
-    """Whoever handed a job in; for each it hears exactly one of these, or it is gone."""
+    """What handed a job in: for each job exactly one of these is called, or it is gone."""
 
     gone: bool
-    """Nobody wants the answers any more: jobs that still wait are dropped."""
+    """It takes no more answers: jobs that still wait are dropped."""
 
     def answered(self, job: Job, class_index: int, probability: float) -> None:
         """The tail's answer."""
 
     def refused(self, job: Job, error: Exception) -> None:
-        """Why there is none."""
+        """Why the job has no answer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +72,7 @@ class Shape:
     max_wait: float
     """How long the first of a batch waits for more to come, seconds."""
     frame_seconds: float
-    """What one activation costs one worker, at a guess; it is measured from then on."""
+    """Estimate of what one activation costs one worker, seconds; it is measured from then on."""
 
 
 class Batcher:
@@ -215,7 +215,7 @@ class Lane:
 
     @property
     def due(self) -> float:
-        """When the first job has waited for company long enough; infinity where there is none."""
+        """When the first job has waited for company long enough; infinity without a job."""
         return self.jobs[0].since + self.shape.max_wait if self.jobs else math.inf
 
     def offer(self, job: Job) -> None:

@@ -5,8 +5,8 @@ comes, is malformed or belongs to no method is then ours to end, to count and to
 
 Rules:
 - A call is counted once in ``offramp_server_calls_total``, with the status it ended with.
-- What a stranger does costs a bounded number of log lines; the others are counted in the next one.
-- Calls beside ``Offload`` are ``SPARE_CALLS`` at most, before anybody has shown a token.
+- What a stranger does costs a bounded number of log lines; those left out are counted in the next one.
+- Calls beside ``Offload`` are ``SPARE_CALLS`` at most, before any token is checked.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class NotFoundError(OfframpError):
 
 
 class DroppedCall(asyncio.CancelledError):
-    """A call that is left without a status, since none would arrive; it is counted and logged already."""
+    """A call that gets no status, since no status would arrive; it is counted and logged already."""
 
 
 def internal(error: Exception) -> OfframpError:
-    """What the peer hears of a bug."""
+    """The error that the peer gets for a bug."""
     return OfframpError(f"internal error ({type(error).__name__})")
 
 
@@ -152,7 +152,7 @@ class Calls(grpc.GenericRpcHandler):
         except DroppedCall:
             raise
         except asyncio.CancelledError:
-            # gRPC does not tell which of these it was.
+            # gRPC does not say which of these it was.
             why = "its peer left, or sent a message longer than gRPC takes here"
             self._quiet.info(status, "CANCELLED %s of %s: %s", method.name, context.peer(), why)
             raise
@@ -207,7 +207,7 @@ async def end(context: Context, error: OfframpError, metrics: ServerMetrics, qui
 
 
 async def request(context: Context, kind: type[M], seconds: float) -> M | None:
-    """The next request of a call; None where there is no further one.
+    """The next request of a call; None after the last.
 
     Raises MessageError where it does not come in time, is too long, or is not such a message.
     """
@@ -226,7 +226,7 @@ async def request(context: Context, kind: type[M], seconds: float) -> M | None:
 
 
 async def only_request(context: Context, kind: type[M], seconds: float) -> M:
-    """The request of a call that has one. Raises MessageError as ``request`` does, and where it has none."""
+    """The only request of a call. Raises MessageError as ``request`` does, and where there is no request."""
     found = await request(context, kind, seconds)
     if found is None:
         raise MessageError("the call ended before its request")

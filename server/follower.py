@@ -1,4 +1,4 @@
-"""Looks again at what the server has read of disk: tokens, bundles. Whatever it finds, it goes on looking."""
+"""Reads again what the server has read from disk: tokens, bundles. An error does not stop it."""
 
 from __future__ import annotations
 

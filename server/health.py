@@ -45,7 +45,7 @@ class Health:
         self._set(dict.fromkeys(services, Status.SERVING))
 
     def leave(self) -> None:
-        """From now on nothing is; who watches hears of it, and its call ends."""
+        """From now on none of them is served; each watch says so, and ends."""
         self._leaving = True
         self._set(dict.fromkeys(self._statuses, Status.NOT_SERVING))
 

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.telemetry import STAGE_BUCKETS, add_info_metrics
+from offramp.common.metrics import STAGE_BUCKETS, add_info_metrics
 from offramp.server.tallies import Tallies, TallyHistogram
 from offramp.v1 import inference_pb2 as pb
 
@@ -27,7 +27,16 @@ class ServerMetrics:
     """
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        # The page has them in this order.
+        self._add_frames(self.registry)
+        self._add_calls(self.registry)
+        self._add_bytes(self.registry)
+        self._add_stages(self.registry)
+        self._add_limits(self.registry)
+        self._add_bundles(self.registry)
+
+    def _add_frames(self, registry: CollectorRegistry) -> None:
         results = ("answered", "refused", "abandoned")
         frames = Tallies(
             "offramp_server_frames", "Frames read, by what became of them.", registry, "result", results
@@ -36,6 +45,8 @@ class ServerMetrics:
         self.rejected = Tallies(
             "offramp_server_rejected", "Frames refused, by reason.", registry, "reason", REASONS
         )
+
+    def _add_calls(self, registry: CollectorRegistry) -> None:
         self.streams = Counter(
             "offramp_server_streams", "Streams that were opened, before anything was said.", registry=registry
         )
@@ -57,6 +68,8 @@ class ServerMetrics:
             registry=registry,
         )
         self.open_calls = Gauge("offramp_server_open_calls", "Open calls of all methods.", registry=registry)
+
+    def _add_bytes(self, registry: CollectorRegistry) -> None:
         self.payload_bytes = Tallies(
             "offramp_server_payload_bytes", "Payload of the frames read, bytes.", registry
         ).only
@@ -75,6 +88,8 @@ class ServerMetrics:
             directions,
         )
         self.received_bytes, self.sent_bytes = (message_bytes[direction] for direction in directions)
+
+    def _add_stages(self, registry: CollectorRegistry) -> None:
         self.decode_seconds = TallyHistogram(
             "offramp_server_decode_seconds", "Time to decode one frame.", registry, STAGE_BUCKETS
         )
@@ -100,6 +115,8 @@ class ServerMetrics:
         self.queue_depth = Gauge(
             "offramp_server_queue_depth", "Decoded frames that wait for the tail.", registry=registry
         )
+
+    def _add_limits(self, registry: CollectorRegistry) -> None:
         self.limits = Gauge(
             "offramp_server_limit",
             "Limits in force: frames that wait, streams, unanswered frames and message bytes of one stream.",
@@ -125,6 +142,8 @@ class ServerMetrics:
             registry=registry,
         )
         self.workers = Gauge("offramp_server_tail_workers", "Runs of the tail at once.", registry=registry)
+
+    def _add_bundles(self, registry: CollectorRegistry) -> None:
         self.reloads = Counter(
             "offramp_server_reloads",
             "Bundles, tokens and certificates read again after a change, by outcome.",
@@ -159,7 +178,7 @@ class ServerMetrics:
 
 
 class _ConnectionCollector(Collector):
-    """gRPC does not tell of connections without a call: those that are silent, or speak something else."""
+    """gRPC does not report connections without a call: those that are silent, or speak something else."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -175,7 +194,7 @@ class _ConnectionCollector(Collector):
 
 
 def open_connections(port: int) -> int | None:
-    """TCP connections of this local port; None where the system does not tell."""
+    """TCP connections of this local port; None where the system has no such table."""
     count = None
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         try:

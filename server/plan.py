@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.common.bundle.load import TAIL, Bundle
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import TAIL
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, ConfigError, StoppedError
 from offramp.common.part.engine import Engine
@@ -41,7 +42,7 @@ Larger batches pay even where the tail gains nothing.
 
 `offramp bench serve` measures it; research/notes/2026-11-24-server-load.md has its figures."""
 TIMER_SECONDS = 1e-3
-"""The event loop's timers are no finer: a shorter wait is none."""
+"""The event loop's timers are no finer: a shorter wait would end at once."""
 INLINE_SECONDS = 2.5e-4
 """Activations that decode in less are decoded on the event loop: to pass them on to another thread and back
 takes 50 µs and more, and the compiled coder would keep the loop from running all the same."""

@@ -44,7 +44,7 @@ def _read(flag: str, path: str) -> bytes:
 class Tokens:
     """The tokens of a file, one a line; empty lines and those that start with # do not count.
 
-    Raises ConfigError where the file has none, or one that is no token.
+    Raises ConfigError where the file has no token, or a line that is not one.
     """
 
     def __init__(self, path: str, metrics: ServerMetrics) -> None:
@@ -62,7 +62,7 @@ class Tokens:
                 continue
             if len(token) not in TOKEN_CHARACTERS or not all(33 <= byte <= 126 for byte in token):
                 raise ConfigError(
-                    f"--token-file {self._path}: line {number} is no token, expected "
+                    f"--token-file {self._path}: line {number} is not a token, expected "
                     f"{TOKEN_CHARACTERS[0]} … {TOKEN_CHARACTERS[-1]} visible ASCII characters"
                 )
             digests.append(hashlib.sha256(token).digest())
@@ -146,7 +146,7 @@ class Certificates:
 
     def _load(self) -> Any:
         certificate, private = _read("--tls-cert", self._cert), _read("--tls-key", self._key)
-        # OpenSSL's own messages could tell of the key; which file it is must do.
+        # OpenSSL's own messages could reveal parts of the key: name the file only.
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             with _as_file(certificate) as cert, _as_file(private) as key:

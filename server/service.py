@@ -3,8 +3,8 @@
 A frame may be a picture instead, where a bundle here answers such: ``wire/picture.py`` decodes it and it is
 batched for that bundle's head and tail, on the same stream, with the same limits.
 
-``stream.py`` is one stream. Limits (docs/reference/cloud-server.md) bound what it may hold here: frames in
-flight, replies not taken, bad frames, silence, and a write that does not end.
+``stream.py`` is one stream. Limits (docs/reference/cloud-server.md) bound what it may hold here, in
+``account.py``, and how long it may last, in ``lifetime.py``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from offramp.common.errors import (
     OfframpError,
     OverloadError,
 )
-from offramp.common.telemetry import package_version
+from offramp.common.release import package_version
 from offramp.common.tracing import Tracing
 from offramp.common.wire import frame, transport
 from offramp.server.batch import Batcher
-from offramp.server.bundles import Catalog, Served
 from offramp.server.calls import (
     Context,
     Method,
@@ -39,16 +38,17 @@ from offramp.server.calls import (
     only_request,
     write,
 )
+from offramp.server.catalog import Catalog, Served
+from offramp.server.lifetime import watch_period
+from offramp.server.limits import StreamLimits
 from offramp.server.metrics import ServerMetrics
-from offramp.server.stream import Stream, StreamLimits
+from offramp.server.stream import Shared, Stream
 from offramp.v1 import inference_pb2 as pb
 
 log = logging.getLogger("offramp.cloud-server")
 
 STREAM_RETRY_MS = 1_000
-"""What a stream that is one too many is told to wait."""
-WATCH_SECONDS = 0.5
-"""How often streams are looked at for silence and stuck writes, at most."""
+"""How long a stream that is one too many is asked to wait."""
 RETIRE_SECONDS = 0.1
 """How often a retired bundle is looked at for streams that have not gone."""
 
@@ -76,18 +76,17 @@ class InferenceService:
         tracing: Tracing | None = None,
     ) -> None:
         self.catalog = catalog
-        self.batcher = batcher
         self.metrics = metrics
         self.limits = limits
-        self.tracing = tracing
-        self.decoders = ThreadPoolExecutor(1, "offramp-decode")
-        self.draining = False
         self.quiet = QuietLog()
+        self._decoders = ThreadPoolExecutor(1, "offramp-decode")
+        self._shared = Shared(catalog, batcher, metrics, limits, tracing, self._decoders, self.quiet)
+        self._draining = False
         self._streams: set[Stream] = set()
 
     def drain(self) -> None:
         """Ask every stream to end, those to come as well."""
-        self.draining = True
+        self._draining = True
         for stream in self._streams:
             stream.drain()
 
@@ -103,9 +102,7 @@ class InferenceService:
 
     async def watch(self) -> None:
         """Look for streams that are silent, stuck or overdue, until cancelled."""
-        limits = self.limits
-        shortest = min(limits.idle_timeout, limits.max_stream_age, limits.write_timeout, limits.grace)
-        period = min(WATCH_SECONDS, shortest / 4)
+        period = watch_period(self.limits)
         while True:
             await asyncio.sleep(period)
             now = time.monotonic()
@@ -114,7 +111,7 @@ class InferenceService:
 
     def close(self) -> None:
         """Stop the decoding thread; call it when no stream is open."""
-        self.decoders.shutdown()
+        self._decoders.shutdown()
 
     def methods(self) -> list[Method]:
         """For ``Calls``; streams have a limit of their own."""
@@ -165,13 +162,15 @@ class InferenceService:
     async def serve(self, context: Context) -> None:
         """Serve one stream; of the context only peer, read and write are used.
 
-        Raises what its device is to hear.
+        Raises the error that its device gets.
         """
         self.metrics.streams.inc()
         most = self.limits.max_streams
         if len(self._streams) >= most:
             raise OverloadError(f"{most} streams are open already, the most that may", STREAM_RETRY_MS)
-        stream = Stream(self, context)
+        stream = Stream(self._shared, context)
+        if self._draining:
+            stream.drain()
         self._streams.add(stream)
         self.metrics.open_streams.inc()
         try:

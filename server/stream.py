@@ -1,8 +1,9 @@
 """One device's stream, from hello to its end: read, decode, hand to the batcher, write what comes back.
 
-Each stream has one reader and one writer. The reader decodes and offers frames to the batcher; the batcher
-tells the stream what became of each; what has been answered by the time the writer is free goes out in one
-message.
+Each stream has one reader and one writer. The reader decodes and offers frames to the batcher, which calls
+the stream back about each; what has been answered by the time the writer is free goes out in one message.
+
+``lifetime.py`` says when a stream has to end, ``account.py`` what it may hold here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -23,38 +25,28 @@ from numpy.typing import NDArray
 
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import MessageError, OfframpError, OverloadError, UnavailableError
-from offramp.common.settings import ServerSettings
-from offramp.common.tracing import Attribute
+from offramp.common.tracing import Attribute, Tracing
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import BadFrame, Frame
 from offramp.common.wire.picture import decode_picture, most_bytes
-from offramp.server.batch import Job
-from offramp.server.bundles import Served, message_bytes
-from offramp.server.calls import Context, DroppedCall
+from offramp.server.account import Account
+from offramp.server.batch import Batcher, Job
+from offramp.server.calls import Context, DroppedCall, QuietLog
+from offramp.server.catalog import Catalog, Served, message_bytes
+from offramp.server.lifetime import Due, Lifetime
+from offramp.server.limits import StreamLimits
+from offramp.server.metrics import ServerMetrics
 from offramp.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from offramp.server.service import InferenceService
-
 log = logging.getLogger("offramp.cloud-server")
 
-REPLIES_WAITING = 1024
-"""Replies of one stream that may wait to be written before it is read further."""
 LOOP_SECONDS = 1e-3
 """How long one message may be decoded on the event loop before others have their turn."""
 EOF_SECONDS = 0.02
 """How long gRPC may take to say that a stream that seems half-closed is broken."""
-AGE_JITTER = 0.1
-"""How far from the limit a stream's greatest age may be, as a share: those that began together end apart."""
-BAD_FRAMES = (
-    pb.FrameError.REASON_CHECKSUM,
-    pb.FrameError.REASON_SEQUENCE,
-    pb.FrameError.REASON_CODEC,
-    pb.FrameError.REASON_PAYLOAD,
-)
-"""What a sound device never sends; overload and lateness are no strike against it."""
 
 Decoded = tuple[NDArray[np.uint8] | Exception, float]
 """A frame's symbols or what is wrong with it, and how many seconds decoding took."""
@@ -63,80 +55,58 @@ Answer = tuple[int, int, float, int]
 
 
 @dataclass(frozen=True)
-class StreamLimits:
-    """What one stream may do. Times are seconds; ``max_stream_age`` may be infinite."""
+class Shared:
+    """What all streams of a server use."""
 
-    frames_in_flight: int
-    max_streams: int
-    strikes: int
-    hello_timeout: float
-    idle_timeout: float
-    max_stream_age: float
-    write_timeout: float
-    grace: float
-
-    @classmethod
-    def of(cls, settings: ServerSettings) -> StreamLimits:
-        """Those of a server's settings."""
-        values = {limit.name: getattr(settings, limit.name) for limit in fields(cls)}
-        if settings.max_stream_age is None:
-            values["max_stream_age"] = math.inf
-        return cls(**values)
+    catalog: Catalog
+    batcher: Batcher
+    metrics: ServerMetrics
+    limits: StreamLimits
+    tracing: Tracing | None
+    decoders: ThreadPoolExecutor
+    quiet: QuietLog
 
 
 class Stream:
     """One device's stream, from hello to its end. It owns its jobs in the batcher."""
 
-    def __init__(self, service: InferenceService, context: Context) -> None:
+    def __init__(self, shared: Shared, context: Context) -> None:
         self.gone = False
         self.served: Served | None = None
         self.pictures: Served | None = None
         """Whose whole model answers this stream's pictures; None: they are refused."""
         self._message_bytes = transport.MESSAGE_BYTES_MIN
-        self._service = service
-        self._metrics = service.metrics
+        self._shared = shared
+        self._metrics = shared.metrics
         self._context = context
+        self._lifetime = Lifetime(shared.limits, time.monotonic(), random.uniform(-1, 1))
+        self._account = Account(shared.limits.frames_in_flight, shared.limits.strikes)
         self._task: asyncio.Task[Any] | None = None
         self._verdict: OfframpError | None = None
-        self._unanswered = 0
-        self._strikes = 0
         self._replies: list[Answer | pb.Reply] = []
         self._spans: dict[int, Span] = {}
         """Of traced frames that have no reply yet."""
-        self._tell_draining = False
         self._rest: asyncio.Future[None] | None = None
         """What the writer waits for where there is nothing to write: cheaper than an Event, once a frame."""
         self._answered_all = asyncio.Event()
         self._ended = False
-        self._last_read = time.monotonic()
-        self._old_at = self._last_read + service.limits.max_stream_age * random.uniform(
-            1 - AGE_JITTER, 1 + AGE_JITTER
-        )
-        self._end_at = math.inf
-        self._writing_since = math.inf
 
     # --- what the service asks of it ---
 
     def drain(self, end_in: float = math.inf) -> None:
-        """Tell the device to go; end the stream if it has not gone by then, seconds from now."""
-        self._tell_draining = True
-        self._end_at = min(self._end_at, time.monotonic() + end_in)
+        """Ask the device to go; end the stream if it has not gone by then, seconds from now."""
+        self._lifetime.drain(time.monotonic(), end_in)
         self._wake()
 
     def check(self, now: float) -> None:
         """End what is stuck, silent or overdue."""
-        limits = self._service.limits
-        if now - self._writing_since > limits.write_timeout:
-            # No status would arrive: nothing does.
-            self._end(None, f"took no reply for {limits.write_timeout:g} s")
-        elif self.served is None:
-            return
-        elif now > self._end_at:
+        due = self._lifetime.check(now)
+        if due is Due.ASK:
+            self._wake()
+        elif due is Due.END:
             self._end(UnavailableError("the stream was asked to end and did not"))
-        elif now - self._last_read > limits.idle_timeout and self._end_at == math.inf:
-            self.drain(end_in=limits.hello_timeout)
-        elif now > self._old_at and self._end_at == math.inf:
-            self.drain(end_in=limits.grace)
+        elif due is Due.CUT:
+            self._end(None, f"took no reply for {self._shared.limits.write_timeout:g} s")
 
     def _end(self, verdict: OfframpError | None, why: str = "") -> None:
         if self._task is None or self.gone or (self._ended and verdict is not None):
@@ -146,24 +116,26 @@ class Stream:
         if verdict is None:
             self.gone = True
             self._metrics.streams_aborted.labels("CANCELLED").inc()
-            self._service.quiet.warning("stuck", "CANCELLED for %s: %s", self._context.peer(), why)
+            self._shared.quiet.warning("stuck", "CANCELLED for %s: %s", self._context.peer(), why)
         self._task.cancel()
 
     # --- its flow ---
 
     async def serve(self) -> None:
-        """Raises what the device is to be told, where it breaks the protocol or a limit."""
+        """Raises the error that ends the stream where the device breaks the protocol or a limit."""
         self._task = asyncio.current_task()
-        limits = self._service.limits
+        limits = self._shared.limits
         try:
             first = await asyncio.wait_for(self._read(), limits.hello_timeout)
         except TimeoutError:
             raise MessageError(f"no hello within {limits.hello_timeout:g} s of opening") from None
         if first is None:
             raise MessageError("the stream ended before its hello")
-        frame.check_hello(first, *self._service.catalog.digests())
-        self.served = served = self._service.catalog.get(first.hello.bundle_digest)
-        self.pictures = self._service.catalog.pictures_of(served)
+        catalog = self._shared.catalog
+        frame.check_hello(first, *catalog.digests())
+        self.served = served = catalog.get(first.hello.bundle_digest)
+        self.pictures = catalog.pictures_of(served)
+        self._lifetime.accepted = True
         self._message_bytes = served.message_bytes
         if self.pictures is not None:
             self._message_bytes = message_bytes(served.bundle, pictures=True)
@@ -176,8 +148,6 @@ class Stream:
             picture_bytes=0 if self.pictures is None else most_bytes(image.height, image.width),
         )
         await self._write(pb.ServerMessage(accepted=pb.Accepted(limits=accepted)))
-        if self._service.draining:
-            self.drain()
         writer = asyncio.create_task(self._writer())
         try:
             await self._reader(served, deadline)
@@ -191,7 +161,7 @@ class Stream:
         finally:
             try:
                 # Frames that were read are answered, whatever ended the reading.
-                while self._unanswered and not self.gone:
+                while self._account.unanswered and not self.gone:
                     self._answered_all.clear()
                     await self._answered_all.wait()
                 self._ended = True
@@ -204,25 +174,23 @@ class Stream:
 
     async def _reader(self, served: Served, deadline: float) -> None:
         reader = frame.FrameReader(transport.FRAMES_PER_MESSAGE)
-        strikes = self._service.limits.strikes
+        account, batcher = self._account, self._shared.batcher
         while (message := await self._read()) is not None:
             taken = self._admit(reader.read(message))
             if len(taken) == 1 and served.decode_inline and taken[0].codec != CodecId.PICTURE:
                 # What most messages are: no coroutine for it.
                 received = time.perf_counter()
                 self._offer(served, taken[0], self._decode(served, taken[0]), received, deadline)
-                self._service.batcher.schedule()
+                batcher.schedule()
             elif taken:
                 await self._take(served, taken, deadline)
-            if self._strikes >= strikes:
-                raise MessageError(f"{self._strikes} bad frames on this stream")
-            # A device that does not take its replies is not read further: they would pile up here.
-            while len(self._replies) > REPLIES_WAITING:
+            account.check_strikes()
+            while account.is_full:
                 await asyncio.sleep(0.01)
 
     def _admit(self, frames: list[Frame | BadFrame]) -> list[Frame]:
         """Those frames of a message that are sound and within the stream's limit; the others are refused."""
-        limit = self._service.limits.frames_in_flight
+        tracing = self._shared.tracing
         taken = []
         payload_bytes = 0
         for each in frames:
@@ -233,13 +201,13 @@ class Stream:
             if each.codec == CodecId.PICTURE:
                 self._metrics.pictures.inc()
                 self._metrics.picture_bytes.inc(len(each.payload))
-            if self._unanswered >= limit:
-                full = OverloadError(f"{limit} frames of this stream are unanswered, the most that may")
+            try:
+                self._account.take()
+            except OverloadError as full:
                 self._refuse(each.sequence, full)
                 continue
-            self._unanswered += 1
-            if each.trace and self._service.tracing is not None:
-                self._spans[each.sequence] = self._service.tracing.resume("offramp.frame", each.trace)
+            if each.trace and tracing is not None:
+                self._spans[each.sequence] = tracing.resume("offramp.frame", each.trace)
             taken.append(each)
         self._metrics.payload_bytes.inc(payload_bytes)
         return taken
@@ -254,18 +222,18 @@ class Stream:
                     decoded = self._decode(served, waiting[0])
                     self._offer(served, waiting.popleft(), decoded, received, deadline)
                     if time.perf_counter() - turn > LOOP_SECONDS:
-                        self._service.batcher.schedule()
+                        self._shared.batcher.schedule()
                         await asyncio.sleep(0)
                         turn = time.perf_counter()
             else:
                 work = asyncio.get_running_loop().run_in_executor
-                for decoded in await work(self._service.decoders, self._decode_all, served, taken):
+                for decoded in await work(self._shared.decoders, self._decode_all, served, taken):
                     self._offer(served, waiting.popleft(), decoded, received, deadline)
         finally:
             # Cut off in between.
-            self._unanswered -= len(waiting)
+            self._account.drop(len(waiting))
             self._metrics.abandoned.inc(len(waiting))
-        self._service.batcher.schedule()
+        self._shared.batcher.schedule()
 
     def _decode_all(self, served: Served, frames: Sequence[Frame]) -> list[Decoded]:
         return [self._decode(served, each) for each in frames]
@@ -295,10 +263,10 @@ class Stream:
                 lane = self.pictures.whole
             lane.offer(Job(self, each.sequence, symbols, received, received + deadline))
         except Exception as error:
-            self._unanswered -= 1
+            self._account.drop()
             self._refuse(each.sequence, error)
 
-    # --- what the batcher tells it ---
+    # --- what the batcher calls ---
 
     def answered(self, job: Job, class_index: int, probability: float) -> None:
         """See ``batch.Owner``."""
@@ -310,23 +278,23 @@ class Stream:
             self._end_span(job.sequence, None, class_index=class_index, confidence=probability)
         server_time_us = int((time.perf_counter() - job.received) * 1e6)
         self._replies.append((job.sequence, class_index, probability, server_time_us))
-        self._unanswered -= 1
+        self._account.answer()
         self._wake()
-        if not self._unanswered:
+        if not self._account.unanswered:
             self._answered_all.set()
 
     def refused(self, job: Job, error: Exception) -> None:
         """See ``batch.Owner``."""
-        self._unanswered -= 1
+        self._account.drop()
         self._refuse(job.sequence, error)
-        if not self._unanswered:
+        if not self._account.unanswered:
             self._answered_all.set()
 
     def _refuse(self, sequence: int, error: Exception) -> None:
         if not isinstance(error, OfframpError):
             log.error("frame %d from %s", sequence, self._context.peer(), exc_info=error)
         reply = frame.refusal(sequence, error)
-        self._strikes += reply.error.reason in BAD_FRAMES
+        self._account.refuse(reply.error.reason)
         self._metrics.refused.inc()
         self._end_span(sequence, reply.error.message)
         self._metrics.rejected[frame.reason_name(reply.error.reason)].inc()
@@ -336,11 +304,12 @@ class Stream:
     # --- spans ---
 
     def _end_span(self, sequence: int, failure: str | None, **attributes: Attribute) -> None:
-        if self._spans and self._service.tracing is not None and (span := self._spans.pop(sequence, None)):
-            self._service.tracing.end(span, failure, sequence=sequence, **attributes)
+        tracing = self._shared.tracing
+        if self._spans and tracing is not None and (span := self._spans.pop(sequence, None)):
+            tracing.end(span, failure, sequence=sequence, **attributes)
 
     def end_spans(self) -> None:
-        """The device is gone: nobody hears of what is left."""
+        """The device is gone: what is left gets no reply."""
         for sequence in list(self._spans):
             self._end_span(sequence, "abandoned")
 
@@ -353,14 +322,15 @@ class Stream:
 
     async def _writer(self) -> None:
         loop = asyncio.get_running_loop()
-        told = False
+        asked = False
         while True:
-            tell = self._tell_draining and not told
-            if self._replies or tell:
+            ask = self._lifetime.draining and not asked
+            if self._replies or ask:
                 count = transport.FRAMES_PER_MESSAGE
                 replies, self._replies = self._replies[:count], self._replies[count:]
-                await self._write(_message(replies, draining=tell))
-                told = told or tell
+                self._account.write(len(replies))
+                await self._write(_message(replies, draining=ask))
+                asked = asked or ask
             elif self._ended:
                 return
             else:
@@ -374,7 +344,7 @@ class Stream:
             # So shows also a message that is too long for gRPC, which cancels the call right after.
             await asyncio.sleep(EOF_SECONDS)
             return None
-        self._last_read = time.monotonic()
+        self._lifetime.read(time.monotonic())
         self._metrics.received_bytes.inc(len(data))
         if len(data) > self._message_bytes:
             raise MessageError(f"a message of {len(data)} bytes, expected {self._message_bytes} at most")
@@ -383,14 +353,14 @@ class Stream:
     async def _write(self, message: pb.ServerMessage) -> None:
         data = message.SerializeToString()
         self._metrics.sent_bytes.inc(len(data))
-        self._writing_since = time.monotonic()
+        self._lifetime.write_began(time.monotonic())
         try:
             await self._context.write(data)
         except Exception as error:
             # The device is gone. gRPC has no public class for that; it cancels the stream's reader itself.
             raise asyncio.CancelledError from error
         finally:
-            self._writing_since = math.inf
+            self._lifetime.write_ended()
 
 
 def _message(replies: Sequence[Answer | pb.Reply], *, draining: bool) -> pb.ServerMessage:

@@ -9,7 +9,7 @@ from offramp.common.part.engine import Engine
 
 
 class WholeModel:
-    """A bundle's head and tail, one after the other; its early exit is not asked."""
+    """A bundle's head and tail, one after the other; its early exit is not used."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -16,6 +16,7 @@ from PIL import Image
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.part.engine import Engine
 from tests import toy
+from tests.certificates import Authority, Pair
 from tests.toy import BundleFolder
 
 # A deadline is a wall clock, and this machine may be busy.
@@ -105,3 +106,15 @@ def damaged(bundle_folder: Callable[[], BundleFolder], toy_bundle: Bundle) -> Bu
     folder = bundle_folder()
     assert load_bundle(folder.path).digest == toy_bundle.digest
     return folder
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Signs certificates, for a test that is marked ``needs_openssl``."""
+    return Authority(tmp_path_factory.mktemp("certificates"), "authority")
+
+
+@pytest.fixture(scope="module")
+def pair(authority: Authority) -> Pair:
+    """A server's certificate and key."""
+    return authority.sign("server")

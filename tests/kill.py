@@ -1,14 +1,15 @@
 """A training run that dies in the middle."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from offramp.training.data.datasets import Dataset
+from offramp.training.loop import Trained, train
+from offramp.training.progress import Epoch, Progress
 from offramp.training.recipe import Recipe
-from offramp.training.record import Stage
-from offramp.training.train import Epoch, Progress, Trained, train
 
 
 class Killed(Exception):
@@ -36,11 +37,14 @@ def in_the_middle(stage: str, number: int) -> Progress:
 
 
 def killed_and_resumed(
-    recipe: Recipe, data: Dataset, checkpoints: Path, killed: Progress
-) -> tuple[Trained, list[tuple[Stage, int]]]:
-    """What a run ends with that went on from where ``killed`` ended another, and the epochs that it ran."""
+    recipe: Recipe, data: Dataset, checkpoints: Path, killed: Progress, *, resume: bool = False
+) -> tuple[Trained, list[tuple[str, int]]]:
+    """What a run ends with that went on from where ``killed`` ended another, and the epochs that it ran.
+
+    resume: the one that is killed goes on from ``checkpoints`` itself.
+    """
     with pytest.raises(Killed):
-        train(recipe, data, checkpoints, progress=killed)
+        train(recipe, data, checkpoints, progress=killed, resume=resume)
     # Nothing depends on what was drawn before.
     torch.manual_seed(99)
     torch.rand(7)
@@ -49,13 +53,14 @@ def killed_and_resumed(
     return resumed, [(epoch.stage, epoch.number) for epoch in again]
 
 
-def ends_as_unbroken(
-    recipe: Recipe, data: Dataset, folder: Path, killed: Progress
-) -> list[tuple[Stage, int]]:
+def ends_as_unbroken(recipe: Recipe, data: Dataset, begun: Path, killed: Progress) -> list[tuple[str, int]]:
     """The epochs of a run that went on from where ``killed`` ended another, once it has ended with the same
-    bits as one that nothing broke."""
-    whole = train(recipe, data, folder / "whole")
-    resumed, again = killed_and_resumed(recipe, data, folder / "broken", killed)
+    bits as one that nothing broke. Both go on from the checkpoints in ``begun``."""
+    whole_folder, broken_folder = begun.with_name("whole"), begun.with_name("broken")
+    shutil.copytree(begun, whole_folder)
+    shutil.copytree(begun, broken_folder)
+    whole = train(recipe, data, whole_folder, resume=True)
+    resumed, again = killed_and_resumed(recipe, data, broken_folder, killed, resume=True)
     assert resumed.epochs == whole.epochs
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name

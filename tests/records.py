@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from offramp.training.record import CODECS, CSR, ONE_TABLE, RAW, Record
+from offramp.training.record import CODECS, ONE_TABLE, RAW, Record
+from research.codecs.peers import CSR, PEERS
 
 GRID = [0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]
 
@@ -22,7 +23,7 @@ def record(
 ) -> Record:
     """One run: its exit rate falls evenly with T_c, its accuracy rises evenly from early to final."""
     raw = shape[0] * shape[1] * shape[2]
-    sizes = dict.fromkeys(CODECS, raw / 2)
+    sizes = dict.fromkeys((*CODECS, *PEERS), raw / 2)
     sizes |= {RAW: raw, CSR: raw * 2.5, ONE_TABLE: raw / 2 if huffman is None else huffman}
     accuracy = [early + (final - early) * at for at in GRID]
     values: dict[str, Any] = {

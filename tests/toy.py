@@ -17,16 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.common.bundle.load import (
-    CODEBOOK,
-    HEAD,
-    MANIFEST,
-    TAIL,
-    Bundle,
-    Manifest,
-    file_entries,
-    write_bundle,
-)
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL, Manifest
+from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.codec.huffman import build_codebook, package_merge
 from offramp.common.codec.rans import TOTAL, Kind, RansTable, RansTables, Token
 from offramp.common.codec.run_huffman import RunTable, RunTables

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from offramp.common.bundle.load import Bundle, Context, Raw, load_bundle
+from offramp.common.arguments import Parser
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import Context, Raw
 from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY
-from offramp.common.settings import Parser
 
 # What needs torch is imported once there is something to train: --help answers at once.
 if TYPE_CHECKING:
     from offramp.training.data.datasets import Dataset
+    from offramp.training.hardware import Hardware, Precision
+    from offramp.training.progress import Epoch, Progress
     from offramp.training.recipe import Recipe
-    from offramp.training.train import Epoch, Hardware, Progress
 
 _DESCRIPTION = """\
 Train a split classifier with an early exit, quantize it to INT8 and write it as a bundle.
@@ -63,6 +65,7 @@ examples:
   offramp train runs/digits.toml --out /tmp/digits --json | jq .figures.payload_bytes_mean
   offramp train runs/cifar10-mobilenetv2.toml --out cifar10 --only exit12-entropy1
   offramp train runs/cifar10-mobilenetv2.toml --out cifar10 --resume --seconds 540   in slices of 9 minutes
+  torchrun --nproc_per_node 4 -m offramp.training.app runs/imagenette.toml --out imagenette   on four GPUs
   offramp train runs/cifar10-mobilenetv2.toml --out cifar10 \\
     --train-data train.parquet --test-data test.parquet              files in place of the hub
 
@@ -148,7 +151,7 @@ def _parser() -> Parser:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
     parser.add_argument(
         "--precision",
-        choices=["float32", "bfloat16"],
+        choices=["float32", "bfloat16", "float16"],
         help="of convolutions in training (default: bfloat16 on a GPU, float32 on the CPU)",
     )
     parser.add_argument("--compile", action="store_true", help="let torch.compile fuse the training step")
@@ -176,24 +179,28 @@ def _positive(text: str) -> float:
 
 
 def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
-    """Make each bundle in turn, or leave it as it is where that is asked for and right."""
-    from offramp.training import recipe as recipes
+    """Make each bundle in turn, or leave it as it is where that is asked for and right.
+
+    Of several processes that train together, the main one alone has them."""
     from offramp.training.data.datasets import write_images
+    from offramp.training.progress import Clock, OutOfTime
+    from offramp.training.recipe_file import has_variants, read
     from offramp.training.run import Job, run
-    from offramp.training.train import Clock, OutOfTime
 
     clock = Clock(arguments.seconds)
-    found = recipes.read(arguments.recipe, settings=arguments.settings, only=arguments.only)
+    found = read(arguments.recipe, settings=arguments.settings, only=arguments.only)
     hardware = choose_hardware(arguments.device, arguments.precision, arguments.compile)
-    display = _Display()
+    display = _Display(hardware.is_main)
     datasets = _Datasets(arguments.train_data, arguments.test_data, arguments.skip_bad, display)
-    nested = recipes.has_variants(arguments.recipe)
+    nested = has_variants(arguments.recipe)
     for recipe, text in found:
         out = arguments.out / recipe.name if nested else arguments.out
         data = datasets.of(recipe)
-        if arguments.resume and (done := _finished(out, text, data)):
+        done = _finished(out, text, data) if arguments.resume and hardware.is_main else None
+        if hardware.any(done is not None):
             display.line(f"{out} is done")
-            yield done
+            if done is not None:
+                yield done
             continue
         if nested:
             display.line(f"{recipe.name}:")
@@ -211,30 +218,32 @@ def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
             say=display.line,
         )
         try:
-            bundle, _ = run(job)
+            bundle = run(job)
         except OutOfTime:
             raise _Stopped(f"{arguments.seconds:g} s are over in {recipe.name}") from None
-        yield bundle
-        if arguments.export_test is not None:
-            write_images(data.test, data.classes, arguments.export_test)
+        if bundle is not None:
+            yield bundle
+            if arguments.export_test is not None:
+                write_images(data.test, data.classes, arguments.export_test)
 
 
-def choose_hardware(device: str, precision: str | None, compiled: bool) -> Hardware:
+def choose_hardware(device: str, precision: Precision | None, compiled: bool) -> Hardware:
     """Where to train. Raises ConfigError for a GPU that is not there."""
     import torch
 
-    from offramp.training.train import Hardware, keep_freed_memory
+    from offramp.training.hardware import Hardware, keep_freed_memory
 
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
         raise ConfigError("--device cuda: torch finds no GPU here")
-    chosen = torch.device("cuda" if there and device != "cpu" else "cpu")
-    if chosen.type == "cuda":
+    gpu = there and device != "cpu"
+    if gpu:
         torch.backends.cudnn.benchmark = True
     else:
         keep_freed_memory()
-    bfloat16 = precision == "bfloat16" if precision else chosen.type == "cuda"
-    return Hardware(chosen, bfloat16, compiled)
+    return Hardware(
+        "cuda" if gpu else "cpu", precision or ("bfloat16" if gpu else "float32"), compiled=compiled
+    )
 
 
 class _Datasets:
@@ -334,14 +343,15 @@ def _table(bundle: Bundle) -> str:
 
 
 class _Display:
-    """A bar on a terminal, one line per epoch elsewhere; all of it on stderr."""
+    """A bar on a terminal, one line per epoch elsewhere; all of it on stderr. ``shown``: or nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
         self._bar: tqdm[NoReturn] | None = None
         self._since = time.monotonic()
 
     def progress(self) -> Progress:
-        from offramp.training.train import Progress
+        from offramp.training.progress import Progress
 
         self._since = time.monotonic()
         if sys.stderr.isatty():
@@ -349,7 +359,8 @@ class _Display:
         return Progress(epoch=self._epoch)
 
     def line(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        if self._shown:
+            tqdm.write(text, file=sys.stderr)
 
     def _batch(self, stage: str, epoch: int, step: int, steps: int) -> None:
         bar = self._bar
@@ -370,3 +381,8 @@ class _Display:
         seconds, self._since = now - self._since, now
         place = f"{epoch.stage} {epoch.number}/{epoch.epochs}"
         self.line(f"{place}  loss {epoch.loss:.4f}  {figures}  {seconds:.1f} s{best}")
+
+
+if __name__ == "__main__":
+    # For `accelerate launch -m` and `torchrun -m`.
+    sys.exit(main())

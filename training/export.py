@@ -45,7 +45,7 @@ class Graphs:
     tail: bytes
 
 
-class _Graph:
+class _GraphBuilder:
     """Collects nodes and initializers; every method returns the name of the tensor that it adds."""
 
     def __init__(self) -> None:
@@ -136,7 +136,9 @@ class _Codes:
     skip_code: Affine | None = None
 
 
-def _run(graph: _Graph, flow: _Codes, blocks: tuple[QuantBlock, ...], output: str | None = None) -> _Codes:
+def _run(
+    graph: _GraphBuilder, flow: _Codes, blocks: tuple[QuantBlock, ...], output: str | None = None
+) -> _Codes:
     """Emit the blocks; the last one's uint8 result is named ``output``."""
     for block in blocks:
         name = output if block is blocks[-1] else None
@@ -158,7 +160,7 @@ def _run(graph: _Graph, flow: _Codes, blocks: tuple[QuantBlock, ...], output: st
     return flow
 
 
-def _add(graph: _Graph, flow: _Codes, block: QuantBlock, layer: QuantAdd, output: str | None) -> str:
+def _add(graph: _GraphBuilder, flow: _Codes, block: QuantBlock, layer: QuantAdd, output: str | None) -> str:
     assert flow.skip is not None and flow.skip_code is not None
     skip, shortcut = flow.skip, layer.shortcut
     if shortcut is not None:
@@ -173,7 +175,7 @@ def export(model: QuantModel) -> Graphs:
 
 
 def _head(model: QuantModel) -> bytes:
-    graph = _Graph()
+    graph = _GraphBuilder()
     exits = model.exit_number + 1
     encoder = model.blocks[exits : model.cut]
     plain = not encoder and model.split_shape == model.exit_shape
@@ -204,7 +206,7 @@ def _head(model: QuantModel) -> bytes:
     )
 
 
-def _four_channels(graph: _Graph, stem: QuantBlock) -> tuple[str, QuantBlock]:
+def _four_channels(graph: _GraphBuilder, stem: QuantBlock) -> tuple[str, QuantBlock]:
     """The image with its first channel a second time, and the stem with weights of 0 for it: the same
     function.
 
@@ -222,7 +224,7 @@ def _four_channels(graph: _Graph, stem: QuantBlock) -> tuple[str, QuantBlock]:
 
 
 def _tail(model: QuantModel) -> bytes:
-    graph = _Graph()
+    graph = _GraphBuilder()
     flow = _Codes("symbols", model.symbols)
     if model.cut == model.exit_number + 1 and model.split_shape != model.exit_shape:
         channels = model.exit_shape[0]

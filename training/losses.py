@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from offramp.common.errors import ConfigError
+from offramp.training import processes
 
 # Keeps log2 finite at an empty bin; h_j log2 h_j is already 0 to every digit there.
 _EMPTY = 1e-12
@@ -44,7 +45,7 @@ class _SoftHistogram(torch.autograd.Function):
     """Two bincounts forward and one gather backward, instead of an N_a x N_b matrix of weights."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bins: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bins: int, shared: bool) -> Tensor:
         position = x.flatten() * (bins - 1)
         # The last node belongs to the last interval. Outside [0, 1], and NaN, go to a cell that is cut off.
         cell = position.floor().clamp_(max=bins - 2)
@@ -52,24 +53,29 @@ class _SoftHistogram(torch.autograd.Function):
         index = cell.long()
         right = torch.bincount(index, weights=position - cell, minlength=bins)[: bins - 1].double()
         count = torch.bincount(index, minlength=bins)[: bins - 1]
-        inside = count.sum().clamp_min(1)
         histogram = torch.zeros(bins, dtype=torch.float64, device=x.device)
         histogram[:-1] += count - right
         histogram[1:] += right
+        inside = count.sum()
+        if shared:
+            histogram, inside = processes.summed(histogram), processes.summed(inside)
+        inside = inside.clamp_min(1)
         ctx.save_for_backward(index.to(torch.int32), inside)
         ctx.bins, ctx.shape = bins, x.shape
+        # Each process's loss is the same one, of all samples; their gradients are averaged.
+        ctx.processes = processes.count() if shared else 1
         return (histogram / inside).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         index, inside = ctx.saved_tensors
         (grad,) = grads
         # Moving x right by one step moves 1 / N_a from its left node to its right one; outliers move nothing.
-        slope = torch.cat([grad.diff(), grad.new_zeros(1)]) * ((ctx.bins - 1) / inside)
-        return slope.index_select(0, index).view(ctx.shape), None
+        slope = torch.cat([grad.diff(), grad.new_zeros(1)]) * ((ctx.bins - 1) * ctx.processes / inside)
+        return slope.index_select(0, index).view(ctx.shape), None, None
 
 
-def soft_histogram(x: Tensor, bins: int) -> Tensor:
+def soft_histogram(x: Tensor, bins: int, *, shared: bool = False) -> Tensor:
     """Eq. (4) and (5): the triangular histogram of the samples of ``x`` that lie in [0, 1].
 
     The nodes t_1 = 0, ..., t_Nb = 1 fill the range evenly, so their spacing is 1 / (N_b - 1). The paper
@@ -79,13 +85,14 @@ def soft_histogram(x: Tensor, bins: int) -> Tensor:
     Args:
         x: floating point, any shape; samples outside [0, 1] are not counted in N_a and get no gradient.
         bins: N_b, at least 2.
+        shared: count the samples of all processes that train; each has to call it.
 
     Returns:
         [bins], same dtype, sum 1 (0 if no sample lies in [0, 1]).
     """
     if bins < 2:
         raise ConfigError(f"a histogram needs at least 2 bins, got {bins}")
-    histogram: Tensor = _SoftHistogram.apply(x, bins)  # type: ignore[no-untyped-call]
+    histogram: Tensor = _SoftHistogram.apply(x, bins, shared)  # type: ignore[no-untyped-call]
     return histogram
 
 
@@ -105,15 +112,18 @@ class EntropyLoss(nn.Module):
         weight: lambda_e.
         bins: N_b.
         momentum: share of the newest batch in mu and sigma.
+        shared: a batch is that of all processes that train, each of which has an equal share.
     """
 
     mean: Tensor
     std: Tensor
     batches: Tensor
 
-    def __init__(self, weight: float, *, bins: int = 256, momentum: float = 0.1) -> None:
+    def __init__(
+        self, weight: float, *, bins: int = 256, momentum: float = 0.1, shared: bool = False
+    ) -> None:
         super().__init__()
-        self.weight, self.bins, self.momentum = weight, bins, momentum
+        self.weight, self.bins, self.momentum, self.shared = weight, bins, momentum, shared
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
@@ -124,7 +134,8 @@ class EntropyLoss(nn.Module):
             self._follow(activation.detach())
         low = (self.mean - 3 * self.std).to(activation.dtype)
         width = (6 * self.std).to(activation.dtype).clamp_min(1e-12)
-        return entropy_bits(soft_histogram((activation - low) / width, self.bins))
+        scaled = (activation - low) / width
+        return entropy_bits(soft_histogram(scaled, self.bins, shared=self.shared))
 
     def forward(self, activation: Tensor) -> Tensor:
         """float activation [N, C, H, W] to the loss, a scalar."""
@@ -136,11 +147,22 @@ class EntropyLoss(nn.Module):
 
     def _follow(self, activation: Tensor) -> None:
         std, mean = torch.std_mean(activation.float())
+        if self.shared and processes.count() > 1:
+            std, mean = _of_all(std, mean, activation.numel())
         # Not an `if`: on a GPU it would wait for the whole forward pass.
         step = torch.where(self.batches == 0, 1.0, self.momentum).to(mean.dtype)
         self.mean.lerp_(mean, step)
         self.std.lerp_(std, step)
         self.batches += 1
+
+
+def _of_all(std: Tensor, mean: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Deviation and mean of the samples of all processes, from those of as many samples in each."""
+    own, many = torch.stack([std, mean]).double(), processes.count()
+    (everywhere,) = (processes.summed(own[1:]) / many).unbind()
+    spread = (samples - 1) * own[0] ** 2 + samples * (own[1] - everywhere) ** 2
+    total = (processes.summed(spread) / (many * samples - 1)).sqrt()
+    return total.to(std.dtype), everywhere.to(mean.dtype)
 
 
 def sparsity_loss(activation: Tensor, weight: float) -> Tensor:

@@ -11,29 +11,26 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from offramp.common.bundle.load import Dataset
+from offramp.common.bundle.manifest import DatasetEntry
 from offramp.common.errors import DataError, printable
 
 if TYPE_CHECKING:
     # It imports torch, which reading records needs not.
-    from offramp.training.models.networks import SplitModel
+    from offramp.training.models.split_model import SplitModel
 
 RECORD = "measured.json"
 
 RAW = "raw"
-CSR = "CSR"
 ONE_TABLE = "Huffman, one table"
 TABLE_A_CHANNEL = "Huffman, a table a channel"
 SHARED_TABLES = "Huffman, shared tables"
 RANS = "rANS"
-LZ4 = "LZ4"
-ZSTD = "zstd 3"
 SHIPPED = "shipped"
-"""Names of the ways to code an activation. All in this order; the last is what the bundle ships."""
-CODECS = (RAW, CSR, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, LZ4, ZSTD, SHIPPED)
-
-
-Stage = Literal["base", "exit", "code", "regularised", "branch", "restart", "tail"]
+"""Names of the ways to code an activation."""
+CODECS = (RAW, ONE_TABLE, TABLE_A_CHANNEL, SHARED_TABLES, RANS, SHIPPED)
+"""Those that a run measures, in this order; the last is what the bundle ships."""
+CSR, LZ4, ZSTD = "CSR", "LZ4", "zstd 3"
+"""Those that older records have as well, and that a report may add."""
 
 
 class _Strict(BaseModel):
@@ -58,13 +55,13 @@ class Curve(_Strict):
     exit_rate_float: list[float]
     accuracy_float: list[float]
     bytes: dict[str, list[float]]
-    """Mean payload over all images by codec; an image that exits early sends 0 bytes."""
+    """Mean payload over all images by codec, where measured; an image that exits early sends 0 bytes."""
 
 
 class StageEpoch(_Strict):
     """One epoch: figures are of the validation split."""
 
-    stage: Stage
+    stage: str
     number: int
     epochs: int
     loss: float
@@ -76,7 +73,7 @@ class Machine(_Strict):
     """Where it was trained."""
 
     device: str
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "float16"]
     libraries: dict[str, str]
 
 
@@ -109,11 +106,11 @@ class Record(_Strict):
     rate_weight: float = 0.0
     """Loss of one KB of estimated payload, where a bottleneck is trained."""
     divergence: float = 0.0
-    """How far the step of what travels was allowed to move an exit's answers, mean nats; 0: not at all."""
+    """How far the step of the transmitted activation may move an exit's answers, mean nats; 0: not at all."""
     step: float = 1.0
     """That step, as a multiple of the finest one that holds the range."""
     bottleneck: str = ""
-    """Its channels and stride, as 8x2; empty: the activation itself travels."""
+    """Its channels and stride, as 8x2; empty: the activation itself is sent."""
     epochs: dict[str, int]
     """By stage."""
     images: dict[str, int] = {}
@@ -122,12 +119,12 @@ class Record(_Strict):
     """Of the images in the first epochs of the base stage, where they were smaller than the data's."""
     batch_size: int
     seed: int
-    dataset: Dataset
+    dataset: DatasetEntry
     machine: Machine
     cost: Cost
     accuracy: Accuracy
     bytes: dict[str, float]
-    """Mean payload of one activation by codec, every image offloaded."""
+    """Mean payload of one activation by codec, where it was measured; every image offloaded."""
     entropy_bits: float
     entropy_bits_channel: float
     """Bits a symbol, one distribution for the tensor or for each channel."""
@@ -153,7 +150,8 @@ def measure_cost(model: SplitModel) -> Cost:
     """The cost of a split model."""
     import torch
 
-    from offramp.training.models.networks import Flow, partition
+    from offramp.training.models.cost import partition
+    from offramp.training.models.layers import Flow
 
     sides = partition(model)
     training = model.training

@@ -1,4 +1,4 @@
-"""Which ONNX graphs a bundle may have, by their bytes alone; ``trial.py`` sees to what they cost."""
+"""Which ONNX graphs a bundle may have, by their bytes alone; ``part/trial.py`` bounds what they cost."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def check_graph(name: str, data: bytes) -> None:
             raise BundleError(f"{name}: has over {PARTS:,} parts, expected a classifier's graph")
         model = onnx_subset_pb2.OnnxModel.FromString(data)
     except (DecodeError, IndexError):
-        raise BundleError(f"{name}: is no ONNX file") from None
+        raise BundleError(f"{name}: is not an ONNX file") from None
     graph = model.graph
     if not 0 < len(graph.node) <= NODES:
         raise BundleError(f"{name}: has {len(graph.node)} nodes, expected an ONNX graph of 1 … {NODES}")

@@ -1,7 +1,7 @@
 """Ed25519 signatures of bundles: who says that this bundle is theirs.
 
-A bundle's manifest names its files by SHA-256, so that a signature of ``manifest.json`` is one of all of it.
-Signatures lie beside it in ``manifest.sig``, one a line: ``ed25519 KEY SIGNATURE``, both base64. They are no
+A bundle's manifest names its files by SHA-256, so a signature of ``manifest.json`` covers the whole bundle.
+Signatures lie beside it in ``manifest.sig``, one a line: ``ed25519 KEY SIGNATURE``, both base64. They are not
 part of the manifest: signing changes neither its bytes nor the digest that names the bundle on the wire.
 
 What is signed is CONTEXT and then the manifest's bytes, so that no signature made for something else fits.
@@ -33,7 +33,8 @@ _KIND, _KEY_BYTES, _SIGNATURE_BYTES = "ed25519", 32, 64
 class TrustedKeys:
     """Public keys, of which one must have signed a bundle.
 
-    paths: PEM files, a key each; flag: what named them. Raises ConfigError for one that is no Ed25519 key.
+    paths: PEM files, a key each; flag: what named them. Raises ConfigError for what is not an
+    Ed25519 key.
     """
 
     def __init__(self, paths: Sequence[Path | str], flag: str = "--trusted-key") -> None:
@@ -71,7 +72,7 @@ def parse_signatures(data: bytes) -> list[tuple[bytes, bytes]]:
     try:
         lines = data.decode("ascii").splitlines()
     except UnicodeDecodeError:
-        raise BundleError(f"{SIGNATURE}: is no ASCII text, expected a signature a line") from None
+        raise BundleError(f"{SIGNATURE}: is not ASCII text, expected a signature a line") from None
     for number, line in enumerate(lines, 1):
         try:
             kind, *rest = line.split(" ")
@@ -80,7 +81,7 @@ def parse_signatures(data: bytes) -> list[tuple[bytes, bytes]]:
                 raise ValueError
         except (ValueError, binascii.Error):
             raise BundleError(
-                f"{SIGNATURE}: line {number} is no signature, expected: {_KIND} KEY SIGNATURE"
+                f"{SIGNATURE}: line {number} is not a signature, expected: {_KIND} KEY SIGNATURE"
             ) from None
         found.append((key, signature))
     return found
@@ -124,7 +125,7 @@ def generate_key(private: Path, public: Path) -> None:
 
 
 def _load_cryptography() -> Any:
-    """The package's part that reads and writes keys, imported only where a signature is asked for."""
+    """The package's part that reads and writes keys, imported only where signatures are used."""
     try:
         from cryptography.hazmat.primitives import serialization
     except ModuleNotFoundError:

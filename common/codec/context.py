@@ -38,7 +38,7 @@ MAX_CHANNELS = 256
 MAX_WORK = 1 << 26
 """Most steps for one activation (`work`): tens of milliseconds."""
 NEAR = 2
-"""How far from its mode a symbol is told apart by those that come after it."""
+"""How far from its mode a symbol is still distinguished by those after it."""
 AROUND = 4
 """Places whose symbols are looked at beside a symbol's own."""
 
@@ -184,17 +184,17 @@ class ContextCoder:
         model, reach = self.model, self.model.reach
         planes = np.frombuffer(symbols, np.uint8).reshape(self.shape)
         steps: list[tuple[int, int, int]] = []
-        seen = _Seen(model)
-        for left, channel, row, column in seen.places():
+        around = _Neighbours(model)
+        for left, channel, row, column in around.places():
             bits = bits_at(left)
             symbol = int(planes[channel, row, column])
-            slots = frequencies(seen.logits(channel, row, column), bits)
+            slots = frequencies(around.logits(channel, row, column), bits)
             k = symbol - int(model.mode[channel])
             index = class_of(k, reach)
             steps.append((slots[index], sum(slots[:index]), bits))
             if abs(k) > reach:
                 steps.append((1, symbol, LITERAL_BITS))
-            seen.add(channel, row, column, k)
+            around.add(channel, row, column, k)
         writer = StateWriter()
         for step in reversed(steps):
             writer.put(*step)
@@ -209,10 +209,10 @@ class ContextCoder:
                 f"the payload of {len(payload)} bytes is longer than its {planes.size} symbols"
             )
         reader = StateReader(payload)
-        seen = _Seen(model)
-        for left, channel, row, column in seen.places():
+        around = _Neighbours(model)
+        for left, channel, row, column in around.places():
             bits = bits_at(left)
-            slots = frequencies(seen.logits(channel, row, column), bits)
+            slots = frequencies(around.logits(channel, row, column), bits)
             index, offset = 0, reader.slot(bits)
             while offset >= slots[index]:
                 offset -= slots[index]
@@ -228,12 +228,12 @@ class ContextCoder:
             elif not 0 <= symbol <= 255:
                 raise PayloadError(f"the payload has a symbol {symbol}, expected 0 … 255")
             planes[channel, row, column] = symbol
-            seen.add(channel, row, column, symbol - mode)
+            around.add(channel, row, column, symbol - mode)
         reader.finish()
         return planes.tobytes()
 
 
-class _Seen:
+class _Neighbours:
     """The distances of all symbols so far, and what they say of the next one."""
 
     def __init__(self, model: ContextModel) -> None:

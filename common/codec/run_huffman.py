@@ -1,6 +1,6 @@
 """Canonical Huffman code over tokens of runs: the tables, and the reference coder in plain Python.
 
-A token tells of several symbols, so that the one bit that a code takes at least is shared among them.
+A token stands for several symbols, so that the one bit that a code takes at least is shared among them.
 docs/reference/codec.md has the layout; ``kernel/run_huffman.c`` is the compiled twin, byte for byte.
 
 Rules this module keeps:
@@ -343,11 +343,11 @@ class LaneDecoder:
         while not self._bit():
             zeros += 1
             if zeros + order + 1 > 9:
-                raise PayloadError("the payload has an escaped symbol that is none")
+                raise PayloadError("the payload has an escaped symbol above 255")
         value = 1
         for _ in range(zeros + order):
             value = value << 1 | self._bit()
         value -= 1 << order
         if value > _LARGEST_LITERAL:
-            raise PayloadError("the payload has an escaped symbol that is none")
+            raise PayloadError("the payload has an escaped symbol above 255")
         return value + 1

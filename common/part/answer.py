@@ -1,9 +1,9 @@
 """One answer out of two, for an image that was sent: what the early exit said is not thrown away.
 
-A reply tells the server's likeliest class and its probability; the device has all of its early exit's. Both
+A reply has the server's likeliest class and its probability; the device has all of its early exit's. Both
 are taken for equally good, so each class has the product of its two probabilities. What the server leaves to
 the other classes is shared out among them as the early exit shares it, but none gets more than the one that
-it named. It costs no byte: nothing else travels.
+it named. It costs no byte: nothing else is sent.
 
 A bundle's manifest says whether its images are answered so (``sent_answer``).
 """
@@ -49,19 +49,19 @@ def both_exits(
 
 
 @dataclass(frozen=True)
-class Told:
-    """What replies tell of N images: class, int64 [N], and its probability, float32 [N]."""
+class Replies:
+    """What replies to N images say: class, int64 [N], and its probability, float32 [N]."""
 
     best: NDArray[np.int64]
     probability: NDArray[np.float32]
 
     @classmethod
     def of(cls, probabilities: NDArray[np.float32]) -> Self:
-        """What a server tells that has given all classes these, float32 [N, K]."""
+        """The replies of a server that gives the classes these probabilities, float32 [N, K]."""
         return cls(probabilities.argmax(axis=1), probabilities.max(axis=1))
 
-    def told(self, early: NDArray[np.float32], sent_answer: SentAnswer) -> NDArray[np.int64]:
-        """The class that a device tells of each image, int64 [N].
+    def answers(self, early: NDArray[np.float32], sent_answer: SentAnswer) -> NDArray[np.int64]:
+        """The class that a device answers for each image, int64 [N].
 
         early: its early exit's probabilities, float32 [N, K]. sent_answer: as in a bundle's manifest.
         """
@@ -78,7 +78,7 @@ class Replied:
     """
 
     early: NDArray[np.float32]
-    replies: Told
+    replies: Replies
     sent_answer: SentAnswer
 
     @cached_property
@@ -88,17 +88,17 @@ class Replied:
         return joint.astype(np.float32)
 
     @property
-    def told(self) -> NDArray[np.int64]:
-        """The class that is told of each image, int64 [N]."""
-        return self.replies.told(self.early, self.sent_answer)
+    def answers(self) -> NDArray[np.int64]:
+        """The class that the device answers for each image, int64 [N]."""
+        return self.replies.answers(self.early, self.sent_answer)
 
     @property
-    def told_confidence(self) -> NDArray[np.float32]:
-        """Of what is told, float32 [N]: what a picture threshold is compared with."""
+    def confidence(self) -> NDArray[np.float32]:
+        """Of these answers, float32 [N]: what a picture threshold is compared with."""
         if self.sent_answer == "server":
             return self.replies.probability
         return np.asarray(self.both.max(axis=1))
 
-    def told_after(self, pictures: Told) -> NDArray[np.int64]:
-        """The class that is told of each image, int64 [N], were it sent as a picture as well."""
-        return pictures.told(self.both, self.sent_answer)
+    def answers_after(self, pictures: Replies) -> NDArray[np.int64]:
+        """The class answered for each image, int64 [N], were it sent as a picture as well."""
+        return pictures.answers(self.both, self.sent_answer)

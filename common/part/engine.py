@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-import offramp.common.telemetry  # noqa: F401 - before onnxruntime, whose telemetry it turns off
-from offramp.common.bundle.load import HEAD, TAIL, Bundle
+import offramp.common.libraries  # noqa: F401 - before onnxruntime, whose telemetry it turns off
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import HEAD, TAIL
 from offramp.common.errors import BundleError
 from offramp.common.part import trial
 from offramp.common.part.session import Graph, Port

@@ -21,7 +21,7 @@ from offramp.common.errors import BundleError, printable
 if TYPE_CHECKING:
     import onnxruntime
 
-# As ``telemetry.py`` does, which the child does not import: it would take longer than the trial itself.
+# As ``libraries.py`` does, which the child does not import: it would take longer than the trial itself.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 MEMORY_BYTES = 2 << 30
@@ -143,7 +143,7 @@ def _check_ports(name: str, side: str, found: list[onnxruntime.NodeArg], wanted:
     try:
         have = {port.name: (port.type, tuple(port.shape[1:])) for port in found}
     except UnicodeDecodeError:
-        raise BundleError(f"{name}: its {side}s have names that are no text, expected {wanted}") from None
+        raise BundleError(f"{name}: its {side}s have names that are not text, expected {wanted}") from None
     if have != wanted:
         raise BundleError(f"{name}: its {side}s are {printable(str(have), 300)}, the manifest says {wanted}")
 

@@ -6,7 +6,7 @@ Invariants (docs/reference/wire-format.md has the byte counts):
 - A frame is its payload and four bytes: CRC-32, little-endian, over sequence number (8 bytes,
   little-endian), codec id (1 byte) and payload. A frame that the two sides number differently fails it.
 - A bad frame costs its own answer, not the stream: it is reported under its sequence number. Bytes that
-  are no message, or a message out of order, end the stream (``MessageError``). So do numbers above
+  are not a message, or a message out of order, end the stream (``MessageError``). So do numbers above
   ``LAST_SEQUENCE``: no reply could name them.
 """
 
@@ -158,11 +158,11 @@ def _open(sequence: int, codec: int, sealed: bytes, trace: bytes) -> Frame | Bad
 
 
 def parse(kind: type[M], data: bytes) -> M:
-    """One message of this kind. Raises MessageError for bytes that are none."""
+    """One message of this kind. Raises MessageError for other bytes."""
     try:
         return kind.FromString(data)
     except DecodeError:
-        raise MessageError(f"{len(data)} bytes that are no {kind.DESCRIPTOR.full_name} message") from None
+        raise MessageError(f"{len(data)} bytes that are not an {kind.DESCRIPTOR.full_name} message") from None
 
 
 def hello(digest: bytes, deadline_ms: int = 0) -> bytes:
@@ -182,7 +182,7 @@ def check_hello(message: pb.DeviceMessage, *digests: bytes) -> None:
     digests: the bundles that this server has loaded; at least one.
     """
     if not message.HasField("hello") or message.frames or message.first_sequence or message.codecs:
-        raise MessageError("the first message of a stream is no hello, expected one alone")
+        raise MessageError("the first message of a stream is not a hello, expected one alone")
     theirs = message.hello
     if theirs.protocol_version != PROTOCOL_VERSION:
         raise MismatchError(

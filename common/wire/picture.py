@@ -1,4 +1,4 @@
-"""A picture as it travels: a lossy WebP file without the 27 bytes that both sides know.
+"""A picture as it is sent: a lossy WebP file without the 27 bytes that both sides know.
 
 Such a file is a RIFF header and a chunk header (20 bytes) around one VP8 key frame (RFC 6386, section 9.1):
 
@@ -35,7 +35,7 @@ _FRAME_BYTES = _TAG_BYTES + len(_START_CODE) + _SIDES.size
 _TINY_BYTES = 1024
 """What VP8's own header, tables and padded blocks may take where a picture is small."""
 LEFT_OUT = _FILE_BYTES + _FRAME_BYTES - _TAG_BYTES
-"""Bytes of a file that do not travel, and one more of padding where its frame is odd."""
+"""Bytes of a file that are not sent, and one more of padding where its frame is odd."""
 
 
 def most_bytes(height: int, width: int) -> int:
@@ -70,7 +70,7 @@ def encode_picture(image: Pixels, quality: int) -> bytes:
 
 
 def decode_picture(payload: bytes, height: int, width: int) -> Pixels:
-    """The image of a payload, uint8 [3, H, W]. Raises PayloadError for bytes that are none."""
+    """The image of a payload, uint8 [3, H, W]. Raises PayloadError for other bytes."""
     from PIL import Image
 
     if not _TAG_BYTES < len(payload) <= most_bytes(height, width):
@@ -84,7 +84,7 @@ def decode_picture(payload: bytes, height: int, width: int) -> Pixels:
             pixels = np.asarray(picture, np.uint8)
     except Exception as error:  # Pillow has no common base class for its errors
         raise PayloadError(
-            f"{len(payload)} bytes that are no picture, expected a VP8 key frame ({type(error).__name__})"
+            f"{len(payload)} bytes that are not a picture, expected a VP8 key frame ({type(error).__name__})"
         ) from None
     if pixels.shape != (height, width, 3):
         raise PayloadError(f"a picture of shape {pixels.shape}, expected {(height, width, 3)}")

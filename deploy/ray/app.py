@@ -2,7 +2,7 @@
 
     edge-device ─▶ Serve's gRPC ingress ─▶ Ingress: stream, decode, queue, batch ─▶ Tail: batch again, run
 
-``Ingress`` is ``InferenceService`` with all that belongs to it; only two things are others: the call's
+``Ingress`` is ``InferenceService`` with all that belongs to it; only two things differ: the call's
 context is Serve's request stream, and the tail is a handle to replicas of ``Tail``, which is one bundle's
 ``Engine``. Both deployments scale on their own. docs/how-to/scale-out.md has the settings, and what
 differs from ``cloud-server``.
@@ -29,19 +29,21 @@ from ray.serve.handle import DeploymentHandle
 
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import AccessError, BundleError, ConfigError, OverloadError
+from offramp.common.logs import start_log
+from offramp.common.metrics import serve_metrics
 from offramp.common.part.engine import Engine
-from offramp.common.settings import ServerSettings
-from offramp.common.telemetry import serve_metrics, start_log
 from offramp.common.wire import transport
 from offramp.common.wire.address import join_address
 from offramp.server.batch import Batcher
-from offramp.server.bundles import Catalog, Loaded, find_bundles
 from offramp.server.calls import Context, end
+from offramp.server.catalog import Catalog, Loaded
+from offramp.server.limits import StreamLimits
+from offramp.server.loader import find_bundles
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.security import Tokens
 from offramp.server.service import InferenceService, handlers
-from offramp.server.stream import StreamLimits
+from offramp.server.settings import ServerSettings
 
 log = logging.getLogger("offramp.ray")
 
@@ -56,7 +58,7 @@ CALL_SECONDS = 60.0
 CALL_TRIES = 3
 """A batch whose replica died is run by another one: the tail is a function, twice is the same as once."""
 BUSY_MS = 200
-"""What a device is told to wait where Serve's own queue is full."""
+"""How long a device is asked to wait where Serve's own queue is full, milliseconds."""
 ONGOING = 64
 """Batches of a replica, running and waiting. ``serve.batch`` may have to put this many together."""
 QUIET = {"enable_access_log": False}
@@ -122,7 +124,7 @@ class RemoteTail:
             except TimeoutError:
                 raise OverloadError(f"no replica answered within {CALL_SECONDS:g} s", BUSY_MS) from None
             except RayActorError as error:
-                log.warning("a replica of the tail has died, another one is asked: %s", type(error).__name__)
+                log.warning("a replica of the tail has died, another one is tried: %s", type(error).__name__)
         raise OverloadError("the tail has no replica", BUSY_MS)
 
 
@@ -238,7 +240,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """The application; ``args`` are settings of ``cloud-server``. Raises ConfigError, BundleError."""
     for name in args:
         if name in NOT_HERE:
-            raise ConfigError(f"{name}: no setting of this application: {NOT_HERE[name]}")
+            raise ConfigError(f"{name}: not a setting of this application: {NOT_HERE[name]}")
     try:
         settings = ServerSettings.model_validate(args)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Lists of paths: ``.txt`` files and standard input, one path a line.
 
 Lines end with ``\\n`` or ``\\r\\n`` and with nothing else: file names hold any other character. Bytes that
-are not UTF-8 are a file name too. A byte order mark at the start is no part of the first name.
+are not UTF-8 are a file name too. A byte order mark at the start is not part of the first name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from offramp.common.errors import ConfigError, DataError
+from offramp.device.sources.files import read_file
 
+LIST_BYTES = 64 << 20
 LINE_BYTES = 1 << 16
 STDIN_SECONDS = 0.02
 
@@ -33,6 +35,16 @@ def paths_of(path: Path, text: bytes) -> Iterator[Path]:
     for number, line in enumerate(text.split(b"\n")):
         if name := path_in(line, first=number == 0):
             yield path.parent / name
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or those that a list names. Raises ConfigError for a list that cannot be read."""
+    if path.suffix.lower() != ".txt":
+        return [path]
+    try:
+        return list(paths_of(path, read_file(path, LIST_BYTES)))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_stdin() -> None:

@@ -7,47 +7,21 @@ waits for images (``--watch``, standard input, a camera) does so through ``wait`
 from __future__ import annotations
 
 import os
-import stat
-import sys
-import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
-from offramp.common.inputs.arrays import check_stack
-from offramp.common.inputs.headers import Refused, check_size
-from offramp.common.inputs.pictures import decode, to_input
+from offramp.device.sources.arrays import read_npz
+from offramp.device.sources.files import read_picture
 from offramp.device.sources.folders import Folders
-from offramp.device.sources.lists import check_stdin, paths_of, stdin_paths
-from offramp.device.sources.watch import PATIENCE, WATCH_SECONDS, Watch, is_hollow, missing
-
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")
-FILE_BYTES = 64 << 20
-LIST_BYTES = 64 << 20
-REOPEN_SECONDS, REOPEN_SECONDS_MOST = 1.0, 30.0
-"""Between two attempts to open a camera: the first pause, doubled each time up to the second."""
-LIVE_SECONDS = 0.01
-
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image, uint8 [3, H, W] as the head takes it, or why there is none."""
-
-    name: str
-    image: Pixels | DataError
-    decode_seconds: float = 0.0
-    """From its bytes to the head's input."""
+from offramp.device.sources.item import Item
+from offramp.device.sources.lists import check_stdin, files_of, stdin_paths
+from offramp.device.sources.video import EXTENSIONS, is_live, is_video, opencv, read_live, read_video
+from offramp.device.sources.watch import WATCH_SECONDS, Watch, read_whole
 
 
 def _sleep(seconds: float) -> bool:
@@ -83,8 +57,8 @@ class Source:
                 Path(path).stat()
             except OSError as error:
                 raise ConfigError(f"{path}: {error.strerror}, expected a file or a folder") from None
-        if any(_is_video(path) for path in self.paths):
-            _opencv()
+        if any(is_video(path) for path in self.paths):
+            opencv()
         # Which they are is settled here: one that is gone for a while is still a folder.
         roots = [Path(path) for path in self.paths if not _is_stream(path) and os.path.isdir(path)]  # noqa: PTH112
         object.__setattr__(self, "_folders", Folders(roots))
@@ -96,17 +70,17 @@ class Source:
             )
 
     def count(self) -> int | None:
-        """How many images there are, for a progress bar; None if only reading would tell."""
+        """How many images there are, for a progress bar; None where only reading would show it."""
         if (
             self.watch
             or self.repeat
             or any(
-                path == "-" or _is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
+                path == "-" or is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
             )
         ):
             return None
         return sum(
-            self._folders.count(Path(path)) if Path(path) in self._folders else len(_files(Path(path)))
+            self._folders.count(Path(path)) if Path(path) in self._folders else len(files_of(Path(path)))
             for path in self.paths
         )
 
@@ -130,8 +104,8 @@ class Source:
         for path in self.paths:
             if path == "-":
                 yield from self._read_stdin()
-            elif _is_live(path):
-                yield from _live(str(path), self.preprocessing, self.wait)
+            elif is_live(path):
+                yield from read_live(str(path), self.preprocessing, self.wait)
             elif Path(path) not in self._folders:
                 yield from self._read_named(Path(path), first)
             elif not self.watch:
@@ -151,7 +125,7 @@ class Source:
 
     def _read_named(self, path: Path, first: bool) -> Iterator[Item]:
         try:
-            files = _files(path)
+            files = files_of(path)
         except ConfigError as error:
             if first:
                 raise
@@ -165,260 +139,18 @@ class Source:
         while True:
             found, faults = self._folders.look_at_all()
             yield from (Item(str(folder), fault) for folder, fault in faults.items())
-            yield from watch.whole(found, self._read_whole)
+            yield from watch.whole(found, partial(read_whole, self.preprocessing))
             if self.wait(WATCH_SECONDS):
                 return
 
-    def _read_whole(self, path: Path, last: bool) -> Item | None:
-        """A picture in a watched folder; None where it may still be written and this is not the last try."""
-        try:
-            data = _read_file(path, FILE_BYTES)
-            if not last and missing(data):
-                return None
-            if is_hollow(data):
-                seconds = PATIENCE * WATCH_SECONDS
-                raise DataError(
-                    f"{path}: is not whole: zeros at its end, and unchanged for {seconds:g} s, "
-                    "expected a picture that was written to its end"
-                )
-            return Item(str(path), decode(str(path), data, self.preprocessing))
-        except DataError as error:
-            return Item(str(path), error) if last else None
-
     def _read(self, path: Path) -> Iterator[Item]:
         if path.suffix.lower() == ".npz":
-            yield from _read_npz(path, self.preprocessing)
-        elif path.suffix.lower() in VIDEO_EXTENSIONS:
-            yield from _read_video(path, self.preprocessing)
+            yield from read_npz(path, self.preprocessing)
+        elif path.suffix.lower() in EXTENSIONS:
+            yield from read_video(path, self.preprocessing)
         else:
-            yield _read_picture(path, self.preprocessing)
-
-
-def _is_live(path: Path | str) -> bool:
-    return str(path).startswith(("camera:", "rtsp://", "rtsps://"))
+            yield read_picture(path, self.preprocessing)
 
 
 def _is_stream(path: Path | str) -> bool:
-    return path == "-" or _is_live(path)
-
-
-def _is_video(path: Path | str) -> bool:
-    return _is_live(path) or Path(path).suffix.lower() in VIDEO_EXTENSIONS
-
-
-def _files(path: Path) -> list[Path]:
-    """The file, or those that a list names. Raises ConfigError for a list that cannot be read."""
-    if path.suffix.lower() != ".txt":
-        return [path]
-    try:
-        return list(paths_of(path, _read_file(path, LIST_BYTES)))
-    except DataError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _open(path: Path) -> BinaryIO:
-    """One plain file. Raises DataError naming it."""
-    try:
-        # O_NONBLOCK: opening a named pipe must not wait for its writer.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: cannot be read: {reason}") from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise DataError(f"{path}: is not a plain file")
-    return os.fdopen(handle, "rb")
-
-
-def _read_file(path: Path, limit: int) -> bytes:
-    """The whole of one plain file. Raises DataError naming it."""
-    with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if not 0 < size <= limit:
-            raise DataError(f"{path}: has {size} bytes, expected 1 … {limit}")
-        try:
-            return file.read(size)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _read_picture(path: Path, preprocessing: Preprocessing) -> Item:
-    try:
-        data = _read_file(path, FILE_BYTES)
-        start = time.perf_counter()
-        pixels = decode(str(path), data, preprocessing)
-    except DataError as error:
-        return Item(str(path), error)
-    return Item(str(path), pixels, time.perf_counter() - start)
-
-
-def _read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
-    """The array ``images`` of an ``.npz``, uint8 as in ``check_stack``, one image at a time.
-
-    It is read as a stream: neither the file's claims nor its compression decide how much memory it takes.
-    """
-    try:
-        with (
-            _open(path) as file,
-            zipfile.ZipFile(file) as archive,
-            archive.open("images.npy") as array,
-        ):
-            shape, channels_first = _npy_shape(path, array)
-            size = int(np.prod(shape[1:], dtype=np.int64))
-            for index in range(shape[0]):
-                data = array.read(size)
-                name = f"{path}[{index}]"
-                if len(data) < size:
-                    yield Item(
-                        name, DataError(f"{name}: the array ends early, its header says {shape[0]} images")
-                    )
-                    return
-                start = time.perf_counter()
-                pixels = np.frombuffer(data, np.uint8).reshape(shape[1:])
-                if channels_first:
-                    pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-                picture = Image.fromarray(pixels[..., 0] if shape[-1] == 1 and len(shape) == 4 else pixels)
-                image = to_input(picture, preprocessing)
-                yield Item(name, image, time.perf_counter() - start)
-    except KeyError:
-        yield Item(str(path), DataError(f"{path}: has no array named 'images'"))
-    except DataError as error:
-        yield Item(str(path), error)
-    except Exception as error:  # zipfile, its decompressors and NumPy's header reader raise what they like
-        yield Item(str(path), DataError(f"{path}: is a damaged .npz: {error}"))
-
-
-def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[tuple[int, ...], bool]:
-    """The stack's shape, and whether its channels come before its rows."""
-    version = np.lib.format.read_magic(array)  # type: ignore[arg-type]
-    # Version 2.0 is for headers above 64 KiB, and NumPy reads one of up to 4 GiB before it refuses it.
-    if version != (1, 0):
-        raise DataError(f"{path}: 'images' is .npy version {version}, expected (1, 0)")
-    # Python's integers: NumPy's would wrap around.
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(array)  # type: ignore[arg-type]
-    shown = f"{path}: 'images' is {dtype} {shape}"
-    if dtype != np.uint8 or fortran:
-        raise DataError(f"{shown}{' in Fortran order' * fortran}, expected uint8 in C order")
-    if min(shape, default=0) < 0:
-        raise DataError(f"{shown}, expected at least 1×1 pixels and no negative side")
-    try:
-        channels_first = check_stack(shape)
-        height, width = shape[2:4] if channels_first else shape[1:3]
-        check_size(width, height)
-    except Refused as error:
-        raise DataError(f"{shown} and {error}") from None
-    return shape, channels_first
-
-
-def _opencv() -> Any:
-    """OpenCV. Raises ConfigError where it is not installed."""
-    # Its own messages would go to stderr, past our log.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    try:
-        import cv2
-    except ImportError:
-        raise ConfigError("videos and cameras need OpenCV: pip install 'offramp[camera]'") from None
-    return cv2
-
-
-def _to_pixels(name: str, frame: Any, preprocessing: Preprocessing) -> Item:
-    start = time.perf_counter()
-    try:
-        check_size(frame.shape[1], frame.shape[0])
-    except Refused as error:
-        return Item(name, DataError(f"{name}: {error}"))
-    # OpenCV gives blue, green, red.
-    image = to_input(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])), preprocessing)
-    return Item(name, image, time.perf_counter() - start)
-
-
-def _read_video(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
-    """Every frame of a video file."""
-    try:
-        _open(path).close()
-        cv2 = _opencv()
-        video = cv2.VideoCapture(str(path))
-        try:
-            if not video.isOpened():
-                raise DataError(f"{path}: is no video that OpenCV reads")
-            index = 0
-            while True:
-                ok, frame = video.read()
-                if not ok:
-                    break
-                yield _to_pixels(f"{path}[{index}]", frame, preprocessing)
-                index += 1
-            if not index:
-                raise DataError(f"{path}: is a video without a frame that OpenCV reads")
-        finally:
-            video.release()
-    except (DataError, ConfigError) as error:
-        yield Item(str(path), DataError(str(error)))
-
-
-class _Camera:
-    """Reads a camera on a thread of its own and keeps the newest frame: an old one is worth nothing."""
-
-    def __init__(self, address: str) -> None:
-        self._cv2 = _opencv()
-        number = address.removeprefix("camera:")
-        if address.startswith("camera:") and not (number.isascii() and number.isdigit()):
-            raise ConfigError(f"{address}: expected camera:N with the camera's number")
-        self._address: int | str = int(number) if address.startswith("camera:") else address
-        self._lock = threading.Lock()
-        self._newest: Any = None
-        self._stop = threading.Event()
-        self.opened = 0
-        self.failed = 0
-        self._thread = threading.Thread(target=self._read, name="offramp-camera", daemon=True)
-        self._thread.start()
-
-    def take(self) -> Any:
-        """The newest frame, once; None where there is no newer one."""
-        with self._lock:
-            frame, self._newest = self._newest, None
-            return frame
-
-    def close(self) -> None:
-        """Stop; a read that hangs is left behind."""
-        self._stop.set()
-        self._thread.join(REOPEN_SECONDS)
-
-    def _read(self) -> None:
-        pause = REOPEN_SECONDS
-        while not self._stop.is_set():
-            video = self._cv2.VideoCapture(self._address)
-            if video.isOpened():
-                self.opened += 1
-                while not self._stop.is_set():
-                    ok, frame = video.read()
-                    if not ok:
-                        break
-                    pause = REOPEN_SECONDS
-                    with self._lock:
-                        self._newest = frame
-            video.release()
-            self.failed += 1
-            self._stop.wait(pause)
-            pause = min(2 * pause, REOPEN_SECONDS_MOST)
-
-
-def _live(address: str, preprocessing: Preprocessing, wait: Callable[[float], bool]) -> Iterator[Item]:
-    """A camera's frames, the newest each time, until told to stop. It is opened again when it fails."""
-    camera = _Camera(address)
-    index = 0
-    told = 0
-    try:
-        while True:
-            frame = camera.take()
-            if frame is not None:
-                yield _to_pixels(f"{address}[{index}]", frame, preprocessing)
-                index += 1
-            elif camera.failed > told and camera.opened == told:
-                yield Item(address, DataError(f"{address}: cannot be opened; trying again"))
-                told = sys.maxsize
-            elif wait(LIVE_SECONDS):
-                return
-    finally:
-        camera.close()
+    return path == "-" or is_live(path)

@@ -1,9 +1,19 @@
 """Watched folders: each picture once it is whole, and again once it was replaced.
 
-A file is whole when two looks at it saw the same, it has not changed while it was read, and its format's end
-is there. One that is stable and not whole (preallocated, or growing slower than the looks follow each other)
-is left until it has not changed for ``PATIENCE`` looks; then what is wrong with it is reported. Time is
-counted in looks, and a file's times are only compared with themselves, so that no clock matters.
+The rule, for whoever writes the files: a file that is written beside the folder and renamed into it, or that
+is written in one go and closed, is answered at the second look that sees it.
+No event of the file system is used, so that it holds on network and container mounts too. In detail:
+
+- A file is whole when two looks (every ``WATCH_SECONDS``) saw the same inode, size and modification time, it
+  has not changed while it was read, and its format's end is there (``missing``).
+- One that is stable and not whole, because it was preallocated or grows slower than the looks follow each
+  other, is left until it has not changed for ``PATIENCE`` looks. Then it is answered if it decodes, and
+  reported if it does not, or if zeros stand where a compressed format has its end (``is_hollow``).
+- BMP and TIFF have no end mark, and black pixels are zeros: half a preallocated one that stays so cannot be
+  distinguished from a whole picture with a black edge, so after ``PATIENCE`` looks it is answered as it is.
+- A file that was answered is answered again once it was replaced, or written again.
+
+Time is counted in looks, and a file's times are only compared with themselves, so that no clock matters.
 """
 
 from __future__ import annotations
@@ -16,8 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from offramp.common.bundle.manifest import Preprocessing
+from offramp.common.errors import DataError
 from offramp.common.inputs.folder import Found
 from offramp.common.inputs.headers import sniff
+from offramp.common.inputs.pictures import decode
+from offramp.device.sources.files import FILE_BYTES, read_file
+from offramp.device.sources.item import Item
 
 WATCH_SECONDS = 0.2
 """Between two looks at a watched folder."""
@@ -81,13 +96,30 @@ class Watch:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """What tells one state of a file from the next; None for a file that is gone."""
+    """What differs between two states of a file; None for a file that is gone."""
     try:
         status = path.stat()
     except OSError as error:
         # A link too long, a server that does not answer: reading it will say so.
         return None if error.errno in GONE else (NO_INODE, error.errno or 1, 0)
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_whole(preprocessing: Preprocessing, path: Path, last: bool) -> Item | None:
+    """A picture in a watched folder; None where it may still be written and this is not the last try."""
+    try:
+        data = read_file(path, FILE_BYTES)
+        if not last and missing(data):
+            return None
+        if is_hollow(data):
+            seconds = PATIENCE * WATCH_SECONDS
+            raise DataError(
+                f"{path}: is not whole: zeros at its end, and unchanged for {seconds:g} s, "
+                "expected a picture that was written to its end"
+            )
+        return Item(str(path), decode(str(path), data, preprocessing))
+    except DataError as error:
+        return Item(str(path), error) if last else None
 
 
 def missing(data: bytes) -> str | None:

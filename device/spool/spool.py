@@ -1,23 +1,24 @@
-"""Unsure activations on disk, for hours without a server: a bounded queue in one file (``spool_store.py``).
+"""Unsure activations on disk, for hours without a server: a bounded queue in one file, and its thread.
 
 Rules this module keeps:
-- Nothing here delays or stops an answer: ``put`` hands over to a thread and returns. A disk that is full or
-  a file that is damaged is said once, counted, and tried again; meanwhile activations are given up, counted.
-- Memory and disk are bounded. Where the file is full, the oldest activations go first; where the disk is too
-  slow, the newest do.
+- Nothing here delays or stops an answer: ``put`` and ``forget`` hand over to a thread and return. A disk
+  that is full or a file that is damaged is logged, counted, and tried again (``trouble.py``); meanwhile
+  activations are given up and counted.
+- Memory and disk are bounded. If the file is full, the oldest activations go first; if the disk is too slow,
+  the newest do.
 - They are sent oldest first, and only while the link has nothing better to do (``Link.offload``,
-  ``background``). One that is answered, or that the server refuses for good, is deleted. A device that dies
-  between answer and deletion gets that correction a second time: nothing is lost, and none is wrong.
-- A row is checked as a frame from outside is before it is sent; a bad one is dropped, counted and said once.
+  ``background``). One that is answered, or that the server refuses for good, is deleted. A correction is
+  delivered a second time if the device dies between answer and deletion, or if a late answer came while
+  ``FORGET_MOST`` others waited for the disk (counted): nothing is lost, and no correction is wrong.
+- A row is checked as a frame from outside is before it is sent; a bad one is dropped and counted.
 - The time in a row is the wall clock's, for whoever reads the file; nothing here decides by it.
 
-The file is this user's only: activations may tell what the camera saw.
+The file (``store.py``) is this user's only: activations may show what the camera saw.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import sqlite3
 import threading
@@ -28,22 +29,25 @@ from pathlib import Path
 from offramp.common.errors import OfframpError, PeerError
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.spool.store import Entry, Rules, Store, fits, is_damage
+from offramp.device.spool.trouble import Trouble
 from offramp.link.link import Answer, Link, Outcome, Refusal
 
 log = logging.getLogger("offramp.edge-device")
 
 WAITING_MOST = 256
 """Activations in memory on their way to the disk."""
+FORGET_MOST = 1024
+"""Activations in memory that were answered after all, and whose rows are to be deleted."""
 SENDING_MOST = 8
 """Spooled frames under way at a time."""
-RETRY_SECONDS, RETRY_SECONDS_MOST = 0.25, 30.0
-"""How long the thread sleeps while the link does not take frames; after the disk failed, doubled each time up
-to the second."""
-QUIET_SECONDS = 600.0
-"""Between two complaints of the disk."""
+RETRY_SECONDS = 0.25
+"""How long the thread sleeps while the link does not take frames, or the disk has failed."""
 UNWANTED_MOST = 1000
 """Rows that wait to be deleted; while there are more, no others are sent."""
 STOP_SECONDS = 5.0
+
+_opening = threading.Lock()
+"""A file is made and locked by one thread at a time (``store.py``)."""
 
 
 class Spool:
@@ -63,13 +67,12 @@ class Spool:
         deliver: Callable[[Entry, Answer], None],
     ) -> None:
         self._store = Store(path, capacity, rules)
-        self._capacity = capacity
-        self._check = rules.check
+        self._trouble = Trouble()
         self._link = link
         self._metrics = metrics
         self._deliver = deliver
         self._fresh: queue.Queue[Entry] = queue.Queue(WAITING_MOST)
-        self._late: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._late: queue.Queue[Entry] = queue.Queue(FORGET_MOST)
         self._answered: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
         self._under_way: dict[int, Entry] = {}
         self._unwanted: set[int] = set()
@@ -77,11 +80,6 @@ class Spool:
         self._wake = threading.Event()
         self._sending = True
         self._stop = False
-        self._failing = False
-        self._said_bad = False
-        self._pause = RETRY_SECONDS
-        self._retry_at = 0.0
-        self._quiet_until = -math.inf
         self._empty = threading.Event()
         self._thread = threading.Thread(target=self._work, name="offramp-spool", daemon=True)
         self._thread.start()
@@ -96,8 +94,11 @@ class Spool:
         self._wake.set()
 
     def forget(self, entry: Entry) -> None:
-        """An activation that was put here was answered after all."""
-        self._late.put(entry)
+        """An activation that was put here was answered after all; it never waits and never fails."""
+        try:
+            self._late.put_nowait(entry)
+        except queue.Full:  # its row stays, and is answered again
+            self._metrics.spool_repeats.inc()
         self._wake.set()
 
     def hold(self) -> None:
@@ -119,7 +120,7 @@ class Spool:
             # What comes in from here on wakes the thread once more.
             self._wake.clear()
             stopping = self._stop
-            waiting = time.monotonic() < self._retry_at and not stopping
+            waiting = self._trouble.is_left_alone(time.monotonic()) and not stopping
             busy = waiting
             try:
                 if waiting:
@@ -127,8 +128,7 @@ class Spool:
                 if self._store.is_open or not waiting:
                     self._open()
                     self._settle()
-                    if not waiting:
-                        self._write_and_delete()
+                    self._update(waiting)
                     if not self._store.is_open:
                         busy = True
                     elif self._sending and not stopping:
@@ -149,28 +149,21 @@ class Spool:
     def _open(self) -> None:
         if self._store.is_open:
             return
-        removed = self._store.open()
+        with _opening:
+            removed = self._store.open()
         self._count()
         if removed:
-            self._drop_bad(removed, "its type, length or range is none that a device writes")
+            self._drop_bad(removed, "a device never writes their type, length or range")
 
     def _drop_bad(self, count: int, reason: str) -> None:
         self._metrics.spool_dropped.labels("damaged").inc(count)
-        level = logging.DEBUG if self._said_bad else logging.WARNING
+        level = self._trouble.bad_rows()
         log.log(level, "the spool %s: %d rows dropped: %s", self._store.path, count, reason)
-        self._said_bad = True
 
     def _fail(self, error: Exception) -> None:
         self._metrics.spool_errors.inc()
-        # A disk that is nearly full takes one and refuses the next.
-        news = not self._failing and time.monotonic() >= self._quiet_until
-        level = logging.WARNING if news else logging.DEBUG
-        log.log(level, "the spool %s fails: %s; answers go on without it", self._store.path, _said(error))
-        if news:
-            self._quiet_until = time.monotonic() + QUIET_SECONDS
-        self._failing = True
-        self._retry_at = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, RETRY_SECONDS_MOST)
+        level = self._trouble.failed(time.monotonic())
+        log.log(level, "the spool %s fails: %s; answers go on without it", self._store.path, _shown(error))
         self._give_up_fresh()
 
     def _set_aside(self) -> None:
@@ -187,7 +180,7 @@ class Spool:
     def _forget_rows(self) -> None:
         self._under_way.clear()
         self._unwanted.clear()
-        self._retry_at = 0.0
+        self._trouble.starts_over()
         self._count()
 
     def _give_up_fresh(self) -> None:
@@ -196,25 +189,39 @@ class Spool:
             self._fresh.get_nowait()
             self._metrics.spool_dropped.labels("busy").inc()
 
-    def _write_and_delete(self) -> None:
+    def _update(self, waiting: bool) -> None:
         """Write what is new and delete what is done with. A disk that takes nothing can still be read."""
+        # Whatever was answered late by now is written below, if it was not before.
+        late = [self._late.get_nowait() for _ in range(self._late.qsize())]
         try:
-            if self._write():
-                self._failing, self._pause = False, RETRY_SECONDS
-            self._delete_unwanted()
+            if not waiting and self._write():
+                self._trouble.worked()
+            self._forget(late)
+            if not waiting:
+                self._delete_unwanted()
         except sqlite3.OperationalError as error:
             self._fail(error)
             full = _code(error) == sqlite3.SQLITE_FULL
             if full and self._store.rows == len(self._unwanted) and not self._under_way:
                 self._store.start_over()
                 self._forget_rows()
+            elif late:
+                self._forget(late)
+
+    def _forget(self, late: list[Entry]) -> None:
+        """The rows of these are not wanted any more."""
+        while late:
+            row = self._store.find(late.pop())
+            if row is not None:
+                self._under_way.pop(row, None)
+                self._unwanted.add(row)
 
     def _write(self) -> bool:
         """Write what waits; whether that was something."""
         entries = []
         while not self._fresh.empty():
             entry = self._fresh.get_nowait()
-            if fits(entry, self._capacity):
+            if fits(entry, self._store.capacity):
                 entries.append(entry)
             else:
                 self._metrics.spool_dropped.labels("full").inc()
@@ -252,7 +259,7 @@ class Spool:
             self._empty.set()
         for number, entry in rows:
             try:
-                self._check(entry)
+                self._store.rules.check(entry)
             except PeerError as error:
                 self._unwanted.add(number)
                 self._drop_bad(1, str(error))
@@ -289,12 +296,6 @@ class Spool:
             elif outcome.final:
                 self._unwanted.add(number)
                 self._metrics.spool_dropped.labels("refused").inc()
-        while not self._late.empty():
-            entry = self._late.get_nowait()
-            row = self._store.find(entry)
-            if row is not None:
-                self._under_way.pop(row, None)
-                self._unwanted.add(row)
 
 
 def _code(error: Exception) -> int | None:
@@ -302,8 +303,8 @@ def _code(error: Exception) -> int | None:
     return getattr(error, "sqlite_errorcode", None)
 
 
-def _said(error: Exception) -> str:
-    """An error for the log; one of SQLite's may leave out what to do."""
+def _shown(error: Exception) -> str:
+    """An error for the log; SQLite's own may leave out what to do."""
     if _code(error) == sqlite3.SQLITE_BUSY:
         return f"{error}: another process has it open, expected a file for this device alone"
     if isinstance(error, sqlite3.Error | OSError | OfframpError):

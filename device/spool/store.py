@@ -1,10 +1,11 @@
-"""The spool's file: activations as rows of one SQLite table. Synchronous, for one thread at a time.
+"""The spool's file: activations as rows of one SQLite table. Synchronous, without threads or locks.
 
 Rules this module keeps:
+- A store is used by the thread that opened it. While one is opened, no other thread of the process opens one.
 - Only one process at a time has the file: the lock is held from ``open`` to ``close``. The file is opened by
   SQLite alone, because closing any other descriptor of it would release that lock.
 - The file is input like any other. A table, view or trigger that is not ours is refused and left as it is.
-  Rows that no device writes are deleted at ``open``, by type and length, before any value is read.
+  Rows that a device never writes are deleted at ``open``, by type and length, before any value is read.
 - Rows of another bundle stay until that bundle runs again, or until they are the oldest and must go.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
@@ -48,7 +48,7 @@ CREATE TABLE activations (
 _COLUMNS = {"id", "digest", "codec", "payload", "image_index", "name", "wall_time"}
 _NAME_HELD = "LENGTH(CAST(name AS BLOB))"
 _HELD = f"LENGTH(payload) + LENGTH(early) + {_NAME_HELD}"
-# AND stops at the first that does not hold, so a value is looked at only where its type is right.
+# AND stops at the first that does not hold, so a value is looked at only if its type is right.
 _VALID = f"""COALESCE(
   id BETWEEN 1 AND {_ID_MOST}
   AND TYPEOF(digest) = 'blob' AND LENGTH(digest) = 32
@@ -62,8 +62,6 @@ _VALID = f"""COALESCE(
     ELSE LENGTH(payload) <= {VALUE_BYTES // 2} AND LENGTH(early) <= {_EARLY_BYTES} END,
   FALSE)"""
 
-_create_lock = threading.Lock()
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -74,7 +72,7 @@ class Entry:
     index: int
     name: str
     early: bytes = b""
-    """The early exit's probabilities, float32 [K], where the answer is both exits'; else empty."""
+    """The early exit's probabilities, float32 [K], if both exits answer together; else empty."""
 
     @property
     def size(self) -> int:
@@ -121,10 +119,10 @@ class Store:
 
     def __init__(self, path: Path | str, capacity: int, rules: Rules) -> None:
         self.path = Path(path)
+        self.capacity = capacity
+        self.rules = rules
         self.rows = 0
         self.bytes = 0
-        self._capacity = capacity
-        self._rules = rules
         self._limits = {"digest": rules.digest, "payload": rules.payload_bytes, "early": rules.early_bytes}
         self._database: sqlite3.Connection | None = None
 
@@ -141,11 +139,11 @@ class Store:
         if self._database is not None:
             return 0
         self._create()
-        database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
+        database = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
             # A name may hold bytes that are not text.
             database.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
-            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(VALUE_BYTES, 2 * self._rules.payload_bytes))
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(VALUE_BYTES, 2 * self.rules.payload_bytes))
             database.execute("PRAGMA trusted_schema=OFF")
             database.execute("PRAGMA cell_size_check=ON")
             # Two devices with one spool would send everything twice.
@@ -153,10 +151,10 @@ class Store:
             is_new = self._check_schema(database)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
-            database.execute(f"PRAGMA journal_size_limit={min(self._capacity, 1 << 20)}")
+            database.execute(f"PRAGMA journal_size_limit={min(self.capacity, 1 << 20)}")
             (page,) = database.execute("PRAGMA page_size").fetchone()
             # A second bound, for what ROW_BYTES does not know of.
-            database.execute(f"PRAGMA max_page_count={2 * self._capacity // page + 16}")
+            database.execute(f"PRAGMA max_page_count={2 * self.capacity // page + 16}")
             if is_new:
                 database.execute(_SCHEMA)
             elif "early" not in [row[1] for row in database.execute("PRAGMA table_info(activations)")]:
@@ -186,20 +184,20 @@ class Store:
             database.execute("BEGIN IMMEDIATE")
             rows, held = self.rows, self.bytes
             need = sum(entry.size for entry in fresh)
-            while rows and held + need > self._capacity:
+            while rows and held + need > self.capacity:
                 number, size = database.execute(
                     f"SELECT id, {_HELD} FROM activations ORDER BY id LIMIT 1"
                 ).fetchone()
                 database.execute("DELETE FROM activations WHERE id = ?", (number,))
                 rows, held, dropped = rows - 1, held - size - ROW_BYTES, dropped + 1
-            while need > self._capacity:
+            while need > self.capacity:
                 need -= fresh.pop(0).size
                 dropped += 1
             database.executemany(
                 "INSERT INTO activations (digest, codec, payload, image_index, name, wall_time, early) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (self._rules.digest, int(e.codec), e.payload, e.index, _text(e.name), now, e.early)
+                    (self.rules.digest, int(e.codec), e.payload, e.index, _text(e.name), now, e.early)
                     for e in fresh
                 ],
             )
@@ -266,12 +264,11 @@ class Store:
 
     def _create(self) -> None:
         """Make the file if it is not there; SQLite would make it readable for all."""
-        # A descriptor of a file that another thread has locked meanwhile must not be closed.
-        with _create_lock:
-            with suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                raise ConfigError("is not a regular file, expected a file for the spool or none yet")
+        # No other thread has opened the file meanwhile: that would cost it SQLite's lock.
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if not stat.S_ISREG(self.path.stat().st_mode):
+            raise ConfigError("is not a regular file, expected a file for the spool or none yet")
 
     def _check_schema(self, database: sqlite3.Connection) -> bool:
         """Whether the database is empty. Raises ConfigError for one that is not a spool's."""
@@ -300,7 +297,7 @@ class Store:
         return False
 
     def _remove_invalid(self, database: sqlite3.Connection) -> int:
-        """Delete rows that no device writes; how many. Raises sqlite3.DatabaseError for damaged pages."""
+        """Delete rows that a device never writes; how many. Raises sqlite3.DatabaseError for damage."""
         database.execute("BEGIN IMMEDIATE")
         try:
             try:
@@ -325,7 +322,7 @@ class Store:
         return removed
 
     def _remove_one_by_one(self, database: sqlite3.Connection) -> int:
-        """As ``_remove_invalid``, where a value is longer than may be read."""
+        """As ``_remove_invalid``, if a value is longer than may be read."""
         removed, number = 0, None
         while True:
             after = "" if number is None else f"WHERE id > {number}"
@@ -346,11 +343,11 @@ def fits(entry: Entry, capacity: int) -> bool:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the file itself is no good, rather than the disk or the moment."""
+    """Whether the file itself is damaged, rather than the disk full or the moment wrong."""
     passing = sqlite3.OperationalError | sqlite3.IntegrityError | sqlite3.ProgrammingError
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, passing)
 
 
 def _text(name: str) -> str:
-    """A file's name may hold bytes that are no text, which SQLite does not take."""
+    """A file's name may hold bytes that are not text, which SQLite does not take."""
     return name.encode("utf-8", "backslashreplace").decode()

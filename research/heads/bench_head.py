@@ -1,7 +1,8 @@
-"""``offramp bench head``: is the exported INT8 head the fastest way to run it here? Processor time.
+"""``python -m research.heads.bench_head``: is the exported INT8 head the fastest way to run it here?
 
-Beside it: the same head in float, as torch exports it, and that one quantized by ONNX Runtime's own
-``quantize_static``. Weights are random: what they are does not change how long they take.
+Figures are processor time. Beside it: the same head in float, as torch exports it, and
+that one quantized by ONNX Runtime's own ``quantize_static``. Weights are random: what they are does not
+change how long they take.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import trange
 
 from offramp.bench.timing import environment, one_core
+from offramp.common.arguments import Parser
 from offramp.common.part.session import session
-from offramp.common.settings import Parser
 from offramp.training.export import export
-from offramp.training.models.networks import SplitModel, mobilenet_v2
+from offramp.training.models.mobilenet import mobilenet_v2
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize
+from research.program import run_program
 
+PROGRAM = "python -m research.heads.bench_head"
 EPILOG = """\
 examples:
-  offramp bench head
-  offramp bench head --exits 5 --rounds 40 --json
+  python -m research.heads.bench_head
+  python -m research.heads.bench_head --exits 5 --rounds 40 --json
 """
 IMAGES = 64
 
@@ -133,10 +137,14 @@ def measure(exit_number: int, rounds: int, runs: int) -> list[Row]:
     ]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; exit status 0."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; returns its exit status."""
+    return run_program(PROGRAM, _main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(
-        "offramp bench head",
+        PROGRAM,
         description="Latency of MobileNetV2's head in ONNX Runtime: our INT8 graph, float, quantize_static.",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
@@ -147,12 +155,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="figures and environment as JSON")
     arguments = parser.parse_args(argv)
     with one_core() as core:
-        told = environment(["onnxruntime", "torch"], core)
+        around = environment(["onnxruntime", "torch"], core)
         rows = [row for e in arguments.exits for row in measure(e, arguments.rounds, arguments.runs)]
     if arguments.json:
-        print(json.dumps({"environment": told, "rows": [asdict(row) for row in rows]}, indent=1))
+        print(json.dumps({"environment": around, "rows": [asdict(row) for row in rows]}, indent=1))
         return 0
-    print(", ".join(f"{name} {value}" for name, value in told.items()) + "\n")
+    print(", ".join(f"{name} {value}" for name, value in around.items()) + "\n")
     print("| exit | graph | best ms | median ms | median / ours |")
     print("|---:|---|---:|---:|---:|")
     ours = {row.exit: row.median_ms for row in rows if row.what.startswith("ours")}
@@ -160,3 +168,7 @@ def main(argv: Sequence[str]) -> int:
         ratio = row.median_ms / ours[row.exit]
         print(f"| {row.exit} | {row.what} | {row.best_ms:.4f} | {row.median_ms:.4f} | {ratio:.2f} |")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

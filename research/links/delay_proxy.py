@@ -15,8 +15,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from offramp.common.settings import Parser, split_address
-from offramp.common.wire.address import join_address
+from offramp.common.arguments import Parser
+from offramp.common.wire.address import join_address, split_address
 
 CHUNK = 65_536
 HELD = 1_024
@@ -87,7 +87,7 @@ async def serve(host: str, port: int, target: tuple[str, int], lines: tuple[Line
                 each.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.gather(forward(reader, far_writer, lines[0]), forward(far_reader, writer, lines[1]))
         except OSError:
-            pass  # one side is gone: the other is told so
+            pass  # one side is gone: so the other one is closed
         finally:
             for each in writers:
                 each.close()

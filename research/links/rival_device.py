@@ -1,49 +1,40 @@
-"""The rival's device, which sends pictures, raw activations or nothing.
+"""A device that does what ``edge-device`` does not: pictures without an activation before, or nothing coded.
 
-``python -m research.links.rival_device`` reads paths on standard input, prints a JSON object for each, as
-``edge-device --json -`` does, and sends over the same link, in the same frames. Only benchmarks start it.
+``python -m research.links.rival_device`` reads paths on standard input and prints a JSON object for each, as
+``edge-device --json -`` does. It sends over the same link, in the same frames, to a ``cloud-server
+--pictures``. Only experiments start it.
+
+    --send picture      a WebP picture to the whole model; with --threshold, of unsure images only
+    --send activation   the INT8 activation, raw
+    --send nothing      the whole model runs here
 """
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
+from offramp.bench.labels import open_picture
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.codec.activation import CodecId
 from offramp.common.inputs.pictures import to_input
-from offramp.common.part.answer import Told
+from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
-from offramp.common.settings import Parser
+from offramp.common.wire.picture import encode_picture
 from offramp.common.wire.transport import set_grpc_environment
+from offramp.device.metrics import DeviceMetrics
+from offramp.link.link import Answer, Link, Outcome, Pace, Terms
 
 WAIT = 120.0
 """Seconds that an answer is waited for: a slow link is to be measured, not given up."""
-FORMATS: dict[str, dict[str, Any]] = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}}
-"""How each format is written as small as it gets."""
-
-
-def encode_picture(picture: Image.Image, kind: str, quality: int) -> bytes:
-    """A picture in its own colour mode as a file."""
-    file = io.BytesIO()
-    picture.save(file, kind, quality=quality, **FORMATS[kind])
-    return file.getvalue()
-
-
-def open_picture(path: Path | str) -> Image.Image:
-    """A picture, read whole."""
-    with Image.open(path) as picture:
-        picture.load()
-        return picture.copy()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,73 +42,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_grpc_environment()
     parser = Parser("rival_device", description="Send pictures or raw activations, or nothing.")
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--server", metavar="HOST:PORT", default="127.0.0.1:1")
-    parser.add_argument("--send", choices=["JPEG", "WEBP", "raw", "nothing"], required=True)
-    parser.add_argument("--quality", type=int, default=50)
-    parser.add_argument("--threshold", type=float, help="T_c of an early exit before it (default: none)")
+    parser.add_argument("--server", metavar="HOST:PORT", required=True)
+    parser.add_argument("--send", choices=["picture", "activation", "nothing"], required=True)
+    parser.add_argument("--quality", type=int, default=50, help="WebP's (default: 50)")
+    parser.add_argument("--threshold", type=float, help="T_c of an early exit before it (default: no exit)")
     arguments = parser.parse_args(argv)
-    from offramp.device.metrics import DeviceMetrics
-    from offramp.link.link import Answer, Link, Outcome
-
     bundle = load_bundle(arguments.bundle)
     engine = Engine(bundle)
     engine.load_head()
     engine.load_tail()
     link = Link(
         [arguments.server],
-        bundle.digest,
-        len(bundle.manifest.classes),
-        bundle.codec.raw_bytes,
-        DeviceMetrics(bundle),
-        timeout=WAIT,
-        window=1,
+        Terms(
+            bundle.digest,
+            len(bundle.manifest.classes),
+            bundle.codec.raw_bytes,
+            pictures=arguments.send == "picture",
+        ),
+        Pace(WAIT, window=1),
+        DeviceMetrics(bundle).link,
     )
-    for line in sys.stdin:
-        path = line.strip()
-        picture = open_picture(path)
-        pixels = to_input(picture, bundle.manifest.preprocessing)
-        start = time.perf_counter()
-        payload = b""
-        best, source = -1, "server"
-        if arguments.send in ("raw", "nothing") or arguments.threshold is not None:
-            symbols, probabilities = engine.head(pixels[None])
+
+    def classify(pixels: NDArray[np.uint8]) -> tuple[int | None, str, int]:
+        """Class, source and payload bytes of one image; no class if nobody answers."""
+        early = None
+        payload, codec = b"", CodecId.PICTURE
+        if arguments.send != "picture" or arguments.threshold is not None:
+            symbols, early = engine.head(pixels[None])
             if arguments.send == "nothing":
-                best, source = int(engine.tail(symbols)[0].argmax()), "device"
-            elif arguments.threshold is not None and probabilities.max() > arguments.threshold:
-                best, source = int(probabilities[0].argmax()), "early_exit"
-            elif arguments.send == "raw":
-                payload = symbols.tobytes()
-        if best < 0:
-            if arguments.send != "raw":
-                payload = encode_picture(picture, arguments.send, arguments.quality)
-            outcomes: list[Outcome] = []
-            done = threading.Event()
+                return int(engine.tail(symbols)[0].argmax()), "device", 0
+            if arguments.threshold is not None and early.max() > arguments.threshold:
+                return int(early[0].argmax()), "early_exit", 0
+            payload, codec = symbols.tobytes(), CodecId.RAW
+        if arguments.send == "picture":
+            payload, codec = encode_picture(pixels, arguments.quality), CodecId.PICTURE
+        answer = ask(link, codec, payload)
+        if not isinstance(answer, Answer):
+            print(f"rival_device: {answer.reason}", file=sys.stderr)
+            return None, "fallback", len(payload)
+        best = answer.class_index
+        if arguments.threshold is not None and early is not None:
+            replied = Replies(np.array([best]), np.array([answer.probability], np.float32))
+            (best,) = replied.answers(early, bundle.manifest.sent_answer).tolist()
+        return best, "server", len(payload)
 
-            def tell(outcome: Outcome, to: list[Outcome] = outcomes, ready: threading.Event = done) -> None:
-                to.append(outcome)
-                ready.set()
-
-            link.offload(CodecId.RAW if arguments.send == "raw" else CodecId.BUNDLE, payload, tell)
-            done.wait()
-            answer = outcomes[0]
-            if isinstance(answer, Answer):
-                best = answer.class_index
-                if arguments.threshold is not None:
-                    told = Told(np.array([best]), np.array([answer.probability], np.float32))
-                    (best,) = told.told(probabilities, bundle.manifest.sent_answer).tolist()
-            else:
-                print(f"rival_device: {path}: {answer.reason}", file=sys.stderr)
-                source = "fallback"
+    for line in sys.stdin:
+        path = Path(line.strip())
+        pixels = to_input(open_picture(path), bundle.manifest.preprocessing)
+        start = time.perf_counter()
+        best, source, sent = classify(pixels)
         record = {
-            "image": path,
-            "label": bundle.manifest.classes[best] if best >= 0 else None,
+            "image": str(path),
+            "label": None if best is None else bundle.manifest.classes[best],
             "source": source,
             "latency_seconds": time.perf_counter() - start,
-            "payload_bytes": len(payload),
+            "payload_bytes": sent,
         }
         print(json.dumps(record), flush=True)
     link.close()
     return 0
+
+
+def ask(link: Link, codec: CodecId, payload: bytes) -> Outcome:
+    """Send one frame and wait for its outcome."""
+    outcomes: list[Outcome] = []
+    settled = threading.Event()
+
+    def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        settled.set()
+
+    link.offload(codec, payload, done)
+    settled.wait()
+    return outcomes[0]
 
 
 if __name__ == "__main__":

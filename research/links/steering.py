@@ -1,4 +1,4 @@
-"""``offramp bench steering``: how T_c follows a byte budget and a latency target as the link's rate changes.
+"""``python -m research.links.steering``: how T_c follows a link whose rate changes.
 
 A real ``edge-device`` classifies images at a fixed rate over a shaped link to a real ``cloud-server``; in
 mid-run the link becomes slow, and fast again. Once with a byte budget alone, once with a latency target too.
@@ -24,29 +24,36 @@ from tqdm import tqdm
 
 from offramp.bench.plots import Plot, Series, publish
 from offramp.bench.timing import environment
+from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, DataError, UnavailableError
-from offramp.common.settings import Parser
 from offramp.common.wire.transport import set_grpc_environment
 from offramp.device.sources.source import Source
 from research.links.shaped_link import Shape, ShapedLink, require_namespaces, shaped_link
+from research.program import run_program
 
+PROGRAM = "python -m research.links.steering"
 EPILOG = """\
 examples:
-  offramp bench steering --out build/bench-steering
-  offramp bench steering --byte-budget 1000 --target-latency 15 --json
+  python -m research.links.steering --out build/bench-steering
+  python -m research.links.steering --byte-budget 1000 --target-latency 15 --json
 
 The link is --fast for a quarter of the time, --slow for a quarter, and --fast again. It needs root and
 iproute2. Both runs go on at the same time, over links of their own.
 """
 BINS = 60
-"""How finely a run is told by time."""
+"""Slices of time that a run is shown in."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run it; returns its exit status. Raises ConfigError without root or iproute2."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; returns its exit status."""
+    return run_program(PROGRAM, _main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    """Raises ConfigError without root or iproute2."""
     parser = Parser(
-        "offramp bench steering",
+        PROGRAM,
         description="Show how T_c follows a link whose rate changes.",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
@@ -80,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {getattr(arguments, name):g}: expected more than 0"
             )
-    require_namespaces("offramp bench steering")
+    require_namespaces(PROGRAM)
     set_grpc_environment()
     budget = ["--byte-budget", str(arguments.byte_budget)]
     runs = {
@@ -127,7 +134,7 @@ def list_images(arguments: Any, count: int, folder: Path) -> Path:
     source = Source([arguments.images], load_bundle(arguments.bundle).manifest.preprocessing)
     names = [str(Path(item.name).absolute()) for item in source if isinstance(item.image, np.ndarray)]
     if not names:
-        raise DataError(f"{arguments.images}: has no picture, expected some")
+        raise DataError(f"{arguments.images}: has no pictures, expected some")
     rng = random.Random(0)
     paths: list[str] = []
     while len(paths) < count:
@@ -300,3 +307,7 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
                 f"{row['interface_bytes_per_second']:>10.0f} {latency:>8} "
                 f"{row['images']:>7} {row['server']:>7} {row['fallback']:>9}"
             )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

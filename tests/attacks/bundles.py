@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.common.bundle.load import CODEBOOK, HEAD, MANIFEST, TAIL
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL
 from offramp.common.codec.rans import Kind
 from tests import toy
 from tests.toy import BundleFolder
@@ -120,25 +120,25 @@ def _(folder: BundleFolder) -> None:
     (folder.path / TAIL).symlink_to("/nonexistent")
 
 
-@attack("file-is-a-named-pipe", r"tail\.onnx: is no plain file, expected one")
+@attack("file-is-a-named-pipe", r"tail\.onnx: is a named pipe, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / TAIL).unlink()
     os.mkfifo(folder.path / TAIL)
 
 
-@attack("manifest-is-a-named-pipe", r"manifest\.json: is no plain file, expected one")
+@attack("manifest-is-a-named-pipe", r"manifest\.json: is a named pipe, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / MANIFEST).unlink()
     os.mkfifo(folder.path / MANIFEST)
 
 
-@attack("file-is-a-directory", r"codebook\.bin: is no plain file, expected one")
+@attack("file-is-a-directory", r"codebook\.bin: is a directory, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / CODEBOOK).unlink()
     (folder.path / CODEBOOK).mkdir()
 
 
-@attack("manifest-is-a-directory", r"manifest\.json: is no plain file, expected one")
+@attack("manifest-is-a-directory", r"manifest\.json: is a directory, expected a plain file")
 def _(folder: BundleFolder) -> None:
     (folder.path / MANIFEST).unlink()
     (folder.path / MANIFEST).mkdir()
@@ -447,7 +447,7 @@ attack_values(
 
 # ---- the graphs --------------------------------------------------------------------------------------
 
-NO_ONNX = r"tail\.onnx: is no ONNX file"
+NO_ONNX = r"tail\.onnx: is not an ONNX file"
 
 
 def zipped() -> bytes:
@@ -790,7 +790,7 @@ def port_named_no_text() -> bytes:
 
 attack_file(
     "dimension-whose-name-is-no-text",
-    r"tail\.onnx: its inputs have names that are no text, expected .*",
+    r"tail\.onnx: its inputs have names that are not text, expected .*",
     TAIL,
     port_named_no_text,
 )

@@ -184,8 +184,8 @@ def attacks(bundle: Bundle) -> list[FrameAttack]:
             message(sealed(number, payload), first=number),
         )
 
-    # -- bytes that are no message, or a message out of order: the stream ends
-    no_message = r"\d+ bytes that are no offramp\.v1\.DeviceMessage message"
+    # -- bytes that are not a message, or a message out of order: the stream ends
+    no_message = r"\d+ bytes that are not an offramp\.v1\.DeviceMessage message"
     stream("message-of-random-bytes", no_message, first, np.random.default_rng(5).bytes(200))
     stream("message-truncated", no_message, first, message(whole)[:-1])
     stream("message-with-a-length-past-its-end", no_message, first, b"\x12\xff\xff\xff\xff\x07abc")
@@ -218,15 +218,15 @@ def attacks(bundle: Bundle) -> list[FrameAttack]:
     stream("second-hello", "a second hello on one stream, expected frames", first, first)
     stream(
         "hello-with-a-frame",
-        "the first message of a stream is no hello, expected one alone",
+        "the first message of a stream is not a hello, expected one alone",
         first + message(whole),
     )
     stream(
         "frames-before-the-hello",
-        "the first message of a stream is no hello, expected one alone",
+        "the first message of a stream is not a hello, expected one alone",
         message(whole),
     )
-    stream("hello-empty", "the first message of a stream is no hello, expected one alone", b"")
+    stream("hello-empty", "the first message of a stream is not a hello, expected one alone", b"")
     stream("hello-of-random-bytes", no_message, np.random.default_rng(6).bytes(200))
     stream("hello-whose-segment-is-no-text", no_message, b"\x0a\x04\x1a\x02\xff\xfe")
     stream(

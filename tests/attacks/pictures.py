@@ -17,7 +17,7 @@ TOO_LONG = r", expected sides of at most 65,500"
 
 EXPECTED = {
     "001-text.png": NO_PICTURE,
-    "002-empty.png": r"has 0 bytes, expected 1 … 67108864",
+    "002-empty.png": r"is empty, expected 1 … 67108864 bytes",
     "003-truncated.png": DAMAGED,
     "004-header-of-20000x20000.png": r"has too many pixels, expected at most 50,000,000",
     "005-header-of-8000x8000.png": r"is 8000×8000 pixels" + MOST,

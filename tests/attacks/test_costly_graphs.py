@@ -17,7 +17,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from offramp.common.bundle.load import HEAD, MANIFEST, TAIL, Bundle, load_bundle
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import HEAD, MANIFEST, TAIL
 from offramp.common.errors import BundleError
 from offramp.common.part import trial
 from offramp.common.part.engine import Engine
@@ -25,7 +26,7 @@ from tests import toy
 from tests.attacks.costly_graphs import GRAPHS, LONG, large
 from tests.processes import WAIT, Processes, Program, processes, until
 from tests.server.client import still_serves
-from tests.server.test_bundles import described, variant
+from tests.server.variants import described, variant
 from tests.toy import BundleFolder
 
 SLOW = [name for name, (_, expected) in GRAPHS.items() if expected == LONG]

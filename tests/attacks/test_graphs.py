@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import pytest
 
-from offramp.common.bundle.load import HEAD, TAIL, load_bundle
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import HEAD, TAIL
 from offramp.common.errors import BundleError
 from offramp.common.part.engine import Engine
 from offramp.v1 import onnx_subset_pb2

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.common.bundle.load import CODEBOOK, HEAD, MANIFEST, TAIL, Bundle, load_bundle, parse_manifest
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL, parse_manifest
 from offramp.common.errors import BundleError
 from tests.toy import BundleFolder
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.device.sources.source import Source
 from tests.attacks.make_images import pictures
@@ -54,14 +54,14 @@ def test_a_named_pipe_in_place_of_a_picture(good: Path) -> None:
     hostile, after = Source([pipe, good], PREPROCESSING)
 
     assert isinstance(hostile.image, DataError)
-    assert str(hostile.image) == f"{pipe}: is not a plain file"
+    assert str(hostile.image) == f"{pipe}: is a named pipe, expected a plain file"
     assert isinstance(after.image, np.ndarray)
 
 
 def test_all_of_them_together_take_little_memory() -> None:
     code = (
         "import resource, sys\n"
-        "from offramp.common.bundle.load import Preprocessing\n"
+        "from offramp.common.bundle.manifest import Preprocessing\n"
         "from offramp.device.sources.source import Source\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "size = Preprocessing(color='RGB', height=8, width=8, resize='bilinear')\n"

@@ -12,7 +12,8 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.codec.huffman import entropy_bits
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.part.engine import Engine
-from offramp.device.sources.source import Item, Source
+from offramp.device.sources.item import Item
+from offramp.device.sources.source import Source
 from offramp.training.calibrate.codebook import symbol_counts
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from offramp.bench import plan
 from offramp.common.errors import ConfigError
-from offramp.training.models.networks import SplitModel, mobilenet_v2
+from offramp.training.models.mobilenet import mobilenet_v2
+from offramp.training.models.split_model import SplitModel
 from offramp.training.record import RECORD, SHIPPED, Cost, Record, measure_cost
 from tests.records import record
 

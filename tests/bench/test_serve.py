@@ -10,13 +10,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from offramp.bench.load import Arrivals, Messages
+from offramp.bench.load import Arrivals
 from offramp.bench.serve import batch_cost, split_cores, summary
 from offramp.cli import app
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError, ExitCode
-from offramp.common.wire import frame
-from offramp.v1 import inference_pb2 as pb
 
 
 def test_server_and_load_share_no_core() -> None:
@@ -35,14 +33,6 @@ def test_what_a_batch_costs_is_the_slope_over_its_share() -> None:
     assert batch_cost({1: 600.0}, {1: 500.0}) == 0
 
 
-def test_goodput_counts_what_is_answered_in_time_and_before_the_end() -> None:
-    arrivals = Arrivals(10.0, 4.0)
-    arrivals.due = [-1.0, -1.0, 0.0, 1.0, 1.0, 3.5]
-    arrivals.latency = [0.5, 1.5, 0.1, 2.5, 1.9, 1.0]
-    # Before the start, within it though due before, in time, too late, in time, after the end.
-    assert arrivals.goodput(2.0) == 3 / 4
-
-
 def test_a_summary_leaves_out_what_was_due_before() -> None:
     arrivals = Arrivals(10.0, 12.0, due=[-0.5, 0.5, 11.5], latency=[9.0, 0.1, 0.3])
     arrivals.resident = [(0.0, 100), (6.0, 300), (12.0, 200)]
@@ -52,22 +42,6 @@ def test_a_summary_leaves_out_what_was_due_before() -> None:
     assert found["answered"] == 2 and found["latency_ms"]["p50"] == pytest.approx(200)
     assert [row["from_s"] for row in found["latency_ms_by_time"]] == [0, 11]
     assert found["resident_bytes"] == {"start": 100, "end": 200, "max": 300}
-
-
-def test_messages_number_their_frames_without_a_gap() -> None:
-    messages = Messages([(0, b"a"), (1, b"bb"), (0, b"ccc")], 2)
-    reader = frame.FrameReader(64)
-    late = messages[2]
-    read = [reader.read(frame.parse(pb.DeviceMessage, messages[index])) for index in range(3)]
-
-    assert messages[2] is late
-    assert [
-        [(f.sequence, f.codec, f.payload) for f in each if isinstance(f, frame.Frame)] for each in read
-    ] == [
-        [(1, 0, b"a"), (2, 1, b"bb")],
-        [(3, 0, b"ccc"), (4, 0, b"a")],
-        [(5, 1, b"bb"), (6, 0, b"ccc")],
-    ]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="server and load need a core each")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from offramp.cli import demo
-from offramp.common.bundle.load import Bundle, write_bundle
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.write import write_bundle
 from offramp.common.errors import ConfigError
 from offramp.common.part.engine import Engine
 from tests import toy

@@ -121,7 +121,7 @@ def test_both_programs_answer_as_the_graphs_do(made: Path, photos: Path, process
         temperature=bundle.manifest.temperature,
         sent_answer=bundle.manifest.sent_answer,
     )
-    assert [answers[name] for name in names] == seen.replied.told.tolist()
+    assert [answers[name] for name in names] == seen.replied.answers.tolist()
     assert seen.sent_right.mean() > 0.5
 
 

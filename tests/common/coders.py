@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from offramp.common.codec import activation as codec_module
+from offramp.common.codec import activation
 from offramp.common.codec.activation import (
     Coder,
     CompiledCoder,
@@ -25,7 +25,7 @@ from offramp.common.codec.rans import TOTAL, Kind, RansTable, RansTables, Token
 from offramp.common.codec.run_huffman import MAX_ORDER, MAX_RUNS, RunTable, RunTables
 from offramp.common.errors import PayloadError
 
-COMPILED = codec_module._kernel is not None
+COMPILED = activation._kernel is not None
 """Whether this installation has the compiled coders."""
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from offramp.common.errors import BundleError, ConfigError
-from offramp.common.files import read_bounded
+from offramp.common.errors import BundleError, ConfigError, DataError
+from offramp.common.files import open_plain, read_bounded, replace_file
 
 LIMIT = 100
 
@@ -31,6 +31,22 @@ def test_a_plain_file_of_the_limit_is_read(tmp_path: Path) -> None:
             read_bounded("link", LIMIT, folder=folder, follow=False, error=BundleError)
     finally:
         os.close(folder)
+
+
+def test_a_plain_file_is_opened_for_reading_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    with open_plain(path) as file:
+        assert (file.read(2), file.read()) == (b"ab", b"c")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        replace_file(path, b"new")
+        assert (reader.read(), path.read_bytes()) == (b"old", b"new")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def make(kind: str, path: Path) -> Path:
@@ -65,9 +81,9 @@ def make(kind: str, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("pipe", "is no plain file, expected one$"),
-        ("directory", "is no plain file, expected one$"),
-        ("zero", "is no plain file, expected one$"),
+        ("pipe", "is a named pipe, expected a plain file$"),
+        ("directory", "is a directory, expected a plain file$"),
+        ("zero", "is a device, expected a plain file$"),
         ("tty", "expected"),
         ("sparse", "is longer than 100 bytes, expected at most that"),
         ("long", "is longer than 100 bytes, expected at most that"),
@@ -85,6 +101,9 @@ def test_what_is_no_such_file_is_one_error(tmp_path: Path, kind: str, message: s
     with pytest.raises(ConfigError, match=message) as wrong:
         read_bounded(path, LIMIT)
     assert str(wrong.value).startswith(f"{path}: ")
+    if kind not in ("sparse", "long"):
+        with pytest.raises(DataError, match=message):
+            open_plain(path, DataError)
     with pytest.raises(ConfigError, match=r"^--flag x: ") as named:
         read_bounded(path, LIMIT, name="--flag x", expected="a key")
     kinds = {"pipe": "a named pipe", "directory": "a directory", "zero": "a device"}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.common.codec import activation as codec_module
+from offramp.common.codec import activation
 from offramp.common.codec.activation import CompiledCoder, HuffmanCoder, RansCoder, RunHuffmanCoder, Shape
 from offramp.common.codec.context import ContextCoder
 from offramp.common.codec.huffman import Codebook
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(not coders.COMPILED, reason="no compiler built t
 @pytest.fixture
 def kernel() -> ModuleType:
     """The extension module itself."""
-    assert codec_module._kernel is not None
-    return codec_module._kernel
+    assert activation._kernel is not None
+    return activation._kernel
 
 
 def run_huffman(shape: Shape, tables: list[RunTable], lanes: int = 1, mode: int = 0) -> RunHuffmanCoder:
@@ -315,7 +315,7 @@ def test_run_huffman_tables_that_end_within_one_are_refused(kernel: ModuleType, 
 @given(data=st.data())
 def test_damaged_tables_are_refused_or_code_what_they_decode(kind: str, data: st.DataObject) -> None:
     """Past the checks in Python: the compiled coders keep to their memory on their own."""
-    kernel = codec_module._kernel
+    kernel = activation._kernel
     assert kernel is not None
     channels, plane, lanes, tables, *mapped = GOOD[kind]
     damaged = bytearray(tables)
@@ -358,7 +358,7 @@ def test_a_context_model_that_does_not_fit_is_refused(kernel: ModuleType, argume
 @given(data=st.data())
 def test_a_damaged_context_model_codes_what_it_decodes(data: st.DataObject) -> None:
     """Weights for symbols that come later too, which the check in Python refuses."""
-    kernel = codec_module._kernel
+    kernel = activation._kernel
     assert kernel is not None
     damaged = bytearray(MODEL.to_bytes())
     for _ in range(data.draw(st.integers(1, 3))):

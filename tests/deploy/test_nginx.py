@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.certificates import Authority
 from tests.processes import Processes, processes, until
-from tests.server.certificates import Authority
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "offramp.conf"
 BUNDLE = Path(__file__).parents[2] / "models" / "digits-mobilenetv2-exit12"
@@ -37,11 +37,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run() -> Iterator[Processes]:
     with processes(BUNDLE) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("ca"), "ca")
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from offramp.common.wire import transport
 from offramp.link.backoff import BACKOFF_FIRST
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
+from tests.certificates import Pair
 from tests.device import hostile
 from tests.device.linked import Linked, LinkTo
 from tests.processes import WAIT, Processes, processes
-from tests.server.certificates import Pair
 
 
 @pytest.fixture

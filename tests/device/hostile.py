@@ -135,6 +135,24 @@ def answering_each(answer: Callable[[int], list[bytes]]) -> Script:
     return script
 
 
+def echo() -> Script:
+    """Answers each frame."""
+    return answering_each(lambda sequence: [reply(sequence)])
+
+
+def errors(*reasons: pb.FrameError.Reason, retry_after_ms: int = 0) -> Script:
+    """Refuses each frame for the next of these reasons; answers once there are no more."""
+    left = list(reasons)
+
+    def answer(sequence: int) -> list[bytes]:
+        if not left:
+            return [reply(sequence)]
+        error = pb.FrameError(reason=left.pop(0), message="no", retry_after_ms=retry_after_ms)
+        return [replies(pb.Reply(sequence=sequence, error=error))]
+
+    return answering_each(answer)
+
+
 STEPS = ("before the hello", "after the hello", "after accepting", "after a frame", "after a reply")
 
 
@@ -223,7 +241,7 @@ def breaking_after_accepting(requests: Requests, context: Context) -> Iterator[b
 
 BREAKERS: list[tuple[str, Script, str]] = [
     ("never accepts", first_messages(), "did not accept the stream within"),
-    ("garbage for accepted", first_messages(GARBAGE), "no offramp.v1.ServerMessage message"),
+    ("garbage for accepted", first_messages(GARBAGE), "not an offramp.v1.ServerMessage"),
     ("empty first message", first_messages(b""), "answered hello with something else"),
     ("replies before accepting", first_messages(reply(1)), "answered hello with something else"),
     ("drains before accepting", first_messages(draining()), "answered hello with something else"),
@@ -233,7 +251,7 @@ BREAKERS: list[tuple[str, Script, str]] = [
     ("messages of one byte", first_messages(accepted(message_bytes=1)), "and 1 bytes a message"),
     ("accepts twice", first_messages(accepted(), accepted()), "accepted one stream twice"),
     ("silent after accepting", first_messages(accepted()), "silent for"),
-    ("garbage reply", answering(GARBAGE), "no offramp.v1.ServerMessage message"),
+    ("garbage reply", answering(GARBAGE), "not an offramp.v1.ServerMessage"),
     ("unknown sequence number", answering(reply(999)), "answered frame 999, which was never sent"),
     ("sequence number 0", answering(reply(0)), "answered frame 0, which was never sent"),
     ("largest sequence number", answering(reply(2**64 - 1)), "which was never sent"),

@@ -10,7 +10,7 @@ from typing import Any
 from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import CodecId
 from offramp.device.metrics import DeviceMetrics
-from offramp.link.link import Link, Outcome
+from offramp.link.link import Answer, Link, Outcome, Pace, Refusal, Terms
 from tests.processes import until
 
 PAYLOAD = b"payload"
@@ -23,18 +23,22 @@ class Linked:
     """A link and the outcomes of its frames."""
 
     def __init__(
-        self, bundle: Bundle, ports: Sequence[int], timeout: float, window: int, **options: Any
+        self,
+        bundle: Bundle,
+        ports: Sequence[int],
+        timeout: float,
+        window: int,
+        coalesce: float = 0.0,
+        coalesce_frames: int = 64,
+        failures: int = 5,
     ) -> None:
         self.metrics = DeviceMetrics(bundle)
         self.link = Link(
             [f"127.0.0.1:{port}" for port in ports],
-            bundle.digest,
-            len(bundle.manifest.classes),
-            bundle.codec.raw_bytes,
-            self.metrics,
-            timeout=timeout,
-            window=window,
-            **options,
+            Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes),
+            Pace(timeout, window, coalesce, coalesce_frames),
+            self.metrics.link,
+            failures=failures,
         )
         self.outcomes: list[list[Outcome]] = []
         self.start = time.monotonic()
@@ -58,3 +62,17 @@ class Linked:
         value = self.metrics.registry.get_sample_value(name, labels)
         assert value is not None
         return value
+
+
+def refused(outcomes: list[Outcome]) -> list[Refusal]:
+    """The outcomes, none of which is an answer."""
+    found = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    assert len(found) == len(outcomes)
+    return found
+
+
+def answered(outcomes: list[Outcome]) -> list[Answer]:
+    """The outcomes, all of which are answers."""
+    found = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    assert len(found) == len(outcomes)
+    return found

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.common.bundle.load import ThresholdFigures
+from offramp.common.bundle.manifest import ThresholdFigures
 from offramp.common.errors import ConfigError
 from offramp.device.adapt import (
     HORIZON_FRAMES,

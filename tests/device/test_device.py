@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,18 +22,16 @@ from offramp.common.errors import (
     BundleError,
     ConfigError,
     ExitCode,
-    MismatchError,
-    OfframpError,
-    PeerError,
     UnavailableError,
 )
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine
 from offramp.common.wire import frame
-from offramp.device.device import Device, exit_code
+from offramp.device import Correction, Device, LinkOptions, SpoolOptions, SteeringOptions
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
-from tests.processes import Processes, closed_port, counting_proxy, scrape, until
+from tests.device import hostile
+from tests.processes import WAIT, Processes, closed_port, counting_proxy, scrape, until
 from tests.toy import BundleFolder
 
 THRESHOLDS = [0, 0.3, 0.5, 0.7, 0.9, 1]
@@ -55,13 +58,10 @@ def check_predictions(answers: list[dict[str, Any]], expected: list[tuple[str, i
     np.testing.assert_allclose([a["confidence"] for a in answers], [p for _, _, p in expected], atol=2e-6)
 
 
-@pytest.mark.parametrize("window", [1, 16])
-def test_predictions_are_those_of_one_process(
-    run: Processes, toy_engine: Engine, toy_npz: Path, window: int
-) -> None:
+def test_predictions_are_those_of_one_process(run: Processes, toy_engine: Engine, toy_npz: Path) -> None:
     server = run.server()
     exits = []
-    flags = ("--server", server.address, "--window", window, "--timeout", 60, "--json", toy_npz)
+    flags = ("--server", server.address, "--timeout", 60, "--json", toy_npz)
     devices = [run.start_device("--threshold", threshold, *flags) for threshold in THRESHOLDS]
     for threshold, device in zip(THRESHOLDS, devices, strict=True):
         assert device.wait() == 0 and device.errors == ""
@@ -75,12 +75,6 @@ def test_predictions_are_those_of_one_process(
     metrics = server.metrics()
     assert metrics["offramp_server_frames_total{result=answered}"] == sum(300 - count for count in exits)
     assert metrics["offramp_server_frames_total{result=refused}"] == 0
-
-
-def test_the_default_threshold_is_the_bundles(run: Processes, toy_engine: Engine, toy_npz: Path) -> None:
-    _, device = run.device("--server", run.server().address, "--json", toy_npz)
-    assert device.summary["threshold"] == 0.8
-    check_predictions(device.answers, in_one_process(toy_engine, 0.8))
 
 
 def test_both_exits_answer_what_was_sent(
@@ -179,133 +173,40 @@ def test_every_byte_is_counted(run: Processes, toy_bundle: Bundle, toy_npz: Path
     assert any(name.startswith("offramp_build_info{") for name in page)
 
 
-# --- servers that die, stop and drain ---
-
-
-def running(run: Processes, address: str, images: Path, *flags: object) -> Any:
-    """A device that offloads all, slowly enough to be in mid-run for a while."""
-    return run.start_device("--server", address, "--threshold", 1, "--rate", 100, "--json", *flags, images)
-
-
-def answered_by(device: Any, source: str) -> int:
-    return sum(answer["source"] == source for answer in device.answers)
-
-
-def check_once(device: Any, count: int) -> None:
-    """Every image has exactly one answer, and the summary tells the same."""
-    assert sorted(answer["index"] for answer in device.answers) == list(range(count))
-    for source in ("early_exit", "server", "fallback"):
-        assert device.summary[source] == answered_by(device, source)
-
-
-@pytest.fixture(scope="module")
-def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More images than a run at its rate needs for the test: it is interrupted when all is seen."""
-    path = tmp_path_factory.mktemp("npz") / "many.npz"
+def test_old_streams_are_changed_for_new_ones_and_lose_no_frame(run: Processes, tmp_path: Path) -> None:
+    path = tmp_path / "many.npz"
     np.savez(path, images=toy.images(20_000, seed=4).transpose(0, 2, 3, 1))
-    return path
-
-
-def test_a_killed_servers_images_are_fallbacks_until_another_takes_over(
-    run: Processes, many_images: Path
-) -> None:
-    server = run.server()
-    device = running(run, server.address, many_images, "--window", 4)
-    until(lambda: answered_by(device, "server") >= 20, "answers of the first server")
-    server.send(signal.SIGKILL)
-    server.wait()
-    before = answered_by(device, "server")
-    until(lambda: answered_by(device, "fallback") >= 20, "fallbacks")
-    run.server(listen=server.address)
-    until(lambda: answered_by(device, "server") >= before + 20, "answers of the second server")
-    device.send(signal.SIGINT)
-    assert device.wait() == ExitCode.INTERRUPTED
-    check_once(device, len(device.answers))
-    fallbacks = [answer["index"] for answer in device.answers if answer["source"] == "fallback"]
-    # One outage: at most the frames of a window lie between its first and last fallback.
-    inside = [a for a in device.answers if min(fallbacks) < a["index"] < max(fallbacks)]
-    assert sum(answer["source"] == "server" for answer in inside) <= 4
-    assert all("127.0.0.1" in a["reason"] for a in device.answers if a["source"] == "fallback")
-    assert device.errors.count("WARNING") == 1 and device.errors.count("accepted the stream") == 1
-
-
-def test_a_killed_server_tells_in_the_exit_status(run: Processes, toy_npz: Path) -> None:
-    server = run.server()
-    device = running(run, server.address, toy_npz, "--rate", 200)
-    until(lambda: answered_by(device, "server") >= 20, "answers")
-    server.send(signal.SIGKILL)
-    assert device.wait() == ExitCode.UNAVAILABLE
-    check_once(device, 300)
-    assert answered_by(device, "server") + answered_by(device, "fallback") == 300
-
-
-def test_a_stopped_servers_images_are_fallbacks_until_it_goes_on(run: Processes, many_images: Path) -> None:
-    server = run.server()
-    device = running(run, server.address, many_images, "--timeout", 1)
-    until(lambda: answered_by(device, "server") >= 20, "answers")
-    server.send(signal.SIGSTOP)
-    try:
-        until(lambda: answered_by(device, "fallback") >= 50, "fallbacks")
-        before = answered_by(device, "server")
-    finally:
-        server.send(signal.SIGCONT)
-    until(lambda: answered_by(device, "server") >= before + 20, "answers once more")
-    device.send(signal.SIGINT)
-    assert device.wait() == ExitCode.INTERRUPTED
-    check_once(device, len(device.answers))
-    assert "silent for" in device.errors
-
-
-def test_a_draining_server_loses_no_frame(run: Processes, many_images: Path) -> None:
-    server = run.server()
-    device = run.start_device("--server", server.address, "--threshold", 1, "--json", many_images)
-    until(lambda: answered_by(device, "server") >= 200, "answers")
-    assert server.drain() == 0
-    until(lambda: answered_by(device, "fallback") >= 20, "fallbacks")
-    before = answered_by(device, "server")
-    following = run.server(listen=server.address)
-    until(lambda: answered_by(device, "server") > before, "answers of the next server")
-    device.send(signal.SIGTERM)
-    assert device.wait() == ExitCode.INTERRUPTED
-    assert following.drain() == 0
-    check_once(device, len(device.answers))
-    # Whatever has no answer never left the device.
-    lost = [a for a in device.answers if a["source"] == "fallback" and a["payload_bytes"]]
-    assert lost == []
-    assert "is draining; connecting again" in device.errors
-
-
-def test_old_streams_are_changed_for_new_ones_and_lose_no_frame(run: Processes, many_images: Path) -> None:
     server = run.server("--max-stream-age", 0.5, "--metrics-port", 0)
-    device = run.start_device(
-        "--server", server.address, "--threshold", 1, "--json", "--rate", 300, many_images
-    )
+    device = run.start_device("--server", server.address, "--threshold", 1, "--json", "--rate", 300, path)
     until(lambda: device.errors.count("is draining; connecting again") >= 3, "new streams")
     device.send(signal.SIGTERM)
     assert device.wait() == ExitCode.INTERRUPTED
-    check_once(device, len(device.answers))
+    assert sorted(a["index"] for a in device.answers) == list(range(len(device.answers)))
     assert device.summary["server"] == device.summary["images"] > 300
     assert server.drain() == 0
 
 
-def test_a_new_server_on_the_same_port_is_used_after_a_drain(run: Processes, many_images: Path) -> None:
-    """A rolling restart: where the next server is up at once, few images notice."""
-    server = run.server()
-    device = running(run, server.address, many_images, "--timeout", 30)
-    for _ in range(2):
-        seen = answered_by(device, "server")
-        until(lambda seen=seen: answered_by(device, "server") >= seen + 20, "answers")  # type: ignore[misc]
-        assert server.drain() == 0
-        server = run.server(listen=server.address)
-    seen = answered_by(device, "server")
-    until(lambda: answered_by(device, "server") >= seen + 20, "answers")
-    device.send(signal.SIGTERM)
-    assert device.wait() == ExitCode.INTERRUPTED
-    check_once(device, len(device.answers))
-    assert all(a["payload_bytes"] == 0 for a in device.answers if a["source"] == "fallback")
+# --- the Python API ---
 
 
-# --- the library ---
+def test_importing_it_loads_nothing() -> None:
+    code = (
+        "import sys, offramp.device\n"
+        "assert not {'numpy', 'grpc', 'onnxruntime', 'PIL'} & sys.modules.keys()\n"
+        "from offramp.device import Correction, Device, Result\n"
+        "from offramp.device.device import Device as D\n"
+        "assert Device is D\n"
+        "try: offramp.device.Nothing\n"
+        "except AttributeError: pass\n"
+        "else: raise SystemExit('an attribute that is not there')\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_default_threshold_is_the_bundles(toy_bundle: Bundle) -> None:
+    with Device(toy_bundle, server="127.0.0.1:1") as device:
+        assert device.threshold == toy_bundle.manifest.threshold == 0.8
 
 
 def test_infer_gives_one_result(run: Processes, toy_bundle: Bundle, toy_engine: Engine) -> None:
@@ -350,29 +251,207 @@ def test_a_head_that_does_not_run_is_refused(damaged: BundleFolder) -> None:
         Device(load_bundle(damaged.path), server="127.0.0.1:1")
 
 
-@pytest.mark.parametrize(
-    ("fallbacks", "unreadable", "failure", "expected"),
-    [
-        (0, 0, None, 0),
-        (0, 0, UnavailableError("it came back"), 0),
-        (0, 1, None, 5),
-        (1, 0, None, 3),
-        (1, 1, UnavailableError("gone"), 3),
-        (1, 0, MismatchError("other bundle"), 6),
-        (1, 0, PeerError("nonsense"), 6),
-    ],
-)
-def test_the_exit_status_tells(
-    fallbacks: int, unreadable: int, failure: OfframpError | None, expected: int
+def expected(engine: Engine, images: NDArray[np.uint8], threshold: float) -> list[tuple[str, int]]:
+    symbols, early = engine.head(images)
+    late = engine.tail(symbols)
+    return [
+        ("early_exit", int(mine.argmax())) if mine.max() > threshold else ("server", int(theirs.argmax()))
+        for mine, theirs in zip(early, late, strict=True)
+    ]
+
+
+def test_from_an_event_loop(run: Processes, toy_bundle: Bundle, toy_engine: Engine) -> None:
+    images = toy.images(60)
+    address = run.server().address
+
+    async def camera() -> AsyncIterator[NDArray[np.uint8]]:
+        for image in images:
+            await asyncio.sleep(0)
+            yield image
+
+    async def work() -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[tuple[str, int]]]:
+        async with Device(
+            toy_bundle, server=address, threshold=0.7, link=LinkOptions(timeout=WAIT)
+        ) as device:
+            plain = [r async for r in device.map_async(images)]
+            streamed = [r async for r in device.map_async(camera())]
+            together = await asyncio.gather(*(device.infer_async(image) for image in images))
+        return tuple([(r.source, r.class_index) for r in each] for each in (plain, streamed, together))  # type: ignore[return-value]
+
+    wanted = expected(toy_engine, images, 0.7)
+    assert asyncio.run(work()) == (wanted, wanted, wanted)
+
+
+def test_the_event_loop_goes_on_meanwhile(toy_bundle: Bundle) -> None:
+    """While an image waits for a server that is silent, other tasks run."""
+
+    async def work() -> int:
+        ticks = 0
+        with hostile.hostile(hostile.first_messages(hostile.accepted())) as server:
+            async with Device(
+                toy_bundle,
+                server=f"127.0.0.1:{server.port}",
+                threshold=1,
+                link=LinkOptions(timeout=0.5, window=1),
+            ) as device:
+                waiting = [asyncio.ensure_future(device.infer_async(image)) for image in toy.images(2)]
+                while not all(each.done() for each in waiting):
+                    ticks += 1
+                    await asyncio.sleep(0.01)
+                assert {each.result().source for each in waiting} == {"fallback"}
+        return ticks
+
+    assert asyncio.run(work()) > 5
+
+
+def test_a_task_that_is_cancelled_costs_its_own_answer_only(run: Processes, toy_bundle: Bundle) -> None:
+    address = run.server().address
+
+    async def work() -> str:
+        async with Device(toy_bundle, server=address, threshold=1, link=LinkOptions(timeout=WAIT)) as device:
+            images = toy.images(8)
+            doomed = [asyncio.ensure_future(device.infer_async(image)) for image in images]
+            await asyncio.sleep(0)
+            for each in doomed:
+                each.cancel()
+            await asyncio.gather(*doomed, return_exceptions=True)
+            return (await device.infer_async(images[0])).source
+
+    assert asyncio.run(work()) == "server"
+
+
+def test_a_correction_names_its_image(toy_bundle: Bundle) -> None:
+    go = threading.Event()
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        numbers = hostile.sequences(requests)
+        slow = next(numbers)
+        yield hostile.reply(next(numbers))
+        go.wait(WAIT)
+        yield hostile.reply(slow, class_index=2, probability=0.5)
+        hostile.hold(context)
+
+    seen: list[Correction] = []
+
+    def note(correction: Correction) -> None:
+        seen.append(correction)
+        raise RuntimeError("somebody else's bug")
+
+    with hostile.hostile(script) as server:
+        device = Device(
+            toy_bundle,
+            server=f"127.0.0.1:{server.port}",
+            threshold=1,
+            on_correction=note,
+            link=LinkOptions(timeout=0.5),
+        )
+        with device:
+            images = toy.images(2)
+            first = device.submit(images[0], name="door.png", index=17)
+            second = device.submit(images[1])
+            assert (first.result().source, second.result().source) == ("fallback", "server")
+            go.set()
+            until(lambda: seen, "the correction")
+    assert seen == [Correction(17, "door.png", toy.CLASSES[2], 2, 0.5, spooled=False)]
+
+
+def test_both_exits_correct_what_was_spooled(
+    run: Processes, both_bundle: Bundle, toy_engine: Engine, tmp_path: Path
 ) -> None:
-    assert exit_code(fallbacks, unreadable, failure) == expected
+    """An earlier run's early exit is heard too."""
+    images, seen = toy.images(40), dict[int, int]()
+
+    def note(correction: Correction) -> None:
+        seen[correction.index] = correction.class_index
+
+    flags: dict[str, Any] = {"threshold": 1, "spool": SpoolOptions(tmp_path / "spool"), "on_correction": note}
+    with closed_port() as port, Device(both_bundle, server=f"127.0.0.1:{port}", **flags) as device:
+        assert {result.source for result in device.map(images)} == {"fallback"}
+    server = run.server(bundle=both_bundle.path)
+    with Device(both_bundle, server=server.address, **flags) as device:
+        assert device.wait_spool(WAIT)
+    symbols, early = toy_engine.head(images)
+    late = toy_engine.tail(symbols)
+    told = both_exits(early, late.argmax(axis=1), late.max(axis=1)).argmax(axis=1)
+    assert [seen[index] for index in range(len(images))] == told.tolist()
+    assert told.tolist() != late.argmax(axis=1).tolist()
 
 
-def test_the_device_needs_no_torch(toy_bundle: Bundle, toy_images: Path) -> None:
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'sklearn', 'onnxscript']));"
-        "from offramp.device.app import main;"
-        f"sys.exit(main(['--bundle', {str(toy_bundle.path)!r}, '--threshold', '0', {str(toy_images)!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_several_threads_share_a_device(run: Processes, toy_bundle: Bundle, toy_engine: Engine) -> None:
+    images = toy.images(100)
+    found: dict[int, tuple[str, int]] = {}
+    with Device(
+        toy_bundle, server=run.server().address, threshold=0.8, link=LinkOptions(timeout=WAIT)
+    ) as device:
+
+        def work(start: int) -> None:
+            for index in range(start, 100, 4):
+                result = device.infer(images[index])
+                found[index] = (result.source, result.class_index)
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT)
+    assert [found[index] for index in range(100)] == expected(toy_engine, images, 0.8)
+
+
+def test_a_steered_threshold_is_shown_and_stays_inside(toy_bundle: Bundle) -> None:
+    with (
+        closed_port() as port,
+        Device(
+            toy_bundle,
+            server=f"127.0.0.1:{port}",
+            steering=SteeringOptions(byte_budget=100, threshold_floor=0.4, threshold_ceiling=0.9),
+        ) as device,
+    ):
+        results = [device.infer(image) for image in toy.images(50)]
+        assert all(r.threshold is not None and 0.4 <= r.threshold <= 0.9 for r in results)
+        gauge = device.metrics.registry.get_sample_value("offramp_device_threshold_ratio")
+        assert gauge == device.threshold == results[-1].threshold
+
+
+def test_a_byte_budget_holds_on_the_wire(run: Processes, toy_bundle: Bundle) -> None:
+    """By the kernel's count: what the budget allows in this time, and one bucket."""
+    rate = 4000.0
+    with Device(
+        toy_bundle,
+        server=run.server().address,
+        threshold=1,
+        steering=SteeringOptions(byte_budget=rate, threshold_floor=0, threshold_ceiling=1),
+        link=LinkOptions(timeout=WAIT),
+    ) as device:
+        start = time.monotonic()
+        results = list(device.map(toy.images(3000)))
+        seconds = time.monotonic() - start
+        wire = device.wire_bytes()
+    assert wire is not None
+    in_flight = 16 * 200
+    assert wire.sent + wire.received <= rate * seconds + rate * 10 + in_flight
+    assert {r.source for r in results} >= {"early_exit", "server"}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_closing_twice_or_unused_is_fine(toy_bundle: Bundle, count: int) -> None:
+    device = Device(toy_bundle, server="127.0.0.1:1", threshold=0)
+    for image in toy.images(count):
+        device.infer(image)
+    device.close()
+    device.close()
+
+
+@pytest.mark.parametrize(
+    "given", [{"index": -1}, {"index": 1 << 63}, {"index": 1.5}, {"name": b"x"}, {"name": 3}]
+)
+def test_an_image_that_no_row_could_hold_is_refused(
+    toy_bundle: Bundle, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    with Device(
+        toy_bundle, server="127.0.0.1:1", threshold=1, spool=SpoolOptions(tmp_path / "spool")
+    ) as device:
+        with pytest.raises(ConfigError, match=r"(index|name)=.*expected"):
+            device.submit(toy.images(1)[0], **given)
+        assert device.infer(toy.images(1)[0]).source == "fallback"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,35 +14,24 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.common.settings import is_loopback
 from offramp.common.wire import transport
-from offramp.device import Device
+from offramp.common.wire.address import is_loopback
+from offramp.device import Device, LinkOptions
 from offramp.link.security import Security
 from tests import toy
+from tests.certificates import Authority, Pair, needs_openssl
 from tests.device.conftest import secured
 from tests.processes import Peer, Processes, tcp_peer
 from tests.proxies import Proxy, forward_proxy
-from tests.server.certificates import Authority, Pair
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cret-token-of-the-device"
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
 
 
 @pytest.fixture
 def sink() -> Iterator[Proxy]:
     with forward_proxy() as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("ca"), "ca")
-
-
-@pytest.fixture(scope="module")
-def own(authority: Authority) -> Pair:
-    return authority.sign("server")
 
 
 @pytest.fixture
@@ -102,21 +90,23 @@ def test_what_opens_a_channel_leaves_the_environment_alone() -> None:
 
 @needs_openssl
 def test_a_proxy_that_was_asked_for_is_used_with_tls_and_its_bytes_are_counted(
-    authority: Authority, own: Pair, token: str, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, pair: Pair, token: str, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What the environment excludes does not undo what was asked for.
     monkeypatch.setenv("no_proxy", "*,server.example")
-    with secured(own, token=SECRET) as server, forward_proxy(server.port) as proxy:
+    with secured(pair, token=SECRET) as server, forward_proxy(server.port) as proxy:
         with Device(
             toy_bundle,
             server="server.example:50051",
             threshold=1,
-            timeout=20,
-            security=Security(
-                ca=str(authority.pair.cert),
-                server_name="localhost",
-                token_file=token,
-                proxy=proxy.url.replace("//", "//user:p%40ss@"),
+            link=LinkOptions(
+                timeout=20,
+                security=Security(
+                    ca=str(authority.pair.cert),
+                    server_name="localhost",
+                    token_file=token,
+                    proxy=proxy.url.replace("//", "//user:p%40ss@"),
+                ),
             ),
         ) as device:
             result = device.infer(toy.images(1)[0])
@@ -130,11 +120,13 @@ def test_a_proxy_that_was_asked_for_is_used_with_tls_and_its_bytes_are_counted(
 
 @needs_openssl
 def test_through_a_proxy_the_certificate_must_be_the_servers(
-    authority: Authority, own: Pair, toy_bundle: Bundle
+    authority: Authority, pair: Pair, toy_bundle: Bundle
 ) -> None:
-    with secured(own) as server, forward_proxy(server.port) as proxy:
+    with secured(pair) as server, forward_proxy(server.port) as proxy:
         security = Security(ca=str(authority.pair.cert), proxy=proxy.url)
-        with Device(toy_bundle, server="server.example:50051", threshold=1, security=security) as device:
+        with Device(
+            toy_bundle, server="server.example:50051", threshold=1, link=LinkOptions(security=security)
+        ) as device:
             assert device.infer(toy.images(1)[0]).source == "fallback"
         assert proxy.connects and server.streams == 0
 
@@ -169,9 +161,7 @@ def test_without_a_token_plaintext_may_be_asked_for(toy_bundle: Bundle) -> None:
             toy_bundle,
             server="server.example:50051",
             threshold=1,
-            timeout=20,
-            insecure=True,
-            security=Security(proxy=proxy.url),
+            link=LinkOptions(timeout=20, insecure=True, security=Security(proxy=proxy.url)),
         ) as device:
             assert device.infer(toy.images(1)[0]).source == "server"
         assert len(proxy.connects) == 1
@@ -207,7 +197,9 @@ def test_bytes_that_cannot_be_counted_are_unknown_and_not_0(
     none: list[Any] = []
     monkeypatch.setattr("offramp.link.wire_bytes._connected_sockets", lambda *_: none)
     with secured(None) as server:
-        with Device(toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=20) as device:
+        with Device(
+            toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, link=LinkOptions(timeout=20)
+        ) as device:
             assert device.wire_bytes() is not None
             assert device.infer(toy.images(1)[0]).source == "server"
         assert device.wire_bytes() is None
@@ -223,7 +215,10 @@ def test_the_error_names_a_proxy_that_refuses(toy_bundle: Bundle) -> None:
     with tcp_peer(refuse) as peer:
         security = Security(proxy=f"http://127.0.0.1:{peer.port}")
         with Device(
-            toy_bundle, server="server.example:50051", threshold=1, insecure=True, security=security
+            toy_bundle,
+            server="server.example:50051",
+            threshold=1,
+            link=LinkOptions(insecure=True, security=security),
         ) as device:
             device.infer(toy.images(1)[0])
         assert f"127.0.0.1:{peer.port}" in str(device.failure)

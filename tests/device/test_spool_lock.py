@@ -86,7 +86,7 @@ def test_looking_beside_a_device_that_is_killed_loses_no_row(
 HOST = """
 import fcntl, sqlite3, subprocess, sys
 from offramp.common.bundle.load import load_bundle
-from offramp.device import Device
+from offramp.device import Device, LinkOptions
 sys.path.insert(0, sys.argv[4])
 from tests import toy
 
@@ -95,7 +95,8 @@ fcntl.lockf(log, fcntl.LOCK_EX)
 own = sqlite3.connect(sys.argv[2] + ".db", isolation_level=None)
 own.execute("CREATE TABLE t (x)")
 own.execute("BEGIN EXCLUSIVE")
-with Device(load_bundle(sys.argv[1]), server=sys.argv[3], threshold=1, timeout=60) as device:
+patient = LinkOptions(timeout=60)
+with Device(load_bundle(sys.argv[1]), server=sys.argv[3], threshold=1, link=patient) as device:
     assert {device.infer(image).source for image in toy.images(20)} == {"server"}
     assert device.wire_bytes().sent > 1000
     print("ready", flush=True)

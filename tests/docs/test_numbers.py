@@ -22,17 +22,16 @@ from offramp.bench.bench import BENCHMARKS
 from offramp.cli.app import COMMANDS
 from offramp.cli.app import EPILOG as TOOL
 from offramp.common import tracing
-from offramp.common.codec import context, lanes, rans, run_huffman
-from offramp.common.codec import huffman as codebook
+from offramp.common.arguments import Parser
+from offramp.common.codec import context, huffman, lanes, rans, run_huffman
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExitCode
 from offramp.common.part import session
-from offramp.common.settings import Parser
 from offramp.common.wire import frame, picture, transport
-from offramp.device import app, report
+from offramp.device import app, totals
 from offramp.link import backoff, security, wire_bytes
+from offramp.server import account, descriptors, lifetime, plan
 from offramp.server import app as server_app
-from offramp.server import descriptors, plan, stream
 from offramp.server import security as server_security
 
 training = pytest.importorskip("offramp.training.calibrate.codebook")
@@ -61,11 +60,11 @@ FLEET = "docs/how-to/watch-a-fleet.md"
 DEMO = "docs/tutorials/first-demo.md"
 PHRASES = [
     (DEVICE, f"attempts go on, {backoff.BACKOFF_FIRST:g} … {backoff.BACKOFF_MOST:g} s apart"),
-    (DEVICE, f"all of them up to {report.LATENCIES:,}, then"),
-    (SCALE_OUT, f"the latencies of {report.LATENCIES:,} images"),
+    (DEVICE, f"all of them up to {totals.LATENCIES:,}, then"),
+    (SCALE_OUT, f"the latencies of {totals.LATENCIES:,} images"),
     (SERVER, f"more connections than streams + {descriptors.SPARE_CONNECTIONS} |"),
-    (SERVER, f"not read further at {stream.REPLIES_WAITING:,} waiting replies"),
-    (SCALE_OUT, f"`--message-bytes` and {stream.REPLIES_WAITING:,} replies for each stream"),
+    (SERVER, f"not read further at {account.REPLIES_WAITING:,} waiting replies"),
+    (SCALE_OUT, f"`--message-bytes` and {account.REPLIES_WAITING:,} replies for each stream"),
     (SERVER, f"{transport.HANDSHAKE_MS / 1000:g} s for TCP, TLS and HTTP/2"),
     (SERVER, f"closed after {transport.CONNECTION_IDLE_MS / 60_000:g} minutes"),
     (SERVER, f"within {(transport.KEEPALIVE_MS + transport.KEEPALIVE_TIMEOUT_MS) / 1000:g} s"),
@@ -93,8 +92,8 @@ PHRASES = [
     (CODEC, f"another {training.CONTEXT_GAIN:.0%} (".replace("%", " %")),
     (CODEC, f"at most {power(training.CONTEXT_WORK)} steps"),
     (CODEC, f"is 1 … {lanes.MAX_LANES} and at most C"),
-    (CODEC, f"A table is {codebook.SYMBOLS} code lengths of 1 … {codebook.MAX_CODE_LENGTH} bits"),
-    (CODEC, f"Stored: {codebook.TABLE_BYTES} bytes a table"),
+    (CODEC, f"A table is {huffman.SYMBOLS} code lengths of 1 … {huffman.MAX_CODE_LENGTH} bits"),
+    (CODEC, f"Stored: {huffman.TABLE_BYTES} bytes a table"),
     (CODEC, f"A table has R *runs* (1 … {run_huffman.MAX_RUNS}), *columns*"),
     (CODEC, f"an order (0 … {run_huffman.MAX_ORDER}) and"),
     (CODEC, f"| runs R, 1 … {run_huffman.MAX_RUNS} |"),
@@ -104,8 +103,8 @@ PHRASES = [
     (CODEC, f"they sum to {rans.TOTAL}."),
     (CODEC, f"*reach* R (1 … {context.MAX_REACH})"),
     (CODEC, f"its mode, −{context.NEAR} … {context.NEAR}, and"),
-    ("common/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
-    ("common/settings.py", f"age, give or take {stream.AGE_JITTER * 100:g} %"),
+    ("server/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
+    ("server/settings.py", f"age, give or take {lifetime.AGE_JITTER * 100:g} %"),
     (SECURE, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
     (WIRE, f"{picture.LEFT_OUT} or {picture.LEFT_OUT + 1} bytes shorter than its WebP file"),
     (WIRE, f"| message on the stream | {frame.ENVELOPE_BYTES} (gRPC {frame.GRPC_PREFIX_BYTES},"),
@@ -114,7 +113,7 @@ PHRASES = [
     (DEPLOY, stated("systemd/edge-device.service", r"^MemoryMax=(\d+)M$", "may take {:g} MB")),
     (DEPLOY, stated("containers/Dockerfile", r"--timeout=(\d+)s", "may now take {:g}.")),
     (DEPLOY, stated("kubernetes/deployment.yaml", r'STREAM_AGE, value: "(\d+)"', "({:g} minutes here,", 60)),
-    (DEPLOY, f"minutes here, give or take {stream.AGE_JITTER * 100:g} %)"),
+    (DEPLOY, f"minutes here, give or take {lifetime.AGE_JITTER * 100:g} %)"),
     (SCALE_OUT, stated("ray/app.py", r"^CALLS = (\d+)$", "on their way (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^MAX_BATCH = (\d+)$", "is not measured (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^BUSY_MS = (\d+)$", "becomes it, {:g} ms |")),
@@ -162,10 +161,12 @@ class Found(BaseException):
 
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
-    """Every parser of ``offramp``; the two programs' flags are settings, whose table a test compares."""
+    """Every parser of ``offramp`` and research/; the two programs' flags are settings, compared by a test."""
     commands: list[tuple[str, list[str]]] = [
         *((command.module, []) for name, command in COMMANDS.items() if name != "bench"),
         *((module, []) for module, _ in BENCHMARKS.values()),
+        *((f"research.{name}", []) for name in ("links.link", "links.steering", "heads.bench_head")),
+        *((f"research.{name}.__main__", []) for name in ("paper", "pareto")),
     ]
 
     def give(self: Parser, *_: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from offramp.common.bundle.load import Bundle
 from tests.faults.load import FAST, SERVER, Holdings, Load, frames_of, load
 from tests.processes import WAIT, Processes, Server, until
-from tests.server.test_bundles import variant
+from tests.server.variants import variant
 
 PATIENT = ("--timeout", WAIT)
 """A device for which no answer comes too late."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import statistics
 from collections import Counter
@@ -12,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from offramp.common.bundle.load import Bundle
+from tests.certificates import Authority, needs_openssl
 from tests.faults.load import FAST, SERVER, Account, Holdings, frames_of, load
 from tests.processes import WAIT, Processes, until
-from tests.server.certificates import Authority
 from tests.server.client import Ended, Stream, channel_to
 from tests.server.test_security import TOKEN, bearer, outcome, secure
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
+pytestmark = needs_openssl
 
 STRANGERS = 1000
 JUNK = (

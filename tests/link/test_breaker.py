@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.link.breaker import HOLD_MOST, HOLD_SPREAD, PAUSE_FIRST, PAUSE_MOST, Breaker
+from offramp.link.outcome import Answer, Cause
+from offramp.v1 import inference_pb2 as pb
+from tests.device import hostile
+from tests.device.linked import LinkTo, answered, refused
+from tests.processes import until
 
 
 def breaker(failures: int = 3, draw: float = 1.0) -> Breaker:
@@ -124,3 +134,79 @@ def test_it_never_locks_up_and_has_one_probe_at_most(events: list[tuple[str, flo
         assert probes <= 1
     it.release()
     assert it.allows(now + max(PAUSE_MOST, HOLD_MOST * (1 + HOLD_SPREAD)))
+
+
+# --- of a link ---
+
+
+def test_refusals_in_a_row_open_the_breaker_until_a_probe_is_answered(linked: LinkTo) -> None:
+    reason = pb.FrameError.REASON_EXPIRED
+    with hostile.hostile(hostile.errors(*[reason] * 3)) as server, linked(server.port, failures=3) as device:
+        for _ in range(3):
+            device.offload(1)
+            device.settled()
+        device.offload(20)
+        away = refused(device.settled()[3:])
+        assert {outcome.cause for outcome in away} == {Cause.BREAKER} and not any(o.sends for o in away)
+        assert "refuses (expired)" in away[0].reason
+        assert device.sample("offramp_device_breaker_open") == 1
+        assert device.sample("offramp_device_breaker_opens_total") == 1
+        assert device.sample("offramp_device_frames_unanswered_total", cause="breaker") == 20
+
+        def probed() -> bool:
+            device.offload(1)
+            return isinstance(device.settled()[-1], Answer)
+
+        until(probed, "an answered probe")
+        assert device.sample("offramp_device_breaker_open") == 0
+        device.offload(5)
+        answered(device.settled()[-5:])
+        assert server.streams == 1
+
+
+def test_an_overloaded_server_is_left_alone_for_as_long_as_it_asks(linked: LinkTo) -> None:
+    reason = pb.FrameError.REASON_OVERLOADED
+    with (
+        hostile.hostile(hostile.errors(reason, retry_after_ms=600_000)) as server,
+        linked(server.port) as device,
+    ):
+        device.offload(1)
+        (first,) = refused(device.settled())
+        assert first.cause is Cause.UNAVAILABLE and not first.final
+        device.offload(30)
+        assert {outcome.cause for outcome in refused(device.settled()[1:])} == {Cause.BREAKER}
+        # Not as long as a hostile one asks, though.
+        assert 0 < device.link._servers.current.breaker._until - time.monotonic() < 80  # type: ignore[operator]
+
+
+def test_timeouts_open_the_breaker_also_where_the_server_chats(linked: LinkTo) -> None:
+    with hostile.hostile(hostile.chatting) as server, linked(server.port, timeout=0.3, failures=4) as device:
+        device.offload(4)
+        for outcome in refused(device.settled()):
+            assert outcome.reason == "no reply within 0.3 s" and outcome.sends
+        device.offload(10)
+        assert {outcome.cause for outcome in refused(device.settled()[4:])} == {Cause.BREAKER}
+        assert server.streams == 1
+
+
+def test_a_black_hole_opens_it_at_the_first_timeout(linked: LinkTo) -> None:
+    gone = threading.Event()
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield hostile.accepted()
+        for number in hostile.sequences(requests):
+            if gone.is_set():
+                hostile.hold(context)
+                return
+            yield hostile.reply(number)
+
+    with hostile.hostile(script) as server, linked(server.port, timeout=0.5, failures=100) as device:
+        device.offload(3)
+        answered(device.settled())
+        gone.set()
+        device.offload(1)
+        device.settled()
+        device.offload(50)
+        late = refused(device.settled()[4:])
+        assert all(outcome.cause in (Cause.BREAKER, Cause.UNAVAILABLE) for outcome in late)

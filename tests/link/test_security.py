@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,16 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import AccessError, ConfigError, UnavailableError
-from offramp.device import Device
+from offramp.device import Device, LinkOptions
 from offramp.link.security import Security
 from tests import toy
+from tests.certificates import Authority, Pair, needs_openssl
 from tests.device.conftest import Secured, secured
 from tests.processes import Processes, counting_proxy, until
-from tests.server.certificates import Authority, Pair
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
+pytestmark = needs_openssl
 
 SECRET = "s3cret-token-of-the-device"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("ca"), "ca")
-
-
-@pytest.fixture(scope="module")
-def own(authority: Authority) -> Pair:
-    return authority.sign("server")
 
 
 @pytest.fixture
@@ -43,8 +32,7 @@ def ask(toy_bundle: Bundle) -> Callable[..., tuple[str, str, Device]]:
             toy_bundle,
             server=f"127.0.0.1:{server.port}",
             threshold=1,
-            timeout=20,
-            security=Security(**security),
+            link=LinkOptions(timeout=20, security=Security(**security)),
         ) as device:
             result = device.infer(toy.images(1)[0])
         return result.source, result.reason or "", device
@@ -52,8 +40,8 @@ def ask(toy_bundle: Bundle) -> Callable[..., tuple[str, str, Device]]:
     return make
 
 
-def test_a_trusted_server_answers(authority: Authority, own: Pair, ask: Callable[..., Any]) -> None:
-    with secured(own) as server:
+def test_a_trusted_server_answers(authority: Authority, pair: Pair, ask: Callable[..., Any]) -> None:
+    with secured(pair) as server:
         source, _, device = ask(server, ca=str(authority.pair.cert))
         wire = device.wire_bytes()
     assert source == "server"
@@ -63,37 +51,37 @@ def test_a_trusted_server_answers(authority: Authority, own: Pair, ask: Callable
 
 @pytest.mark.parametrize("what", ["wrong authority", "expired", "other name", "the system's authorities"])
 def test_an_untrusted_server_gets_nothing(
-    authority: Authority, own: Pair, ask: Callable[..., Any], tmp_path: Path, what: str
+    authority: Authority, pair: Pair, ask: Callable[..., Any], tmp_path: Path, what: str
 ) -> None:
-    pair = own
+    served = pair
     security: dict[str, Any] = {"ca": str(authority.pair.cert)}
     if what == "wrong authority":
         security = {"ca": str(Authority(tmp_path, "other").pair.cert)}
     elif what == "expired":
-        pair = authority.sign("old", expired=True)
+        served = authority.sign("old", expired=True)
     elif what == "other name":
         security["server_name"] = "somebody.else.example"
     else:
         security = {"tls": True}
-    with secured(pair) as server:
+    with secured(served) as server:
         source, reason, device = ask(server, **security)
         assert (source, server.streams) == ("fallback", 0)
     assert "is unreachable" in reason and isinstance(device.failure, UnavailableError)
 
 
 def test_the_name_of_the_certificate_may_be_said(
-    authority: Authority, own: Pair, ask: Callable[..., Any]
+    authority: Authority, pair: Pair, ask: Callable[..., Any]
 ) -> None:
-    with secured(own) as server:
+    with secured(pair) as server:
         assert ask(server, ca=str(authority.pair.cert), server_name="localhost")[0] == "server"
 
 
 def test_both_sides_show_certificates(
-    authority: Authority, own: Pair, ask: Callable[..., Any], tmp_path: Path
+    authority: Authority, pair: Pair, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
     ca = str(authority.pair.cert)
     mine, stranger = authority.sign("device"), Authority(tmp_path, "other").sign("stranger")
-    with secured(own, client_ca=authority.pair.cert) as server:
+    with secured(pair, client_ca=authority.pair.cert) as server:
         assert ask(server, ca=ca, certificate=str(mine.cert), key=str(mine.key))[0] == "server"
         assert ask(server, ca=ca)[0] == "fallback"
         assert ask(server, ca=ca, certificate=str(stranger.cert), key=str(stranger.key))[0] == "fallback"
@@ -101,26 +89,29 @@ def test_both_sides_show_certificates(
 
 
 def test_tls_to_a_plaintext_port_and_plaintext_to_tls(
-    authority: Authority, own: Pair, ask: Callable[..., Any]
+    authority: Authority, pair: Pair, ask: Callable[..., Any]
 ) -> None:
     with secured(None) as plain:
         assert ask(plain, ca=str(authority.pair.cert))[0] == "fallback"
-    with secured(own) as server:
+    with secured(pair) as server:
         assert ask(server)[0] == "fallback"
         assert (plain.streams, server.streams) == (0, 0)
 
 
 def test_a_token_is_sent_and_read_again(
-    own: Pair, authority: Authority, toy_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pair: Pair, authority: Authority, toy_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     path = tmp_path / "token"
     path.write_text("not the right one\n".replace(" ", "-"))
     security = Security(ca=str(authority.pair.cert), token_file=str(path))
     with (
-        secured(own, token=SECRET) as server,
+        secured(pair, token=SECRET) as server,
         Device(
-            toy_bundle, server=f"127.0.0.1:{server.port}", threshold=1, timeout=5, security=security
+            toy_bundle,
+            server=f"127.0.0.1:{server.port}",
+            threshold=1,
+            link=LinkOptions(timeout=5, security=security),
         ) as device,
     ):
         result = device.infer(toy.images(1)[0])
@@ -143,7 +134,7 @@ def test_a_token_is_sent_and_read_again(
         ({"key": "FILE"}, "--tls-cert and --tls-key"),
         ({"server_name": "a"}, "--tls-server-name"),
         ({"ca": "no/such/file"}, "--tls-ca no/such/file: No such file"),
-        ({"ca": "FILE"}, "is no PEM file"),
+        ({"ca": "FILE"}, "is not a PEM file"),
         ({"token_file": "no/such/file"}, "--token-file no/such/file: No such file"),
         ({"token_file": "FILE"}, "expected one line of visible ASCII"),
         ({"token_file": "EMPTY"}, "expected one line of visible ASCII"),
@@ -161,23 +152,23 @@ def test_what_cannot_work_is_refused_at_once(
         for key, value in security.items()
     }
     with pytest.raises(ConfigError, match=message) as raised:
-        Device(toy_bundle, server="127.0.0.1:1", security=Security(**named))
+        Device(toy_bundle, server="127.0.0.1:1", link=LinkOptions(security=Security(**named)))
     assert "hush" not in str(raised.value)
 
 
 def test_tls_needs_no_insecure_and_insecure_no_tls(toy_bundle: Bundle, authority: Authority) -> None:
     security = Security(ca=str(authority.pair.cert))
-    Device(toy_bundle, server="192.0.2.1:1", security=security).close()
+    Device(toy_bundle, server="192.0.2.1:1", link=LinkOptions(security=security)).close()
     with pytest.raises(ConfigError, match="--insecure"):
-        Device(toy_bundle, server="192.0.2.1:1", security=security, insecure=True)
+        Device(toy_bundle, server="192.0.2.1:1", link=LinkOptions(security=security, insecure=True))
 
 
 def test_flags_reach_the_server_and_the_secret_no_output(
-    run: Processes, authority: Authority, own: Pair, toy_images: Path, tmp_path: Path
+    run: Processes, authority: Authority, pair: Pair, toy_images: Path, tmp_path: Path
 ) -> None:
     tokens = tmp_path / "token"
     tokens.write_text(SECRET)
-    with secured(own, token=SECRET) as server, counting_proxy(server.port) as proxy:
+    with secured(pair, token=SECRET) as server, counting_proxy(server.port) as proxy:
         status, device = run.device(
             *("--server", f"127.0.0.1:{proxy.port}", "--threshold", 1, "--json", "--log-level", "debug"),
             *("--tls-ca", authority.pair.cert, "--token-file", tokens, toy_images),

@@ -1,11 +1,12 @@
-"""``offramp`` in the smoke run of a script that would train for hours: each command is parsed, not run.
+"""``offramp`` and ``python -m research.…`` in the smoke run of a script that would train for hours.
 
-The real program reads its arguments, recipes and variants; every folder and file that it is given has to be
-there. What it would make is made, empty, so that the script goes on.
+Each command is parsed, not run: the real program reads its arguments, recipes and variants; every folder and
+file that it is given has to be there. What it would make is made, empty, so that the script goes on.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from argparse import Namespace
@@ -15,7 +16,9 @@ from typing import Any
 from unittest.mock import patch
 
 from offramp.cli import app
-from offramp.common.settings import Parser
+from offramp.common.arguments import Parser
+from research.paper.__main__ import PROGRAM as PAPER
+from research.pareto.__main__ import PROGRAM as PARETO
 
 READ = Parser.parse_args
 
@@ -31,14 +34,18 @@ def read_only(self: Parser, args: Sequence[str] | None = None, namespace: Any = 
 def main() -> int:
     try:
         with patch.object(Parser, "parse_args", read_only):
-            return app.main()
+            if sys.argv[1] != "-m":
+                return app.main()
+            name, arguments = sys.argv[2], sys.argv[3:]
+            assert name.startswith("research."), f"python -m {name} is not known to the smoke run"
+            return int(importlib.import_module(f"{name}.__main__").main(arguments))
     except Parsed as parsed:
         prog, arguments = parsed.args
     given = vars(arguments)
     for name in ("recipe", "bundle", "whole", "paper", "images", "runs", "train_data", "test_data"):
         for path in listed(given.get(name)):
             assert Path(path).exists(), f"{prog}: {path} is not there"
-    made = {"offramp train": trained, "offramp report": reported, "offramp step": stepped}
+    made = {"offramp train": trained, PAPER: reported, PARETO: pareto, "offramp step": stepped}
     if prog in made:
         made[prog](arguments)
     else:
@@ -48,7 +55,7 @@ def main() -> int:
 
 
 def trained(arguments: Namespace) -> None:
-    from offramp.training import recipe as recipes
+    from offramp.training import recipe_file as recipes
 
     nested = recipes.has_variants(arguments.recipe)
     for recipe, _ in recipes.read(arguments.recipe, settings=arguments.settings, only=arguments.only):
@@ -64,13 +71,15 @@ def stepped(arguments: Namespace) -> None:
 
 
 def reported(arguments: Namespace) -> None:
-    if arguments.out is None:
-        return
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+
+
+def pareto(arguments: Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if "pareto" in arguments.what:
-        point = f"{arguments.bundle[0].name}, WebP 20, T_c = 0.9, then 0.5"
-        rows = [{"drop": drop, "point_pictures": point} for drop in (0.0, 1.0)]
-        (arguments.out / "pareto.json").write_text(json.dumps(rows, indent=1))
+    point = f"{arguments.bundle[0].name}, WebP 20, T_c = 0.9, then 0.5"
+    rows = [{"drop": drop, "point_pictures": point} for drop in (0.0, 1.0)]
+    (arguments.out / "pareto.json").write_text(json.dumps(rows, indent=1))
 
 
 def bundle(folder: Path) -> None:

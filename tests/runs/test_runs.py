@@ -1,6 +1,7 @@
 """Every script of a published table runs: benchmarks for real and small, trainings as far as their commands.
 
-A script in runs/ or an ``offramp bench`` without an entry here fails ``test_nothing_is_left_out``.
+A script in runs/, an ``offramp bench`` or a program of research/ without an entry here fails
+``test_nothing_is_left_out``.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ CHECKED = {
     "ray.sh": "needs Ray, 0.7 GB: make test-ray has its tests",
 }
 """Only their syntax is checked, and why."""
+PROGRAMS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for path in (ROOT / "research").rglob("*.py")
+    if "\nPROGRAM = " in path.read_text()
+}
+"""What a user runs of research/."""
 PARTS = {"then-pictures.sh"}
 """Called by a script above."""
 
@@ -69,6 +76,7 @@ def test_nothing_is_left_out() -> None:
     assert set(scripts) == MEASURING.keys() | PARSED.keys() | CHECKED.keys() | PARTS
     measured = "\n".join(scripts[name] for name in MEASURING)
     assert [name for name in BENCHMARKS if f"offramp bench {name} " not in measured] == []
+    assert [name for name in PROGRAMS if f"python -m {name} " not in "\n".join(scripts.values())] == []
     for part in PARTS:
         assert any(f"runs/{part} " in scripts[name] for name in PARSED)
 
@@ -128,10 +136,11 @@ def test_every_command_of_a_training_script_is_parsed(
     checkout: Path, name: str, arguments: list[str]
 ) -> None:
     pytest.importorskip("torch")
-    tool = checkout / ".venv" / "bin" / "offramp"
-    tool.parent.mkdir(parents=True)
-    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.runs.parsed "$@"\n')
-    tool.chmod(0o755)
+    for name_of_tool in ("offramp", "python"):
+        tool = checkout / ".venv" / "bin" / name_of_tool
+        tool.parent.mkdir(parents=True, exist_ok=True)
+        tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.runs.parsed "$@"\n')
+        tool.chmod(0o755)
     if name != "digits.sh":
         for file in ("train", "train-0", "train-1", "test", "val"):
             (checkout / f"{file}.parquet").touch()

@@ -43,7 +43,7 @@ def activation(value: int) -> NDArray[np.uint8]:
 
 
 class Collector:
-    """Owns jobs, and keeps what it is told of them."""
+    """Owns jobs, and keeps what the batcher says of them."""
 
     def __init__(self) -> None:
         self.gone = False
@@ -60,7 +60,7 @@ class Collector:
     def job(self, value: int, deadline: float = math.inf) -> Job:
         return Job(self, value, activation(value), time.perf_counter(), deadline)
 
-    async def told_of(self, count: int) -> None:
+    async def heard_of(self, count: int) -> None:
         while len(self.outcomes) < count:
             await asyncio.sleep(0.001)
 
@@ -116,7 +116,7 @@ def test_what_waits_shares_the_next_run() -> None:
         assert not offer(batcher, lane, [owner.job(value) for value in range(1, 11)])
         await asyncio.sleep(0)
         tail.go.set()
-        await owner.told_of(11)
+        await owner.heard_of(11)
         assert owner.outcomes == {value: (0, value) for value in range(11)}
 
     metrics = in_loop(tail, scenario, max_batch=4)
@@ -138,7 +138,7 @@ def test_the_first_waits_for_company() -> None:
             await asyncio.sleep(0.05)
         assert not owner.outcomes
         offer(batcher, lane, [owner.job(3)])
-        await owner.told_of(3)
+        await owner.heard_of(3)
 
     in_loop(tail, scenario, max_batch=3, max_wait=WAIT * 10)
     assert tail.batches == [3]
@@ -151,7 +151,7 @@ def test_the_first_waits_no_longer_than_it_may() -> None:
     async def scenario(batcher: Batcher, lane: Lane) -> None:
         start = time.perf_counter()
         offer(batcher, lane, [owner.job(1)])
-        await owner.told_of(1)
+        await owner.heard_of(1)
         assert time.perf_counter() - start >= 0.02
 
     in_loop(tail, scenario, max_wait=0.02)
@@ -167,7 +167,7 @@ def test_workers_run_at_once() -> None:
             while len(tail.batches) <= value:
                 await asyncio.sleep(0.001)
         tail.go.set()
-        await owner.told_of(3)
+        await owner.heard_of(3)
 
     in_loop(tail, scenario, workers=3)
     assert tail.batches == [1, 1, 1]
@@ -183,7 +183,7 @@ def test_bundles_take_turns() -> None:
         offer(batcher, other, [owner.job(value) for value in range(11, 15)])
         first.go.set()
         second.go.set()
-        await owner.told_of(13)
+        await owner.heard_of(13)
         # The lane that came second did not wait for all of the first.
         done = list(owner.outcomes)
         assert done.index(11) < done.index(8)
@@ -198,7 +198,7 @@ def test_a_failing_batch_fails_its_own_frames_only() -> None:
         await behind_a_running_batch(batcher, lane, tail, owner)
         offer(batcher, lane, [owner.job(value) for value in (1, 99, 3, 4)])
         tail.go.set()
-        await owner.told_of(5)
+        await owner.heard_of(5)
         assert [isinstance(owner.outcomes[n], ValueError) for n in (1, 99, 3, 4)] == [
             True,
             True,
@@ -218,9 +218,9 @@ def test_the_queue_refuses_what_does_not_fit() -> None:
         assert [str(e) for e in refused] == ["3 frames wait for the tail already, the most that may"] * 2
         assert all(RETRY_MS_MIN <= e.retry_after_ms <= RETRY_MS_MAX for e in refused)
         tail.go.set()
-        await owner.told_of(4)
+        await owner.heard_of(4)
         offer(batcher, lane, [owner.job(7)])
-        await owner.told_of(5)
+        await owner.heard_of(5)
 
     in_loop(tail, scenario, limit=3)
 
@@ -236,7 +236,7 @@ def test_what_would_be_late_is_refused_at_once() -> None:
         assert [e.retry_after_ms for e in refused] == [RETRY_MS_MAX]
         assert str(refused[0]) == "1 frames wait for the tail already, longer than this one can"
         tail.go.set()
-        await owner.told_of(3)
+        await owner.heard_of(3)
         assert owner.outcomes.keys() == {0, 1, 3}
 
     in_loop(tail, scenario, frame_seconds=10)
@@ -255,7 +255,7 @@ def test_what_is_late_does_not_cost_the_tail() -> None:
         assert not offer(batcher, lane, jobs)
         await asyncio.sleep(0.1)
         tail.go.set()
-        await owner.told_of(4)
+        await owner.heard_of(4)
         assert isinstance(owner.outcomes[1], ExpiredError)
         assert {n: owner.outcomes[n] for n in (2, 3)} == {2: (0, 2), 3: (0, 3)}
 
@@ -271,7 +271,7 @@ def test_jobs_of_a_stream_that_is_gone_do_not_cost_the_tail() -> None:
         offer(batcher, lane, [left.job(1), owner.job(2), left.job(3)])
         left.gone = True
         tail.go.set()
-        await owner.told_of(2)
+        await owner.heard_of(2)
 
     metrics = in_loop(tail, scenario)
     assert tail.batches == [1, 1] and not left.outcomes
@@ -285,7 +285,7 @@ def test_answers_do_not_depend_on_the_batch(toy_engine: Engine) -> None:
 
     async def scenario(batcher: Batcher, lane: Lane) -> None:
         offer(batcher, lane, [Job(owner, i, each, 0.0) for i, each in enumerate(symbols)])
-        await owner.told_of(100)
+        await owner.heard_of(100)
 
     in_loop(toy_engine, scenario, max_batch=16)
     found = [owner.outcomes[i] for i in range(100)]

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.wire import frame, transport
@@ -58,37 +57,13 @@ def test_a_call_that_takes_nothing_does_not_hold_up_the_end(
             until(lambda: server.metrics().get(f"{OPEN}", 4) >= 4, "its calls")
             process = threading.Thread(target=server.drain, daemon=True)
             process.start()
-            told = stream.receive()
-            assert told is not None and told.HasField("draining")
+            asked = stream.receive()
+            assert asked is not None and asked.HasField("draining")
             assert stream.end() == []
             process.join(20)
             assert not process.is_alive(), "alive 20 s after SIGTERM with a grace of 1 s"
     assert server.wait() == 0
     assert server.errors.splitlines()[-1].endswith("stopped")
-
-
-def test_a_watch_is_told_of_the_end_and_ended(run: Processes, toy_bundle: Bundle) -> None:
-    """The grace is long: nothing waits for it where nobody has frames on the way."""
-    server = run.server("--grace", WAIT)
-    with channel_to(server.address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=WAIT)
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        assert server.drain() == 0
-        assert [each.status for each in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
-
-
-def test_health_lists_and_knows_what_it_does_not_know(run: Processes) -> None:
-    server = run.server()
-    with channel_to(server.address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        found = stub.List(health_pb2.HealthListRequest(), timeout=WAIT)
-        assert dict(found.statuses.items()) == {
-            name: health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-            for name in ("", transport.SERVICE)
-        }
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service="other"), timeout=WAIT)
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        watch.cancel()
 
 
 # --- calls that no limit counted ---
@@ -121,21 +96,6 @@ def test_open_calls_are_bounded(run: Processes, toy_bundle: Bundle, method: str)
     page = server.metrics()
     assert sum(value for name, value in page.items() if name.startswith(CALLS)) > 64
     assert len(server.errors) < 20_000
-    assert server.drain() == 0
-
-
-def test_one_more_watch_is_refused(run: Processes) -> None:
-    server = run.server()
-    with Raw(server.port) as raw, channel_to(server.address) as channel:
-        for number in range(1, 129, 2):
-            raw.call(number, WATCH, b"")
-        until(lambda: server.metrics()[OPEN] == 64, "its calls")
-        stub = health_pb2_grpc.HealthStub(channel)
-        with pytest.raises(grpc.RpcError) as refused:
-            next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT))
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        # Load balancers that ask go on being answered.
-        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT).status == 1
     assert server.drain() == 0
 
 

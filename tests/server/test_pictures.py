@@ -56,8 +56,8 @@ def test_activations_and_pictures_share_a_stream_and_its_messages(
         assert reply.class_index == row.argmax()
         assert reply.probability == pytest.approx(row.max(), abs=1e-6)
     symbols = np.stack([toy_bundle.codec.decode(frame.codec, frame.payload) for frame in codes])
-    told = [answers[1 + number].class_index for number in range(5)]
-    assert told == Engine(toy_bundle).tail(symbols).argmax(axis=1).tolist()
+    found = [answers[1 + number].class_index for number in range(5)]
+    assert found == Engine(toy_bundle).tail(symbols).argmax(axis=1).tolist()
     # The model behind the pictures is a bundle like any other.
     still_serves(server.address, picture_bundle)
     with stream_to(server.address, picture_bundle) as stream:
@@ -68,12 +68,12 @@ VIEW = encode_picture(toy.images(1, seed=4)[0], 50)
 HOSTILE = {
     "three bytes": (VIEW[:3], f"a picture of 3 bytes, expected 4 … {MOST}"),
     "too long": (bytes(MOST + 1), f"a picture of {MOST + 1} bytes, expected 4 … {MOST}"),
-    "cut off": (VIEW[:12], "12 bytes that are no picture, expected a VP8 key frame (OSError)"),
-    "zeros": (bytes(100), "100 bytes that are no picture, expected a VP8 key frame"),
-    "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(80), "88 bytes that are no picture, expected a VP8 key frame"),
-    "a WebP file": (b"RIFF\x40\0\0\0WEBPVP8 " + bytes(60), "bytes that are no picture"),
-    "no key frame": (bytes([VIEW[0] | 1]) + VIEW[1:], "bytes that are no picture, expected a VP8 key frame"),
-    "a partition past its end": (b"\xf0\xff\xff" + VIEW[3:], "bytes that are no picture"),
+    "cut off": (VIEW[:12], "12 bytes that are not a picture, expected a VP8 key frame (OSError)"),
+    "zeros": (bytes(100), "100 bytes that are not a picture, expected a VP8 key frame"),
+    "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(80), "88 bytes that are not a picture, expected a VP8 key frame"),
+    "a WebP file": (b"RIFF\x40\0\0\0WEBPVP8 " + bytes(60), "bytes that are not a picture"),
+    "no key frame": (bytes([VIEW[0] | 1]) + VIEW[1:], "bytes that are not a picture, expected a VP8"),
+    "a partition past its end": (b"\xf0\xff\xff" + VIEW[3:], "bytes that are not a picture"),
 }
 
 
@@ -124,17 +124,10 @@ def asked(stream: Stream, sequence: int) -> pb.Reply:
     return stream.replies(1)[0]
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    path = tmp_path / "models"
-    path.mkdir()
-    return path
-
-
 def test_a_model_for_pictures_comes_and_goes(
     run: Processes, toy_bundle: Bundle, picture_bundle: Bundle, models: Path
 ) -> None:
-    """A stream keeps what it was told when it was opened; those of a model that goes are asked to end."""
+    """A stream keeps what it was opened with; those of a model that goes are asked to end."""
     old = toy.write(models / "old", coded=False, seeds=(7, 8))
     server = run.server("--pictures", models, "--reload-interval", 3600)
     with stream_to(server.address, toy_bundle) as stream:
@@ -143,8 +136,8 @@ def test_a_model_for_pictures_comes_and_goes(
         shutil.copytree(picture_bundle.path, models / "new")
         shutil.rmtree(old.path)
         server.send(signal.SIGHUP)
-        told = stream.receive()
-        assert told is not None and told.HasField("draining")
+        message = stream.receive()
+        assert message is not None and message.HasField("draining")
         # What is on its way is answered.
         assert not asked(stream, 2).HasField("error")
         assert stream.end() == []
@@ -191,7 +184,7 @@ def test_a_bundle_in_service_may_be_asked_to_answer_pictures_later(
         (["--pictures", "{empty}"], 4, "has no bundle, expected a directory with manifest.json"),
     ],
 )
-def test_wrong_flags_are_told(
+def test_wrong_flags_are_named(
     toy_bundle: Bundle, tmp_path: Path, flags: list[str], status: int, message: str
 ) -> None:
     given = [flag.replace("{empty}", str(tmp_path)) for flag in flags]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from offramp.common.bundle.load import Bundle
+from offramp.common.errors import ConfigError
 from offramp.common.part.engine import Engine
+from offramp.server.batch import Tail
 from offramp.server.plan import (
     BATCH_MAX,
     TIMER_SECONDS,
@@ -16,6 +20,7 @@ from offramp.server.plan import (
     saturation,
     wait_for_company,
 )
+from tests.server.threads import few_threads
 
 
 @pytest.mark.parametrize(
@@ -57,3 +62,35 @@ def test_flags_win_over_measuring(toy_bundle: Bundle) -> None:
 
 def test_small_activations_are_decoded_on_the_loop(raw_bundle: Bundle) -> None:
     assert decodes_inline(raw_bundle.codec)
+
+
+class AnyTail:
+    """Any tail."""
+
+    def tail(self, symbols: object) -> object:
+        return symbols
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_runs_that_wait_for_others_end_where_those_cannot_start(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_threads(monkeypatch, room)
+    with pytest.raises(ConfigError, match="4 runs of the tail at once need a thread each"):
+        batch_curve(AnyTail(), (1, 1, 1), 4)  # type: ignore[arg-type]
+
+
+def test_the_other_layout_serves_where_one_gets_no_threads(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = batch_curve
+
+    def refused(tail: Tail, shape: tuple[int, int, int], workers: int, *more: Any, **others: Any) -> Curve:
+        if workers > 1:
+            raise ConfigError("no threads")
+        return real(tail, shape, workers, *more, **others)
+
+    monkeypatch.setattr("offramp.server.plan.batch_curve", refused)
+    assert make_plan(toy_bundle, 2)[0].workers == 1
+    with pytest.raises(ConfigError, match="no threads"):
+        make_plan(toy_bundle, 2, workers=2)

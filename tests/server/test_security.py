@@ -19,29 +19,14 @@ from offramp.common.errors import AccessError
 from offramp.common.wire import transport
 from offramp.server.metrics import ServerMetrics
 from offramp.server.security import Tokens
+from tests.certificates import Authority, Pair
 from tests.processes import WAIT, Processes, Server, until
-from tests.server.certificates import Authority, Pair
 from tests.server.client import Ended, Stream, channel_to, good_message, still_serves, stream_to
 from tests.server.test_app import run_server
 
 TOKEN = "a-token-of-thirty-two-characters"
 OTHER = "another-token-that-is-known-here"
 REFUSED = "streams_aborted_total{status=UNAUTHENTICATED}"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("certificates")
-
-
-@pytest.fixture(scope="module")
-def authority(folder: Path) -> Authority:
-    return Authority(folder, "authority")
-
-
-@pytest.fixture(scope="module")
-def pair(authority: Authority) -> Pair:
-    return authority.sign("server")
 
 
 @pytest.fixture
@@ -141,7 +126,7 @@ def test_tokens_are_rotated_by_their_file(run: Processes, toy_bundle: Bundle, to
             before.send(good_message(toy_bundle))
             assert before.replies(1)
         replace(token_file, "short\n")
-        server.wait_for(r"tokens not read again, the old ones stay: \S+ \S+: line 1 is no token")
+        server.wait_for(r"tokens not read again, the old ones stay: \S+ \S+: line 1 is not a token")
         token_file.unlink()
         server.wait_for(r"tokens not read again.*No such file")
         assert outcome(channel, toy_bundle, bearer("the-only-token-that-is-known-now")) == "answered"
@@ -280,9 +265,9 @@ def test_what_is_no_certificate_file_is_exit_2(
     assert f"{flag} {path}: is " in done.stderr
 
 
-def test_tls(run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, folder: Path) -> None:
+def test_tls(run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, tmp_path: Path) -> None:
     server = run.server("--tls-cert", pair.cert, "--tls-key", pair.key)
-    other = Authority(folder, "other")
+    other = Authority(tmp_path, "other")
     with secure(server.address, authority.pair.cert) as channel:
         assert outcome(channel, toy_bundle) == "answered"
     with secure(server.address, other.pair.cert) as channel:
@@ -302,12 +287,12 @@ def test_tls_to_a_plaintext_port(run: Processes, toy_bundle: Bundle, authority: 
 
 
 def test_client_certificates(
-    run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, folder: Path
+    run: Processes, toy_bundle: Bundle, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
     ca = authority.pair.cert
     server = run.server("--tls-cert", pair.cert, "--tls-key", pair.key, "--tls-client-ca", ca)
     good, expired = authority.sign("device"), authority.sign("expired", expired=True)
-    strange = Authority(folder, "strange").sign("stranger")
+    strange = Authority(tmp_path, "strange").sign("stranger")
     for client, expected in (
         (good, "answered"),
         (None, "UNAVAILABLE"),

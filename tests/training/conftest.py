@@ -1,6 +1,8 @@
 """A backbone and a recipe that are small enough to train in seconds, registered under the name "tiny"."""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +11,14 @@ import pytest
 import torch
 
 from offramp.training.data.datasets import Dataset
+from offramp.training.data.recipe import DigitsRecipe
 from offramp.training.data.sources import load
-from offramp.training.models.networks import BACKBONES, Add, Backbone, ConvUnit, SubBlock
-from offramp.training.recipe import DigitsRecipe, Recipe
+from offramp.training.loop import train
+from offramp.training.models.backbone import Backbone
+from offramp.training.models.layers import Add, ConvUnit, SubBlock
+from offramp.training.models.networks import BACKBONES
+from offramp.training.recipe import Recipe
+from tests.training.coded import with_code
 
 RECIPE = """
 name = "tiny-digits"
@@ -66,8 +73,9 @@ def tiny(classes: int, size: int = 32) -> Backbone:
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def tiny_backbone() -> Iterator[None]:
+@contextmanager
+def with_tiny() -> Iterator[None]:
+    """The tiny backbone is known, and torch has one thread."""
     threads = torch.get_num_threads()
     # Small tensors: more threads only wait for one another.
     torch.set_num_threads(1)
@@ -75,6 +83,12 @@ def tiny_backbone() -> Iterator[None]:
         patch.setitem(BACKBONES, "tiny", tiny)
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_backbone() -> Iterator[None]:
+    with with_tiny():
+        yield
 
 
 @pytest.fixture
@@ -109,3 +123,25 @@ def digits() -> Dataset:
 def small(digits: Dataset) -> Dataset:
     """Half of the training images."""
     return replace(digits, train=digits.train.take(np.arange(0, 1024, 2)))
+
+
+@pytest.fixture(scope="session")
+def few(digits: Dataset) -> Dataset:
+    """Few enough training images for an epoch of a few steps."""
+    return replace(digits, train=digits.train.take(np.arange(0, 1024, 8)))
+
+
+@pytest.fixture(scope="session")
+def all_begun(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of ``recipe`` and of `with_code`'s recipe, trained once on ``small``. Only read them."""
+    folder = tmp_path_factory.mktemp("begun")
+    with with_tiny():
+        for one in (Recipe.parse(RECIPE), with_code(RECIPE)):
+            train(one, small, folder, resume=True)
+    return folder
+
+
+@pytest.fixture
+def begun(all_begun: Path, tmp_path: Path) -> Path:
+    """A copy of them to go on from."""
+    return Path(shutil.copytree(all_begun, tmp_path / "begun"))

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from offramp.common.bundle.graphs import check_graph
 from offramp.training.data.datasets import to_float
 from offramp.training.export import Graphs, export
-from offramp.training.models.networks import BACKBONES, SplitModel
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import quantize
 from offramp.training.quantize.quantized import QuantModel
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.load import Context, Huffman, Rans, RunHuffman
+from offramp.common.bundle.manifest import Context, Huffman, Rans, RunHuffman
 from offramp.common.codec.activation import ActivationCodec, Tables, make_coder
 from offramp.common.codec.context import MAX_CHANNELS, ContextModel, work
 from offramp.common.codec.huffman import SYMBOLS, Codebook, code_lengths
@@ -110,7 +110,7 @@ def choose_codec(calibration: NDArray[np.uint8], others: NDArray[np.uint8]) -> C
     context model, where it saves CONTEXT_GAIN of the better one's.
 
     Plain Huffman codes are run-Huffman's without runs, and are not asked. See ``compare`` for the arguments.
-    The winner's tables are counted anew on all of the symbols.
+    The winner's tables are counted again, on all of the symbols.
     """
     arena = others if len(others) else calibration
     everything = np.concatenate([calibration, others]) if len(others) else calibration

@@ -127,7 +127,7 @@ def _by_place(planes: NDArray[np.int16]) -> NDArray[np.int16]:
 
 
 def _inputs(distance: NDArray[np.int16]) -> NDArray[np.int8]:
-    """What each place's symbols are told from: distances, and then their sizes, int8 [N · H · W, 10 · C].
+    """What each place's symbols are predicted from: distances, then their sizes, int8 [N · H · W, 10 · C].
 
     In both the channels at the left, upper, upper left, upper right and own place.
     """

@@ -4,23 +4,24 @@ threshold.
 
 from __future__ import annotations
 
-import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from offramp.common import cpus
-from offramp.common.part.answer import Replied, SentAnswer, Told
+from offramp.common.part.answer import Replied, Replies, SentAnswer
 from offramp.common.part.engine import softmax
 from offramp.common.part.session import session
 from offramp.training.calibrate.frontier import THRESHOLDS
-from offramp.training.data.datasets import Labelled, to_float
-from offramp.training.export import Graphs
-from offramp.training.models.networks import SplitModel
+
+if TYPE_CHECKING:
+    # They import torch, which measuring graphs does not need.
+    from offramp.training.data.datasets import Labelled
+    from offramp.training.export import Graphs
 
 _BATCH = 64
 
@@ -61,16 +62,23 @@ class Answers:
 
     @cached_property
     def replied(self) -> Replied:
-        """What a device makes of the replies, were all images sent."""
+        """The answers of both exits together, were all images sent."""
         early = softmax(self.early, self.temperature)
-        return Replied(early, Told.of(softmax(self.final)), self.sent_answer)
+        return Replied(early, Replies.of(softmax(self.final)), self.sent_answer)
 
     @cached_property
     def sent_right(self) -> NDArray[np.bool_]:
         """Where the answer to the image, were it sent, is the label, bool [N]."""
         if self.sent_answer == "server":
             return self.final_right
-        return np.asarray(self.replied.told == self.labels)
+        return np.asarray(self.replied.answers == self.labels)
+
+    def right_after(self, pictures: Replies) -> NDArray[np.bool_]:
+        """Where the answer to the image, were it sent as a picture as well, is the label, bool [N].
+
+        pictures: what a whole model answers to them.
+        """
+        return np.asarray(self.replied.answers_after(pictures) == self.labels)
 
     def exits(self, threshold: float) -> NDArray[np.bool_]:
         """Which images exit early: those whose confidence exceeds T_c (Sec. III-B); at 1, none."""
@@ -120,26 +128,6 @@ def run_graphs(graphs: Graphs, data: Labelled, threads: int | None = None) -> An
     return Answers(symbols, early, final, data.labels)
 
 
-@torch.no_grad()
-def run_float(model: SplitModel, data: Labelled, device: torch.device | None = None) -> Answers:
-    """Answers of the float32 model, without symbols, computed on ``device`` (None: the CPU).
-
-    ``model`` itself stays where and as it is.
-    """
-    device = device or torch.device("cpu")
-    model = copy.deepcopy(model).to(device).eval()
-    batches = torch.split(torch.from_numpy(data.images), _BATCH)
-    # The default layout takes three times as long on a CPU.
-    parts = [
-        model(to_float(images.to(device)).contiguous(memory_format=torch.channels_last)) for images in batches
-    ]
-    early, final = (
-        torch.cat([getattr(part, name) for part in parts]).float().cpu().numpy()
-        for name in ("early", "final")
-    )
-    return Answers(np.empty((len(data), 0), np.uint8), early, final, data.labels)
-
-
 def with_better_answer(answers: Answers) -> Answers:
     """The same with the ``sent_answer`` that is more often right at its best T_c; of equals, the server's.
 
@@ -149,7 +137,7 @@ def with_better_answer(answers: Answers) -> Answers:
     return both if both.best_accuracy > server.best_accuracy else server
 
 
-def choose_threshold(answers: Answers, drop: float) -> float:
+def lowest_threshold(answers: Answers, drop: float) -> float:
     """The lowest T_c on a grid of hundredths whose accuracy is at most ``drop`` below the best that any has.
 
     Both exits together can be more often right than the final one alone, which can be no better than the

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError, printable
 from offramp.common.inputs.folder import find, kinds_of
 from offramp.common.inputs.pictures import decode
 from offramp.training.data.datasets import Dataset, Labelled, Source, split
-from offramp.training.recipe import (
+from offramp.training.data.recipe import (
     DataRecipe,
     DigitsRecipe,
     FolderRecipe,

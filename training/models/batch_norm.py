@@ -12,7 +12,7 @@ back, over rows of channels, which is how channels-last tensors lie in memory.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -22,6 +22,9 @@ from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from offramp.training import processes
+
+_Float = TypeVar("_Float", np.float32, np.float64)
 # Sums are float32 over this many rows, and float64 over the blocks.
 _ROWS = 64
 
@@ -35,11 +38,12 @@ def fits(x: Tensor) -> bool:
 def norm_relu(norm: nn.BatchNorm2d, x: Tensor, *, relu: bool) -> Tensor:
     """What ``norm`` in training mode makes of [N, C, H, W], float32 or bfloat16, and its ReLU if ``relu``.
 
-    The result has x's shape and dtype. Updates the running mean and variance as ``norm`` would.
+    The result has x's shape and dtype. Updates the running mean and variance as ``norm`` would. Where several
+    processes train, x is this one's equal share of a batch and the statistics are those of all of it.
     """
     y, mean, variance = _NormRelu.apply(x, norm.weight, norm.bias, norm.eps, relu)  # type: ignore[no-untyped-call]
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-    count = x.numel() // x.shape[1]
+    count = processes.count() * x.numel() // x.shape[1]
     with torch.no_grad():
         norm.running_mean.lerp_(mean, norm.momentum)
         # The running variance is the unbiased one.
@@ -58,8 +62,8 @@ class _NormRelu(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         rows = _rows(x)
         # Around any value of the channel, squares stay small enough for float32.
-        pivot = x[0, :, 0, 0].detach().float().numpy()
-        sums = _moments(rows, pivot, _threads())
+        pivot = _mean_of_all(x[0, :, 0, 0].detach().float().numpy())
+        sums = _mean_of_all(_moments(rows, pivot, _threads()))
         offset = sums[0] / len(rows)
         mean = pivot + offset
         variance = np.maximum(sums[1] / len(rows) - offset**2, 0.0)
@@ -83,12 +87,21 @@ class _NormRelu(torch.autograd.Function):
         middle = mean.astype(np.float32)
         sums = _gradient_sums(rows, given, *ctx.line, ctx.relu, middle, _threads())
         d_bias, d_weight = sums[0], inverse * sums[1]
-        b = -scale * inverse * d_weight / len(rows)
-        c = -scale * d_bias / len(rows)
+        through_bias, through_weight = _mean_of_all(np.stack([d_bias, d_weight]))
+        b = -scale * inverse * through_weight / len(rows)
+        c = -scale * through_bias / len(rows)
         dx = torch.empty_like(x)
         line = (one.astype(np.float32) for one in (scale, b, c))
         _write_gradient(rows, given, *ctx.line, ctx.relu, middle, *line, _rows(dx), _threads())
         return dx, _tensor(d_weight), _tensor(d_bias), None, None
+
+
+def _mean_of_all(values: NDArray[_Float]) -> NDArray[_Float]:
+    """The mean over all processes; each has as many rows."""
+    if processes.count() == 1:
+        return values
+    total: NDArray[_Float] = processes.summed(torch.from_numpy(values)).numpy()
+    return total / values.dtype.type(processes.count())
 
 
 def _threads() -> int:

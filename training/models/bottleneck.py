@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from offramp.common.codec.context import AROUND, NEAR
 from offramp.common.errors import ConfigError
-from offramp.training.models.networks import ConvUnit, Shuffle, SubBlock
+from offramp.training import processes
+from offramp.training.models.layers import ConvUnit, Shuffle, SubBlock
 
 ZERO_POINT = 128
 """Symbol of 0: a byte holds -128 … 127."""
@@ -156,7 +157,7 @@ def _by_channel(x: Tensor) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """Encoder for the device, decoder for the server, and the density of what travels between them.
+    """Encoder for the device, decoder for the server, and the density of what is sent between them.
 
     Args:
         shape: (C, H, W) of the activation at the split; H and W multiples of the stride.
@@ -212,6 +213,6 @@ class Bottleneck(nn.Module):
         code: the encoder's float32 [N, C, H, W], not yet rounded; in training, noise takes rounding's place.
         """
         symbols = self.rounding(code)
-        x = code + (torch.rand_like(code) - 0.5) if self.training else symbols
+        x = code + (processes.uniform_like(code) - 0.5) if self.training else symbols
         rate, fit = (self.density.bits(x, symbols, learn=learn).sum() for learn in (False, True))
         return rate, fit

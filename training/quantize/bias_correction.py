@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.training.models.networks import Add, ConvUnit, Flow, SplitModel
+from offramp.training.models.layers import Add, ConvUnit, Flow
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantized import Affine, QuantLayer, QuantModel
 
 _BATCH = 32

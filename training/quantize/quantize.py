@@ -4,8 +4,8 @@ Activations are uint8 with one scale and zero point per tensor, weights int8 wit
 and no zero point, biases int32. Batch norm is folded into the convolution before it, and a ReLU is the lower
 end of the range that uint8 can hold, so neither is left (`QuantLayer.relu` is the one exception).
 
-What travels is coded losslessly afterwards, and every bit of its step that no exit needs is a bit sent in
-vain: its step may be coarser than that of 256 codes over its range (`_code_of_what_travels`).
+The transmitted activation is coded losslessly afterwards, and every bit of its step that no exit needs is a
+bit sent in vain: its step may be coarser than that of 256 codes over its range (`_coarser_code`).
 
 At last the biases take back what all of this moves the means by (`bias_correction`).
 """
@@ -22,16 +22,9 @@ from torch import Tensor, nn
 
 from offramp.common.errors import DataError
 from offramp.training.data.datasets import Labelled, to_float
-from offramp.training.models.networks import (
-    Add,
-    ConvUnit,
-    ExitBranch,
-    Flow,
-    MaxPool,
-    Shortcut,
-    Shuffle,
-    SplitModel,
-)
+from offramp.training.models.exit_branch import ExitBranch
+from offramp.training.models.layers import Add, ConvUnit, Flow, MaxPool, Shortcut, Shuffle
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.bias_correction import with_corrected_biases
 from offramp.training.quantize.quantized import (
     IMAGE,
@@ -44,13 +37,14 @@ from offramp.training.quantize.quantized import (
     QuantPool,
     QuantShuffle,
 )
-from offramp.training.recipe import Recipe
+from offramp.training.quantize.recipe import QuantizeRecipe
 
 _BATCH = 128
 # Each range is chosen among these fractions of the observed one (see `_choose_range`).
 _SHRINK = np.linspace(1.0, 0.5, 26)
 _SAMPLE = 1 << 16
-# Steps of what travels that are tried, as multiples of the finest that holds its range; on how many images.
+# Steps of the transmitted activation that are tried, as multiples of the finest that holds its range; on how
+# many images.
 _FINER, _COARSER = 2.0 ** (-np.arange(1, 9) / 2), 2.0 ** (np.arange(1, 17) / 2)
 _STEP_IMAGES = 512
 
@@ -98,11 +92,13 @@ def calibration_part(count: int, *, share: float, seed: int) -> tuple[NDArray[np
     return order[:first], order[first:]
 
 
-def quantize_calibrated(model: SplitModel, validation: Labelled, recipe: Recipe) -> QuantModel:
+def quantize_calibrated(
+    model: SplitModel, validation: Labelled, settings: QuantizeRecipe, seed: int
+) -> QuantModel:
     """`quantize` as a recipe has it, calibrated by its part of the validation images."""
-    part, _ = calibration_part(len(validation), share=recipe.quantize.calibration, seed=recipe.seed)
+    part, _ = calibration_part(len(validation), share=settings.calibration, seed=seed)
     images = to_float(torch.from_numpy(validation.images[part]))
-    return quantize(model, images, recipe.quantize.divergence)
+    return quantize(model, images, settings.divergence)
 
 
 def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> QuantModel:
@@ -111,9 +107,9 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
     Args:
         model: float32, put in eval mode.
         images: calibration images, float32 [N, 3, H, W], never test images.
-        divergence: by how much the step of what travels may move the answers of either exit: mean
-            Kullback-Leibler divergence, nats. 0: the finest step that holds the range, as in the paper. A
-            bottleneck's code has its own step, which this leaves alone.
+        divergence: by how much the step of the transmitted activation may move the answers of either exit:
+            mean Kullback-Leibler divergence, nats. 0: the finest step that holds the range, as in the paper.
+            A bottleneck's code has its own step, which this leaves alone.
 
     Raises:
         DataError: if there are no calibration images.
@@ -129,7 +125,7 @@ def quantize(model: SplitModel, images: Tensor, divergence: float = 0.0) -> Quan
         _share_code(model, seen.positions, codes)
         if divergence > 0:
             finest = codes[model.exit_number]
-            chosen = _code_of_what_travels(model, images[:_STEP_IMAGES], finest, divergence)
+            chosen = _coarser_code(model, images[:_STEP_IMAGES], finest, divergence)
             step = chosen.scale / finest.scale
             codes = [chosen if code is finest else code for code in codes]
     else:
@@ -249,18 +245,18 @@ def _share_code(model: SplitModel, seen: list[_Observed], codes: list[Affine]) -
 
 
 @torch.no_grad()
-def _code_of_what_travels(model: SplitModel, images: Tensor, finest: Affine, limit: float) -> Affine:
+def _coarser_code(model: SplitModel, images: Tensor, finest: Affine, limit: float) -> Affine:
     """The code with the coarsest step at which the answers of both exits move by no more.
 
     Its cost is looked for where it counts, in the answers: the squared error says nothing of what the tail
     needs. Where even the finest step moves them by more, a few values far out have stretched the range; then
     it is the step that moves them least, and these values are clipped.
     """
-    travels = [
+    sent = [
         model.head(batch.contiguous(memory_format=torch.channels_last))[0]
         for batch in torch.split(images, _BATCH)
     ]
-    exact = [_answers(model, x) for x in travels]
+    exact = [_answers(model, x) for x in sent]
 
     def scale(multiple: float) -> float:
         """A step in float32, as `Affine.covering` has it."""
@@ -269,7 +265,7 @@ def _code_of_what_travels(model: SplitModel, images: Tensor, finest: Affine, lim
     def moved(code: Affine) -> float:
         """Mean nats, of the exit where it is more."""
         sums = np.zeros(2)
-        for x, theirs in zip(travels, exact, strict=True):
+        for x, theirs in zip(sent, exact, strict=True):
             ours = _answers(model, torch.from_numpy(code.dequantize(code.quantize(_numpy(x)))))
             for side, (a, b) in enumerate(zip(ours, theirs, strict=True)):
                 sums[side] += float(torch.nn.functional.kl_div(a, b, log_target=True, reduction="sum"))
@@ -285,22 +281,22 @@ def _code_of_what_travels(model: SplitModel, images: Tensor, finest: Affine, lim
             best = trial
         return best
     for step in _FINER:
-        trial = _densest(scale(step), travels)
+        trial = _densest(scale(step), sent)
         if (here := moved(trial)) < least:
             best, least = trial, here
     return best
 
 
-def _answers(model: SplitModel, travels: Tensor) -> tuple[Tensor, Tensor]:
+def _answers(model: SplitModel, sent: Tensor) -> tuple[Tensor, Tensor]:
     """Log probabilities of the early and the final exit, [N, K] each."""
-    x = travels.contiguous(memory_format=torch.channels_last)
+    x = sent.contiguous(memory_format=torch.channels_last)
     early, final = model.branch(x[:, : model.exit_shape[0]]), model.tail(x)
     return torch.log_softmax(early, dim=1), torch.log_softmax(final, dim=1)
 
 
-def _densest(scale: float, travels: list[Tensor]) -> Affine:
+def _densest(scale: float, sent: list[Tensor]) -> Affine:
     """The code of this step whose 256 values clip the fewest numbers."""
-    numbers = np.concatenate([_numpy(x).ravel() for x in travels])
+    numbers = np.concatenate([_numpy(x).ravel() for x in sent])
     steps = np.clip(np.rint(numbers / np.float32(scale)), -256, 256).astype(np.int64)
     counts = np.bincount(steps + 256, minlength=513)
     below = np.concatenate([[0], np.cumsum(counts)])

@@ -102,10 +102,10 @@ class QuantBlock:
 class QuantModel:
     """A split model in integers, ready for export.
 
-    ``symbols`` is the code of all that travels, ``step`` its step as a multiple of the finest one that holds
-    the range, ``cut`` the number of blocks on the device, ``seen`` the one whose output the early exit sees.
-    ``exit_convolutions`` are the early exit's own, ``exit_pool`` is its average pool as the depthwise
-    convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
+    ``symbols`` is the code of the transmitted activation, ``step`` its step as a multiple of the finest one
+    that holds the range, ``cut`` the number of blocks on the device, ``seen`` the one whose output the early
+    exit sees. ``exit_convolutions`` are the early exit's own, ``exit_pool`` is its average pool as the
+    depthwise convolution that it equals. ``pooled`` is the code of the average that feeds ``classifier``.
     """
 
     blocks: tuple[QuantBlock, ...]

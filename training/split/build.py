@@ -15,28 +15,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.common.bundle.load import (
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import (
     CODEBOOK,
     HEAD,
     TAIL,
     Activation,
-    Bundle,
+    DatasetEntry,
     Manifest,
     Preprocessing,
     Provenance,
     SplitPoint,
-    file_entries,
-    write_bundle,
 )
-from offramp.common.bundle.load import Dataset as DatasetEntry
+from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.errors import printable
-from offramp.training.calibrate.calibration import fit_temperature
+from offramp.training.calibrate.card import figures
 from offramp.training.calibrate.codebook import choose_codec, payload_bytes
+from offramp.training.calibrate.confidence import fit_temperature
 from offramp.training.calibrate.measure import Answers, run_graphs, with_better_answer
-from offramp.training.calibrate.threshold import choose
+from offramp.training.calibrate.threshold import choose_threshold
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.export import Graphs
-from offramp.training.run import _commit, figures
+from offramp.training.make_bundle import commit
 from offramp.training.split.code import ZERO_POINT, Code
 from offramp.training.split.graphs import (
     CODE,
@@ -118,7 +118,7 @@ def build(
     codec = choose_codec(run_graphs(graphs, _some(data.train, _TABLES)).symbols, seen.symbols)
     temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
     seen = with_better_answer(replace(seen, temperature=temperature))
-    chosen = choose(
+    chosen = choose_threshold(
         seen,
         payload_bytes(codec.tables, codec.lanes, seen.symbols),
         drop=None if goal.drop is None else goal.drop / 100,
@@ -145,7 +145,7 @@ def build(
         temperature=temperature,
         sent_answer=seen.sent_answer,
         provenance=Provenance(
-            commit=_commit(),
+            commit=commit(),
             dataset=DatasetEntry(
                 name=data.name,
                 sha256=data.sha256,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from offramp.common.errors import printable
 from offramp.common.part.answer import ANSWERED_BY
-from offramp.training.calibrate.calibration import wilson
+from offramp.training.calibrate.intervals import wilson
 from offramp.training.data.datasets import Dataset
 from offramp.training.split.build import Built
 from offramp.training.split.cuts import Cost

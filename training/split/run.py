@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from offramp.common.bundle.load import ACTIVATION_SYMBOLS, FILE_BYTES
+from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES
 from offramp.common.errors import ConfigError, printable
 from offramp.training.data.datasets import PIXEL_SCALE, PIXEL_ZERO, Dataset
 from offramp.training.data.photos import Columns, read_photos

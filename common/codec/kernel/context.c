@@ -10,7 +10,7 @@ enum {
     LAST_BITS = 8,
     LITERAL_BITS = 8,
     AROUND = 4, /* places whose symbols are looked at beside a symbol's own */
-    NEAR = 2,   /* how far from its mode a symbol is told apart by those that come after it */
+    NEAR = 2,   /* how far from its mode a symbol is still distinguished by those after it */
     MAX_CLASSES = 2 * MAX_CONTEXT_REACH + 2,
 };
 

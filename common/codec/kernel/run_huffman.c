@@ -329,7 +329,7 @@ ALWAYS_INLINE void encode_runs(const table *t, const uint8_t *folded, size_t n, 
 {
     writer w = *to;
     const uint32_t *code = t->code, full = code[t->full];
-    size_t columns = t->columns, runs = t->runs, next = 0; /* the first symbol that no token has told of */
+    size_t columns = t->columns, runs = t->runs, next = 0; /* the first symbol without a token */
     for (size_t base = 0; base < n; base += 64) {
         for (uint64_t others = others_of(folded + base, n - base); others; others &= others - 1) {
             size_t at = base + count_trailing_zeros(others), run = at - next, symbol = folded[at];

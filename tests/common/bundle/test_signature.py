@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from offramp.cli.app import main
-from offramp.common.bundle.load import MANIFEST, TAIL, load_bundle
+from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import MANIFEST, TAIL
 from offramp.common.bundle.signature import CONTEXT, SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 from offramp.common.errors import BundleError, ConfigError, ExitCode
 from tests.processes import Processes, processes
@@ -118,12 +119,12 @@ DAMAGE: dict[str, tuple[Callable[[BundleFolder, Path], object], str]] = {
     ),
     "another kind": (
         lambda b, _: (b.path / SIGNATURE).write_text("rsa AA== AA==\n"),
-        "line 1 is no signature",
+        "line 1 is not a signature",
     ),
-    "too few words": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519\n"), "line 1 is no signature"),
-    "no base64": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 !! ??\n"), "line 1 is no signature"),
-    "short": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 AAAA AAAA\n"), "line 1 is no signature"),
-    "no text": (lambda b, _: (b.path / SIGNATURE).write_bytes(b"\xff\0"), "is no ASCII text"),
+    "too few words": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519\n"), "line 1 is not a signature"),
+    "no base64": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 !! ?\n"), "line 1 is not a sig"),
+    "short": (lambda b, _: (b.path / SIGNATURE).write_text("ed25519 AA== AA==\n"), "line 1 is not a sig"),
+    "no text": (lambda b, _: (b.path / SIGNATURE).write_bytes(b"\xff\0"), "is not ASCII text"),
     "long": (
         lambda b, _: (b.path / SIGNATURE).write_bytes(b"a" * (SIGNATURE_BYTES + 1)),
         f"is longer than {SIGNATURE_BYTES} bytes",

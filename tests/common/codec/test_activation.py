@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from offramp.common.codec import activation as codec_module
+from offramp.common.codec import activation
 from offramp.common.codec.activation import (
     ActivationCodec,
     CodecId,
@@ -328,7 +328,7 @@ def test_the_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_without_the_compiled_module_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec_module, "_kernel", None)
+    monkeypatch.setattr(activation, "_kernel", None)
 
     assert coder_kind() == "reference"
     coder = make_coder((1, 4, 4), Codebook(LENGTHS[:1], np.zeros(1, np.uint16)), 1)
@@ -338,7 +338,7 @@ def test_without_the_compiled_module_the_reference_is_used(monkeypatch: pytest.M
 PROBE = """
 import json, sys
 import numpy as np
-from offramp.common.codec import activation as codec
+from offramp.common.codec import activation
 from offramp.common.codec.huffman import Codebook
 from offramp.common.codec.context import ContextModel
 from offramp.common.codec.rans import RansTables
@@ -350,11 +350,11 @@ for vector in json.load(open(sys.argv[1])):
     maps = [vector[name] for name in ("table_of_channel", "mode_of_channel") if name in vector]
     shape = tuple(vector["shape"])
     tables = kinds[vector["kind"]].from_bytes(bytes.fromhex(vector["tables"]), *(maps or [shape]))
-    coder = codec.ActivationCodec(shape, codec.make_coder(shape, tables, vector["lanes"]))
+    coder = activation.ActivationCodec(shape, activation.make_coder(shape, tables, vector["lanes"]))
     symbols = np.frombuffer(bytes.fromhex(vector["symbols"]), np.uint8).reshape(shape)
     payloads.append(coder.encode(symbols)[1].hex())
     assert (coder.decode(vector["codec"], bytes.fromhex(payloads[-1])) == symbols).all()
-print(json.dumps({"file": codec.__file__, "kind": codec.coder_kind(), "payloads": payloads}))
+print(json.dumps({"file": activation.__file__, "kind": activation.coder_kind(), "payloads": payloads}))
 """
 
 

@@ -117,8 +117,8 @@ REFUSED = {
         r"the payload escapes symbol 1, which needs no escape",
     ),
     "a-run-past-the-end": (bytes([0b111_1_0000]), 1, r"the payload has a run past the end of its segment"),
-    "a-symbol-of-ten-bits": (bytes([0b110_00000, 0b00001_000, 0]), 1, r"has an escaped symbol that is none"),
-    "symbol-256": (bytes([0b110_00000, 0b000_1_0000, 0b0000_0000]), 1, r"has an escaped symbol that is none"),
+    "a-symbol-of-ten-bits": (bytes([0b110_00000, 0b00001_000, 0]), 1, r"has an escaped symbol above 255"),
+    "symbol-256": (bytes([0b110_00000, 0b000_1_0000, 0b0000_0000]), 1, r"has an escaped symbol above 255"),
 }
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle.load import Bundle, Preprocessing
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.device import Device, preprocess
 from tests import toy

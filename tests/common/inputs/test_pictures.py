@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from offramp.common.bundle.load import Preprocessing
+from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.pictures import EXTENSIONS, decode, sniff
 from offramp.device import preprocess

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from offramp.common.bundle.load import TAIL, Bundle
+from offramp.common.bundle.load import Bundle
+from offramp.common.bundle.manifest import TAIL
 from offramp.common.errors import BundleError, ExitCode, StoppedError
 from offramp.common.part import trial
 from offramp.common.part.engine import Engine

@@ -6,9 +6,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from offramp.common.errors import AddressError, ConfigError
-from offramp.common.settings import split_address
-from offramp.common.telemetry import serve_metrics
-from offramp.common.wire.address import join_address
+from offramp.common.metrics import serve_metrics
+from offramp.common.wire.address import join_address, split_address
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "fe80::1%eth0", "::", "a-b.example"])

@@ -264,7 +264,7 @@ def test_arbitrary_bytes_are_no_hello(data: bytes) -> None:
 def test_bytes_that_are_no_message() -> None:
     with pytest.raises(errors.MessageError) as caught:
         parse(pb.DeviceMessage, b"\xff\xff\xff")
-    assert str(caught.value) == "3 bytes that are no offramp.v1.DeviceMessage message"
+    assert str(caught.value) == "3 bytes that are not an offramp.v1.DeviceMessage message"
 
 
 # ---- hello -------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ FOREIGN = {
     "frames-first": (
         pb.DeviceMessage(frames=[b"x"]),
         errors.MessageError,
-        "the first message of a stream is no hello, expected one alone",
+        "the first message of a stream is not a hello, expected one alone",
     ),
 }
 

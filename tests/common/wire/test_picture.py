@@ -1,4 +1,4 @@
-"""A picture as it travels: what its bytes are, and that nothing but such a picture is taken."""
+"""A picture as it is sent: what its bytes are, and that nothing but such a picture is taken."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ VIEW = encode_picture(toy.images(1, seed=4)[0], 50)
         (b"", "a picture of 0 bytes, expected 4 … 1216"),
         (VIEW[:3], "a picture of 3 bytes, expected 4 … 1216"),
         (bytes(most_bytes(8, 8) + 1), "a picture of 1217 bytes, expected 4 … 1216"),
-        (VIEW[:12], "12 bytes that are no picture, expected a VP8 key frame"),
-        (bytes(100), "100 bytes that are no picture, expected a VP8 key frame"),
-        (webp(toy.images(1)[0], 50), "bytes that are no picture, expected a VP8 key frame"),
-        (bytes([VIEW[0] | 1]) + VIEW[1:], "bytes that are no picture, expected a VP8 key frame"),
+        (VIEW[:12], "12 bytes that are not a picture, expected a VP8 key frame"),
+        (bytes(100), "100 bytes that are not a picture, expected a VP8 key frame"),
+        (webp(toy.images(1)[0], 50), "bytes that are not a picture, expected a VP8 key frame"),
+        (bytes([VIEW[0] | 1]) + VIEW[1:], "bytes that are not a picture, expected a VP8 key frame"),
     ],
     ids=["empty", "a tag only", "too long", "cut off", "zeros", "a whole file", "no key frame"],
 )
@@ -113,7 +113,7 @@ def test_an_installation_without_webp_is_told_of(monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_layout_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A libwebp that wrote more chunks would change what travels."""
+    """A libwebp that wrote more chunks would change the payload."""
     save = Image.Image.save
     monkeypatch.setattr(
         Image.Image,

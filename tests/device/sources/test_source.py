@@ -1,134 +1,26 @@
-"""Images from folders, lists and arrays: the good ones in order, each bad one a single clear error."""
+"""All images of the command line: what is taken, in which order, and again and again."""
 
 from __future__ import annotations
 
-import io
-import os
-import struct
-import tracemalloc
-import zipfile
-import zlib
-from collections.abc import Callable
+import errno
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
-from offramp.common.bundle.load import Bundle, Preprocessing
-from offramp.common.errors import ConfigError, DataError
-from offramp.common.inputs.pictures import PIXELS
-from offramp.common.inputs.pictures import decode as decode_picture
-from offramp.device.sources.source import Item, Source
+from offramp.common.bundle.load import Bundle
+from offramp.common.errors import ConfigError
+from offramp.device.sources import source
+from offramp.device.sources.source import Source
+from offramp.device.sources.watch import WATCH_SECONDS
 from tests import toy
-
-PREPROCESSING = Preprocessing(color="RGB", height=toy.SIDE, width=toy.SIDE, resize="bilinear")
-
-
-def read(*paths: Path) -> list[Item]:
-    return list(Source(list(paths), PREPROCESSING))
-
-
-def errors(items: list[Item]) -> list[str]:
-    return [str(item.image) for item in items if isinstance(item.image, DataError)]
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG file that claims this size and holds hardly any pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    ihdr = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", ihdr) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-def npy(images: object, version: tuple[int, int] = (1, 0)) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.asarray(images), version=version)
-    return file.getvalue()
-
-
-def npy_header(shape: str, descr: str = "'|u1'", fortran: bool = False) -> bytes:
-    """The start of a version 1.0 .npy file that claims this shape."""
-    text = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text + b"\n"
-
-
-def npz(path: Path, data: bytes, name: str = "images.npy", compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr(name, data)
-    return path
-
-
-def one_error(path: Path) -> str:
-    """Read a bad file with a good one behind it: the one error, after the good one was still read."""
-    good = path.parent / "good.png"
-    good.write_bytes(png(np.full((8, 8, 3), 7, np.uint8)))
-    *bad, last = read(path, good)
-    assert isinstance(last.image, np.ndarray) and (last.image == 7).all()
-    (error,) = errors(bad)
-    assert error.startswith(str(path)) and "\n" not in error
-    return error
-
-
-# --- what is read ---
-
-
-def test_a_folder_gives_its_pictures_by_name(tmp_path: Path) -> None:
-    images = toy.images(4)
-    (tmp_path / "deeper").mkdir()
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "notes.md").write_text("no picture")
-    for name, image in zip(["b.PNG", "a.png", "deeper/c.png", "z.png"], images, strict=True):
-        (tmp_path / name).write_bytes(png(image.transpose(1, 2, 0)))
-    items = read(tmp_path)
-    assert [Path(item.name).name for item in items] == ["a.png", "b.PNG", "c.png", "z.png"]
-    for item, image in zip(items, images[[1, 0, 2, 3]], strict=True):
-        assert isinstance(item.image, np.ndarray) and item.image.flags.c_contiguous
-        np.testing.assert_array_equal(item.image, image)
-    assert Source([tmp_path], PREPROCESSING).count() == 4
-
-
-def test_a_list_is_relative_to_its_own_folder(tmp_path: Path) -> None:
-    for name, image in zip(["a.png", "b.png"], toy.images(2), strict=True):
-        (tmp_path / name).write_bytes(png(image.transpose(1, 2, 0)))
-    folder = tmp_path / "lists"
-    folder.mkdir()
-    text = folder / "list.txt"
-    text.write_text(f"../b.png\n\n{tmp_path / 'a.png'}\r\n../missing.png\n../lists\n../nul\0.png\n")
-    items = read(text)
-    assert [isinstance(item.image, np.ndarray) for item in items] == [True, True, False, False, False]
-    missing, directory, nul = errors(items)
-    assert "missing.png: cannot be read: No such file" in missing
-    assert "is not a plain file" in directory
-    assert "null byte" in nul
-    assert Source([text], PREPROCESSING).count() == 5
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"\xff\xfe\n", "is not UTF-8 text but UTF-16"), (b"", "has 0 bytes"), (None, "is not a plain file")],
-    ids=["bytes", "empty", "pipe"],
+from tests.device.sources.reading import (
+    PREPROCESSING,
+    failing_scan,
+    write_png,
 )
-def test_a_list_that_cannot_be_read_stops_the_run(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    path = tmp_path / "list.txt"
-    if content is None:
-        os.mkfifo(path)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
-        read(path)
+from tests.processes import Processes, until
 
 
 @pytest.mark.parametrize("name", ["missing", "n" * 300], ids=["missing", "too long"])
@@ -137,290 +29,65 @@ def test_a_path_that_is_not_there_stops_the_run(tmp_path: Path, name: str) -> No
         Source([tmp_path / name], PREPROCESSING)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
-@pytest.mark.parametrize("size", [(8, 8), (31, 5)])
-def test_pictures_of_every_mode_become_the_heads_input(mode: str, size: tuple[int, int]) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", size, (255, 255, 255)).convert(mode).save(file, "JPEG" if mode == "CMYK" else "PNG")
-    pixels = decode_picture("picture", file.getvalue(), PREPROCESSING)
-    assert pixels.shape == (3, 8, 8) and pixels.dtype == np.uint8
-    assert (pixels > 240).all()
-
-
-def test_a_palette_with_transparency_is_read_without_a_warning() -> None:
-    file = io.BytesIO()
-    Image.new("P", (8, 8)).save(file, "PNG", transparency=bytes([0, 128]))
-    assert decode_picture("picture", file.getvalue(), PREPROCESSING).shape == (3, 8, 8)
-
-
-@pytest.mark.parametrize("colour", [True, False])
-@pytest.mark.parametrize("compressed", [True, False])
-def test_arrays_give_one_image_at_a_time(tmp_path: Path, colour: bool, compressed: bool) -> None:
-    images = toy.images(5).transpose(0, 2, 3, 1)
-    stored = images if colour else np.ascontiguousarray(images[..., 0])
-    path = tmp_path / "images.npz"
-    (np.savez_compressed if compressed else np.savez)(path, labels=np.arange(5), images=stored)
-    items = read(path)
-    assert [item.name for item in items] == [f"{path}[{index}]" for index in range(5)]
-    for item, image in zip(items, images, strict=True):
-        expected = image if colour else image[..., :1].repeat(3, axis=2)
-        np.testing.assert_array_equal(item.image, expected.transpose(2, 0, 1))
-    assert Source([path], PREPROCESSING).count() is None
-
-
-@pytest.mark.parametrize("layout", ["channels first", "grey", "transparent"])
-def test_arrays_of_other_layouts(tmp_path: Path, layout: str) -> None:
-    images = toy.images(5)
-    stored, shown = images, images
-    if layout == "grey":
-        stored, shown = images[:, 0, :, :, None], images[:, :1].repeat(3, axis=1)
-    elif layout == "transparent":
-        stored = np.concatenate([images, np.zeros_like(images[:, :1])], axis=1).transpose(0, 2, 3, 1)
-        shown = np.full_like(images, 255)
-    np.savez(tmp_path / "images.npz", images=np.ascontiguousarray(stored))
-    for item, image in zip(read(tmp_path / "images.npz"), shown, strict=True):
-        np.testing.assert_array_equal(item.image, image)
-
-
-def test_an_array_of_no_images_gives_none(tmp_path: Path) -> None:
-    np.savez(tmp_path / "images.npz", images=np.zeros((0, 8, 8, 3), np.uint8))
-    assert read(tmp_path / "images.npz") == []
-
-
-# --- hostile pictures ---
-
-
-def gif() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "GIF")
-    return file.getvalue()
-
-
-WHOLE = png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"no picture at all\n" * 10, "is not a picture (starts with 6e 6f 20 70)"),
-        (b"", "has 0 bytes, expected 1 … "),
-        (WHOLE[: len(WHOLE) // 2], "is a damaged picture"),
-        (WHOLE[:20], "is "),
-        (WHOLE[:200] + bytes(50) + WHOLE[250:], "is a damaged picture"),
-        (b"\xff\xd8\xff\xe0" + bytes(100), "is "),
-        (gif()[:9], "is a damaged GIF picture: its header"),
-        (png_header(20_000, 20_000), "pixels, expected at most 50,000,000"),
-        (png_header(10_000, 10_000), "pixels, expected at most 50,000,000"),
-        (png_header(7_200, 7_000), "pixels, expected at most 50,000,000"),
-        (png_header(2**31 - 1, 2**31 - 1), "pixels, expected at most 50,000,000"),
-        (png_header(0, 5), "is "),
-        (png_header(100, 100), "is a damaged picture"),
-    ],
-    ids=[
-        "text",
-        "empty",
-        "truncated",
-        "header only",
-        "corrupt",
-        "jpeg of zeros",
-        "gif header",
-        "20000x20000",
-        "10000x10000",
-        "just too large",
-        "2^31",
-        "no width",
-        "few pixels",
-    ],
-)
-def test_a_bad_picture_is_one_error_and_the_next_is_read(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
-    path = tmp_path / "bad.png"
-    path.write_bytes(content)
-    tracemalloc.start()
-    try:
-        error = one_error(path)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    finally:
-        tracemalloc.stop()
-    assert message in error
-
-
-@pytest.mark.parametrize("suffix", [".png", ".npz"])
-def test_a_named_pipe_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"pipe{suffix}"
-    os.mkfifo(path)
-    assert "is not a plain file" in one_error(path)
-    assert [type(item.image) for item in read(tmp_path)].count(DataError) == (suffix == ".png")
-
-
-def test_a_picture_that_vanishes_is_one_error(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png", "c.png"):
-        (tmp_path / name).write_bytes(WHOLE)
-    items = iter(Source([tmp_path], PREPROCESSING))
-    assert isinstance(next(items).image, np.ndarray)
-    (tmp_path / "b.png").unlink()
-    gone, last = items
-    assert "No such file" in str(gone.image)
-    assert isinstance(last.image, np.ndarray)
-
-
-def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "huge.png"
-    with path.open("wb") as file:
-        file.truncate(1 << 40)
-    assert f"has {1 << 40} bytes, expected 1 … " in one_error(path)
-
-
-# --- hostile arrays ---
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (npy(np.zeros((2, 8, 8, 3), np.float32)), "'images' is float32 (2, 8, 8, 3), expected uint8"),
-        (npy(np.zeros((2, 8, 8, 3), ">u2")), "expected uint8"),
-        (npy(np.zeros((2, 8, 8, 5), np.uint8)), "(2, 8, 8, 5) and has no axis of channels, expected [N, H"),
-        (npy(np.zeros((160, 8, 3), np.uint8)), "and may be one picture or 160 grey ones, expected [N, H"),
-        (npy(np.zeros((3, 160, 8), np.uint8)), "and may be one picture or 3 grey ones, expected [N, H"),
-        (npy(np.zeros((160, 8, 1), np.uint8)), "and may be one picture or 160 grey ones, expected [N, H"),
-        (npy(np.zeros((2, 3, 8, 3), np.uint8)), "and has its channels at place 1 or at place 3, expected"),
-        (npy(np.zeros((8, 8), np.uint8)), "(8, 8) and is not a stack of pictures, expected [N, H, W, 3]"),
-        (npy(np.uint8(3)), "() and is not a stack of pictures, expected [N, H, W, 3]"),
-        (npy(np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8))), "in C order"),
-        (npy(np.zeros((2, 0, 8, 3), np.uint8)), "at least 1×1"),
-        (npy(np.zeros((1, 8, 8, 3), np.uint8), (2, 0)), "is .npy version (2, 0), expected (1, 0)"),
-        (b"\x93NUMPY\x02\x00" + b"\xff\xff\xff\x7f" + bytes(1000), "is .npy version (2, 0)"),
-        (b"\x93NUMPY\x09\x00" + bytes(100), "is .npy version (9, 0)"),
-        (npy_header("(1, 10000, 10000, 3)"), "is 10000×10000 pixels, expected at most 50,000,000"),
-        (npy_header(f"(1, {2**40}, {2**40}, 3)"), "sides of at most 65,500"),
-        (npy_header("(5, -1, 4, 3)") + bytes(20_000_000), "at least 1×1"),
-        (npy_header("(5, -1, -1, 3)"), "at least 1×1"),
-        (npy_header("(-5, 8, 8, 3)"), "at least 1×1"),
-        (npy_header("(2, 'a', 8)"), "is a damaged .npz"),
-        (npy_header("(2, 8, 8", "'|u1'"), "is a damaged .npz"),
-        (npy_header("(2, 8, 8)", "[('a', '|u1'), ('b', '<f8')]"), "expected uint8"),
-        (npy_header("(" * 5000), "is a damaged .npz"),
-        (b"", "is a damaged .npz"),
-        (b"no array", "is a damaged .npz"),
-    ],
-    ids=[
-        "float32",
-        "big-endian",
-        "five channels",
-        "one picture",
-        "one picture by channels",
-        "one grey picture",
-        "channels at both ends",
-        "two axes",
-        "scalar",
-        "fortran",
-        "no height",
-        "version 2",
-        "2 GiB header",
-        "version 9",
-        "too many pixels",
-        "overflow",
-        "negative side",
-        "two negative sides",
-        "negative count",
-        "text in the shape",
-        "open bracket",
-        "fields",
-        "deep brackets",
-        "empty",
-        "text",
-    ],
-)
-def test_a_bad_array_is_one_error_and_the_next_file_is_read(
-    tmp_path: Path, data: bytes, message: str
-) -> None:
-    path = npz(tmp_path / "bad.npz", data)
-    tracemalloc.start()
-    try:
-        error = one_error(path)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    finally:
-        tracemalloc.stop()
-    assert message in error
-
-
-def test_a_pickled_array_is_refused_and_nothing_runs(tmp_path: Path) -> None:
-    class Run:
-        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-            return os.mkdir, (str(tmp_path / "was-here"),)
-
-    images = np.empty(1, object)
-    images[0] = Run()
-    np.savez(tmp_path / "bad.npz", images=images)
-    assert "'images' is object (1,), expected uint8" in one_error(tmp_path / "bad.npz")
-    assert not (tmp_path / "was-here").exists()
-
-
-def test_a_short_array_gives_what_it_has_and_one_error(tmp_path: Path) -> None:
-    images = toy.images(3).transpose(0, 2, 3, 1)
-    path = npz(tmp_path / "bad.npz", npy_header("(1000000000, 8, 8, 3)") + images.tobytes() + b"rest")
-    *good, bad = read(path)
-    assert [item.name for item in good] == [f"{path}[{index}]" for index in range(3)]
-    assert str(bad.image) == f"{path}[3]: the array ends early, its header says 1000000000 images"
-
-
-def test_a_bomb_takes_no_more_memory_than_its_images(tmp_path: Path) -> None:
-    count = 50_000
-    path = npz(tmp_path / "bomb.npz", npy_header(f"({count}, 8, 8, 3)") + bytes(count * 192 * 3))
-    assert path.stat().st_size < 100_000
-    tracemalloc.start()
-    try:
-        items = iter(Source([path], PREPROCESSING))
-        for _ in range(2000):
-            assert isinstance(next(items).image, np.ndarray)
-        assert tracemalloc.get_traced_memory()[1] < 4 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def test_one_huge_image_in_an_array_is_not_unpacked_when_it_is_short(tmp_path: Path) -> None:
-    path = npz(tmp_path / "bad.npz", npy_header(f"(1, {PIXELS // 1000}, 1000, 3)") + bytes(1000))
-    assert "the array ends early" in one_error(path)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: path.write_bytes(b"no zip"), "is a damaged .npz"),
-        (lambda path: path.write_bytes(b""), "is a damaged .npz"),
-        (
-            lambda path: npz(path, npy(np.zeros((1, 8, 8), np.uint8)), "other.npy"),
-            "has no array named 'images'",
-        ),
-        (lambda path: npz(path, npy(np.zeros((1, 8, 8), np.uint8)), "../images.npy"), "has no array named"),
-        (lambda path: path.mkdir(), "is not a plain file"),
-    ],
-    ids=["no zip", "empty", "other name", "escaping name", "folder"],
-)
-def test_a_bad_archive_is_one_error(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
-    path = tmp_path / "bad.npz"
-    make(path)
-    (tmp_path / "list.txt").write_text("bad.npz\n")
-    (item,) = read(tmp_path / "list.txt")
-    assert str(item.image).startswith(f"{path}: ") and message in str(item.image)
-
-
-@pytest.mark.parametrize(
-    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-)
-def test_every_damaged_byte_of_an_archive_is_an_error_or_harmless(tmp_path: Path, compression: int) -> None:
-    images = toy.images(3).transpose(0, 2, 3, 1)
-    whole = npz(tmp_path / "whole.npz", npy(images), compression=compression).read_bytes()
-    path = tmp_path / "bad.npz"
-    for position in range(0, len(whole), 3):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
-        items = read(path)
-        assert len(errors(items)) <= 1 and len(items) <= 4
-        assert all("\n" not in error for error in errors(items))
-
-
 def test_the_shipped_preprocessing_is_used(toy_bundle: Bundle, toy_images: Path) -> None:
     items = list(Source([toy_images], toy_bundle.manifest.preprocessing))
     assert len(items) == 40
     np.testing.assert_array_equal([item.image for item in items], toy.images(40, seed=2))
+
+
+def test_watching_needs_a_folder(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="expected a folder to watch"):
+        Source([tmp_path / "a.png"], PREPROCESSING, watch=True)
+
+
+def test_repeating_starts_again_and_sees_what_is_new(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png")
+    items = iter(Source([tmp_path], PREPROCESSING, repeat=True))
+    assert [Path(next(items).name).name for _ in range(3)] == ["a.png"] * 3
+    write_png(tmp_path / "b.png")
+    assert sorted(Path(next(items).name).name for _ in range(4)) == ["a.png", "a.png", "b.png", "b.png"]
+
+
+def test_repeating_an_empty_folder_waits_for_the_signal(tmp_path: Path) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) == 3
+
+    assert list(Source([tmp_path], PREPROCESSING, wait=wait, repeat=True)) == []
+    assert waits == [WATCH_SECONDS] * 3
+
+
+@pytest.mark.parametrize(("path", "watch"), [("-", False), ("camera:0", False), (".", True)])
+def test_what_has_no_end_is_not_repeated(path: str, watch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "opencv", lambda: None)
+    with pytest.raises(ConfigError, match="--repeat: expected folders and files, which have an end"):
+        Source([path], PREPROCESSING, watch, repeat=True)
+
+
+def test_a_repeated_folder_as_a_process(run: Processes, toy_images: Path) -> None:
+    """The first images of the second pass are answered as in the first."""
+    device = run.start_device("--threshold", 0, "--repeat", "--rate", 500, "--json", toy_images)
+    until(lambda: len(device.answers) > 100, "a third pass")
+    device.send(signal.SIGTERM)
+    assert device.wait() == 130 and device.errors == ""
+    answers = sorted(device.answers, key=lambda answer: int(answer["index"]))
+    assert [answer["index"] for answer in answers] == list(range(len(answers)))
+    for one, other in zip(answers, answers[40:], strict=False):
+        assert [one[key] for key in ("image", "label")] == [other[key] for key in ("image", "label")]
+
+
+def test_a_repeated_folder_of_faults_only_does_not_spin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_scan(monkeypatch, tmp_path, errno.EIO)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) == 3
+
+    items = list(Source([tmp_path], PREPROCESSING, wait=wait, repeat=True))
+    assert len(items) == 1 and len(waits) == 3

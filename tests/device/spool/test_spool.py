@@ -19,12 +19,13 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import CodecId
-from offramp.device.metrics import Cause, DeviceMetrics
+from offramp.device.metrics import DeviceMetrics
 from offramp.device.spool import spool as spool_module
 from offramp.device.spool import store as spool_store
+from offramp.device.spool import trouble
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import ROW_BYTES, Entry, Rules, Store, rules_of
-from offramp.link.link import Answer, Link, Outcome, Refusal
+from offramp.link.link import Answer, Cause, Link, Outcome, Refusal
 from tests.processes import until
 
 ANSWER = Answer(1, 0.75, 0.001, 10.0, 20.0)
@@ -107,7 +108,8 @@ class Spooled:
 def spooled(toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A spool in this folder that is closed with its block."""
     monkeypatch.setattr(spool_module, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(spool_module, "RETRY_SECONDS_MOST", 0.05)
+    monkeypatch.setattr(trouble, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(trouble, "RETRY_SECONDS_MOST", 0.05)
 
     @contextmanager
     def make(capacity: int = CAPACITY, path: Path = tmp_path / "spool") -> Iterator[Spooled]:
@@ -206,24 +208,28 @@ def test_one_that_can_never_fit_is_given_up(spooled: Callable[..., Any], tmp_pat
     assert rows(tmp_path / "spool") == [1]
 
 
-def test_memory_is_bounded_while_the_disk_is_slow(
-    spooled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A file takes until this is set to be opened."""
     go = threading.Event()
-    opened = threading.Event()
-    real = Spool._open
+    real = Store.open
 
-    def slow(self: Spool) -> None:
-        opened.set()
+    def slow(self: Store) -> int:
         go.wait(60)
-        real(self)
+        return real(self)
 
-    monkeypatch.setattr(Spool, "_open", slow)
+    monkeypatch.setattr(Store, "open", slow)
+    yield go
+    go.set()
+
+
+def test_memory_is_bounded_while_the_disk_is_slow(
+    slow_disk: threading.Event, spooled: Callable[..., Any]
+) -> None:
     with spooled() as it:
-        opened.wait(60)
         it.put(*range(1000))
         assert it.dropped("busy") == 1000 - spool_module.WAITING_MOST
-        go.set()
+        slow_disk.set()
 
 
 def test_refused_ones_are_given_up_and_others_stay(spooled: Callable[..., Any], tmp_path: Path) -> None:
@@ -258,6 +264,38 @@ def test_one_that_was_answered_late_is_not_sent(spooled: Callable[..., Any], tmp
         until(lambda: it.sample("spool_entries") == 0, "no row")
         it.link.held[0](ANSWER)
     assert not it.delivered and rows(tmp_path / "spool") == []
+
+
+def test_one_that_was_answered_before_it_was_written_is_not_sent(
+    slow_disk: threading.Event, spooled: Callable[..., Any], tmp_path: Path
+) -> None:
+    entry = Entry(CodecId.RAW, b"twice", 7, "7.png")
+    with spooled() as it:
+        it.spool.put(entry)
+        it.spool.forget(entry)
+        it.put(8)
+        it.link.up = True
+        slow_disk.set()
+        until(lambda: it.delivered and it.sample("spool_entries") == 0, "the other one's answer")
+        assert [each.index for each in it.delivered] == [8] and it.link.sent != [b"twice"]
+    assert rows(tmp_path / "spool") == []
+
+
+def test_notices_that_a_slow_disk_cannot_take_are_bounded_and_their_rows_answered_again(
+    slow_disk: threading.Event, spooled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "FORGET_MOST", 4)
+    entries = [Entry(CodecId.RAW, b"row", index, f"{index}.png") for index in range(10)]
+    with spooled() as it:
+        for entry in entries:
+            it.spool.put(entry)
+        for entry in entries:
+            it.spool.forget(entry)
+        assert it.sample("spool_repeats_total") == 6
+        it.link.up = True
+        slow_disk.set()
+        until(lambda: len(it.delivered) == 6 and it.sample("spool_entries") == 0, "the others' answers")
+        assert [each.index for each in it.delivered] == [4, 5, 6, 7, 8, 9]
 
 
 def test_rows_of_another_bundle_are_left_alone(

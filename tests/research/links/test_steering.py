@@ -1,4 +1,4 @@
-"""``offramp bench steering``: its arithmetic, and one short run over a real shaped link."""
+"""T_c over a link that changes: its arithmetic, and one short run over a real shaped link."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from offramp.cli import app
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ExitCode
-from research.links.steering import BINS, by_time
+from research.links.steering import BINS, by_time, main
 from tests.bench.conftest import namespaces
 
 
@@ -45,10 +44,10 @@ def test_phases_have_the_means_of_their_images() -> None:
 def test_a_short_run(
     toy_bundle: Bundle, toy_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["bench", "steering", "--bundle", str(toy_bundle.path), "--images", str(toy_images), "--json"]
+    command = ["--bundle", str(toy_bundle.path), "--images", str(toy_images), "--json"]
     command += ["--seconds", "2", "--rate", "20", "--round-trip", "5", "--out", str(tmp_path)]
 
-    assert app.main(command) == ExitCode.OK
+    assert main(command) == ExitCode.OK
 
     result = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "steering.json").read_text()) == result
@@ -62,5 +61,5 @@ def test_a_short_run(
 
 
 def test_flags_out_of_range_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["bench", "steering", "--rate", "0"]) == ExitCode.CONFIG
+    assert main(["--rate", "0"]) == ExitCode.CONFIG
     assert "--rate" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from offramp.bench.overhead import frame_bits
-from offramp.common.bundle.load import Context, Rans, RunHuffman
+from offramp.common.bundle.manifest import Context, Rans, RunHuffman
 from offramp.common.codec.context import ContextModel
 from offramp.common.codec.rans import RansTables
 from offramp.common.codec.run_huffman import RunTables

@@ -13,12 +13,15 @@ from offramp.training.data.datasets import (
     Source,
     augment,
     cropped,
+    pasted,
+    recompressed,
     split,
     to_float,
+    to_pixels,
     write_images,
 )
+from offramp.training.data.recipe import DigitsRecipe
 from offramp.training.data.sources import load
-from offramp.training.recipe import DigitsRecipe
 
 
 def test_digits_are_split_by_class_without_overlap(digits: Dataset) -> None:
@@ -120,3 +123,30 @@ def test_images_are_written_as_they_are(tmp_path: Path) -> None:
         assert first.mode == "L"
         assert np.array_equal(np.asarray(first), grey[0, 0])
         assert np.array_equal(np.asarray(second).transpose(2, 0, 1), colour[0])
+
+
+def test_each_image_has_a_rectangle_of_the_one_before() -> None:
+    images = torch.arange(64.0)[:, None, None, None].expand(64, 3, 12, 16)
+    seen = pasted(images, generator=torch.Generator().manual_seed(0))
+    again = pasted(images, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(seen, again)
+    own = seen == images
+    assert bool((own | (seen == images.roll(1, 0))).all())
+    assert torch.equal(own[:, 0], own[:, 1]) and torch.equal(own[:, 0], own[:, 2])
+    theirs = ~own[:, 0]
+    # A rectangle: the rows and the columns that it touches, all of them.
+    assert torch.equal(theirs, theirs.any(2)[:, :, None] & theirs.any(1)[:, None, :])
+    covered = theirs.float().mean((1, 2))
+    assert covered.min() < 0.05 and covered.max() > 0.6 and 0.2 < covered.mean() < 0.5
+
+
+def test_pixels_survive_being_numbers() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_pixels(to_float(pixels)), pixels)
+    assert to_pixels(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+
+
+def test_what_webp_leaves_is_further_from_the_image_at_lower_quality(few: Dataset) -> None:
+    images = few.train.images[:8]
+    apart = [np.abs(recompressed(images, quality).astype(int) - images).mean() for quality in (90, 50, 10)]
+    assert 0 < apart[0] < apart[1] < apart[2] < 40

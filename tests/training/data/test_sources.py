@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from offramp.common.errors import ConfigError, DataError, OfframpError
-from offramp.training import recipe as recipes
+from offramp.training import recipe_file as recipes
 from offramp.training.app import main
+from offramp.training.data.recipe import FolderRecipe, HubRecipe, ParquetRecipe
 from offramp.training.data.sources import load
-from offramp.training.recipe import FolderRecipe, HubRecipe, ParquetRecipe
 
 SIZE = 16
 CLASSES = ("cat", "dog")

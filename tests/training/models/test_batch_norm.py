@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from offramp.training.models.batch_norm import fits, norm_relu
-from offramp.training.models.networks import ConvUnit
+from offramp.training.models.layers import ConvUnit
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -7,7 +7,8 @@ import torch
 from offramp.common.part.session import session
 from offramp.training.data.datasets import to_float
 from offramp.training.export import export
-from offramp.training.models.networks import BACKBONES, SplitModel
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize import bias_correction
 from offramp.training.quantize.bias_correction import with_corrected_biases
 from offramp.training.quantize.quantize import quantize

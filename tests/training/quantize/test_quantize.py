@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from offramp.common.errors import DataError
 from offramp.training.data.datasets import to_float
-from offramp.training.models.networks import BACKBONES, ConvUnit, SplitModel
+from offramp.training.models.layers import ConvUnit
+from offramp.training.models.networks import BACKBONES
+from offramp.training.models.split_model import SplitModel
 from offramp.training.quantize.quantize import _Observed, quantize
 from offramp.training.quantize.quantized import IMAGE, Affine, QuantLayer
 

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from offramp.training.models.networks import mobilenet_v2, resnet_32, vgg_19
+from offramp.training.models.mobilenet import mobilenet_v2
+from offramp.training.models.resnet import resnet_32
+from offramp.training.models.vgg import vgg_19
 from offramp.training.split.capture import Captured, capture
 from offramp.training.split.cuts import Cuts, find_cuts
 

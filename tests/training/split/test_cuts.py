@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError
-from offramp.training.models.networks import SplitModel, mobilenet_v2, partition
+from offramp.training.models.cost import partition
+from offramp.training.models.mobilenet import mobilenet_v2
+from offramp.training.models.split_model import SplitModel
 from offramp.training.split.capture import capture
 from offramp.training.split.cuts import Cost, Cuts, find_cuts
 from tests.training.split.networks import CLASSES, NETWORKS, SHAPE, Windows, build, found

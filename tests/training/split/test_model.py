@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from offramp.common.errors import ConfigError
-from offramp.training.models.networks import resnet_32
+from offramp.training.models.resnet import resnet_32
 from offramp.training.split.model import load_model
 
 MODULE = """

@@ -1,0 +1,157 @@
+"""How a ``Device`` works, in four groups. Each option has the name, range and default of its flag.
+
+Times are in seconds, where a flag may take milliseconds. A wrong type or value raises ConfigError that names
+the option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeVar
+
+from offramp.common.errors import ConfigError
+from offramp.common.settings import check_argument
+from offramp.device.settings import DeviceSettings
+from offramp.link.security import Security
+
+T = TypeVar("T")
+
+_MILLISECONDS = {"coalesce", "target_latency"}
+"""Flags that take milliseconds."""
+
+
+def check_option(name: str, value: object) -> None:
+    """Raise ConfigError, naming the option, for a value that its flag would refuse."""
+    check_argument(DeviceSettings, name, value, per_unit=1000 if name in _MILLISECONDS else 1)
+
+
+def group(kind: type[T], name: str, given: T | None) -> T:
+    """The options that were given as this argument, or the defaults. Raises ConfigError for anything else."""
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise ConfigError(f"{name}={given!r:.80}: expected {kind.__name__}(…)")
+    return given
+
+
+def addresses(server: str | Sequence[str]) -> list[str]:
+    """The servers in the order in which they are tried. Raises ConfigError for what is not one or several."""
+    servers = [server] if isinstance(server, str) else server
+    if not isinstance(servers, Sequence) or not all(isinstance(each, str) for each in servers):
+        raise ConfigError(f"server={server!r:.80}: expected HOST:PORT, or a list of them")
+    if not servers:
+        raise ConfigError("--server: expected at least one HOST:PORT")
+    return list(servers)
+
+
+class _Checked:
+    """A group whose options are held to the ranges of the flags of the same names."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for option in fields(self):  # type: ignore[arg-type]
+            if option.name in DeviceSettings.model_fields:
+                check_option(option.name, getattr(self, option.name))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions(_Checked):
+    """The connection to the servers, and how long it is waited for."""
+
+    timeout: float = 2.0
+    """Seconds that an image waits for the server before its early exit answers."""
+    window: int = 16
+    """Frames sent and not yet answered, at most."""
+    coalesce: float = 0.0
+    """Seconds that a frame may wait for others to share its message."""
+    coalesce_frames: int = 64
+    """Frames that are enough for a message, with ``coalesce``."""
+    breaker: int = 5
+    """Timeouts and refusals in a row after which frames are turned away until a probe is answered."""
+    insecure: bool = False
+    """Allow plaintext to a server that is not on this machine."""
+    security: Security = field(default_factory=Security)
+    """TLS, token and proxy."""
+
+    @classmethod
+    def of(cls, settings: DeviceSettings) -> LinkOptions:
+        """What the command line says."""
+        return cls(
+            timeout=settings.timeout,
+            window=settings.window,
+            coalesce=settings.coalesce / 1000,
+            coalesce_frames=settings.coalesce_frames,
+            breaker=settings.breaker,
+            insecure=settings.insecure,
+            security=Security(
+                tls=settings.tls,
+                ca=settings.tls_ca,
+                certificate=settings.tls_cert,
+                key=settings.tls_key,
+                server_name=settings.tls_server_name,
+                token_file=settings.token_file,
+                proxy=settings.proxy,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringOptions(_Checked):
+    """What T_c is steered by (``adapt.py``): a byte budget, a latency target or both; by default neither."""
+
+    byte_budget: float | None = None
+    """Bytes a second that the link may cost, both directions."""
+    target_latency: float | None = None
+    """Mean seconds over all images."""
+    accuracy_floor: float | None = None
+    """T_c stays at or above the lowest measured threshold of this accuracy; None: of the bundle's own."""
+    threshold_floor: float | None = None
+    threshold_ceiling: float | None = None
+
+    @classmethod
+    def of(cls, settings: DeviceSettings) -> SteeringOptions:
+        """What the command line says."""
+        return cls(
+            byte_budget=settings.byte_budget,
+            target_latency=None if settings.target_latency is None else settings.target_latency / 1000,
+            accuracy_floor=settings.accuracy_floor,
+            threshold_floor=settings.threshold_floor,
+            threshold_ceiling=settings.threshold_ceiling,
+        )
+
+    @property
+    def steers(self) -> bool:
+        """Whether there is something to steer by."""
+        return self.byte_budget is not None or self.target_latency is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PictureOptions(_Checked):
+    """The second question to the server: a picture of the image. By default no picture leaves the device."""
+
+    picture_threshold: float | None = None
+    """An image whose answer from the server is no more confident is sent once more, as a picture."""
+    picture_quality: int = 20
+    """WebP's, 0 … 100."""
+
+    @classmethod
+    def of(cls, settings: DeviceSettings) -> PictureOptions:
+        """What the command line says."""
+        return cls(settings.picture_threshold, settings.picture_quality)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolOptions(_Checked):
+    """The file that keeps activations which the server did not answer; by default none."""
+
+    spool: Path | str | None = None
+    spool_bytes: int = 64 << 20
+    """What it may hold; the oldest activations go first."""
+
+    @classmethod
+    def of(cls, settings: DeviceSettings) -> SpoolOptions:
+        """What the command line says."""
+        return cls(settings.spool, settings.spool_bytes)

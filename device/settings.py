@@ -1,0 +1,161 @@
+"""The settings of ``edge-device``: each field is a flag, a variable and a key (``common/settings.py``)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from offramp.common.settings import Fraction, Port, Seconds, Settings
+
+
+def _addresses(value: object) -> object:
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        return given
+    parts = (part for each in given for part in (each.split(",") if isinstance(each, str) else [each]))
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
+
+
+Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses), Field(min_length=1, max_length=16)]
+"""HOST:PORT, several of them with commas between them or by a flag that is given again."""
+
+
+def _byte_rate(value: object) -> object:
+    """``2kB/s`` → 2000.0; numbers are bytes a second already."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*(?:([kM]?)(B|bit)(?:/s|ps)?)?", value.strip())
+    if found is None:
+        raise ValueError("expected bytes a second, as 500, 2kB/s or 16kbit/s")
+    scale = {"k": 1e3, "M": 1e6}.get(found[2] or "", 1.0) / (8 if found[3] == "bit" else 1)
+    return float(found[1]) * scale
+
+
+ByteRate = Annotated[float, BeforeValidator(_byte_rate), Field(gt=0, le=1e12)]
+
+
+class DeviceSettings(Settings):
+    """``edge-device``."""
+
+    bundle: str = Field(description="the bundle's directory", examples=["DIR"])
+    server: Addresses = Field(
+        ("127.0.0.1:50051",),
+        description="the cloud-server; with several, the next one is tried where one fails or is overloaded",
+        examples=["HOST:PORT"],
+    )
+    threshold: Fraction | None = Field(
+        None,
+        description="confidence threshold T_c: an image whose early exit is more confident is answered "
+        "here; 0 sends nothing, 1 sends everything (default: the bundle's)",
+        examples=["T"],
+    )
+    insecure: bool = Field(False, description="allow plaintext to a server that is not on this machine")
+    tls: bool = Field(False, description="encrypt, and trust the authorities that gRPC brings along")
+    tls_ca: str | None = Field(
+        None, description="encrypt, and trust the authorities in this PEM file only", examples=["FILE"]
+    )
+    tls_cert: str | None = Field(
+        None, description="the device's own certificate, PEM, for mutual TLS", examples=["FILE"]
+    )
+    tls_key: str | None = Field(None, description="its private key, PEM", examples=["FILE"])
+    tls_server_name: str | None = Field(
+        None,
+        description="name that the server's certificate must have (default: the host)",
+        examples=["NAME"],
+    )
+    token_file: str | None = Field(
+        None, description="file with a bearer token, read again for each connection", examples=["FILE"]
+    )
+    proxy: str | None = Field(
+        None,
+        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine; none "
+        "is taken from the environment",
+        examples=["URL"],
+    )
+    timeout: Seconds = Field(
+        2.0,
+        description="how long an image waits for the server before its early exit answers",
+        examples=["SECONDS"],
+    )
+    window: Annotated[int, Field(ge=1, le=4096)] = Field(
+        16, description="frames sent and not yet answered, at most; 1 turns pipelining off", examples=["N"]
+    )
+    coalesce: Annotated[float, Field(ge=0, le=60_000)] = Field(
+        0.0,
+        description="milliseconds that a frame may wait for others to share its message and its envelope",
+        examples=["MS"],
+    )
+    coalesce_frames: Annotated[int, Field(ge=1, le=4096)] = Field(
+        64, description="frames that are enough for a message, with --coalesce", examples=["N"]
+    )
+    breaker: Annotated[int, Field(ge=1, le=4096)] = Field(
+        5,
+        description="timeouts and refusals in a row after which frames are turned away until a probe is "
+        "answered",
+        examples=["N"],
+    )
+    byte_budget: ByteRate | None = Field(
+        None,
+        description="bytes a second that the link may cost, both directions, as 500, 2kB/s or 16kbit/s: "
+        "steers T_c",
+        examples=["RATE"],
+    )
+    target_latency: Annotated[float, Field(gt=0, le=3_600_000)] | None = Field(
+        None, description="mean latency over all images, milliseconds: steers T_c", examples=["MS"]
+    )
+    accuracy_floor: Fraction | None = Field(
+        None,
+        description="T_c is not steered below the lowest measured threshold with this accuracy (default: "
+        "that of the bundle's own threshold)",
+        examples=["A"],
+    )
+    threshold_floor: Fraction | None = Field(
+        None, description="T_c is not steered below this (default: from --accuracy-floor)", examples=["T"]
+    )
+    threshold_ceiling: Fraction | None = Field(
+        None,
+        description="T_c is not steered above this (default: where the bundle measured its best accuracy)",
+        examples=["T"],
+    )
+    corrections: bool = Field(
+        False, description="print answers of the server that came too late, as records of their own"
+    )
+    picture_threshold: Fraction | None = Field(
+        None,
+        description="an image whose answer from the server is no more confident than this is sent once more, "
+        "as a picture, to a server that takes such; 1 sends all of those (default: no picture leaves the "
+        "device)",
+        examples=["T"],
+    )
+    picture_quality: Annotated[int, Field(ge=0, le=100)] = Field(
+        20, description="WebP quality of these pictures", examples=["QUALITY"]
+    )
+    spool: str | None = Field(
+        None,
+        description="keep activations that the server did not answer in this file, and send them when it is "
+        "back; prints corrections",
+        examples=["FILE"],
+    )
+    spool_bytes: Annotated[int, Field(ge=65_536, le=1 << 40)] = Field(
+        64 << 20, description="what the spool may hold; the oldest activations go first", examples=["N"]
+    )
+    rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="images a second, at most (default: as fast as they go)", examples=["R"]
+    )
+    compare_jpeg: Annotated[int, Field(ge=1, le=95)] | None = Field(
+        None,
+        description="also write each image as a JPEG of this quality, only to count in the metrics what "
+        "sending that would have cost",
+        examples=["QUALITY"],
+    )
+    threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="threads that the head may use", examples=["N"]
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
+    )
+    metrics_port: Port | None = Field(
+        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
+    )

@@ -1,0 +1,153 @@
+"""The bundles that a server serves, by digest, and those that it retires.
+
+A stream keeps the bundle that it was opened with, and the one that answers its pictures. A bundle that is
+retired answers what its streams still send, until they have gone; no new stream gets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from offramp.common.bundle.load import Bundle
+from offramp.common.codec.activation import ActivationCodec
+from offramp.common.wire import picture, transport
+from offramp.server.batch import Batcher, Lane, Shape, Tail
+from offramp.server.metrics import ServerMetrics
+from offramp.server.plan import Plan, decodes_inline
+
+log = logging.getLogger("offramp.cloud-server")
+
+EndStreams = Callable[["Served"], Awaitable[None]]
+"""Asks a bundle's streams to end, and returns when none is left."""
+
+
+@dataclass(eq=False)
+class Served:
+    """One loaded bundle."""
+
+    bundle: Bundle
+    codec: ActivationCodec
+    lane: Lane
+    decode_inline: bool
+    message_bytes: int
+    """Largest message with its activations."""
+    whole: Lane | None = None
+    """Of its head and tail together, which answer pictures; None where it is not asked to."""
+
+    def answers_pictures_of(self, other: Served) -> bool:
+        """Whether its whole model can answer pictures of devices that run the other bundle."""
+        return self.whole is not None and not self.bundle.manifest.reads_otherwise(other.bundle.manifest)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A bundle's head and tail together, ready to answer pictures, and how."""
+
+    model: Tail
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle that is ready to serve, and how."""
+
+    bundle: Bundle
+    tail: Tail
+    plan: Plan
+    whole: Whole | None = None
+    decode_inline: bool = field(init=False)
+    """See ``plan.decodes_inline``. Measured where the bundle is loaded, which is not the event loop."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decode_inline", decodes_inline(self.bundle.codec))
+
+
+class Catalog:
+    """Loaded bundles by digest, and those that are retired until their last stream has gone."""
+
+    def __init__(self, batcher: Batcher, metrics: ServerMetrics) -> None:
+        self._batcher = batcher
+        self._metrics = metrics
+        self._served: dict[bytes, Served] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def all(self) -> list[Served]:
+        """Every bundle that new streams may ask for."""
+        return list(self._served.values())
+
+    def digests(self) -> list[bytes]:
+        """Their digests."""
+        return list(self._served)
+
+    def get(self, digest: bytes) -> Served:
+        """The bundle with this digest. Raises KeyError."""
+        return self._served[digest]
+
+    def pictures_of(self, served: Served) -> Served | None:
+        """Whose whole model answers the pictures of devices that run this bundle; None: no bundle's."""
+        return next((each for each in (served, *self.all()) if each.answers_pictures_of(served)), None)
+
+    def add(self, loaded: Loaded) -> Served:
+        """Take a bundle into service."""
+        bundle, plan = loaded.bundle, loaded.plan
+        served = Served(
+            bundle,
+            bundle.codec,
+            self._batcher.add(loaded.tail, _shape(plan)),
+            loaded.decode_inline,
+            message_bytes(bundle, pictures=False),
+        )
+        self._served[bundle.digest] = served
+        self._metrics.add_bundle(bundle)
+        name = bundle.manifest.name
+        self._metrics.batch_limit.labels(name).set(plan.max_batch)
+        self._metrics.batch_wait_seconds.labels(name).set(plan.max_wait)
+        self._metrics.tail_rate.labels(name).set(plan.best)
+        log.info("serves %s (%s): %s", name, bundle.digest.hex(), plan)
+        if loaded.whole is not None:
+            self.take_pictures(served, loaded.whole)
+        return served
+
+    def take_pictures(self, served: Served, whole: Whole) -> None:
+        """Have a bundle in service answer pictures too, on streams that are opened from now on."""
+        served.whole = self._batcher.add(whole.model, _shape(whole.plan))
+        log.info("answers pictures by %s: %s", served.bundle.manifest.name, whole.plan)
+
+    def retire(self, digest: bytes, end_streams: EndStreams) -> None:
+        """Take a bundle out of service; what its streams still send is answered until they have ended."""
+        served = self._served.pop(digest)
+        self._metrics.remove_bundle(served.bundle)
+        self._metrics.retired.inc()
+        log.info("retires %s (%s)", served.bundle.manifest.name, digest.hex())
+
+        async def forget() -> None:
+            await end_streams(served)
+            self._batcher.remove(served.lane)
+            if served.whole is not None:
+                self._batcher.remove(served.whole)
+
+        task = asyncio.create_task(forget())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Stop waiting for the streams of retired bundles."""
+        tasks = list(self._retiring)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _shape(plan: Plan) -> Shape:
+    rate = plan.best / plan.workers
+    return Shape(plan.max_batch, plan.max_wait, 1 / rate if rate else 0.0)
+
+
+def message_bytes(bundle: Bundle, pictures: bool) -> int:
+    """Largest message of a device that runs this bundle, or that sends it pictures."""
+    image = bundle.manifest.preprocessing
+    largest = picture.most_bytes(image.height, image.width) if pictures else 0
+    return transport.message_bytes(max(bundle.codec.raw_bytes, largest))

@@ -1,0 +1,57 @@
+"""The figures in a bundle's manifest, measured on test images."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.bundle.manifest import Figures, ThresholdFigures
+from offramp.common.codec.huffman import entropy_bits
+from offramp.training.calibrate.codebook import symbol_counts
+from offramp.training.calibrate.measure import Answers
+
+CARD_THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# Counting takes eight bytes for each symbol.
+_SYMBOLS_AT_A_TIME = 1 << 23
+
+
+def figures(
+    answers: Answers, in_float: tuple[float, float], payloads: NDArray[np.int64], threshold: float
+) -> Figures:
+    """The figures of a bundle's manifest.
+
+    Args:
+        answers: of the graphs, on test images.
+        in_float: accuracy of the float32 model's early and final exit, on the same images.
+        payloads: bytes of each image's payload, int64 [N].
+        threshold: the default T_c, which gets a row.
+    """
+    counts = symbol_counts_in_parts(answers.symbols)
+    total = int(counts.sum())
+    early_float, final_float = in_float
+    return Figures(
+        images=len(payloads),
+        accuracy_early=float(answers.early_right.mean()),
+        accuracy_final=float(answers.final_right.mean()),
+        accuracy_early_float=early_float,
+        accuracy_final_float=final_float,
+        payload_bytes_mean=float(payloads.mean()),
+        entropy_bits=entropy_bits(counts.sum(axis=0)) / total,
+        entropy_bits_channel=entropy_bits(counts) / total,
+        thresholds=[
+            ThresholdFigures(
+                threshold=value,
+                accuracy=answers.accuracy(value),
+                exit_rate=float(answers.exits(value).mean()),
+                payload_bytes_mean=float(np.where(answers.exits(value), 0, payloads).mean()),
+            )
+            for value in sorted({*CARD_THRESHOLDS, threshold})
+        ],
+    )
+
+
+def symbol_counts_in_parts(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """`symbol_counts` of uint8 [N, C, H, W], int64 [C, 256], without its eight bytes for each symbol."""
+    step = max(1, _SYMBOLS_AT_A_TIME // symbols[0].size)
+    parts = (symbol_counts(symbols[start : start + step]) for start in range(0, len(symbols), step))
+    return np.asarray(np.sum(list(parts), axis=0), np.int64)
