@@ -22,6 +22,7 @@ from offramp.common.errors import ConfigError, DataError, OfframpError
 from offramp.common.inputs.pictures import decode
 from offramp.training.calibrate.measure import run_graphs
 from offramp.training.data.datasets import Labelled
+from offramp.training.data.held_out import load_data
 from offramp.training.export import Graphs
 from tests.processes import Processes, Program, until
 from tests.training.split import tiny
@@ -163,6 +164,11 @@ def test_another_goal_repeats_no_training(
     assert json.loads(out)["bytes_mean"] == 0 and "begins again" not in err
     assert (made / "head.onnx").read_bytes() == before
     assert (made / "work" / "code" / "code.pt").read_bytes() == trained
+
+
+def test_offramp_threshold_says_what_takes_its_place(made: Path) -> None:
+    with pytest.raises(ConfigError, match="was made by `offramp split`; run that again with another --drop"):
+        load_data(load_bundle(made))
 
 
 def test_what_cannot_be_split_is_one_clear_error(photos: Path, tmp_path: Path) -> None:

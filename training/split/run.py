@@ -25,6 +25,7 @@ from torch import nn
 from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES
 from offramp.common.errors import ConfigError, printable
 from offramp.training.data.datasets import PIXEL_SCALE, PIXEL_ZERO, Dataset
+from offramp.training.data.held_out import SPLIT_RECIPE
 from offramp.training.data.photos import Columns, read_photos
 from offramp.training.split import cache, classifier, fit
 from offramp.training.split.build import Built, Goal, Split, build, bundle_name
@@ -455,9 +456,9 @@ def recipe_text(job: Job, place: _Place) -> str:
         for name in ("side", "mean", "std", "drop", "budget", "minutes", "epochs", "versions", "steps")
     }
     values |= {name: value for name, value in optional.items() if value is not None}
-    lines = ["# Made by `offramp split`.", "[split]"]
+    lines = ["[split]"]
     lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
-    return "\n".join(lines) + "\n"
+    return SPLIT_RECIPE + "\n".join(lines) + "\n"
 
 
 @contextmanager
