@@ -16,7 +16,7 @@ from pathlib import Path
 from offramp.common.errors import ConfigError, DataError, printable
 from offramp.training.data import sources
 from offramp.training.data.datasets import Dataset, split
-from offramp.training.recipe import FolderRecipe
+from offramp.training.data.recipe import FolderRecipe
 
 VALIDATION, TEST = 0.15, 0.2
 """Shares of the photos that are held out where there are no parts."""
