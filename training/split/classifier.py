@@ -252,7 +252,7 @@ def _tune(
         module.load_state_dict(kept["module"])
         optimizer.load_state_dict(kept["optimizer"])
         pace.restore(kept["pace"])
-    saved = time.monotonic()
+    saved, begun_at = time.monotonic(), pace.step
     module.train()
     logits = nn.Module.__call__
 
@@ -283,7 +283,8 @@ def _tune(
         if time.monotonic() - saved > SAVE_SECONDS:
             save()
             saved = time.monotonic()
-    save()
+    if pace.step > begun_at:
+        save()
     module.eval()
 
 

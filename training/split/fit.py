@@ -103,7 +103,7 @@ def fit(
             },
         )
 
-    state = State(pace.step, pace.steps, math.nan, mean_bytes, weight)
+    state, begun_at = State(pace.step, pace.steps, math.nan, mean_bytes, weight), pace.step
     code.train()
     while not pace.done:
         generator = seeded(settings.seed, pace.step)
@@ -128,7 +128,8 @@ def fit(
         if time.monotonic() - saved > SAVE_SECONDS:
             save()
             saved = time.monotonic()
-    save()
+    if pace.step > begun_at:
+        save()
     code.eval()
     return state
 
