@@ -40,7 +40,7 @@ once and kept under DIR/work; on that, encoder, decoder and early exit are train
 answer through its unchanged tail. Both halves are quantized by ONNX Runtime; kinds of operators that do not
 bear it stay in float. T_c is chosen on photos that trained nothing, and the report measured on the test part.
 
-A run that was interrupted goes on with the same command; it has its minutes again. One with other settings
+A run that was interrupted goes on with the same command, and has its minutes again. One with other settings
 repeats the stages that they change, and says so: another --drop or --budget repeats no training.
 
 Not split yet: sounds and tensors, ONNX files, pictures that are not square or of three channels.

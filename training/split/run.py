@@ -271,6 +271,7 @@ def _classifier(
         "std": normalise.std,
         "classifier": job.classifier,
         "epochs": job.epochs,
+        "minutes": time_for(job, job.epochs),
         "flip": job.flip,
     }
     stage = Stage(job.out / "work" / "classifier", identity, display.say)
@@ -289,6 +290,11 @@ def _classifier(
             tick=lambda step, steps, loss: bar(step, steps, f"loss {loss:.3f}"),
             say=display.say,
         )
+
+
+def time_for(job: Job, fixed: int | None) -> float | None:
+    """The minutes, where they decide how much a stage does: with more of them it begins again."""
+    return job.minutes if fixed is None else None
 
 
 def _digest(module: nn.Module) -> str:
@@ -319,6 +325,7 @@ def _fit(
         "seed": job.seed,
         "flip": job.flip,
         "versions": job.versions,
+        "minutes": time_for(job, job.versions),
     }
     stage = Stage(job.out / "work" / "cache", identity, display.say)
     versions = job.versions or _versions(stage, halves, data, normalise, place, clock)
@@ -343,6 +350,7 @@ def _fit(
         "shape": asdict(place.code),
         "bytes": job.bytes,
         "steps": job.steps,
+        "minutes": time_for(job, job.steps),
     }
     fitted = Stage(job.out / "work" / "code", own, display.say)
     with display.bar("code") as bar:

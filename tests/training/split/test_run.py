@@ -7,7 +7,7 @@ import pytest
 
 from offramp.common.errors import ConfigError
 from offramp.training.split.code import encoder_macs
-from offramp.training.split.run import Job, choose_place, recipe_text
+from offramp.training.split.run import Job, choose_place, recipe_text, time_for
 from tests.training.split import networks
 
 MODEL = "paper-mobilenetv2"
@@ -43,6 +43,11 @@ def test_a_vector_of_tokens_that_is_not_a_square_is_refused() -> None:
                 choose_place(cuts, job(cut=cut.name))
             return
     pytest.fail("the network has no such cut")
+
+
+def test_more_minutes_count_where_no_number_is_fixed() -> None:
+    assert time_for(job(minutes=5.0), None) == 5
+    assert time_for(job(minutes=5.0), 100) is None
 
 
 def test_the_recipe_is_toml_without_paths() -> None:
