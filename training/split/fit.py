@@ -28,7 +28,7 @@ MOST_STEPS = 20_000
 _TEMPERATURE = 2.0
 _EXIT, _FEATURE = 0.7, 0.3
 _RATE, _DENSITY_RATE, _DECAY = 2.5e-3, 1e-2, 0.01
-_FIRST_LAMBDA, _LAMBDAS = 3e-4, (2e-5, 5e-2)
+_FIRST_LAMBDA, _LAMBDAS = 3e-4, (2e-5, 2e-2)
 _STEER = 15.0
 """How far λ can move while it learns: as a factor, about e to this."""
 _STEER_FROM = 100
@@ -119,7 +119,7 @@ def fit(
         mean_bytes = size if math.isnan(mean_bytes) else 0.95 * mean_bytes + 0.05 * size
         if pace.step >= min(_STEER_FROM, pace.steps // 10):
             off = max(-1.0, min(1.0, (mean_bytes - settings.target) / settings.target))
-            gain = min(0.1, _STEER / pace.steps)
+            gain = min(0.03, _STEER / pace.steps)
             weight = min(max(weight * math.exp(gain * off), _LAMBDAS[0]), _LAMBDAS[1])
         pace.advance()
         pacer.after_step()

@@ -66,7 +66,7 @@ def test_it_learns_and_fewer_bytes_cost_fewer(tmp_path: Path) -> None:
     many, few = run(wide, tmp_path / "a", 80), run(narrow, tmp_path / "b", 15)
     assert not wide.training and many.step == 150
     assert min(agreement(wide)) > 0.6
-    assert few.bytes < 0.7 * many.bytes and few.rate_weight > many.rate_weight
+    assert few.bytes < 0.85 * many.bytes and few.rate_weight > many.rate_weight
 
 
 def test_what_was_interrupted_ends_with_the_same_weights(
