@@ -34,6 +34,11 @@ COMMANDS = {
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
+    "split": Command(
+        "offramp.cli.split",
+        "device,split,train",
+        "split a trained classifier of yours, from photos to a bundle",
+    ),
     "step": Command(
         "offramp.training.calibrate.step_command",
         "train",
@@ -53,6 +58,7 @@ examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
   offramp cuts mobilenetv2
+  offramp split my_model:build --weights best.pth --data photos --out my-split
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2

@@ -99,7 +99,7 @@ def make_bundle(
         temperature=1.0,
         sent_answer=sent_answer,
         provenance=Provenance(
-            commit=_commit(),
+            commit=commit(),
             dataset=dataset,
             recipe=text,
             seed=recipe.seed,
@@ -122,7 +122,7 @@ def make_bundle(
     return bundle, measured
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the source tree that this module lies in, or "unknown" where there is none."""
     root = Path(__file__).resolve().parent.parent
     try:

@@ -10,6 +10,9 @@ from offramp.training.data import sources
 from offramp.training.data.datasets import Dataset
 from offramp.training.recipe import Recipe
 
+SPLIT_RECIPE = "# Made by `offramp split`.\n"
+"""How the recipes begin that `offramp split` writes."""
+
 
 def load_data(
     bundle: Bundle, train: Sequence[str] | None = None, test: Sequence[str] | None = None
@@ -26,6 +29,11 @@ def load_data(
         DataError: data that are not those that the bundle was made of.
     """
     provenance = bundle.manifest.provenance
+    if provenance.recipe.startswith(SPLIT_RECIPE):
+        raise ConfigError(
+            f"{bundle.path}: was made by `offramp split`; run that again with another --drop or --budget, "
+            "which trains nothing again"
+        )
     recipe = Recipe.parse(provenance.recipe, origin=f"the recipe in {bundle.path}")
     if (train is None) != (test is None):
         raise ConfigError("--train-data and --test-data: expected both or neither")

@@ -68,63 +68,67 @@ def load(
         if isinstance(recipe, HubRecipe):
             train, test = _hub(recipe)
         elif isinstance(recipe, ParquetRecipe):
-            train, test = _parquet("train", recipe.train, cache), _parquet("test", recipe.test, cache)
+            train, test = parquet_part("train", recipe.train, cache), parquet_part("test", recipe.test, cache)
         else:
             train, test = (
-                _folder(name, path, recipe) for name, path in (("train", recipe.train), ("test", recipe.test))
+                folder_part(name, path, recipe)
+                for name, path in (("train", recipe.train), ("test", recipe.test))
             )
-        source = _source(recipe, train, test, progress, skipped)
+        source = read(recipe, train, test, progress=progress, skipped=skipped)
     return split(source, validation=recipe.validation, seed=seed)
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One part of a source before its pictures are decoded."""
 
     name: str
     rows: datasets.Dataset
 
 
-def _source(
+def read(
     recipe: PicturesRecipe,
-    train: _Part,
-    test: _Part,
+    train: Part,
+    test: Part | None,
+    *,
     progress: Callable[[], object],
     skipped: Callable[[str], object] | None,
 ) -> Source:
-    train_labels, names = _labels(train, recipe.label, recipe.classes)
-    test_labels, test_names = _labels(test, recipe.label, recipe.classes)
-    classes = names or tuple(str(label) for label in range(int(train_labels.max()) + 1))
-    if test_names and test_names != classes:
-        raise DataError(f"test has the classes {_shown(test_names)}, train has {_shown(classes)}")
+    """Decode and check the parts of a source; test is None where it keeps none apart. Raises as `load`."""
+    parts = [train] if test is None else [train, test]
+    found = [_labels(part, recipe.label, recipe.classes) for part in parts]
+    labels_of, names_of = [labels for labels, _ in found], [names for _, names in found]
+    classes = names_of[0] or tuple(str(label) for label in range(int(labels_of[0].max()) + 1))
+    if names_of[-1] and names_of[-1] != classes:
+        raise DataError(f"test has the classes {_shown(names_of[-1])}, train has {_shown(classes)}")
     if len(classes) < 2:
-        raise DataError(f"train has the one class {_shown(classes)}, expected two at least")
-    for part, labels in ((train, train_labels), (test, test_labels)):
+        raise DataError(f"{train.name} has the one class {_shown(classes)}, expected two at least")
+    for part, labels in zip(parts, labels_of, strict=True):
         bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if len(bad):
             raise DataError(
                 f"{part.name}: row {bad[0]} has the label {labels[bad[0]]}, expected 0 … {len(classes) - 1}"
             )
         _require_all(part, labels, classes)
-    # Both parts are read before any bad picture is an error: all of them are named at once.
-    read = [_pixels(part, recipe.image, recipe.size, progress) for part in (train, test)]
-    unusable = [message for one in read for message in one.unusable.values()]
+    # All parts are read before any bad picture is an error: all of them are named at once.
+    pixels = [_pixels(part, recipe.image, recipe.size, progress) for part in parts]
+    unusable = [message for one in pixels for message in one.unusable.values()]
     if unusable and skipped is None:
         raise DataError(_unusable(unusable))
     for message in unusable:
         assert skipped is not None
         skipped(message)
-    parts = []
-    for part, labels, one in zip((train, test), (train_labels, test_labels), read, strict=True):
+    labelled = []
+    for part, labels, one in zip(parts, labels_of, pixels, strict=True):
         good = np.setdiff1d(np.arange(len(labels)), list(one.unusable))
         _require_all(part, labels[good], classes)
-        parts.append(
+        labelled.append(
             Labelled(one.pixels[good], labels[good]) if one.unusable else Labelled(one.pixels, labels)
         )
-    return Source(recipe.title, classes, *parts)
+    return Source(recipe.title, classes, *labelled)
 
 
-def _require_all(part: _Part, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+def _require_all(part: Part, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
     for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
         if not count:
             raise DataError(f"{part.name}: class {printable(name)!r} has no images")
@@ -139,7 +143,7 @@ def _unusable(messages: Sequence[str]) -> str:
     return f"{len(messages)} pictures cannot be used (--skip-bad leaves them out): {named}{more}"
 
 
-def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _labels(part: Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels, int64 [N], and class names, which may be none."""
     import datasets
 
@@ -160,7 +164,7 @@ def _labels(part: _Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.
     return np.array(values, np.int64), names
 
 
-def _feature(part: _Part, column: str, what: str) -> Any:
+def _feature(part: Part, column: str, what: str) -> Any:
     features = part.rows.features
     if column not in features:
         raise DataError(
@@ -179,7 +183,7 @@ class _Read:
     """By row: why its picture cannot be used."""
 
 
-def _pixels(part: _Part, column: str, size: int, progress: Callable[[], object]) -> _Read:
+def _pixels(part: Part, column: str, size: int, progress: Callable[[], object]) -> _Read:
     """Every picture of a part, decoded and resized."""
     import datasets
 
@@ -219,7 +223,7 @@ def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.ui
     return decode(where, data, Preprocessing(color="RGB", height=size, width=size, resize="bilinear"))
 
 
-def _hub(recipe: HubRecipe) -> tuple[_Part, _Part]:
+def _hub(recipe: HubRecipe) -> tuple[Part, Part]:
     datasets = _library()
     try:
         parts = datasets.load_dataset(recipe.name, recipe.config, revision=recipe.revision)
@@ -228,23 +232,28 @@ def _hub(recipe: HubRecipe) -> tuple[_Part, _Part]:
     for name in (recipe.train, recipe.test):
         if name not in parts:
             raise ConfigError(f"{recipe.name} has no part {name!r}, expected one of {_shown(list(parts))}")
-    return _Part("train", parts[recipe.train]), _Part("test", parts[recipe.test])
+    return Part("train", parts[recipe.train]), Part("test", parts[recipe.test])
 
 
-def _parquet(name: str, files: str | Sequence[str], cache: str) -> _Part:
+def parquet_part(name: str, files: str | Sequence[str], cache: str | None = None) -> Part:
+    """Rows of Parquet files; their copy for mapping lies in ``cache``, None: they are read into memory."""
     paths = [files] if isinstance(files, str) else list(files)
     for path in paths:
         if not Path(path).is_file():
             raise ConfigError(f"{name}: {path} is no file")
     datasets = _library()
     try:
-        return _Part(name, datasets.Dataset.from_parquet(paths, cache_dir=cache))
+        if cache is None:
+            with tempfile.TemporaryDirectory(prefix="offramp-data-") as folder:
+                kept = datasets.Dataset.from_parquet(paths, cache_dir=folder, keep_in_memory=True)
+            return Part(name, kept)
+        return Part(name, datasets.Dataset.from_parquet(paths, cache_dir=cache))
     except Exception as error:  # Arrow's errors and the library's own have no common base
         cause = error.__cause__ or error
         raise DataError(f"{name}: {', '.join(paths)} is no Parquet file: {_first_line(cause)}") from None
 
 
-def _folder(name: str, folder: str, recipe: FolderRecipe) -> _Part:
+def folder_part(name: str, folder: str, recipe: FolderRecipe) -> Part:
     """Pictures by class: each sub-folder of ``folder`` is a class, its pictures at any depth below it.
 
     Classes are in the recipe's order, where it names them; else in the order of their names.
@@ -265,16 +274,29 @@ def _folder(name: str, folder: str, recipe: FolderRecipe) -> _Part:
         files = [_pictures_of(name, root / one) for one in classes]
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}, expected a folder to read") from None
+    rows = [(path, label) for paths, label in zip(files, classes, strict=True) for path in paths]
+    return listed_part(name, rows, recipe, classes)
+
+
+def listed_part(
+    name: str, rows: Sequence[tuple[Path, str]], recipe: PicturesRecipe, classes: Sequence[str] = ()
+) -> Part:
+    """Picture files with the name of their class; classes: in their order, else the recipe's, else sorted."""
+    found = sorted({label for _, label in rows})
+    classes = list(classes or recipe.classes or found)
+    if unknown := [label for label in found if label not in classes]:
+        raise DataError(f"{name}: has the class {_shown(unknown[:1])}, expected one of {_shown(classes)}")
     datasets = _library()
     features = {
         recipe.image: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
         recipe.label: datasets.ClassLabel(names=classes),
     }
-    rows = {
-        recipe.image: [{"bytes": None, "path": str(path)} for paths in files for path in paths],
-        recipe.label: [label for label, paths in enumerate(files) for _ in paths],
+    number = {label: at for at, label in enumerate(classes)}
+    columns = {
+        recipe.image: [{"bytes": None, "path": str(path)} for path, _ in rows],
+        recipe.label: [number[label] for _, label in rows],
     }
-    return _Part(name, datasets.Dataset.from_dict(rows, features=datasets.Features(features)))
+    return Part(name, datasets.Dataset.from_dict(columns, features=datasets.Features(features)))
 
 
 def _pictures_of(name: str, folder: Path) -> list[Path]:

@@ -1,0 +1,225 @@
+"""``offramp split`` end to end on a tiny network: bundle, report, both programs, going on, and bad inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.cli import split
+from offramp.common.bundle.load import load_bundle
+from offramp.common.errors import ConfigError, DataError, OfframpError
+from offramp.common.inputs.pictures import decode
+from offramp.training.calibrate.measure import run_graphs
+from offramp.training.data.datasets import Labelled
+from offramp.training.data.held_out import load_data
+from offramp.training.export import Graphs
+from tests.processes import Processes, Program, until
+from tests.training.split import tiny
+
+FIXED = ["--epochs", "40", "--versions", "2", "--steps", "120"]
+
+
+def command(photos: Path, out: Path, *more: object) -> list[str]:
+    flags = ["tests.training.split.tiny:build", "--data", photos, "--out", out, "--side", tiny.SIDE]
+    flags += ["--mean", tiny.MEAN, "--std", tiny.STD, "--bytes", 12, "--cut", "2", *FIXED, *more]
+    return [str(each) for each in flags]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As many as `run_split` gives its process: sums are then the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_photos(tmp_path_factory.mktemp("split") / "photos")
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path) -> Path:
+    """A bundle that was made in one go."""
+    out = photos.parent / "made"
+    assert split.main(command(photos, out)) == 0
+    return out
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return found
+
+
+def test_photos_become_a_bundle_that_has_learned(made: Path) -> None:
+    bundle = load_bundle(made)
+    manifest = bundle.manifest
+    assert manifest.classes == list(tiny.CLASSES)
+    assert (manifest.split.model, manifest.split.layer) == ("tests.training.split.tiny:build", "2")
+    assert (manifest.activation.scale, manifest.activation.zero_point) == (1.0, 128)
+    assert manifest.activation.shape[1:] == (4, 4)
+    assert 'cut = "2"' in manifest.provenance.recipe
+    assert (made / "recipe.toml").read_text() == manifest.provenance.recipe
+    found = report_of(made)
+    accuracy = found["accuracy"]
+    assert accuracy["unsplit"] > 0.6 and accuracy["pair"] > accuracy["unsplit"] - 0.2 > 0.4
+    assert found["photos"] == {"train": 78, "validation": 18, "test": 24}
+    assert sum(each["photos"] for each in found["classes"]) == 24
+    # The quantized graphs stay close to what was trained.
+    assert min(found["quantized"]["head_decibels"] + found["quantized"]["tail_decibels"]) > 20
+    at = manifest.threshold
+    chosen = next(each for each in manifest.figures.thresholds if each.threshold == at)
+    assert chosen.accuracy == pytest.approx(accuracy["pair"])
+    assert chosen.payload_bytes_mean == pytest.approx(found["bytes_mean"])
+
+
+def test_the_report_has_pictures_beside_it_and_a_verdict(made: Path) -> None:
+    found, text = report_of(made), (made / "report.md").read_text()
+    assert found["verdict"] in text and "## By class" in text
+    comparison = found["comparison"]
+    assert {"WebP 1", "JPEG 50"} <= {each["name"] for each in comparison["pictures"]}
+    assert len(comparison["ours"]) == 101 and len(comparison["hybrids"]) == 8 * 101
+    # Without a photo sent, a picture costs nothing either.
+    assert comparison["ours"][0]["bytes_mean"] == comparison["hybrids"][0]["bytes_mean"] == 0
+
+
+@pytest.fixture
+def processes(made: Path) -> Iterator[Processes]:
+    running = Processes(made)
+    yield running
+    running.end()
+
+
+def test_both_programs_answer_as_the_graphs_do(made: Path, photos: Path, processes: Processes) -> None:
+    bundle = load_bundle(made)
+    server = processes.server()
+    device = processes.start_device(
+        "--server", server.address, "--threshold", "1", "--json", str(photos / "red")
+    )
+    assert device.wait() == 0
+    assert {each["source"] for each in device.answers} == {"server"}
+    answers = {Path(each["image"]).name: each["class_index"] for each in device.answers}
+    names = sorted(answers)
+    assert len(names) == 40
+    pictures = [
+        decode(name, (photos / "red" / name).read_bytes(), bundle.manifest.preprocessing) for name in names
+    ]
+    data = Labelled(np.stack(pictures), np.full(40, 2, np.int64))
+    seen = replace(
+        run_graphs(Graphs(bundle.head, bundle.tail), data),
+        temperature=bundle.manifest.temperature,
+        sent_answer=bundle.manifest.sent_answer,
+    )
+    assert [answers[name] for name in names] == seen.replied.answers.tolist()
+    assert seen.sent_right.mean() > 0.5
+
+
+def run_split(photos: Path, out: Path) -> Program:
+    arguments = [sys.executable, "-m", "offramp.cli.app", "split", *command(photos, out)]
+    return Program(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_a_killed_run_goes_on_to_the_same_bundle(made: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    for stage, file in (("cache", "done.json"), ("code", "code.pt")):
+        program = run_split(photos, out)
+        try:
+            until(lambda s=stage, f=file: (out / "work" / s / f).exists(), f"{stage} to begin")  # type: ignore[misc]
+            program.send(signal.SIGKILL)
+            program.wait()
+        finally:
+            program.end()
+    assert not (out / "report.json").exists()
+    before = (out / "work" / "cache" / "activations.f16").stat().st_mtime_ns
+    last = run_split(photos, out)
+    try:
+        assert last.wait() == 0, last.errors
+    finally:
+        last.end()
+    assert "begins again" not in last.errors
+    assert (out / "work" / "cache" / "activations.f16").stat().st_mtime_ns == before
+    for name in ("head.onnx", "tail.onnx", "codebook.bin"):
+        assert (out / name).read_bytes() == (made / name).read_bytes(), name
+
+
+def test_another_goal_repeats_no_training(
+    made: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (made / "head.onnx").read_bytes()
+    trained = (made / "work" / "code" / "code.pt").read_bytes()
+    assert split.main(command(photos, made, "--budget", "0", "--json")) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["bytes_mean"] == 0 and "begins again" not in err
+    assert (made / "head.onnx").read_bytes() == before
+    assert (made / "work" / "code" / "code.pt").read_bytes() == trained
+
+
+def test_offramp_threshold_says_what_takes_its_place(made: Path) -> None:
+    with pytest.raises(ConfigError, match="was made by `offramp split`; run that again with another --drop"):
+        load_data(load_bundle(made))
+
+
+def test_what_cannot_be_split_is_one_clear_error(photos: Path, tmp_path: Path) -> None:
+    def refused(*flags: object, model: str = "tests.training.split.tiny:build") -> str:
+        rest = {"--data": photos, "--out": tmp_path / "out", "--side": 32, "--mean": 0.5, "--std": 0.5}
+        rest |= dict(zip(map(str, flags[::2]), flags[1::2], strict=True))
+        given = [model]
+        for name, value in rest.items():
+            given += [] if value is None else [str(name), str(value)]
+        with pytest.raises(OfframpError) as caught:
+            split.main([*given, *FIXED])
+        assert isinstance(caught.value, ConfigError | DataError)
+        text = str(caught.value).replace(str(tmp_path), "…")
+        assert "\n" not in text and "Traceback" not in text
+        return text
+
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    assert refused("--mean", None).startswith("--mean and --std: expected both or neither")
+    assert "does not say which mean and deviation" in refused("--mean", None, "--std", None)
+    assert refused("--data", tmp_path / "nowhere") == "--data …/nowhere: no such folder or file"
+    assert refused("--out", tmp_path / "file") == "--out …/file: is a file; expected a folder"
+    assert "no such cut" in refused("--cut", "9.nothing")
+    assert "0 needs" in refused("--head-macs", 0.05)
+    assert "holds at most 10 bytes" in refused("--head-memory", 10)
+    assert "expected a size, as 500kB" in refused("--head-memory", "large")
+    assert "bad.pth: not a safetensors file" in refused("--weights", tmp_path / "bad.pth")
+    assert "its last step is not a linear layer" in refused(
+        "--cut", "0", model="tests.training.split.tiny:without_linear"
+    )
+    assert "an ONNX file cannot be split" in refused(model="some.onnx")
+    assert "the model has 7 classes, the photos 3" in refused("--classifier", "keep", "--cut", "1")
+
+
+def test_an_interrupted_run_says_how_it_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(split, "_run", interrupted)
+    assert split.main(command(photos, tmp_path / "out")) == 130
+    assert capsys.readouterr().err == "offramp split: interrupted; the same command goes on\n"
+
+
+def test_help_has_examples_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from offramp.cli import split\n"
+        "try: split.main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "offramp split my_model:build --weights best.safetensors" in found.stdout
+    assert found.stdout.endswith("False\n")

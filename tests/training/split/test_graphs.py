@@ -1,0 +1,51 @@
+"""Head and tail of a split as ONNX: they compute what the modules do, in operators that a bundle may have."""
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.common.bundle.graphs import check_graph
+from offramp.training.split.code import Code, choose_shape
+from offramp.training.split.graphs import (
+    CODE,
+    IMAGE,
+    LOGITS,
+    float_graphs,
+    from_symbols,
+    run_tensor,
+    with_symbols,
+)
+from offramp.training.split.halves import split
+from offramp.training.split.layout import Layout
+from offramp.training.split.photos import Normalise
+from tests.training.split import networks
+
+
+@pytest.mark.parametrize(("name", "cut"), [("resnet", "layer1"), ("vit", "blocks.0")])
+def test_the_graphs_compute_what_the_modules_do(name: str, cut: str) -> None:
+    captured, cuts = networks.found(name)
+    at = cuts.find(cut)
+    layout = Layout.of(at.shape)
+    torch.manual_seed(0)
+    channels = layout.map_shape[0]
+    size = choose_shape(layout, target=20, most_macs=1e5)
+    code = Code(layout, size, captured.classes, torch.zeros(channels), torch.ones(channels)).eval()
+    halves, normalise = split(captured, at), Normalise((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    sides = captured.shape
+    head, tail = float_graphs(halves, code, normalise, (sides[0], sides[1], sides[2]))
+    images = torch.randint(0, 256, (3, *sides), dtype=torch.uint8)
+    with torch.no_grad():
+        features = code.features(halves.head(normalise(images)))
+        symbols = code.symbols(features)
+        wanted = [symbols, code.exit(features), halves.tail(code.decoder(symbols.round()))]
+    found = run_tensor(head, [CODE, LOGITS], {IMAGE: images})
+    found += run_tensor(tail, [LOGITS], {CODE: symbols.round()})
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+    rounding, taking = with_symbols(head), from_symbols(tail)
+    check_graph("head.onnx", rounding.SerializeToString())
+    check_graph("tail.onnx", taking.SerializeToString())
+    (levels,) = run_tensor(rounding, ["symbols"], {IMAGE: images})
+    assert np.array_equal(levels.numpy().astype(int) - 128, symbols.round().clamp(-128, 127).numpy())
+    (answers,) = run_tensor(taking, [LOGITS], {"symbols": levels})
+    assert torch.allclose(answers, wanted[2], atol=1e-4)

@@ -1,0 +1,45 @@
+"""What photos cost as pictures, measured by the unsplit model."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from offramp.training.calibrate.measure import Answers
+from offramp.training.data.datasets import Labelled
+from offramp.training.split.photos import Normalise
+from offramp.training.split.rivals import Point, cheapest, coded, compare
+
+
+def photos() -> Labelled:
+    """Dark ones are of class 0, bright ones of class 1."""
+    levels = np.where(np.arange(20) % 2 == 0, 40, 210)
+    images = np.broadcast_to(levels[:, None, None, None], (20, 3, 16, 16)).astype(np.uint8)
+    return Labelled(images, (levels > 100).astype(np.int64))
+
+
+def whole(x: Tensor) -> Tensor:
+    bright = x.mean((1, 2, 3))
+    return torch.stack([-bright, bright], dim=1)
+
+
+def test_pictures_are_measured_by_the_unsplit_model() -> None:
+    data = photos()
+    right = np.eye(2, dtype=np.float32)[data.labels] * 8
+    unsure = np.where((np.arange(20) < 10)[:, None], right, 0).astype(np.float32)
+    seen = Answers(np.zeros((20, 1, 1, 1), np.uint8), unsure, right, data.labels)
+    formats = [("WebP", 50), ("JPEG", 50)]
+    found = compare(
+        whole, Normalise((0.5,) * 3, (0.5,) * 3), data, seen, np.full(20, 7, np.int64), formats=formats
+    )
+    assert [(each.name, each.accuracy) for each in found.pictures] == [("WebP 50", 1.0), ("JPEG 50", 1.0)]
+    sizes, _ = coded(data.images, "WebP", 50)
+    assert found.pictures[0].bytes_mean == sizes.mean()
+    middle = 80
+    assert found.ours[middle] == Point("T_c = 0.8", 3.5, 1.0)
+    assert found.hybrids[middle].bytes_mean == pytest.approx(sizes[10:].sum() / 20)
+
+
+def test_the_cheapest_point_is_often_enough_right() -> None:
+    points = [Point("a", 1, 0.5), Point("b", 5, 0.9), Point("c", 4, 0.95)]
+    assert cheapest(points, 0.9) == points[2] and cheapest(points, 0.96) is None

@@ -1,0 +1,159 @@
+"""Labelled photos as people have them: a folder of class folders, Parquet files, or a CSV file.
+
+photos/cat/1.jpg …                          class folders; seeded parts are made
+photos/train/cat/1.jpg, photos/test/…       two parts; val or validation where there is no test
+photos/train-0.parquet, photos/test.parquet the hub's schema: a picture column and a label column
+photos.csv, photos/labels.csv               columns file and label, files relative to it
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from offramp.common.errors import ConfigError, DataError, printable
+from offramp.training.data import sources
+from offramp.training.data.datasets import Dataset, split
+from offramp.training.data.recipe import FolderRecipe
+
+VALIDATION, TEST = 0.15, 0.2
+"""Shares of the photos that are held out where there are no parts."""
+HELD_OUT = ("test", "val", "validation", "valid")
+_CSV = "labels.csv"
+_CSV_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What was read.
+
+    data: all three parts.
+    notes: how it was divided, a sentence each.
+    """
+
+    data: Dataset
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a Parquet file has them: its picture column, its label column, and names of classes by label."""
+
+    image: str = "image"
+    label: str = "label"
+    classes: Sequence[str] = ()
+
+
+def read_photos(
+    path: Path,
+    *,
+    size: int,
+    seed: int,
+    columns: Columns = Columns(),
+    counted: Callable[[int], Callable[[], object]] = lambda _: lambda: None,
+    skipped: Callable[[str], object] | None = None,
+) -> Photos:
+    """Read, check and divide photos; every one is decoded before anything else happens.
+
+    Args:
+        path: a folder, a Parquet file or a CSV file.
+        size: pixels a side that they are resized to.
+        seed: decides which validate and test.
+        columns: of Parquet files; its classes also give the order of folders.
+        counted: called with the number of photos; what it returns is called for each that was decoded.
+        skipped: called with one line for each photo that cannot be used, which is then left out; None: all
+            such photos together are one error.
+
+    Raises:
+        ConfigError: no such folder or file, or nothing in it that is known.
+        DataError: photos or labels that cannot be used.
+    """
+    recipe = FolderRecipe(
+        source="imagefolder", train=str(path), test=str(path), size=size, validation=VALIDATION,
+        image=columns.image, label=columns.label, classes=list(columns.classes),
+    )  # fmt: skip
+    train, test, notes = _find(path, recipe)
+    total = len(train.rows) + (0 if test is None else len(test.rows))
+    source = sources.read(recipe, train, test, progress=counted(total), skipped=skipped)
+    source = replace(source, name=(printable(path.name) or "photos")[:200])
+    data = split(source, validation=VALIDATION, test=TEST if test is None else None, seed=seed)
+    if test is None:
+        notes = (*notes, f"divided by seed {seed}: {TEST:.0%} to test, {VALIDATION:.0%} to validate")
+    else:
+        notes = (*notes, f"{VALIDATION:.0%} of train, by seed {seed}, validate")
+    return Photos(data, notes)
+
+
+def _find(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
+    if path.is_file():
+        if path.suffix.lower() == ".csv":
+            return _csv(path, recipe), None, ()
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start != b"PAR1":
+            raise ConfigError(
+                f"{path}: not a Parquet or CSV file (starts with {start.hex(' ') or 'nothing'})"
+            )
+        return sources.parquet_part(path.name, str(path)), None, ()
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such folder or file; expected photos in class folders, Parquet or CSV")
+    try:
+        inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; expected a folder to read") from None
+    if parquet := [each for each in inside if each.suffix.lower() == ".parquet"]:
+        return _parquet(path, parquet)
+    folders = {each.name.lower(): each for each in inside if each.is_dir()}
+    if "train" in folders:
+        held_out = [name for name in HELD_OUT if name in folders]
+        others = sorted(folders.keys() - {"train", *HELD_OUT})
+        if not held_out or others:
+            found = others[0] if others else "train alone"
+            raise ConfigError(
+                f"{path}: has the folder {printable(found)}; expected train and test, or one folder a class"
+            )
+        notes = [f"{name} is not used" for name in held_out[1:]]
+        train, test = (
+            sources.folder_part(name, str(folders[name]), recipe) for name in ("train", held_out[0])
+        )
+        return train, test, tuple(notes)
+    if (path / _CSV).is_file() and not folders:
+        return _csv(path / _CSV, recipe), None, ()
+    if not folders:
+        raise ConfigError(f"{path}: has no class folders, Parquet files or {_CSV}")
+    return sources.folder_part(path.name, str(path), recipe), None, ()
+
+
+def _parquet(path: Path, files: list[Path]) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
+    test = [each for each in files if each.name.lower().startswith(HELD_OUT[:1])]
+    test = test or [each for each in files if each.name.lower().startswith(HELD_OUT)]
+    unused = [each for each in files if each not in test and each.name.lower().startswith(HELD_OUT)]
+    train = [each for each in files if each not in test and each not in unused]
+    if not train:
+        raise ConfigError(f"{path}: has no Parquet file to train on; expected such as train.parquet")
+    notes = tuple(f"{each.name} is not used" for each in unused)
+    part = sources.parquet_part("train", [str(each) for each in train])
+    return part, sources.parquet_part("test", [str(each) for each in test]) if test else None, notes
+
+
+def _csv(path: Path, recipe: FolderRecipe) -> sources.Part:
+    try:
+        if path.stat().st_size > _CSV_BYTES:
+            raise DataError(f"{path}: over {_CSV_BYTES >> 20} MiB; expected rows of file and label")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            names = table.fieldnames or []
+            if not {"file", "label"} <= set(names):
+                found = ", ".join(printable(name, 40) for name in names[:8]) or "nothing"
+                raise DataError(f"{path}: its first line has {found}; expected the columns file and label")
+            rows = [(row["file"], row["label"]) for row in table]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; expected a CSV file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8: {printable(str(error))}") from None
+    for number, (name, label) in enumerate(rows, 2):
+        if not name or not label:
+            raise DataError(f"{path}: line {number}: expected a file and a label")
+    return sources.listed_part(path.name, [(path.parent / name, label) for name, label in rows], recipe)

@@ -1,0 +1,219 @@
+"""Head and tail of a fitted split as float ONNX graphs, before they are quantized.
+
+    head   image uint8 [N, 3, H, W]     -> code float32 [N, c, h, w], logits float32 [N, K]
+    tail   code float32 [N, c, h, w]    -> logits float32 [N, K]
+
+The code's values are not yet rounded in the head, and whole numbers in the tail.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, compose, helper, numpy_helper
+from torch import Tensor, fx, nn
+
+from offramp.training.split.code import ZERO_POINT, Code
+from offramp.training.split.export import to_onnx
+from offramp.training.split.halves import Halves
+from offramp.training.split.photos import Normalise
+
+IMAGE, CODE, SYMBOLS, LOGITS = "image", "code", "symbols", "logits"
+NORMALISE = ("normalise_cast", "normalise_scale", "normalise_shift")
+"""The nodes that make numbers of pixels, by name."""
+LAST = "to_symbols"
+"""Prefix of the nodes that make the code, which stay in float: rounding comes right behind them."""
+
+
+def float_graphs(
+    halves: Halves, code: Code, normalise: Normalise, shape: tuple[int, int, int]
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Head and tail. Raises ConfigError for an operator that has no ONNX form."""
+    activation = code.layout.shape
+    hidden = _shape_of(code.features, activation)
+    head = _part(in_allowed_operators(halves.head), shape, "head", "pixels", "activation")
+    head = _joined(
+        head, _part(_traced(code.features), activation, "features", "in", "hidden"), {"activation": "in"}
+    )
+    for name, module, output in ((LAST, code.symbols, CODE), ("exit", code.exit, LOGITS)):
+        part = _part(_traced(module), hidden, name, f"{name}_in", output)
+        head = _joined(head, part, {"hidden": f"{name}_in"}, keep=("hidden", *_outputs(head)))
+    head = _keep_outputs(head, [CODE, LOGITS])
+    decoder = _part(_traced(code.decoder), code.symbols_shape, "decoder", CODE, "activation")
+    tail = _part(in_allowed_operators(halves.tail), activation, "tail", "in", LOGITS)
+    return _with_pixels(head, normalise), _joined(decoder, tail, {"activation": "in"})
+
+
+def _traced(module: nn.Module) -> fx.GraphModule:
+    return fx.symbolic_trace(module.eval())
+
+
+def _shape_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    with torch.inference_mode():
+        return tuple(module(torch.zeros(1, *shape)).shape[1:])
+
+
+def _part(
+    graph: fx.GraphModule, shape: tuple[int, ...], name: str, source: str, result: str
+) -> onnx.ModelProto:
+    """One part as ONNX, every name inside it with the part's before it."""
+    model = onnx.load_from_string(to_onnx(graph, shape, names=("x", "y")))
+    model = compose.add_prefix(model, f"{name}/")
+    for each in (*model.graph.input, *model.graph.output):
+        for side in (*each.type.tensor_type.shape.dim[:1],):
+            side.Clear()
+            side.dim_param = "N"
+    _rename(model, {f"{name}/x": source, f"{name}/y": result})
+    del model.graph.value_info[:]
+    return model
+
+
+def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    for each in (*model.graph.input, *model.graph.output):
+        each.name = names.get(each.name, each.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def _outputs(model: onnx.ModelProto) -> tuple[str, ...]:
+    return tuple(each.name for each in model.graph.output)
+
+
+def _joined(
+    first: onnx.ModelProto, second: onnx.ModelProto, links: dict[str, str], keep: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """Two graphs one after the other; ``keep``: outputs of the first that stay outputs."""
+    outputs = list(dict.fromkeys((*keep, *_outputs(second)))) if keep else None
+    joined = compose.merge_models(first, second, io_map=list(links.items()), outputs=outputs)
+    # One entry for each set of operators.
+    versions = {each.domain: each.version for each in joined.opset_import}
+    del joined.opset_import[:]
+    joined.opset_import.extend(helper.make_opsetid(*each) for each in versions.items())
+    return joined
+
+
+def _keep_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    kept = {each.name: each for each in model.graph.output}
+    del model.graph.output[:]
+    model.graph.output.extend(kept[name] for name in names)
+    return model
+
+
+def _with_pixels(model: onnx.ModelProto, normalise: Normalise) -> onnx.ModelProto:
+    """With bytes 0 … 255 for its input, and the normalisation inside."""
+    scale = np.array([1 / (255 * each) for each in normalise.std], np.float32).reshape(1, -1, 1, 1)
+    shift = np.array(
+        [-mean / std for mean, std in zip(normalise.mean, normalise.std, strict=True)], np.float32
+    ).reshape(1, -1, 1, 1)
+    cast_name, scale_name, shift_name = NORMALISE
+    nodes = [
+        helper.make_node("Cast", [IMAGE], ["levels"], name=cast_name, to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["levels", "pixel_scale"], ["scaled"], name=scale_name),
+        helper.make_node("Add", ["scaled", "pixel_shift"], ["pixels"], name=shift_name),
+    ]
+    graph = model.graph
+    (old,) = graph.input
+    sides = [side.dim_value for side in old.type.tensor_type.shape.dim[1:]]
+    new = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["N", *sides])
+    rest = list(graph.node)
+    del graph.node[:], graph.input[:]
+    graph.node.extend([*nodes, *rest])
+    graph.input.append(new)
+    graph.initializer.extend(
+        [numpy_helper.from_array(scale, "pixel_scale"), numpy_helper.from_array(shift, "pixel_shift")]
+    )
+    return model
+
+
+def with_symbols(head: onnx.ModelProto) -> onnx.ModelProto:
+    """A head whose code is rounded to uint8 symbols."""
+    return _with_code(head, "QuantizeLinear", inside=False)
+
+
+def from_symbols(tail: onnx.ModelProto) -> onnx.ModelProto:
+    """A tail that takes uint8 symbols."""
+    return _with_code(tail, "DequantizeLinear", inside=True)
+
+
+def _with_code(model: onnx.ModelProto, operator: str, *, inside: bool) -> onnx.ModelProto:
+    """Symbols in the place of the code, at the graph's input (``inside``) or output."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    ports = graph.input if inside else graph.output
+    found = next(each for each in ports if each.name == CODE)
+    source, result = (SYMBOLS, CODE) if inside else (CODE, SYMBOLS)
+    node = helper.make_node(
+        operator, [source, "symbol_scale", "symbol_zero"], [result], name=f"{SYMBOLS}_{operator}"
+    )
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([node, *rest] if inside else [*rest, node])
+    found.name = SYMBOLS
+    found.type.tensor_type.elem_type = TensorProto.UINT8
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(1, np.float32), "symbol_scale"),
+            numpy_helper.from_array(np.array(ZERO_POINT, np.uint8), "symbol_zero"),
+        ]
+    )
+    return changed
+
+
+def in_allowed_operators(half: fx.GraphModule) -> fx.GraphModule:
+    """The same by operators that bundles allow: a constant that is copied for each input, as a class token,
+    is added to zeros, since how often it is copied would be a value inside the graph; one index is a slice.
+    """
+    aten = torch.ops.aten
+    graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    source: fx.Node | None = None
+    for node in half.graph.nodes:
+        if node.op == "placeholder":
+            source = node
+        if node.target is aten.expand.default and _is_constant(node, half) and source is not None:
+            constant = node.args[0]
+            assert isinstance(constant, fx.Node)
+            rank = len(source.meta["val"].shape)
+            mean = graph.call_function(aten.mean.dim, (made[source], list(range(1, rank)), True))
+            zeros = graph.call_function(aten.mul.Tensor, (mean, 0.0))
+            wanted = constant.meta["val"].ndim
+            flat = graph.call_function(aten.reshape.default, (zeros, [-1, *[1] * (wanted - 1)]))
+            made[node] = graph.call_function(aten.add.Tensor, (made[constant], flat))
+            made[node].meta = dict(node.meta)
+        elif node.target is aten.select.int and isinstance(node.args[2], int) and node.args[2] >= 0:
+            dim, at = node.args[1], node.args[2]
+            one = graph.call_function(aten.slice.Tensor, (made[node.args[0]], dim, at, at + 1))
+            made[node] = graph.call_function(aten.squeeze.dim, (one, dim))
+            made[node].meta = dict(node.meta)
+        elif node.op == "output":
+            graph.output(made[node.args[0]])
+        else:
+            made[node] = graph.node_copy(node, lambda old: made[old])
+    graph.eliminate_dead_code()
+    graph.lint()
+    return fx.GraphModule(half, graph)
+
+
+def _is_constant(node: fx.Node, half: fx.GraphModule) -> bool:
+    """Whether a copied tensor is a parameter whose first side is 1 and whose others stay."""
+    constant = node.args[0]
+    if not isinstance(constant, fx.Node) or constant.op != "get_attr":
+        return False
+    had, gets = constant.meta["val"].shape, node.meta["val"].shape
+    return (
+        len(had) == len(gets)
+        and had[0] == 1
+        and all(str(a) == str(b) for a, b in zip(had[1:], gets[1:], strict=True))
+    )
+
+
+def run_tensor(model: onnx.ModelProto, outputs: list[str], feeds: dict[str, Tensor]) -> list[Tensor]:
+    """A float graph's outputs, for tests and comparisons."""
+    from offramp.common.part.session import session
+
+    found = session(model.SerializeToString(), threads=1).run(
+        outputs, {name: value.numpy() for name, value in feeds.items()}
+    )
+    return [torch.from_numpy(np.asarray(each)) for each in found]

@@ -1,0 +1,74 @@
+"""Photos as tensors for training: normalised, augmented, and through a network in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.training.data.datasets import Labelled, cropped, pasted
+from offramp.training.split.preprocessing import Preprocessing
+
+BATCH = 64
+_AREA = 0.5
+"""The least share of a photo that a random crop keeps."""
+
+
+class Normalise:
+    """uint8 [N, 3, H, W] to the float32 numbers that a model expects: (x / 255 - mean) / std."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.mean, self.std = mean, std
+        self._scale = torch.tensor([1 / (255 * each) for each in std]).reshape(1, -1, 1, 1)
+        self._shift = torch.tensor([-a / b for a, b in zip(mean, std, strict=True)]).reshape(1, -1, 1, 1)
+
+    @classmethod
+    def of(cls, expects: Preprocessing) -> Normalise:
+        """What a model's makers state."""
+        return cls(expects.mean, expects.std)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.float() * self._scale + self._shift
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def augmented(x: Tensor, *, flip: bool, mix: bool, generator: torch.Generator) -> Tensor:
+    """Normalised photos [N, 3, H, W], each cropped at random and, with ``flip``, half of them mirrored.
+
+    mix: half of the batches get a part of the photo before each (CutMix); only for labels of a teacher.
+    """
+    if flip:
+        mirrored = torch.rand(len(x), generator=generator) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    x = cropped(x, area=_AREA, generator=generator)
+    if mix and torch.rand((), generator=generator) < 0.5:
+        x = pasted(x, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def fast() -> AbstractContextManager[object]:
+    """bfloat16 where this CPU multiplies it faster, else float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16())
+
+
+def _has_bfloat16() -> bool:
+    """Whether the CPU has matrix instructions for it; elsewhere it is slower than float32."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(asked and asked())
+
+
+def batches(images: NDArray[np.uint8]) -> Iterator[Tensor]:
+    """uint8 [N, 3, H, W] in parts."""
+    for start in range(0, len(images), BATCH):
+        yield torch.from_numpy(images[start : start + BATCH])
+
+
+@torch.inference_mode()
+def answers(network: Callable[[Tensor], Tensor], data: Labelled, normalise: Normalise) -> NDArray[np.float32]:
+    """Logits, float32 [N, K], of a network in evaluation; float32 arithmetic."""
+    found = [network(normalise(images)).float() for images in batches(data.images)]
+    return torch.cat(found).numpy()

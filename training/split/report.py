@@ -1,0 +1,249 @@
+"""What a split is worth: accuracy by class, the curve over T_c, pictures beside it, and one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.common.errors import printable
+from offramp.common.part.answer import ANSWERED_BY
+from offramp.training.calibrate.intervals import wilson
+from offramp.training.data.datasets import Dataset
+from offramp.training.split.build import Built
+from offramp.training.split.cuts import Cost
+from offramp.training.split.rivals import Comparison, Point, cheapest
+
+MARKDOWN, JSON = "report.md", "report.json"
+SHOWN = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the device computes: the head, the encoder and the early exit, beside the whole model."""
+
+    head: Cost
+    whole: Cost
+    code_macs: int
+    peak_bytes: int
+
+    @property
+    def share(self) -> float:
+        """Of the whole model's multiply-accumulates."""
+        return (self.head.macs + self.code_macs) / max(1, self.whole.macs)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is reported, as plain values, and the sentence."""
+
+    values: dict[str, Any]
+    verdict: str
+
+
+def make_report(
+    built: Built,
+    data: Dataset,
+    unsplit: NDArray[np.float32],
+    comparison: Comparison,
+    device: Device,
+    *,
+    model: str,
+    cut: str,
+    classifier: str,
+    shape: tuple[int, ...],
+) -> Report:
+    """Put the figures together.
+
+    Args:
+        unsplit: the unsplit model's logits on the test photos, float32 [N, K], in float.
+        comparison: pictures beside the pair.
+        model, cut, classifier: in words.
+        shape: of the tensor at the cut.
+    """
+    manifest, seen, labels = built.bundle.manifest, built.answers, data.test.labels
+    at = manifest.threshold
+    whole_right = unsplit.argmax(axis=1) == labels
+    rights = {"unsplit": whole_right, "pair": seen.right(at), "early": seen.early_right}
+    classes = []
+    for number, name in enumerate(data.classes):
+        own = labels == number
+        classes.append(
+            {"class": name, "photos": int(own.sum())}
+            | {key: float(right[own].mean()) for key, right in rights.items()}
+        )
+    count = len(labels)
+    accuracies = {key: float(right.mean()) for key, right in rights.items()}
+    sent = ~seen.exits(at)
+    values: dict[str, Any] = {
+        "bundle": manifest.name,
+        "digest": built.bundle.digest.hex(),
+        "model": model,
+        "cut": cut,
+        "crossing": list(shape),
+        "symbols": list(manifest.activation.shape),
+        "classifier": classifier,
+        "photos": {"train": len(data.train), "validation": len(data.validation), "test": count},
+        "device": {
+            "macs": device.head.macs + device.code_macs,
+            "share_of_macs": device.share,
+            "whole_macs": device.whole.macs,
+            "head_bytes": len(built.bundle.head),
+            "tail_bytes": len(built.bundle.tail),
+            "peak_bytes": device.peak_bytes,
+        },
+        "quantized": {
+            "head_decibels": list(built.head.noise),
+            "tail_decibels": list(built.tail.noise),
+            "in_float": {"head": list(built.head.in_float), "tail": list(built.tail.in_float)},
+            "accuracy_early_float": manifest.figures.accuracy_early_float,
+            "accuracy_final_float": manifest.figures.accuracy_final_float,
+        },
+        "codec": built.codec,
+        "threshold": at,
+        "temperature": manifest.temperature,
+        "sent_answer": manifest.sent_answer,
+        "accuracy": accuracies
+        | {"final": float(seen.final_right.mean()), "sent": float(seen.sent_right.mean())},
+        "interval": {key: list(wilson(int(right.sum()), count)) for key, right in rights.items()},
+        "bytes_mean": float(np.where(sent, built.payloads, 0).mean()),
+        "bytes_of_sent": float(built.payloads[sent].mean()) if sent.any() else 0.0,
+        "exit_rate": float(1 - sent.mean()),
+        "validation_accuracy": built.chosen_accuracy,
+        "classes": classes,
+        "comparison": comparison.as_json(),
+    }
+    text = verdict(comparison, f"T_c = {at:g}", accuracies["unsplit"])
+    values["verdict"] = text
+    return Report(values, text)
+
+
+def verdict(found: Comparison, chosen: str, unsplit: float) -> str:
+    """One sentence: what the pair saves beside pictures of the same accuracy, or that they are better."""
+    ours = next((each for each in found.ours if each.name == chosen), None)
+    assert ours is not None
+    rivals = {
+        "WebP or JPEG": cheapest(found.pictures, ours.accuracy),
+        "early exit + WebP": cheapest(found.hybrids, ours.accuracy),
+    }
+    better = [each for each in rivals.values() if each is not None and each.bytes_mean < ours.bytes_mean]
+    below = 100 * (unsplit - ours.accuracy)
+    gap = f"{below:.1f} points below the unsplit model" if below > 0.05 else "no worse than the unsplit model"
+    reached = f"{ours.accuracy:.1%} right ({gap}) for {ours.bytes_mean:,.1f} B a photo on average"
+    if ours.bytes_mean == 0:
+        return f"Nothing has to be sent: the early exit alone is {reached}; a server adds nothing here."
+    if better:
+        best = min(better, key=lambda each: each.bytes_mean)
+        return (
+            f"Send the picture: {best.name} is {best.accuracy:.1%} right for {best.bytes_mean:,.1f} B a "
+            f"photo, where this split is {reached}."
+        )
+    parts = [
+        f"{name} needs {each.bytes_mean / max(ours.bytes_mean, 0.05):,.0f} times as many for as much "
+        f"({each.bytes_mean:,.0f} B, {each.name})"
+        if each is not None
+        else f"no quality of {name} that was tried is as often right"
+        for name, each in rivals.items()
+    ]
+    return f"The split is {reached}; {'; '.join(parts)}."
+
+
+def markdown(report: Report) -> str:
+    """The report to read."""
+    v = report.values
+    accuracy, interval, device = v["accuracy"], v["interval"], v["device"]
+    photos = v["photos"]
+    low, high = interval["pair"]
+    lines = [
+        f"# {printable(v['bundle'])}",
+        "",
+        report.verdict,
+        "",
+        f"- model: `{printable(v['model'])}`, cut after `{printable(v['cut'])}`, where "
+        f"{'×'.join(map(str, v['crossing']))} values cross; {printable(v['classifier'])}",
+        f"- device: {device['share_of_macs']:.0%} of the multiply-accumulates "
+        f"({device['macs'] / 1e6:,.1f} M), head {device['head_bytes']:,} B; server: tail "
+        f"{device['tail_bytes']:,} B",
+        f"- sent: {'×'.join(map(str, v['symbols']))} symbols, coded by {v['codec']}: "
+        f"{v['bytes_of_sent']:,.1f} B for each photo that is sent",
+        f"- at T_c = {v['threshold']:g}: {accuracy['pair']:.2%} right (95 %: {low:.1%} to {high:.1%}), "
+        f"{v['exit_rate']:.1%} of the photos answered by the device, the others by "
+        f"{ANSWERED_BY[v['sent_answer']]}; {v['bytes_mean']:,.1f} B a photo on average",
+        f"- unsplit, in float: {accuracy['unsplit']:.2%}; early exit alone: {accuracy['early']:.2%}; "
+        f"all sent: {accuracy['sent']:.2%}",
+        f"- photos: {photos['train']:,} to train, {photos['validation']:,} to choose, "
+        f"{photos['test']:,} to test",
+        "",
+        "## By class",
+        "",
+        *_table(
+            ("class", "photos", "unsplit", f"at T_c = {v['threshold']:g}", "early exit alone"),
+            [
+                (
+                    printable(each["class"], 60),
+                    f"{each['photos']:,}",
+                    *(f"{each[key]:.1%}" for key in ("unsplit", "pair", "early")),
+                )
+                for each in v["classes"]
+            ],
+        ),
+        "",
+        "## Over T_c, and pictures",
+        "",
+        f"On {v['comparison']['photos']:,} test photos. Pictures are whole files at the network's size, "
+        "answered by the unsplit model in float, which was not trained on them; one that was does better. "
+        '"Early exit + WebP" is the best T_c and quality for the accuracy of its row.',
+        "",
+    ]
+    rows = _curve(v["comparison"], v["threshold"])
+    lines += _table(("T_c", "right", "bytes a photo", "WebP or JPEG", "early exit + WebP"), rows)
+    lines += ["", *_table(("picture", "bytes", "right"), _pictures(v["comparison"])), ""]
+    return "\n".join(lines)
+
+
+def _points(values: Sequence[dict[str, Any]]) -> list[Point]:
+    return [Point(**each) for each in values]
+
+
+def _curve(comparison: dict[str, Any], threshold: float) -> list[tuple[str, ...]]:
+    wanted = {f"T_c = {at:g}" for at in (*SHOWN, threshold)}
+    pictures, hybrids = (_points(comparison[name]) for name in ("pictures", "hybrids"))
+    rows = []
+    for each in _points(comparison["ours"]):
+        if each.name in wanted:
+            beside = [cheapest(found, each.accuracy) for found in (pictures, hybrids)]
+            rows.append(
+                (
+                    each.name.removeprefix("T_c = "),
+                    f"{each.accuracy:.2%}",
+                    f"{each.bytes_mean:,.1f}",
+                    *("not reached" if one is None else f"{one.bytes_mean:,.1f}" for one in beside),
+                )
+            )
+    return rows
+
+
+def _pictures(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (each.name, f"{each.bytes_mean:,.0f}", f"{each.accuracy:.2%}")
+        for each in _points(comparison["pictures"])
+    ]
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    line = "|" + "---|" + "---:|" * (len(head) - 1)
+    return [f"| {' | '.join(row)} |" for row in (head,)] + [line] + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def write(report: Report, out: Path) -> None:
+    """`MARKDOWN` and `JSON` beside the bundle."""
+    contents = {MARKDOWN: markdown(report), JSON: json.dumps(report.values, indent=1) + "\n"}
+    for name, text in contents.items():
+        partial = out / f"{name}.new"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out / name)
