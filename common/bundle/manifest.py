@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from offramp.common.codec.lanes import MAX_LANES
 from offramp.common.errors import BundleError, printable
-from offramp.common.part.answer import SentAnswer
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -30,6 +29,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Level = Annotated[int, Field(ge=0, le=255)]
+
+SentAnswer = Literal["server", "both"]
+"""Who answers an image that was sent: the server alone, or both exits together."""
 
 
 class _Strict(BaseModel):

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-SentAnswer = Literal["server", "both"]
-"""Who answers an image that was sent: the server alone, or both exits together."""
+from offramp.common.bundle.manifest import SentAnswer
 
 ANSWERED_BY: dict[SentAnswer, str] = {"server": "the server", "both": "both exits"}
 """The same in words."""

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common import cpus
-from offramp.common.part.answer import Replied, Replies, SentAnswer
+from offramp.common.bundle.manifest import SentAnswer
+from offramp.common.part.answer import Replied, Replies
 from offramp.common.part.engine import softmax
 from offramp.common.part.session import session
 from offramp.training.calibrate.frontier import THRESHOLDS

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.common.arguments import Parser, number
+from offramp.common.bundle.manifest import SentAnswer
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
-from offramp.common.part.answer import ANSWERED_BY, SentAnswer
+from offramp.common.part.answer import ANSWERED_BY
 
 if TYPE_CHECKING:
     from offramp.common.bundle.load import Bundle

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.bundle.manifest import SentAnswer
 from offramp.common.errors import DataError
-from offramp.common.part.answer import SentAnswer
 from offramp.training.calibrate.confidence import ece
 from offramp.training.calibrate.frontier import THRESHOLDS, frontier
 from offramp.training.calibrate.intervals import bootstrap_mean, wilson
