@@ -391,7 +391,7 @@ def is_section(field: FieldInfo) -> bool:
 
 
 def shown(default: object) -> str:
-    """A default as TOML has it; nothing where there is none."""
+    """A default as TOML has it; nothing for None."""
     return "" if default is None else f"`{json.dumps(default)}`"
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from offramp.bench.answers import head_answers, whole_answers
 from offramp.bench.labels import open_picture
-from offramp.bench.pictures import RAW_PIXELS, Format
 from offramp.common import cpus
 from offramp.common.bundle.load import Bundle
+from offramp.common.inputs.formats import RAW_PIXELS, Format
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.engine import Engine
 

@@ -141,7 +141,7 @@ def variable_of(name: str) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """A field's default as it is given; empty where there is none to show."""
+    """A field's default as it is given; empty if it has no default to show."""
     if field.is_required() or field.default is None:
         return ""
     return ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)

@@ -17,7 +17,7 @@ import torch
 from offramp.common.errors import ConfigError
 
 
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, state: Any) -> None:
     """Replace a checkpoint; a kill while writing leaves the previous one whole."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +13,14 @@ from offramp.common.bundle.manifest import (
     HEAD,
     TAIL,
     Activation,
-    DatasetEntry,
     Manifest,
     Preprocessing,
-    Provenance,
     SplitPoint,
 )
 from offramp.common.bundle.write import file_entries, write_bundle
+from offramp.common.files import replace_file
 from offramp.training import record
-from offramp.training.calibrate.card import figures
+from offramp.training.calibrate.card import figures, provenance
 from offramp.training.calibrate.choose import calibrating, choose_on_validation
 from offramp.training.calibrate.codebook import payload_bytes
 from offramp.training.calibrate.measure import run_graphs
@@ -36,8 +33,6 @@ from offramp.training.measured import bytes_by_codec, make_record
 from offramp.training.quantize.quantize import quantize_calibrated
 from offramp.training.recipe import Recipe
 from offramp.training.record import Record
-
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 
 
 def make_bundle(
@@ -71,13 +66,6 @@ def make_bundle(
     files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
     entries = file_entries(files)
     _, height, width = quantized.input_shape
-    dataset = DatasetEntry(
-        name=data.name,
-        sha256=data.sha256,
-        train=len(data.train),
-        validation=len(data.validation),
-        test=len(data.test),
-    )
     manifest = Manifest(
         format_version=1,
         name=recipe.name,
@@ -98,13 +86,7 @@ def make_bundle(
         threshold=threshold,
         temperature=1.0,
         sent_answer=sent_answer,
-        provenance=Provenance(
-            commit=commit(),
-            dataset=dataset,
-            recipe=text,
-            seed=recipe.seed,
-            libraries={name: version(name) for name in _LIBRARIES},
-        ),
+        provenance=provenance(data, text, recipe.seed),
         figures=figures(
             answers,
             (float(in_float.early_right.mean()), float(in_float.final_right.mean())),
@@ -116,25 +98,5 @@ def make_bundle(
     bundle = write_bundle(out, manifest, files)
     measured = make_record(recipe, bundle, quantized.step, trained, answers, in_float, by_codec)
     path = out / record.RECORD
-    partial = path.with_name(f"{path.name}.new")
-    partial.write_text(measured.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, (measured.model_dump_json(indent=1) + "\n").encode())
     return bundle, measured
-
-
-def commit() -> str:
-    """The commit of the source tree that this module lies in, or "unknown" where there is none."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        head, changed = (
-            subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for arguments in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "-uno", "--", "training", "common"],
-            )
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{head}-dirty" if changed else head

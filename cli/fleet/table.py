@@ -17,7 +17,7 @@ Column = tuple[str, Callable[[dict[str, Any]], str]]
 
 
 def figure(value: float | None, digits: int = 1) -> str:
-    """A figure; a dash where there is none."""
+    """A figure; a dash if it is not known."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 

@@ -157,8 +157,8 @@ def _records(runs: Path, arguments: Namespace) -> list[Record]:
 def _measure_baselines(arguments: Namespace) -> None:
     from tqdm import tqdm
 
-    from offramp.bench.pictures import FORMATS
     from offramp.common.bundle.load import load_bundle
+    from offramp.common.inputs.formats import FORMATS
     from offramp.training.data.held_out import load_data
     from research.paper.baselines import BASELINES, measure
 

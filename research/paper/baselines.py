@@ -19,9 +19,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offramp.bench.answers import head_answers, whole_answers
-from offramp.bench.pictures import FORMATS, Format, sent
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import DataError, printable
+from offramp.common.inputs.formats import FORMATS, Format, sent
 from offramp.common.part.engine import Engine
 from offramp.training.calibrate.frontier import THRESHOLDS
 

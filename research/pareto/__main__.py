@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from offramp.bench.pictures import FORMATS
 from offramp.bench.report_tables import ReportTable, show
 from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import DataError, ExitCode
+from offramp.common.inputs.formats import FORMATS
 from research.program import run_program
 
 PROGRAM = "python -m research.pareto"

@@ -12,10 +12,10 @@ import PIL
 from numpy.typing import NDArray
 
 from offramp.bench.answers import whole_answers
-from offramp.bench.pictures import FORMATS, Format, sent
 from offramp.common import cpus
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import DataError
+from offramp.common.inputs.formats import FORMATS, Format, sent
 from offramp.common.part.answer import Replies
 from offramp.common.part.engine import Engine
 from offramp.common.wire.picture import encode_picture

@@ -1,16 +1,22 @@
-"""The figures in a bundle's manifest, measured on test images."""
+"""What a bundle's manifest says of it: figures, measured on test images, and provenance."""
 
 from __future__ import annotations
+
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.manifest import Figures, ThresholdFigures
+from offramp.common.bundle.manifest import DatasetEntry, Figures, Provenance, ThresholdFigures
 from offramp.common.codec.huffman import entropy_bits
 from offramp.training.calibrate.codebook import symbol_counts
 from offramp.training.calibrate.measure import Answers
+from offramp.training.data.datasets import Dataset
 
 CARD_THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 # Counting takes eight bytes for each symbol.
 _SYMBOLS_AT_A_TIME = 1 << 23
 
@@ -55,3 +61,38 @@ def symbol_counts_in_parts(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
     step = max(1, _SYMBOLS_AT_A_TIME // symbols[0].size)
     parts = (symbol_counts(symbols[start : start + step]) for start in range(0, len(symbols), step))
     return np.asarray(np.sum(list(parts), axis=0), np.int64)
+
+
+def provenance(data: Dataset, recipe: str, seed: int) -> Provenance:
+    """Where a bundle comes from: its data, the text of its recipe, and what it was made with."""
+    return Provenance(
+        commit=_commit(),
+        dataset=DatasetEntry(
+            name=data.name,
+            sha256=data.sha256,
+            train=len(data.train),
+            validation=len(data.validation),
+            test=len(data.test),
+        ),
+        recipe=recipe,
+        seed=seed,
+        libraries={name: version(name) for name in _LIBRARIES},
+    )
+
+
+def _commit() -> str:
+    """The commit of the source tree that this module lies in, or "unknown" outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        head, changed = (
+            subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for arguments in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "-uno", "--", "training", "common"],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{head}-dirty" if changed else head

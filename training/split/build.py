@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import (
@@ -21,22 +21,19 @@ from offramp.common.bundle.manifest import (
     HEAD,
     TAIL,
     Activation,
-    DatasetEntry,
     Manifest,
     Preprocessing,
-    Provenance,
     SplitPoint,
 )
 from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.errors import printable
-from offramp.training.calibrate.card import figures
+from offramp.training.calibrate.card import figures, provenance
 from offramp.training.calibrate.codebook import choose_codec, payload_bytes
 from offramp.training.calibrate.confidence import fit_temperature
 from offramp.training.calibrate.measure import Answers, run_graphs, with_better_answer
 from offramp.training.calibrate.threshold import choose_threshold
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.export import Graphs
-from offramp.training.make_bundle import commit
 from offramp.training.split.code import ZERO_POINT, Code
 from offramp.training.split.graphs import (
     CODE,
@@ -55,7 +52,6 @@ CALIBRATION = 200
 """Photos on which ranges are measured."""
 _TABLES = 4000
 """Training photos on whose symbols code tables are counted, at most."""
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 
 
 @dataclass(frozen=True)
@@ -144,19 +140,7 @@ def build(
         threshold=chosen.threshold,
         temperature=temperature,
         sent_answer=seen.sent_answer,
-        provenance=Provenance(
-            commit=commit(),
-            dataset=DatasetEntry(
-                name=data.name,
-                sha256=data.sha256,
-                train=len(data.train),
-                validation=len(data.validation),
-                test=len(data.test),
-            ),
-            recipe=split.recipe,
-            seed=split.seed,
-            libraries={name: version(name) for name in _LIBRARIES},
-        ),
+        provenance=provenance(data, split.recipe, split.seed),
         figures=figures(answers, _in_float(split, data.test), payloads, chosen.threshold),
     )
     bundle = write_bundle(out, manifest, files)
@@ -186,11 +170,13 @@ def _quantized(
 
 @torch.inference_mode()
 def _codes(split: Split, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    found = [
-        split.code.symbols(split.code.features(split.halves.head(split.normalise(each))))
-        for each in batches(images)
-    ]
-    return torch.cat(found).clamp(-128, 127).round().numpy()
+    return torch.cat([_coded(split, each)[1] for each in batches(images)]).numpy()
+
+
+def _coded(split: Split, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The encoder's features and the symbols of uint8 [N, 3, H, W]."""
+    features = split.code.features(split.halves.head(split.normalise(images)))
+    return features, split.code.symbols(features).clamp(-128, 127).round()
 
 
 @torch.inference_mode()
@@ -198,9 +184,8 @@ def _in_float(split: Split, test: Labelled) -> tuple[float, float]:
     """Accuracy of early and final exit before anything is quantized."""
     early, final = [], []
     for images in batches(test.images):
-        features = split.code.features(split.halves.head(split.normalise(images)))
+        features, symbols = _coded(split, images)
         early.append(split.code.exit(features))
-        symbols = split.code.symbols(features).clamp(-128, 127).round()
         final.append(split.halves.tail(split.code.decoder(symbols)))
     labels = torch.from_numpy(test.labels)
     return tuple((torch.cat(each).argmax(1) == labels).double().mean().item() for each in (early, final))  # type: ignore[return-value]

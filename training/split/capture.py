@@ -54,12 +54,12 @@ class _Logits(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        found = _find_logits(self.module(x))
+        found = find_logits(self.module(x))
         assert found is not None
         return found
 
 
-def _find_logits(answer: Any) -> Tensor | None:
+def find_logits(answer: Any) -> Tensor | None:
     """The logits in what a model returns: it, its ``.logits``, ``["logits"]`` or only tensor."""
     if isinstance(answer, Tensor):
         return answer
@@ -106,7 +106,7 @@ def _capture(module: nn.Module, shape: tuple[int, ...], name: str) -> Captured:
             raise ConfigError(
                 f"{name}: does not run on float32 {[*example.shape]}: {_first_line(error)}"
             ) from error
-        logits = _find_logits(answer)
+        logits = find_logits(answer)
         if logits is None:
             raise ConfigError(f"{name}: returns {type(answer).__name__}; expected logits [N, K] or .logits")
         if logits.ndim != 2 or logits.shape[0] != 2 or not logits.is_floating_point():
@@ -121,7 +121,7 @@ def _capture(module: nn.Module, shape: tuple[int, ...], name: str) -> Captured:
             raise ConfigError(f"{name}: torch.export cannot capture it: {_reason(error)}") from error
         graph = _plain(program.module(check_guards=False), wrapped=whole is not module)
         other = torch.randn(3, *shape, generator=generator)
-        ours, theirs = graph(other), _find_logits(module(other))
+        ours, theirs = graph(other), find_logits(module(other))
     assert theirs is not None
     exact = torch.equal(ours, theirs)
     if not exact and not torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE):

@@ -6,7 +6,6 @@ tune    then all weights, from there, for as many steps as there is time
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,16 +18,15 @@ from torch.nn import functional
 
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, Labelled
-from offramp.training.split.capture import Captured, capture
+from offramp.training.split.capture import Captured, capture, find_logits
 from offramp.training.split.photos import Normalise, answers, augmented, batches, fast
-from offramp.training.split.work import Clock, Pace, Stage
+from offramp.training.split.work import SAVE_SECONDS, Clock, Pace, Pacer, Stage, schedule, seeded
 
 Choice = Literal["auto", "keep", "new"]
 CLEARLY_BETTER = 0.3
 """How far above chance, on the way to certain, a classifier's own answers show that its classes are these."""
 BATCH = 32
 MOST_EPOCHS = 40
-SAVE_SECONDS = 30.0
 _PROBED = 20_000
 _LEARNING_RATE, _LAST_RATE, _DECAY = 6e-4, 3e-3, 0.02
 _LAST = (torch.ops.aten.linear.default, torch.ops.aten.addmm.default)
@@ -271,7 +269,7 @@ def _tune(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(pace)
         with fast():
-            found = _logits_of(logits(module, images))
+            found = _logits_in_training(logits(module, images))
         loss = functional.cross_entropy(found.float(), torch.from_numpy(data.labels[at]), label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -288,43 +286,8 @@ def _tune(
     module.eval()
 
 
-def _logits_of(answer: Any) -> Tensor:
-    """As `capture` finds them in what a model returns."""
-    if isinstance(answer, dict) and "logits" in answer:
-        answer = answer["logits"]
-    elif not isinstance(answer, Tensor):
-        answer = answer.logits if hasattr(answer, "logits") else answer[0]
-    found: Tensor = answer
-    return found
-
-
-def seeded(seed: int, step: int) -> torch.Generator:
-    """Random numbers that depend on the seed and the step alone; dropout draws from the global ones."""
-    torch.manual_seed(((seed + 1) << 32) + step)
-    return torch.Generator().manual_seed((seed << 32) + step)
-
-
-def schedule(pace: Pace) -> float:
-    """Of the learning rate: up over the first steps, then down as a cosine."""
-    warm = max(1, min(50, pace.steps // 10))
-    return min(1.0, (pace.step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * pace.progress))
-
-
-class Pacer:
-    """Measures what a step takes, and plans again every few of them."""
-
-    EVERY = 10
-
-    def __init__(self, pace: Pace, clock: Clock, until: float) -> None:
-        self._pace, self._clock, self._until = pace, clock, until
-        self._since, self._count = time.monotonic(), 0
-
-    def after_step(self) -> None:
-        """Call after each step; the first few decide how many there are."""
-        self._count += 1
-        if self._count == 2:
-            # The first two warm caches up.
-            self._since = time.monotonic()
-        elif self._count > 2 and (self._count == 5 or self._count % self.EVERY == 0):
-            each = (time.monotonic() - self._since) / (self._count - 2)
-            self._pace.plan(each, self._clock.left(self._until))
+def _logits_in_training(answer: Any) -> Tensor:
+    """As `find_logits`; some models return more in training, the logits first."""
+    found = find_logits(answer)
+    first: Tensor = answer[0] if found is None else found
+    return first

@@ -62,7 +62,7 @@ class Crossed:
 
     tensors: how many cross there; 1 where it is one that cannot be sent alone, because its first axis is not
         the batch or it is not floating point.
-    before, after: names of the nearest cuts, None where there is none.
+    before, after: names of the nearest cuts, None beyond the first or last.
     """
 
     name: str

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from offramp.training.split.cache import Cached
-from offramp.training.split.classifier import SAVE_SECONDS, Pacer, schedule, seeded
 from offramp.training.split.code import Code, rounded
 from offramp.training.split.photos import fast
-from offramp.training.split.work import Clock, Pace, Stage
+from offramp.training.split.work import SAVE_SECONDS, Clock, Pace, Pacer, Stage, schedule, seeded
 
 BATCH = 48
 MOST_STEPS = 20_000

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.errors import printable
+from offramp.common.files import replace_file
 from offramp.common.part.answer import ANSWERED_BY
 from offramp.training.calibrate.intervals import wilson
 from offramp.training.data.datasets import Dataset
@@ -244,6 +245,4 @@ def write(report: Report, out: Path) -> None:
     """`MARKDOWN` and `JSON` beside the bundle."""
     contents = {MARKDOWN: markdown(report), JSON: json.dumps(report.values, indent=1) + "\n"}
     for name, text in contents.items():
-        partial = out / f"{name}.new"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out / name)
+        replace_file(out / name, text.encode())

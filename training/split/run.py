@@ -35,9 +35,9 @@ from offramp.training.split.cuts import Cut, Cuts, find_cuts
 from offramp.training.split.halves import Halves, split
 from offramp.training.split.layout import Layout
 from offramp.training.split.model import PAPERS, Model, load_model
-from offramp.training.split.photos import Normalise, fast
+from offramp.training.split.photos import Normalise, answers, fast
 from offramp.training.split.report import Device, Report, make_report, write
-from offramp.training.split.rivals import FORMATS, compare, unsplit
+from offramp.training.split.rivals import FORMATS, compare
 from offramp.training.split.work import Clock, Stage
 
 CLASSIFIER_ENDS, CACHE_ENDS, CODE_ENDS = 0.35, 0.5, 0.82
@@ -164,7 +164,7 @@ def _square(model: Model) -> int:
 def choose_place(cuts: Cuts, job: Job) -> _Place:
     """The cut by name, or the one that uses the device's share well and sends least.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError where no cut will do.
     """
     if not cuts.cuts:
         raise ConfigError("nowhere does one tensor cross the model alone, so it cannot be cut")
@@ -429,7 +429,7 @@ def _finish(
     report = make_report(
         built,
         data,
-        unsplit(whole, data.test, normalise),
+        answers(whole, data.test, normalise),
         comparison,
         device,
         model=job.model,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import pickle
 import time
 import zipfile
@@ -19,8 +19,12 @@ from typing import Any
 import torch
 
 from offramp.common.errors import ConfigError, printable
+from offramp.common.files import replace_file
+from offramp.training.checkpoint import write_checkpoint
 
 KEPT = "stage.json"
+SAVE_SECONDS = 30.0
+"""Between two checkpoints."""
 
 
 class Clock:
@@ -55,7 +59,7 @@ class Stage:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{folder}: {error.strerror}; expected a folder to write to") from None
-        _replace(folder / KEPT, json.dumps(self.identity, indent=1).encode())
+        replace_file(folder / KEPT, json.dumps(self.identity, indent=1).encode())
 
     def _changed(self) -> str:
         """Which values differ, in words; empty where there is nothing or it fits."""
@@ -73,9 +77,7 @@ class Stage:
 
     def save(self, name: str, values: Any) -> None:
         """Keep tensors and plain values, so that a reader sees all or nothing of them."""
-        path = self.folder / f"{name}.new"
-        torch.save(values, path)
-        os.replace(path, self.folder / name)
+        write_checkpoint(self.folder / name, values)
 
     def load(self, name: str) -> Any | None:
         """What was kept under this name; None where nothing was. Raises ConfigError for a damaged file."""
@@ -101,12 +103,6 @@ def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:
         return f"{value[:8]}…"
     return printable(text, 60)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.new")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 class Pace:
@@ -147,3 +143,35 @@ class Pace:
         self.step, self.progress = int(state["step"]), float(state["progress"])
         if self.fixed is None:
             self.steps = int(state["steps"])
+
+
+def seeded(seed: int, step: int) -> torch.Generator:
+    """Random numbers that depend on the seed and the step alone; dropout draws from the global ones."""
+    torch.manual_seed(((seed + 1) << 32) + step)
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def schedule(pace: Pace) -> float:
+    """Of the learning rate: up over the first steps, then down as a cosine."""
+    warm = max(1, min(50, pace.steps // 10))
+    return min(1.0, (pace.step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * pace.progress))
+
+
+class Pacer:
+    """Measures what a step takes, and plans again every few of them."""
+
+    EVERY = 10
+
+    def __init__(self, pace: Pace, clock: Clock, until: float) -> None:
+        self._pace, self._clock, self._until = pace, clock, until
+        self._since, self._count = time.monotonic(), 0
+
+    def after_step(self) -> None:
+        """Call after each step; the first few decide how many there are."""
+        self._count += 1
+        if self._count == 2:
+            # The first two warm caches up.
+            self._since = time.monotonic()
+        elif self._count > 2 and (self._count == 5 or self._count % self.EVERY == 0):
+            each = (time.monotonic() - self._since) / (self._count - 2)
+            self._pace.plan(each, self._clock.left(self._until))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,9 @@ from offramp.device.sources import video
 from offramp.device.sources.source import Source
 from tests.device.sources.reading import (
     PREPROCESSING,
-    Reader,
     write_png,
 )
 from tests.processes import Peer, tcp_peer, until
-
-
-@pytest.fixture
-def watching() -> Iterator[Any]:
-    readers: list[Reader] = []
-
-    def make(*paths: Path | str, watch: bool = False) -> Reader:
-        readers.append(Reader(*paths, watch=watch))
-        return readers[-1]
-
-    yield make
-    for reader in readers:
-        reader.stop()
 
 
 @pytest.fixture

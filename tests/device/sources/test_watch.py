@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from offramp.device.sources.source import Source
 from offramp.device.sources.watch import PATIENCE, Watch, is_hollow, missing, read_whole
 from tests.device.sources.reading import (
     PREPROCESSING,
-    Reader,
     failing_scan,
     fault_of,
     names,
@@ -33,19 +31,6 @@ from tests.device.sources.reading import (
     write_png,
 )
 from tests.processes import Processes, until
-
-
-@pytest.fixture
-def watching() -> Iterator[Any]:
-    readers: list[Reader] = []
-
-    def make(*paths: Path | str, watch: bool = False) -> Reader:
-        readers.append(Reader(*paths, watch=watch))
-        return readers[-1]
-
-    yield make
-    for reader in readers:
-        reader.stop()
 
 
 def test_new_pictures_are_read_as_they_come(watching: Any, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.bench.pictures import FORMATS
 from offramp.common.bundle.load import load_bundle
+from offramp.common.inputs.formats import FORMATS
 from offramp.training.data import sources
 from offramp.training.data.datasets import Labelled
 from offramp.training.data.recipe import DigitsRecipe
@@ -46,7 +46,7 @@ def test_the_command_leaves_them_beside_the_bundle(
     folder.mkdir()
     for file in BUNDLE.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    monkeypatch.setattr("offramp.bench.pictures.FORMATS", SOME)
+    monkeypatch.setattr("offramp.common.inputs.formats.FORMATS", SOME)
     assert main(["baselines", "--bundle", str(folder)]) == 0
     printed = capsys.readouterr()
     assert "| raw pixels | 3,072.0 |" in printed.out

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from offramp.bench.pictures import FORMATS
 from offramp.common.bundle.load import load_bundle
+from offramp.common.inputs.formats import FORMATS
 from research.pareto import compare
 from research.pareto.__main__ import main
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.bench.pictures import FORMATS, sent
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import DataError
+from offramp.common.inputs.formats import FORMATS, sent
 from offramp.common.wire.picture import LEFT_OUT, decode_picture, encode_picture
 from offramp.training.data import sources
 from offramp.training.data.recipe import DigitsRecipe

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.bench.pictures import FORMATS
 from offramp.common.bundle.load import load_bundle
+from offramp.common.inputs.formats import FORMATS
 from offramp.common.part.answer import Replies
 from offramp.training.data import sources
 from offramp.training.data.recipe import DigitsRecipe

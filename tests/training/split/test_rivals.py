@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from offramp.common.inputs.formats import jpeg, sent, webp
 from offramp.training.calibrate.measure import Answers
 from offramp.training.data.datasets import Labelled
 from offramp.training.split.photos import Normalise
-from offramp.training.split.rivals import Point, cheapest, coded, compare
+from offramp.training.split.rivals import Point, cheapest, compare
 
 
 def photos() -> Labelled:
@@ -28,12 +29,12 @@ def test_pictures_are_measured_by_the_unsplit_model() -> None:
     right = np.eye(2, dtype=np.float32)[data.labels] * 8
     unsure = np.where((np.arange(20) < 10)[:, None], right, 0).astype(np.float32)
     seen = Answers(np.zeros((20, 1, 1, 1), np.uint8), unsure, right, data.labels)
-    formats = [("WebP", 50), ("JPEG", 50)]
+    formats = [webp(50), jpeg(50)]
     found = compare(
         whole, Normalise((0.5,) * 3, (0.5,) * 3), data, seen, np.full(20, 7, np.int64), formats=formats
     )
     assert [(each.name, each.accuracy) for each in found.pictures] == [("WebP 50", 1.0), ("JPEG 50", 1.0)]
-    sizes, _ = coded(data.images, "WebP", 50)
+    sizes, _ = sent(webp(50), data.images)
     assert found.pictures[0].bytes_mean == sizes.mean()
     middle = 80
     assert found.ours[middle] == Point("T_c = 0.8", 3.5, 1.0)

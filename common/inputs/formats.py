@@ -1,4 +1,4 @@
-"""Formats that a picture could be sent in, for those who measure what that would take."""
+"""Formats that a picture could be sent in, for whoever measures what that would take."""
 
 from __future__ import annotations
 
@@ -42,19 +42,25 @@ class Format:
 
 
 RAW_PIXELS = Format("raw pixels")
+
+
+def jpeg(quality: int) -> Format:
+    """JPEG of a quality, 1 … 95."""
+    return Format(f"JPEG {quality}", "JPEG", (("quality", quality), ("optimize", True)))
+
+
+def webp(quality: int) -> Format:
+    """Lossy WebP of a quality, 0 … 100."""
+    return Format(f"WebP {quality}", "WEBP", (("quality", quality), ("method", 6)))
+
+
 FORMATS: tuple[Format, ...] = (
     RAW_PIXELS,
     Format("PNG", "PNG", (("optimize", True),)),
     # Method 6 takes seconds for a picture of 160x160, and is no smaller.
     Format("WebP lossless", "WEBP", (("lossless", True), ("quality", 100), ("method", 4))),
-    *(
-        Format(f"JPEG {quality}", "JPEG", (("quality", quality), ("optimize", True)))
-        for quality in (5, 10, 20, 50, 75, 90)
-    ),
-    *(
-        Format(f"WebP {quality}", "WEBP", (("quality", quality), ("method", 6)))
-        for quality in (1, 5, 10, 20, 50, 75, 90)
-    ),
+    *map(jpeg, (5, 10, 20, 50, 75, 90)),
+    *map(webp, (1, 5, 10, 20, 50, 75, 90)),
     # Pillow's wheels have it, other builds may not.
     *(
         Format(f"AVIF {quality}", "AVIF", (("quality", quality), ("speed", 8)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.bench.pictures import FORMATS, RAW_PIXELS, Format, sent
+from offramp.common.inputs.formats import FORMATS, RAW_PIXELS, Format, sent
 from tests import toy
 
 
