@@ -197,7 +197,7 @@ def markdown(report: Report) -> str:
         "## Over T_c, and pictures",
         "",
         f"On {v['comparison']['photos']:,} test photos. Pictures are whole files at the network's size, "
-        "answered by the unsplit model in float, which was not trained on them; one that was does better. "
+        f"answered by the unsplit model in float, {_tuned(v['comparison']['tuned'])} "
         '"Early exit + WebP" is the best T_c and quality for the accuracy of its row.',
         "",
     ]
@@ -205,6 +205,12 @@ def markdown(report: Report) -> str:
     lines += _table(("T_c", "right", "bytes a photo", "WebP or JPEG", "early exit + WebP"), rows)
     lines += ["", *_table(("picture", "bytes", "right"), _pictures(v["comparison"])), ""]
     return "\n".join(lines)
+
+
+def _tuned(epochs: float) -> str:
+    if not epochs:
+        return "which was not trained on them; one that was does better (`--rival-minutes`)."
+    return f"or by a copy of it tuned on WebP for {epochs:.3g} epochs, whichever is right more often."
 
 
 def _points(values: Sequence[dict[str, Any]]) -> list[Point]:
