@@ -18,7 +18,7 @@ from typing import Any
 from offramp.bench.labels import read_labels
 from offramp.bench.metrics import fetch_metrics
 from offramp.bench.processes import Program, running, running_server
-from offramp.bench.rival import Row, hybrid_rows, picture_rows
+from offramp.bench.rival import Row, coded_pictures, hybrid_rows, picture_rows
 from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, UnavailableError
@@ -97,8 +97,10 @@ def main(argv: Sequence[str]) -> int:
         check = check_counters(arguments.bundle, server, arguments.images, chosen, *device)
     if server.process.returncode != 0:
         raise UnavailableError(f"cloud-server ended with status {server.process.returncode}, expected 0")
-    baselines = picture_rows(whole, arguments.images, labels)
-    rivals = hybrid_rows(bundle, whole, arguments.images, labels)
+    coded = coded_pictures(whole, arguments.images, labels)
+    baselines = picture_rows(whole, coded, labels)
+    own = next(row for row in rows if row.name == f"T_c = {bundle.manifest.threshold:g}")
+    rivals = hybrid_rows(bundle, coded, arguments.images, labels, own.accuracy)
     if arguments.json:
         print(
             json.dumps(
