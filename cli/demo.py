@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.bench.labels import read_labels
+from offramp.bench.labels import labels_of
 from offramp.bench.metrics import fetch_metrics
 from offramp.bench.processes import Program, running, running_server
 from offramp.bench.rival import Row, coded_pictures, hybrid_rows, picture_rows
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     whole = load_bundle(arguments.whole or arguments.bundle)
     if whole.manifest.classes != bundle.manifest.classes:
         raise ConfigError(f"{whole.path}: has other classes than {arguments.bundle}")
-    labels = read_labels(arguments.images, bundle.manifest.classes)
+    labels = labels_of(arguments.images, bundle.manifest.classes)
 
     def say(text: str = "") -> None:
         if not arguments.json:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from offramp.bench.labels import read_labels
+from offramp.bench.labels import labels_of
 from offramp.bench.rival import FORMATS, Row, coded_pictures, hybrid_rows, picture_rows
 from offramp.common.bundle.load import Bundle
 from offramp.common.inputs.formats import RAW_PIXELS
@@ -12,7 +12,7 @@ from tests import toy
 
 
 def test_every_format_has_a_row_with_its_bytes(toy_bundle: Bundle, labelled_images: Path) -> None:
-    labels = read_labels(labelled_images, list(toy.CLASSES))
+    labels = labels_of(labelled_images, list(toy.CLASSES))
 
     activation, *rows = picture_rows(toy_bundle, coded_pictures(toy_bundle, labelled_images, labels), labels)
 
@@ -28,7 +28,7 @@ def test_every_format_has_a_row_with_its_bytes(toy_bundle: Bundle, labelled_imag
 def test_behind_an_early_exit_the_rival_has_its_best_threshold(
     toy_bundle: Bundle, labelled_images: Path
 ) -> None:
-    labels = read_labels(labelled_images, list(toy.CLASSES))
+    labels = labels_of(labelled_images, list(toy.CLASSES))
     coded = coded_pictures(toy_bundle, labelled_images, labels)
     alone = {row.name: row for row in picture_rows(toy_bundle, coded, labels)}
 
@@ -49,7 +49,7 @@ def test_behind_an_early_exit_the_rival_has_its_best_threshold(
 def test_a_picture_larger_than_the_input_is_sent_at_the_inputs_size(
     toy_bundle: Bundle, labelled_images: Path
 ) -> None:
-    labels = read_labels(labelled_images, list(toy.CLASSES))
+    labels = labels_of(labelled_images, list(toy.CLASSES))
     (raw,) = (each for each in coded_pictures(toy_bundle, labelled_images, labels) if each.form is RAW_PIXELS)
     large = labelled_images.parent / "large"
     large.mkdir()
