@@ -35,7 +35,7 @@ test-ray: .venv-ray/ready
 	.venv-ray/bin/pytest tests/ray
 
 test-openvino: .venv-openvino/ready
-	.venv-openvino/bin/pytest tests/openvino tests/common/part
+	.venv-openvino/bin/pytest tests/openvino
 
 dist: .venv-release/ready
 	rm -rf dist/*.whl dist/*.tar.gz

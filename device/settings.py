@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field
 
 from offramp.common.settings import Fraction, Listed, Port, ProviderNames, Seconds, Settings
 
-
 Addresses = Annotated[Listed, Field(max_length=16)]
 """HOST:PORT, several of them with commas between them or by a flag that is given again."""
 
@@ -147,8 +146,8 @@ class DeviceSettings(Settings):
     )
     providers: ProviderNames = Field(
         ("cpu",),
-        description="execution providers of ONNX Runtime that run the head, in order of preference, with options "
-        "as openvino:device_type=GPU; with cpu at the end it runs in any case",
+        description="execution providers of ONNX Runtime that run the head, in order of preference, with "
+        "options as openvino:device_type=GPU; with cpu at the end it runs in any case",
         examples=["LIST"],
     )
     metrics_host: str = Field(

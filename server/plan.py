@@ -93,6 +93,7 @@ def make_plan(
     None: choose by measurement. Raises BundleError where the tail does not run, ConfigError where there are
     not as many threads, StoppedError if cancelled.
     """
+
     def engine_of(threads: int) -> Engine:
         return Engine(bundle, threads, providers=providers, cancelled=cancelled)
 

@@ -1,4 +1,4 @@
-"""Execution providers of ONNX Runtime: which of them run a graph, in order of preference, and what came of it.
+"""Execution providers of ONNX Runtime: which run a graph, in order of preference, and what came of it.
 
 A provider has a short name, and ONNX Runtime's own options behind it: ``openvino:device_type=GPU``. One that
 cannot be had is left out, with the reason, and the next one runs the graph. With ``cpu`` at the end of the
@@ -89,9 +89,11 @@ class Placement:
         return f"{'; '.join(missing)}; runs on {self}" if missing else None
 
     def __str__(self) -> str:
-        if self.shares is None or len(self.used) == 1:
-            return ", ".join(self.used)
-        return ", ".join(f"{name} ({self.shares.get(name, 0.0):.1%} of its operators)" for name in self.used)
+        shares = self.shares or dict.fromkeys(self.used, 0.0)
+        running = [name for name in self.used if shares.get(name)] or self.used
+        if self.shares is None or len(running) == 1:
+            return ", ".join(running)
+        return ", ".join(f"{name} ({shares[name]:.1%} of its operators)" for name in running)
 
 
 ON_CPU = Placement(("cpu",), ("cpu",), {"cpu": 1.0})

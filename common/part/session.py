@@ -94,8 +94,8 @@ def require_built_in(providers: Providers) -> None:
         *_, reason = missing.values()
         if len(missing) == len(providers):
             raise ConfigError(
-                f"--providers {','.join(missing)}: {reason}, expected another build of ONNX Runtime, or cpu at "
-                "the end of the list"
+                f"--providers {','.join(missing)}: {reason}, expected another build of ONNX Runtime, or "
+                "cpu at the end of the list"
             )
 
 

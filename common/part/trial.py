@@ -79,7 +79,8 @@ def require(
 
     Two, because a graph that takes one at a time would fail at the first batch. Returns the largest batch
     that fits into the limits. Raises BundleError for graphs that do not pass, with ``needed`` also if the
-    largest batch does not; StoppedError once ``cancelled()``, within 0.1 s. providers: what the child runs them on.
+    largest batch does not; StoppedError once ``cancelled()``, within 0.1 s. providers: what the child runs
+    them on.
     """
     wanted = tuple(sorted({size for size in batches if size > 2}))
     keys = [_key(each, providers) for each in subjects]
