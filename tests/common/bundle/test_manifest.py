@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from offramp.common.bundle.document import manifest_text, parse_manifest
 from offramp.common.bundle.load import Bundle, load_bundle
-from offramp.common.bundle.manifest import parse_manifest
 from tests.toy import BundleFolder
 
 
 def test_a_manifest_survives_its_own_json(toy_bundle: Bundle) -> None:
-    assert parse_manifest(toy_bundle.manifest.model_dump_json().encode()) == toy_bundle.manifest
+    assert parse_manifest(manifest_text(toy_bundle.manifest)) == toy_bundle.manifest
 
 
 @pytest.mark.parametrize("name", ["čaj", "猫", "ice cream", "'quoted'", "x" * 200])
