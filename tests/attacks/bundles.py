@@ -227,7 +227,9 @@ attack_values("unknown-field", EXTRA.format("extra"), "extra", value=1)
 attack_values("unknown-nested-field", EXTRA.format(r"split\.extra"), "split", "extra", value=1)
 attack_values("unknown-field-of-two-lines", EXTRA.format(r"a\\nb\\x1b\[2J"), "a\nb\x1b[2J", value=1)
 attack_values("unknown-field-of-100-kb", EXTRA.format(r"x{200}…"), "x" * 100_000, value=1)
-attack_values("newer-format", r"manifest\.json: format_version: Input should be 1 or 2", "format_version", value=3)
+attack_values(
+    "newer-format", r"manifest\.json: format_version: Input should be 1 or 2", "format_version", value=3
+)
 attack_values(
     "version-as-text", r"manifest\.json: format_version: Input should be 1 or 2", "format_version", value="1"
 )

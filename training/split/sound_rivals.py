@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.common.inputs.sounds import Samples, middle_of, padded, to_tensor
-from offramp.common.inputs.spec import TensorInput, WavFile
+from offramp.common.inputs.spec import WavFile
 from offramp.common.inputs.wav import read_wav
 from offramp.training.calibrate.frontier import THRESHOLDS
 from offramp.training.calibrate.measure import Answers
@@ -199,8 +199,3 @@ def _hybrids(
         )
         for at, out in zip(THRESHOLDS, exits, strict=True)
     ]
-
-
-def what_else(spec: TensorInput) -> str:
-    """What could be sent in place of a code, in words."""
-    return "raw samples, FLAC or Opus" if isinstance(spec.file, WavFile) else "the tensor itself"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from offramp.training.data.datasets import Dataset, pasted
 from offramp.training.data.photos import Columns
 from offramp.training.data.tensors import Kind, Options, Originals, kind_of, read_tensors
 from offramp.training.split.photos import Normalise
+
+if TYPE_CHECKING:
+    from offramp.training.split.run import Display, Job
 
 _SHIFT = 0.1
 """Of a sound's frames: how far it is moved in time, each way."""
@@ -75,6 +79,34 @@ class Taken:
     normalise: Normalise
     notes: tuple[str, ...]
     originals: Originals
+
+
+def take_for(job: Job, display: Display) -> Taken | None:
+    """Read a job's data before all else, if they are no pictures: they say what the model takes."""
+    with display.bar("reading") as bar:
+
+        def counted(total: int) -> Callable[[], None]:
+            done = iter(range(1, total + 1))
+            return lambda: bar(next(done), total)
+
+        taken = take(
+            job.data,
+            job.input,
+            job.tensors,
+            seed=job.seed,
+            columns=job.columns,
+            counted=counted,
+            skipped=(lambda line: display.say(f"left out: {line}")) if job.skip_bad else None,
+        )
+    if taken is not None:
+        data = taken.data
+        display.say(
+            f"{data.name}: {len(data.classes)} classes; {len(data.train):,} {taken.spec.what} to train, "
+            f"{len(data.validation):,} to choose, {len(data.test):,} to test"
+        )
+        for note in taken.notes:
+            display.say(note)
+    return taken
 
 
 def take(

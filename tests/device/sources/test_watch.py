@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import signal
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
