@@ -22,6 +22,7 @@ from offramp.bench.rival import Row, hybrid_rows, picture_rows
 from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, UnavailableError
+from offramp.common.inputs.spec import Preprocessing
 
 EPILOG = """\
 examples:
@@ -97,8 +98,10 @@ def main(argv: Sequence[str]) -> int:
         check = check_counters(arguments.bundle, server, arguments.images, chosen, *device)
     if server.process.returncode != 0:
         raise UnavailableError(f"cloud-server ended with status {server.process.returncode}, expected 0")
-    baselines = picture_rows(whole, arguments.images, labels)
-    rivals = hybrid_rows(bundle, whole, arguments.images, labels)
+    baselines, rivals = list[Row](), list[Row]()
+    if isinstance(bundle.manifest.input, Preprocessing):
+        baselines = picture_rows(whole, arguments.images, labels)
+        rivals = hybrid_rows(bundle, whole, arguments.images, labels)
     if arguments.json:
         print(
             json.dumps(
@@ -207,10 +210,12 @@ def print_table(
         say("… then a picture to the whole model if that answer is unsure too")
     for row in then:
         say(_line(row))
-    say("everything to the whole model on the server (sizes of payload or file alone)")
+    if baselines:
+        say("everything to the whole model on the server (sizes of payload or file alone)")
     for row in baselines:
         say(_line(row))
-    say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
+    if rivals:
+        say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
     for row in rivals:
         say(_line(row))
 
@@ -224,6 +229,8 @@ def _line(row: Row) -> str:
 def print_saving(say: Callable[[str], None], rows: list[Row], baselines: list[Row], threshold: float) -> None:
     """What the bundle's own threshold costs beside each alternative."""
     chosen = next(row for row in rows if row.name == f"T_c = {threshold:g}")
+    if not baselines:
+        return
     say(f"\nAt the bundle's own threshold ({chosen.name}, {chosen.accuracy:.2%}) an image costs")
     for row in baselines:
         say(f"  {_share(chosen, row)} {row.name} ({row.accuracy:.2%})")

@@ -17,6 +17,7 @@ Real = Annotated[float, Field(ge=-1e30, le=1e30)]
 
 TENSOR_VALUES = 1 << 24
 """Most values of one tensor."""
+Length = Annotated[int, Field(ge=1, le=TENSOR_VALUES)]
 SAMPLES = 1 << 20
 """Most samples of a sound that a tensor is made of."""
 WINDOWED = 1 << 24
@@ -127,7 +128,7 @@ class TensorInput(Strict):
     """
 
     kind: Literal["tensor"]
-    shape: Sides
+    shape: Annotated[tuple[Length, ...], Field(min_length=1, max_length=4)]
     dtype: Literal["uint8", "float32"]
     range: tuple[Real, Real]
     """(low, high)."""

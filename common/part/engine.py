@@ -38,12 +38,16 @@ def _subjects(bundle: Bundle) -> list[trial.Subject]:
     inputs = _input_port(manifest)
     for number, (part, graph) in enumerate(zip(manifest.parts, bundle.graphs, strict=True)):
         outputs: dict[str, Port] = {}
+        following: dict[str, Port] = {}
         if number < len(manifest.crossings):
-            outputs["symbols"] = ("tensor(uint8)", manifest.crossings[number].shape)
+            symbols: Port = ("tensor(uint8)", manifest.crossings[number].shape)
+            # A graph's input and output cannot have one name.
+            outputs["next_symbols" if "symbols" in inputs else "symbols"] = symbols
+            following["symbols"] = symbols
         if part.exit is not None or not outputs:
             outputs["logits"] = logits
         found.append(trial.Subject(part.graph, graph, inputs, outputs))
-        inputs = {"symbols": outputs.get("symbols", logits)}
+        inputs = following
     return found
 
 
