@@ -79,15 +79,7 @@ def _opus(soundfile: ModuleType, kbits: int) -> Callable[[Samples, int], tuple[i
     level = (_HIGHEST - kbits) / (_HIGHEST - _LOWEST)
 
     def sent(samples: Samples, rate: int) -> tuple[int, Samples]:
-        data = _written(
-            soundfile,
-            samples,
-            rate,
-            format="OGG",
-            subtype="OPUS",
-            compression_level=level,
-            bitrate_mode="VARIABLE",
-        )
+        data = _written(soundfile, samples, rate, format="OGG", subtype="OPUS", compression_level=level)
         return sum(ogg_packets(data)[2:]), _read(soundfile, data)
 
     return sent
