@@ -111,6 +111,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.common.bundle.signature import TrustedKeys
     from offramp.common.inputs.spec import TensorInput
     from offramp.common.part.engine import Engine
+    from offramp.common.part.providers import providers_of
     from offramp.common.tracing import Tracing
     from offramp.device.device import Device
     from offramp.device.printer import Printer
@@ -124,7 +125,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     if settings.compare_jpeg is not None and isinstance(bundle.manifest.input, TensorInput):
         raise ConfigError(f"--compare-jpeg: the bundle takes {bundle.manifest.input.what}, not pictures")
     # Here, where a signal ends it: `Device` finds what passed.
-    Engine(bundle, settings.threads, cancelled=stop.is_set).try_batches(HEAD)
+    providers = providers_of(settings.providers)
+    Engine(bundle, settings.threads, providers=providers, cancelled=stop.is_set).try_batches(HEAD)
     source = Source(arguments.images, bundle.manifest.input, arguments.watch, stop.wait, arguments.repeat)
     printer: Printer | None = None
 

@@ -21,6 +21,7 @@ from offramp.common.bundle.signature import TrustedKeys
 from offramp.common.errors import BundleError, OfframpError, StoppedError
 from offramp.common.inputs.spec import Preprocessing
 from offramp.common.part.engine import Engine
+from offramp.common.part.providers import CPU, Providers
 from offramp.server.catalog import Catalog, EndStreams, Loaded, Whole, message_bytes
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import largest_batch, make_plan, plan_pictures, threads_each
@@ -47,8 +48,10 @@ class Loader:
         max_batch: int | None,
         max_wait: float | None,
         message_bytes: int | None,
+        providers: Providers = CPU,
     ) -> None:
         self.workers = workers
+        self._providers = providers
         self.message_bytes = message_bytes
         self._threads = threads
         self._max_batch = max_batch
@@ -68,17 +71,21 @@ class Loader:
             workers=self.workers,
             max_batch=self._max_batch,
             max_wait=self._max_wait,
+            providers=self._providers,
             cancelled=self._cancelled.is_set,
         )
         self.workers = plan.workers
-        return Loaded(bundle, engine, plan, self._whole(bundle, engine) if pictures else None)
+        engine.log_placements(log, TAIL)
+        whole = self._whole(bundle, engine) if pictures else None
+        return Loaded(bundle, engine, plan, whole, engine.placements)
 
     def load_whole(self, bundle: Bundle) -> Whole:
         """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
         self._check(bundle, True)
         assert self.workers is not None
         threads = threads_each(self._threads, self.workers)
-        return self._whole(bundle, Engine(bundle, threads, cancelled=self._cancelled.is_set))
+        engine = Engine(bundle, threads, providers=self._providers, cancelled=self._cancelled.is_set)
+        return self._whole(bundle, engine)
 
     def load_all(self, bundles: Iterable[tuple[Bundle, bool]]) -> list[Loaded]:
         """Those that the server starts with, and whether each is to answer pictures."""
@@ -91,6 +98,7 @@ class Loader:
         assert self.workers is not None
         largest = largest_batch(engine, (HEAD, TAIL), self._max_batch)
         engine.load(HEAD, TAIL)
+        engine.log_placements(log, HEAD)
         model, image = WholeModel(engine), bundle.manifest.preprocessing
         plan = plan_pictures(
             model,
@@ -102,7 +110,7 @@ class Loader:
             largest=largest,
             cancelled=self._cancelled.is_set,
         )
-        return Whole(model, plan)
+        return Whole(model, plan, engine.placements)
 
     def _check(self, bundle: Bundle, pictures: bool) -> None:
         bundle.require_pair()

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from offramp.common.errors import DataError
 from offramp.common.files import read_bounded
+from offramp.common.inputs.pictures import FILE_BYTES
 from offramp.common.inputs.prepare import Spec, decode
 from offramp.device.sources.item import Item
-
-FILE_BYTES = 64 << 20
 
 
 def read_file(path: Path, limit: int) -> bytes:

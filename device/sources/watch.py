@@ -29,10 +29,11 @@ from typing import TypeVar
 from offramp.common.errors import DataError
 from offramp.common.inputs.folder import Found
 from offramp.common.inputs.headers import sniff
+from offramp.common.inputs.pictures import FILE_BYTES
 from offramp.common.inputs.prepare import Spec, decode
 from offramp.common.inputs.tensors import NPY, npy_bytes
 from offramp.common.inputs.wav import UNKNOWN_SIZE, is_wav
-from offramp.device.sources.files import FILE_BYTES, read_file
+from offramp.device.sources.files import read_file
 from offramp.device.sources.item import Item
 
 WATCH_SECONDS = 0.2

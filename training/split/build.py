@@ -43,6 +43,7 @@ from offramp.training.split.halves import Halves
 from offramp.training.split.macs import COUNTED
 from offramp.training.split.photos import Normalise, batches
 from offramp.training.split.quantize import Quantized, quantize
+from offramp.training.split.whole import WholeCode
 
 CALIBRATION = 200
 """Photos on which ranges are measured."""
@@ -68,7 +69,7 @@ class Split:
     """
 
     halves: Halves
-    code: Code
+    code: Code | WholeCode
     normalise: Normalise
     name: str
     model: str
