@@ -31,7 +31,7 @@ LAST = "to_symbols"
 def float_graphs(
     halves: Halves, code: Code | WholeCode, normalise: Normalise, shape: tuple[int, ...], source: str = IMAGE
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Head, with its input called ``source``, and tail. Raises ConfigError for an operator without ONNX form."""
+    """Head, its input called ``source``, and tail. Raises ConfigError for what has no ONNX form."""
     activation = code.layout.shape
     hidden = _shape_of(code.features, activation)
     head = _part(in_allowed_operators(halves.head), shape, "head", "pixels", "activation")
