@@ -129,7 +129,7 @@ class DeviceSettings(Settings):
         "and behind unsure images, to compare the server's answer with the early exit's",
         examples=["SHARE"],
     )
-    audit_seed: Annotated[int, Field(ge=0, le=(1 << 63) - 1)] | None = Field(
+    audit_seed: Annotated[int, Field(ge=0, le=(1 << 32) - 1)] | None = Field(
         None, description="draw the same images for audits in each run (default: others)", examples=["N"]
     )
     spool: str | None = Field(

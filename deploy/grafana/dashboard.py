@@ -142,7 +142,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Audits: agreement with the server",
-            "Of images that exited early, over a day, with all devices' 95 % interval, beside the bundle's own "
+            "Of images that exited early, over a day, with the 95 % interval of all, beside the bundle's own "
             "on its test images. Not accuracy: the server can be wrong too.",
             "percentunit",
             (
