@@ -127,6 +127,8 @@ def _job(arguments: argparse.Namespace) -> Job:
         steps=arguments.steps,
         columns=Columns(arguments.image_column, arguments.label_column, names),
         skip_bad=arguments.skip_bad,
+        rival_minutes=arguments.rival_minutes,
+        whole=arguments.whole,
     )
 
 
@@ -137,6 +139,10 @@ def _parser() -> Parser:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="of photos, or a file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for bundle, report and work")
+    parser.add_argument(
+        "--whole", type=Path, metavar="DIR",
+        help="also the unsplit classifier, as a bundle for cloud-server --pictures",
+    )  # fmt: skip
     model = parser.add_argument_group("the model")
     model.add_argument("--weights", type=Path, metavar="FILE", help="safetensors, or torch.save's state_dict")
     model.add_argument(
@@ -179,6 +185,10 @@ def _parser() -> Parser:
     effort.add_argument(
         "--minutes", type=number(float, 0.1, 10_000, "0.1 … 10000"), metavar="M",
         help="for everything (default: 30)",
+    )  # fmt: skip
+    effort.add_argument(
+        "--rival-minutes", type=number(float, 0, 10_000, "0 … 10000"), default=0.0, metavar="M",
+        help="more, to tune a copy of the unsplit model on WebP, for a fair comparison (default: 0)",
     )  # fmt: skip
     for name, most, text in (
         ("--epochs", 1000, "of tuning all weights, in place of time"),

@@ -10,6 +10,7 @@ Each stage keeps what it made under ``OUT/work``; one that was done with the sam
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES
 from offramp.common.errors import ConfigError, printable
@@ -37,7 +38,8 @@ from offramp.training.split.layout import Layout
 from offramp.training.split.model import PAPERS, Model, load_model
 from offramp.training.split.photos import Normalise, answers, fast
 from offramp.training.split.report import Device, Report, make_report, write
-from offramp.training.split.rivals import FORMATS, compare
+from offramp.training.split.rivals import FORMATS, compare, tune_on_pictures
+from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
 
 CLASSIFIER_ENDS, CACHE_ENDS, CODE_ENDS = 0.35, 0.5, 0.82
@@ -74,6 +76,8 @@ class Job:
     steps: int | None = None
     columns: Columns = field(default_factory=Columns)
     skip_bad: bool = False
+    rival_minutes: float = 0
+    whole: Path | None = None
 
 
 class Bar(Protocol):
@@ -415,14 +419,20 @@ def _finish(
         seed=job.seed,
     )
     built = build(job.out, ours, data, Goal(job.drop, job.budget), display.say)
+    if job.whole is not None:
+        display.say(f"writing the unsplit classifier to {job.whole}")
+        unsplit = replace(ours, code=WholeCode(code), name=bundle_name(job.whole))
+        build(job.whole, unsplit, data, Goal(job.drop, job.budget), display.say)
+    rival, tuned = _rival(job, made, data, normalise, display) if job.rival_minutes else (None, 0.0)
     with display.bar("comparing with pictures") as bar:
         done = iter(range(1, len(FORMATS) + 1))
         comparison = compare(
-            whole,
+            [whole] if rival is None else [whole, rival],
             normalise,
             data.test,
             built.answers,
             built.payloads,
+            tuned=tuned,
             tick=lambda: bar(next(done), len(FORMATS)),
         )
     device = Device(place.cut.head, cuts.whole, encoder_macs(place.layout, place.code), place.cut.peak_bytes)
@@ -441,6 +451,29 @@ def _finish(
     path = job.out / "recipe.toml"
     path.write_text(ours.recipe, encoding="utf-8")
     return Done(built, report)
+
+
+def _rival(
+    job: Job, made: classifier.Made, data: Dataset, normalise: Normalise, display: Display
+) -> tuple[Callable[[Tensor], Tensor], float]:
+    """A copy of the classifier that was tuned on pictures, and for how many epochs."""
+    module = copy.deepcopy(made.module).requires_grad_(True)
+    captured = capture(module, made.captured.shape, name=printable(job.model))
+    identity = {"classifier": _digest(module), "photos": data.sha256, "minutes": job.rival_minutes}
+    stage = Stage(job.out / "work" / "rival", identity, display.say)
+    with display.bar("a rival that knows pictures") as bar:
+        epochs = tune_on_pictures(
+            module,
+            captured,
+            data.train,
+            normalise,
+            flip=job.flip,
+            seed=job.seed,
+            stage=stage,
+            minutes=job.rival_minutes,
+            tick=lambda step, steps, loss: bar(step, steps, f"loss {loss:.3f}"),
+        )
+    return classifier.module_logits(captured), epochs
 
 
 def recipe_text(job: Job, place: _Place) -> str:
