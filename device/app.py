@@ -155,6 +155,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
         if tracing is not None:
             tracing.close()
         totals.passed_over = source.passed_over
+        totals.audits = device.audit_counts() if settings.audit else None
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
         interrupted = stop.is_set()
         if interrupted:
