@@ -24,8 +24,8 @@ from offramp.training.split.sensitivity import Switched, fewest_in_float, noisie
 
 _TRIED = 64
 """Inputs on which a quantized graph is measured."""
-_RANKED = 16
-"""Inputs on which operators are compared."""
+_RANKED = 24
+"""Inputs on which parts of the operators are tried."""
 
 
 @dataclass(frozen=True)

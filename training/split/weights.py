@@ -111,6 +111,8 @@ def _read(path: Path, model_bytes: int) -> tuple[dict[str, Tensor], tuple[str, .
         raise ConfigError(f"{path}: {size:,} bytes; expected at most {most:,} for this model")
     if _is_safetensors(path, start):
         return _read_safetensors(path), ()
+    if path.suffix.lower() == ".onnx":
+        raise ConfigError(f"{path}: an ONNX file; expected safetensors, or torch.save of a state_dict()")
     if not start.startswith((b"PK", b"\x80")):
         raise ConfigError(
             f"{path}: not a safetensors file or a torch.save file (starts with {start[:4].hex(' ')})"
