@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, fx, nn
 
@@ -107,17 +108,34 @@ def _keep_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 
 def _with_pixels(model: onnx.ModelProto, normalise: Normalise) -> onnx.ModelProto:
-    """With bytes 0 … 255 for its input, and the normalisation inside."""
+    """With bytes 0 … 255 for its input, and the normalisation inside.
+
+    Where all channels have one mean, a whole number of levels, and one deviation, bytes are the integers that
+    the first convolution takes: nothing is computed or rounded.
+    """
+    cast_name, scale_name, shift_name = NORMALISE
+    levels = 255 * normalise.mean[0]
+    if len({*normalise.mean}) == len({*normalise.std}) == 1 and abs(levels - round(levels)) < 1e-3:
+        step, zero = np.array(1 / (255 * normalise.std[0]), np.float32), np.array(round(levels), np.uint8)
+        constants = {"pixel_scale": step, "pixel_zero": zero}
+        nodes = [helper.make_node("DequantizeLinear", [IMAGE, *constants], ["pixels"], name=cast_name)]
+        return _before(model, nodes, constants)
     scale = np.array([1 / (255 * each) for each in normalise.std], np.float32).reshape(1, -1, 1, 1)
     shift = np.array(
         [-mean / std for mean, std in zip(normalise.mean, normalise.std, strict=True)], np.float32
     ).reshape(1, -1, 1, 1)
-    cast_name, scale_name, shift_name = NORMALISE
     nodes = [
         helper.make_node("Cast", [IMAGE], ["levels"], name=cast_name, to=TensorProto.FLOAT),
         helper.make_node("Mul", ["levels", "pixel_scale"], ["scaled"], name=scale_name),
         helper.make_node("Add", ["scaled", "pixel_shift"], ["pixels"], name=shift_name),
     ]
+    return _before(model, nodes, {"pixel_scale": scale, "pixel_shift": shift})
+
+
+def _before(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[str, NDArray[np.generic]]
+) -> onnx.ModelProto:
+    """With nodes from an image of bytes to the graph's input in front."""
     graph = model.graph
     (old,) = graph.input
     sides = [side.dim_value for side in old.type.tensor_type.shape.dim[1:]]
@@ -126,9 +144,7 @@ def _with_pixels(model: onnx.ModelProto, normalise: Normalise) -> onnx.ModelProt
     del graph.node[:], graph.input[:]
     graph.node.extend([*nodes, *rest])
     graph.input.append(new)
-    graph.initializer.extend(
-        [numpy_helper.from_array(scale, "pixel_scale"), numpy_helper.from_array(shift, "pixel_shift")]
-    )
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     return model
 
 
