@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
+import io
 from pathlib import Path
 
 from PIL import Image
 
-from offramp.common.errors import ConfigError, DataError
+from offramp.common.errors import DataError
+from offramp.common.files import read_bounded
+from offramp.common.inputs.labels import LABELS, read_labels
+from offramp.common.inputs.pictures import FILE_BYTES
 
 
-def read_labels(images: Path, classes: list[str]) -> dict[str, str]:
+def labels_of(images: Path, classes: list[str]) -> dict[str, str]:
     """File name to class, of a folder's ``labels.csv``. Raises ConfigError or DataError."""
-    path = images / "labels.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            labels = {row["file"]: row["label"] for row in csv.DictReader(file)}
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}, expected a CSV with the columns file,label") from None
-    except (KeyError, UnicodeDecodeError, csv.Error):
-        raise DataError(f"{path}: expected a CSV with the columns file,label") from None
+    path = images / LABELS
+    labels = dict(read_labels(path))
     if not labels or not set(labels.values()) <= set(classes):
         raise DataError(f"{path}: expected labels among {', '.join(classes[:12])}")
     return labels
@@ -27,8 +24,9 @@ def read_labels(images: Path, classes: list[str]) -> dict[str, str]:
 
 def open_picture(path: Path) -> Image.Image:
     """A picture, read whole, in its own colour mode. Raises DataError."""
+    data = read_bounded(path, FILE_BYTES, error=DataError, expected="a picture")
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             picture.load()
             return picture.copy()
     except OSError as error:

@@ -26,15 +26,15 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import Preprocessing
+from offramp.common.bundle.manifest import HEAD
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
-from offramp.common.inputs.arrays import to_pixels
+from offramp.common.inputs.prepare import Prepared, Spec, prepare
 from offramp.common.part.engine import Engine
+from offramp.common.part.providers import providers_of
 from offramp.common.tracing import Tracing
 from offramp.common.wire.address import split_address
 from offramp.device.head import run_head
@@ -52,21 +52,19 @@ from offramp.device.options import (
     check_option,
     group,
 )
-from offramp.device.pictures import PictureWriter
+from offramp.device.pictures import PictureWriter, require_pictures
 from offramp.device.result import Correction, Result
 from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
-from offramp.link.link import Link, Pace, Terms
 from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")
 
-Pixels = NDArray[np.uint8]
 Input = Any
-"""A picture as ``preprocess`` takes it: a Pillow picture, a file's bytes or an array."""
+"""A picture, sound or tensor as ``preprocess`` takes it: a file's bytes, an array or a Pillow picture."""
 
 
 @dataclass(slots=True)
@@ -79,7 +77,7 @@ class _Sent:
     start: float
     threshold: float
     trace: bytes
-    image: Pixels | None
+    image: NDArray[Any] | None
     """For a picture of it; None where there will be none."""
 
 
@@ -87,9 +85,10 @@ class Device:
     """One bundle's head, its early exit and the link to a server.
 
     server: HOST:PORT, or several in the order in which they are tried. threshold: T_c, by default the
-    bundle's. threads: for the head. link, steering, pictures, spool: see ``options.py``; by default T_c is
-    not steered, no picture is sent and nothing is spooled. on_correction: called, from another thread, with
-    what the server answers too late. tracing: starts a span for each image, below the caller's.
+    bundle's. threads: for the head. providers: what runs it, in order of preference (``part/providers.py``).
+    link, steering, pictures, spool: see ``options.py``; by default T_c is not steered, no picture is sent and
+    nothing is spooled. on_correction: called, from another thread, with what the server answers too late.
+    tracing: starts a span for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads, but not in a process that was forked after
     the device was made: its threads and its connection stay in the parent. Raises BundleError for a head that
@@ -104,6 +103,7 @@ class Device:
         server: str | Sequence[str],
         threshold: float | None = None,
         threads: int = 1,
+        providers: str | Sequence[str] = "cpu",
         link: LinkOptions | None = None,
         steering: SteeringOptions | None = None,
         pictures: PictureOptions | None = None,
@@ -113,6 +113,7 @@ class Device:
     ) -> None:
         check_option("threshold", threshold)
         check_option("threads", threads)
+        on = providers_of(providers)
         link = group(LinkOptions, "link", link)
         steering = group(SteeringOptions, "steering", steering)
         pictures = group(PictureOptions, "pictures", pictures)
@@ -121,6 +122,9 @@ class Device:
             raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
         if on_correction is not None and not callable(on_correction):
             raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
+        bundle.require_pair()
+        if pictures.picture_threshold is not None:
+            require_pictures(bundle.manifest)
         servers = addresses(server)
         for address in servers:
             link.security.check(split_address("--server", address)[0], link.insecure)
@@ -134,7 +138,8 @@ class Device:
         self._lifetime = Lifetime()
         self._thread = ThreadPoolExecutor(1, "offramp-submit")
         """For callers with an event loop; it starts with the first of them."""
-        self._link = _link_to(bundle, servers, link, self.metrics, pictures.picture_threshold is not None)
+        with_pictures = pictures.picture_threshold is not None
+        self._link = link.link_to(bundle, servers, self.metrics.link, pictures=with_pictures)
         self._ledger = Ledger(
             manifest,
             manifest.threshold if threshold is None else threshold,
@@ -145,8 +150,10 @@ class Device:
         )
         self.metrics.threshold.set(self._ledger.threshold)
         self.metrics.watch_threshold(lambda: self._ledger.threshold)
-        self._engine = Engine(bundle, threads)
+        self._engine = Engine(bundle, threads, providers=on)
         self._engine.load_head()
+        self._engine.log_placements(log, HEAD)
+        self.metrics.providers.show(HEAD, self._engine.placements[HEAD])
         self._picture_threshold = pictures.picture_threshold
         self._pictures: PictureWriter | None = None
         if self._picture_threshold is not None:
@@ -171,6 +178,7 @@ class Device:
             server=settings.server,
             threshold=settings.threshold,
             threads=settings.threads,
+            providers=settings.providers,
             link=LinkOptions.of(settings),
             steering=SteeringOptions.of(settings),
             pictures=PictureOptions.of(settings),
@@ -186,11 +194,11 @@ class Device:
     ) -> Future[Result]:
         """Start one image. The future is done at once if it takes the early exit.
 
-        image: uint8 [3, H, W] as the head takes it, or whatever ``preprocess`` takes. It blocks while the
-        window is full; then the image is the caller's again. The future never fails: without the server the
-        early exit answers, as ``fallback``. name, index: repeated by a correction; index is by default the
-        number of images before this one. decode_seconds: what decoding has taken already. Raises DataError
-        for what is not one picture, ConfigError where the device is closed or was made before this process
+        image: as the head takes it, or whatever ``preprocess`` takes. It blocks while the window is
+        full; then the image is the caller's again. The future never fails: without the server the early exit
+        answers, as ``fallback``. name, index: repeated by a correction; index is by default the number of
+        images before this one. decode_seconds: what decoding has taken already. Raises DataError
+        for what is not one input, ConfigError where the device is closed or was made before this process
         was forked, and for a name or index that is not one.
         """
         if not isinstance(name, str):
@@ -207,7 +215,7 @@ class Device:
         self, image: Input, name: str = "", index: int | None = None, decode_seconds: float = 0.0
     ) -> Future[Result]:
         start = time.perf_counter()
-        image, own_seconds = self._as_pixels(image, name)
+        image, own_seconds = self._prepared(image, name)
         decode_seconds += own_seconds
         if decode_seconds:
             self.metrics.decode_seconds.observe(decode_seconds)
@@ -430,11 +438,11 @@ class Device:
 
     # --- inside ---
 
-    def _as_pixels(self, image: Input, name: str) -> tuple[Pixels, float]:
+    def _prepared(self, image: Input, name: str) -> tuple[Prepared, float]:
         """The head's input, and the seconds that making it took. Raises DataError."""
         start = time.perf_counter()
-        pixels = to_pixels(image, self.bundle.manifest.preprocessing, name or "image")
-        return pixels, 0.0 if pixels is image else time.perf_counter() - start
+        found = prepare(image, self.bundle.manifest.input, name)
+        return found, 0.0 if found is image else time.perf_counter() - start
 
     def _steer(self) -> float:
         """T_c for an image that is at its early exit now."""
@@ -470,26 +478,11 @@ class Device:
         )
 
 
-def _link_to(
-    bundle: Bundle, servers: list[str], options: LinkOptions, metrics: DeviceMetrics, pictures: bool
-) -> Link:
-    """The link that these options describe; it connects with its first frame."""
-    return Link(
-        servers,
-        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes, pictures),
-        Pace(options.timeout, options.window, options.coalesce, options.coalesce_frames),
-        metrics.link,
-        failures=options.breaker,
-        security=options.security,
-        meanwhile="unsure images are answered by the early exit",
-    )
+def preprocess(image: Input, like: Bundle | Spec) -> Prepared:
+    """One input as a bundle's head takes it, uint8 [3, H, W] or the tensor; what ``Device.infer`` does first.
 
-
-def preprocess(image: Input, like: Bundle | Preprocessing) -> Pixels:
-    """One picture as a bundle's head takes it, uint8 [3, H, W]; what ``Device.infer`` does first.
-
-    image: a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of 0 … 1, as
-    [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. Raises DataError, saying shape and dtype, for what
-    is not clearly one picture.
+    image: for pictures, a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of
+    0 … 1, as [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. For tensors, the bytes of a WAV or an
+    ``.npy``, or an array of the bundle's shape. Raises DataError, saying shape and dtype, for anything else.
     """
-    return to_pixels(image, like.manifest.preprocessing if isinstance(like, Bundle) else like)
+    return prepare(image, like.manifest.input if isinstance(like, Bundle) else like)

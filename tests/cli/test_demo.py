@@ -88,4 +88,5 @@ def test_a_bundle_that_sends_nothing_or_all_has_a_table(
     assert demo.main(["--bundle", str(bundle.path), "--images", str(pictures)]) == 0
     printed = capsys.readouterr().out
     assert f"At the bundle's own threshold (T_c = {threshold:g}" in printed
-    assert ("as many bytes as WebP quality 20, T_c = 0" in printed) == (threshold == 0)
+    assert ("0.0 B, where nothing is sent here (WebP quality 90, T_c = 0, " in printed) == (threshold == 0)
+    assert ("times as many (" in printed) == (threshold == 1)

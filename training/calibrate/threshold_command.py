@@ -186,13 +186,11 @@ def write(bundle: Bundle, choice: ThresholdChoice, answers: Answers, payloads: N
     from offramp.training.calibrate.card import figures
 
     manifest = bundle.manifest
-    changed = manifest.model_copy(
-        update={
-            "threshold": choice.threshold,
-            "temperature": choice.temperature,
-            "sent_answer": choice.sent_answer,
-            "figures": figures(answers, manifest.figures.in_float, payloads, choice.threshold),
-        }
+    changed = manifest.changed(
+        threshold=choice.threshold,
+        temperature=choice.temperature,
+        sent_answer=choice.sent_answer,
+        figures=figures(answers, manifest.figures.in_float, payloads, choice.threshold),
     )
     files = {HEAD: bundle.head, TAIL: bundle.tail}
     if bundle.tables is not None:

@@ -69,7 +69,7 @@ def to_onnx(
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"cannot be exported to ONNX: {printable(lines[-1] if lines else '?')}") from error
     assert program is not None
-    model = _without_traces(program.model_proto)
+    model = _with_own_padding(_without_traces(program.model_proto))
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -82,6 +82,53 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*model.graph.value_info, *model.graph.initializer):
         value.ClearField("metadata_props")
     return model
+
+
+def _with_own_padding(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Zeros around a convolution's input become its own padding, which takes no step of its own.
+
+    TensorFlow's "same" padding, with more zeros on one side, comes as an operator before the convolution.
+    """
+    graph = model.graph
+    constants = {each.name: each for each in graph.initializer}
+    outputs = {each.name for each in graph.output}
+    for pad in [node for node in graph.node if node.op_type == "Pad"]:
+        readers = [node for node in graph.node if pad.output[0] in node.input]
+        zeros = _zeros_around_map(pad, constants)
+        only = all(node.op_type == "Conv" and node.input[0] == pad.output[0] for node in readers)
+        if zeros is None or pad.output[0] in outputs or not only:
+            continue
+        for conv in readers:
+            own = next((each for each in conv.attribute if each.name == "pads"), None)
+            before = list(own.ints) if own is not None else [0, 0, 0, 0]
+            if own is not None:
+                conv.attribute.remove(own)
+            sums = [a + b for a, b in zip(before, zeros, strict=True)]
+            conv.attribute.append(onnx.helper.make_attribute("pads", sums))
+            conv.input[0] = pad.input[0]
+        graph.node.remove(pad)
+    used = {name for node in graph.node for name in node.input}
+    for name in set(constants) - used:
+        graph.initializer.remove(constants[name])
+    return model
+
+
+def _zeros_around_map(pad: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[int] | None:
+    """Top, left, bottom and right of a constant padding of [N, C, H, W] with zeros; None for any other."""
+    mode = next((each.s for each in pad.attribute if each.name == "mode"), b"constant")
+    if (
+        mode != b"constant"
+        or len(pad.input) > 3
+        or any(each not in constants for each in pad.input[1:] if each)
+    ):
+        return None
+    sizes, *value = [onnx.numpy_helper.to_array(constants[each]) for each in pad.input[1:] if each]
+    if value and float(value[0]) != 0:
+        return None
+    found = [int(each) for each in sizes]
+    if len(found) != 8 or any(found[at] for at in (0, 1, 4, 5)) or min(found) < 0:
+        return None
+    return [found[2], found[3], found[6], found[7]]
 
 
 @contextmanager
