@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, fx, nn
 
