@@ -35,9 +35,10 @@ from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
 from offramp.common.inputs.arrays import to_pixels
 from offramp.common.part.engine import Engine
+from offramp.common.part.unknown import UnknownScore
 from offramp.common.tracing import Tracing
 from offramp.common.wire.address import split_address
-from offramp.device.head import run_head
+from offramp.device.head import EarlyExit, run_head
 from offramp.device.inquiry import AskPicture, Inquiry, Settled, Verdict
 from offramp.device.ledger import Cost, Ledger
 from offramp.device.lifetime import Lifetime
@@ -81,6 +82,7 @@ class _Sent:
     trace: bytes
     image: Pixels | None
     """For a picture of it; None where there will be none."""
+    unknown: bool
 
 
 class Device:
@@ -146,6 +148,8 @@ class Device:
         self.metrics.threshold.set(self._ledger.threshold)
         self.metrics.watch_threshold(lambda: self._ledger.threshold)
         self._engine = Engine(bundle, threads)
+        score = bundle.manifest.unknown
+        self._unknown = None if score is None else UnknownScore(score)
         self._engine.load_head()
         self._picture_threshold = pictures.picture_threshold
         self._pictures: PictureWriter | None = None
@@ -218,10 +222,11 @@ class Device:
         self.metrics.head_seconds.observe(time.perf_counter() - before_head)
         number = next(self._indices) if index is None else index
         threshold = self._steer()
+        unknown = self._is_unknown(exit_)
         own = Verdict(exit_.class_index, exit_.confidence)
         if exit_.is_confident(threshold):
             cost = Cost(decode_seconds=decode_seconds)
-            self._finish(future, start, threshold, cost, Settled("early_exit", own))
+            self._finish(future, start, threshold, cost, Settled("early_exit", own), unknown)
             return future
         before = time.perf_counter()
         codec, payload = self.bundle.codec.encode(exit_.symbols)
@@ -237,7 +242,7 @@ class Device:
         )
         kept = None if self._pictures is None else image.copy()
         entry = Entry(codec, payload, number, name, early)
-        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept))
+        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept, unknown))
         return future
 
     def infer(self, image: Input) -> Result:
@@ -393,7 +398,7 @@ class Device:
         self._settle(sent, sent.inquiry.picture_given_up())
 
     def _settle(self, sent: _Sent, settled: Settled) -> None:
-        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled)
+        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled, sent.unknown)
         self._lifetime.end_image()
 
     # --- an image that is answered again ---
@@ -444,8 +449,23 @@ class Device:
         self.metrics.threshold.set(threshold)
         return threshold
 
+    def _is_unknown(self, exit_: EarlyExit) -> bool:
+        """Whether the image is unlike all that the bundle knows; False where it has no score for that."""
+        if self._unknown is None or not self._unknown.are_unknown(
+            exit_.symbols[None], exit_.probabilities[None]
+        ):
+            return False
+        self.metrics.unknown.inc()
+        return True
+
     def _finish(
-        self, future: Future[Result], start: float, threshold: float, cost: Cost, settled: Settled
+        self,
+        future: Future[Result],
+        start: float,
+        threshold: float,
+        cost: Cost,
+        settled: Settled,
+        unknown: bool,
     ) -> None:
         verdict = settled.verdict
         latency = time.perf_counter() - start
@@ -466,6 +486,7 @@ class Device:
                 picture_bytes=cost.picture,
                 threshold=threshold if self._ledger.steers else None,
                 decode_seconds=cost.decode_seconds,
+                unknown=unknown,
             )
         )
 

@@ -25,6 +25,7 @@ from offramp.training.calibrate.choose import calibrating, choose_on_validation
 from offramp.training.calibrate.codebook import payload_bytes
 from offramp.training.calibrate.measure import run_graphs
 from offramp.training.calibrate.measure_float import run_float
+from offramp.training.calibrate.unknown import FITTED, unknown_or_none
 from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
 from offramp.training.hardware import Hardware
@@ -58,6 +59,8 @@ def make_bundle(
     everything = np.concatenate(calibrating(seen.symbols, recipe))
     codec, seen, threshold = choose_on_validation(seen, recipe)
     sent_answer = seen.sent_answer
+    drawn = np.random.default_rng(recipe.seed).permutation(len(data.train))[:FITTED]
+    unknown = unknown_or_none(run_graphs(graphs, data.train.take(np.sort(drawn))), seen)
     del seen
 
     answers = replace(run_graphs(graphs, data.test), sent_answer=sent_answer)
@@ -93,6 +96,7 @@ def make_bundle(
             payloads,
             threshold,
         ),
+        unknown=unknown,
     )
     by_codec = bytes_by_codec(everything, answers.symbols, codec, payloads)
     bundle = write_bundle(out, manifest, files)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from offramp.common.bundle.unknown import MayKnowUnknown
 from offramp.common.codec.lanes import MAX_LANES
 from offramp.common.errors import BundleError, printable
 
@@ -181,7 +182,7 @@ class Provenance(_Strict):
     libraries: dict[Name, Text]
 
 
-class Manifest(_Strict):
+class Manifest(MayKnowUnknown, _Strict):
     """``manifest.json``."""
 
     format_version: Literal[1]
@@ -205,6 +206,8 @@ class Manifest(_Strict):
         expected = {HEAD, TAIL} | (set() if isinstance(self.codec, Raw) else {CODEBOOK})
         if set(self.files) != expected:
             raise ValueError(f"files are {sorted(self.files)}, expected {sorted(expected)}")
+        if self.unknown is not None:
+            self.unknown.check(self.activation.shape[0], len(self.classes))
         if isinstance(self.codec, _Coded):
             channels, mapped = self.activation.shape[0], len(self.codec.table_of_channel)
             if mapped != channels:
