@@ -38,7 +38,7 @@ from offramp.common.part.engine import Engine
 from offramp.common.part.unknown import UnknownScore
 from offramp.common.tracing import Tracing
 from offramp.common.wire.address import split_address
-from offramp.device.head import EarlyExit, run_head
+from offramp.device.head import run_head
 from offramp.device.inquiry import AskPicture, Inquiry, Settled, Verdict
 from offramp.device.ledger import Cost, Ledger
 from offramp.device.lifetime import Lifetime
@@ -148,8 +148,7 @@ class Device:
         self.metrics.threshold.set(self._ledger.threshold)
         self.metrics.watch_threshold(lambda: self._ledger.threshold)
         self._engine = Engine(bundle, threads)
-        score = bundle.manifest.unknown
-        self._unknown = None if score is None else UnknownScore(score)
+        self._unknown = UnknownScore.of(bundle)
         self._engine.load_head()
         self._picture_threshold = pictures.picture_threshold
         self._pictures: PictureWriter | None = None
@@ -218,15 +217,14 @@ class Device:
         before_head = time.perf_counter()
         future: Future[Result] = Future()
         trace = start_span(self._tracing, future)
-        exit_ = run_head(self._engine, image)
+        exit_ = run_head(self._engine, image, self._unknown)
         self.metrics.head_seconds.observe(time.perf_counter() - before_head)
         number = next(self._indices) if index is None else index
         threshold = self._steer()
-        unknown = self._is_unknown(exit_)
         own = Verdict(exit_.class_index, exit_.confidence)
         if exit_.is_confident(threshold):
             cost = Cost(decode_seconds=decode_seconds)
-            self._finish(future, start, threshold, cost, Settled("early_exit", own), unknown)
+            self._finish(future, start, threshold, cost, Settled("early_exit", own), exit_.unknown)
             return future
         before = time.perf_counter()
         codec, payload = self.bundle.codec.encode(exit_.symbols)
@@ -242,7 +240,7 @@ class Device:
         )
         kept = None if self._pictures is None else image.copy()
         entry = Entry(codec, payload, number, name, early)
-        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept, unknown))
+        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept, exit_.unknown))
         return future
 
     def infer(self, image: Input) -> Result:
@@ -449,15 +447,6 @@ class Device:
         self.metrics.threshold.set(threshold)
         return threshold
 
-    def _is_unknown(self, exit_: EarlyExit) -> bool:
-        """Whether the image is unlike all that the bundle knows; False where it has no score for that."""
-        if self._unknown is None or not self._unknown.are_unknown(
-            exit_.symbols[None], exit_.probabilities[None]
-        ):
-            return False
-        self.metrics.unknown.inc()
-        return True
-
     def _finish(
         self,
         future: Future[Result],
@@ -470,6 +459,8 @@ class Device:
         verdict = settled.verdict
         latency = time.perf_counter() - start
         self.metrics.answered_by[settled.source].inc()
+        if unknown:
+            self.metrics.unknown.inc()
         self._ledger.answered(latency)
         future.set_result(
             Result(

@@ -11,9 +11,12 @@ noise, blank or broken pictures. A thing of an unknown class that looks like a k
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.unknown import Unknown
 
 DOUBT = 2.0
@@ -38,6 +41,12 @@ class UnknownScore:
         self._centres = np.array(unknown.centres)
         self._deviations = np.array(unknown.deviations)
         self._threshold = unknown.threshold
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self | None:
+        """A bundle's own; None where it has none."""
+        unknown = bundle.manifest.unknown
+        return None if unknown is None else cls(unknown)
 
     def scores(self, symbols: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
         """Of each input, float64 [N]; higher is stranger.

@@ -25,13 +25,13 @@ _DESCRIPTION = """\
 Let a bundle say which images are unlike all that it knows. Their results get `unknown: true`; they keep their
 label, exit early or are sent as before, and cost no byte more.
 
-The score is the distance of an image's code from what is usual for the class that the early exit answers, plus
-its doubt. What is usual is measured on training images; validation images choose how far away is unknown, so
-that a share of them (--false-alarms) is. Test images say how many known images it calls unknown.
+The score is the distance of an image's code from what is usual for the class that the early exit answers,
+plus its doubt. What is usual is measured on training images; validation images choose how far away is unknown,
+so that a share of them (--false-alarms) is. Test images say how many known images it calls unknown.
 
-The bundle's recipe says where its images are; for files elsewhere, name them. Or name a folder with pictures of
-what the bundle is for, with or without class folders: half of them are measured, a quarter chooses, a quarter
-is counted. A bundle made by `offramp split` needs such a folder.
+The bundle's recipe says where its images are; for files elsewhere, name them. Or name a folder with pictures
+of what the bundle is for, with or without class folders: half of them are measured, a quarter chooses, a
+quarter is counted. A bundle made by `offramp split` needs such a folder.
 
 The bundle's digest changes: devices and servers need the new one, and a signature must be made again.
 """
@@ -217,8 +217,8 @@ def _answers(bundle: Bundle, images: NDArray[np.uint8]) -> Answers:
 def _lines(outcome: Outcome, arguments: argparse.Namespace) -> list[str]:
     changed = outcome.digest != outcome.digest_before
     digest = (
-        f"digest {outcome.digest[:16]}, was {outcome.digest_before[:16]}: devices and servers need this bundle, "
-        "a signature must be made again"
+        f"digest {outcome.digest[:16]}, was {outcome.digest_before[:16]}: devices and servers need this "
+        "bundle, a signature must be made again"
         if changed
         else f"digest {outcome.digest[:16]}, unchanged"
     )

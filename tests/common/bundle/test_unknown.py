@@ -63,9 +63,7 @@ def test_it_is_kept_and_the_digest_is_that_of_the_file(damaged: BundleFolder) ->
         ({"more": 1}, "not permitted"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    fields: dict[str, Any], expected: str, damaged: BundleFolder
-) -> None:
+def test_what_does_not_fit_is_refused(fields: dict[str, Any], expected: str, damaged: BundleFolder) -> None:
     damaged.edit("unknown", value=unknown(**fields))
 
     with pytest.raises(BundleError, match=expected):
