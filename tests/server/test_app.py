@@ -215,6 +215,7 @@ def test_a_bundle_that_cannot_be_used_is_exit_4(damaged: BundleFolder, tmp_path:
         (["--grace", "inf"], "--grace inf: "),
         (["--frames-in-flight", "-1"], "--frames-in-flight -1: "),
         (["--metrics-port", "65536"], "--metrics-port 65536: "),
+        (["--providers", "cuda"], "--providers cuda: this ONNX Runtime has only cpu"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         ([], "the following arguments are required: --bundle"),
     ],
@@ -224,6 +225,23 @@ def test_wrong_flags_are_exit_2(toy_bundle: Bundle, arguments: list[str], messag
     done = run_server(*bundle, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_provider_that_is_not_there_is_one_warning_and_a_metric(
+    run: Processes, toy_bundle: Bundle, picture_bundle: Bundle
+) -> None:
+    server = run.server("--providers", "tensorrt,cuda,cpu", "--pictures", picture_bundle.path)
+    still_serves(server.address, toy_bundle)
+    warnings = [line for line in server.stderr if "WARNING" in line]
+    assert len(warnings) == 3  # a tail each, and the head that answers pictures
+    assert all(re.search(r"\.onnx: no tensorrt: .*; no cuda: .*; runs on cpu$", line) for line in warnings)
+    # Both bundles have the same name.
+    page = server.metrics()
+    assert {key for key in page if key.startswith("offramp_server_provider_info")} == {
+        f"offramp_server_provider_info{{asked=tensorrt,cuda,cpu,name=toy,part={part},provider=cpu}}"
+        for part in ("head", "tail")
+    }
+    assert page["offramp_server_provider_operators_ratio{name=toy,part=tail,provider=cpu}"] == 1
 
 
 def test_help_imports_nothing_heavy() -> None:

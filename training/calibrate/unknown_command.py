@@ -26,8 +26,8 @@ Let a bundle say which images are unlike all that it knows. Their results get `u
 label, exit early or are sent as before, and cost no byte more.
 
 The score is the distance of an image's code from what is usual for the class that the early exit answers,
-plus its doubt. What is usual is measured on training images; validation images choose how far away is unknown,
-so that a share of them (--false-alarms) is. Test images say how many known images it calls unknown.
+plus its doubt. What is usual is measured on training images; validation images choose the limit, so that a
+share of them (--false-alarms) is beyond it. Test images say how many known images it calls unknown.
 
 The bundle's recipe says where its images are; for files elsewhere, name them. Or name a folder with pictures
 of what the bundle is for, with or without class folders: half of them are measured, a quarter chooses, a

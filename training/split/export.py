@@ -10,9 +10,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import torch
@@ -23,6 +25,8 @@ from offramp.common.errors import ConfigError, printable
 from offramp.training.split.capture import MAX_BATCH
 
 OPSET = 20
+_FOLDED = 1 << 20
+"""Elements of a constant that is computed before the export, at most."""
 aten = torch.ops.aten
 
 
@@ -46,7 +50,7 @@ def to_onnx(
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise ConfigError("exporting to ONNX needs the package 'onnxscript': pip install 'offramp[split]'")
-    plain = _with_plain_operators(half).eval()
+    plain = _with_constants(_with_plain_operators(half)).eval()
     dynamic = ({0: Dim("N", min=1, max=MAX_BATCH)},) if batch is None else None
     try:
         with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
@@ -159,6 +163,53 @@ def _with_plain_operators(half: fx.GraphModule) -> fx.GraphModule:
             made[node] = graph.node_copy(node, lambda old: made[old])
     graph.lint()
     return fx.GraphModule(half, graph)
+
+
+def _with_constants(half: fx.GraphModule) -> fx.GraphModule:
+    """With what depends on weights alone computed now, such as a bias that is looked up by relative position:
+    it would be operators that bundles do not have, and be computed for every input."""
+    graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    values: dict[fx.Node, torch.Tensor] = {}
+    kept: dict[str, Any] = {}
+
+    def constant(node: fx.Node) -> fx.Node:
+        """The node of a weight, or of a value computed here, made where something else uses it."""
+        if node not in made:
+            name = str(node.target) if node.op == "get_attr" else f"folded_{node.name}"
+            kept[name] = values[node]
+            made[node] = graph.get_attr(name)
+            made[node].meta = dict(node.meta)
+        return made[node]
+
+    for node in half.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = operator.attrgetter(str(node.target))(half).detach()
+        elif node.op == "call_function" and _is_constant(node, values):
+            with torch.no_grad():
+                values[node] = node.target(
+                    *fx.node.map_arg(node.args, values.__getitem__),
+                    **fx.node.map_arg(node.kwargs, values.__getitem__),
+                ).contiguous()
+        elif node.op == "output":
+            graph.output(constant(node.args[0]))
+        else:
+            if node.op == "call_module":
+                kept[str(node.target)] = half.get_submodule(str(node.target))
+            made[node] = graph.node_copy(node, constant)
+    graph.lint()
+    return fx.GraphModule(kept, graph)
+
+
+def _is_constant(node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> bool:
+    """Whether a node is one tensor, not large, that is computed from weights alone."""
+    value = node.meta.get("val")
+    return (
+        isinstance(value, torch.Tensor)
+        and all(isinstance(side, int) for side in value.shape)
+        and value.numel() <= _FOLDED
+        and bool(node.all_input_nodes)
+        and all(each in values for each in node.all_input_nodes)
+    )
 
 
 def _is_plain(node: fx.Node) -> bool:

@@ -46,6 +46,11 @@ def float_graphs(
     return _with_pixels(head, normalise), _joined(decoder, tail, {"activation": "in"})
 
 
+def whole_graph(graph: fx.GraphModule, normalise: Normalise, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """An unsplit classifier, image to logits. Raises ConfigError for an operator that has no ONNX form."""
+    return _with_pixels(_part(in_allowed_operators(graph), shape, "whole", "pixels", LOGITS), normalise)
+
+
 def _traced(module: nn.Module) -> fx.GraphModule:
     return fx.symbolic_trace(module.eval())
 
