@@ -26,14 +26,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import HEAD, Preprocessing
+from offramp.common.bundle.manifest import HEAD
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
-from offramp.common.inputs.arrays import to_pixels
+from offramp.common.inputs.prepare import Prepared, Spec, prepare
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
 from offramp.common.part.unknown import UnknownScore
@@ -54,7 +53,7 @@ from offramp.device.options import (
     check_option,
     group,
 )
-from offramp.device.pictures import PictureWriter
+from offramp.device.pictures import PictureWriter, require_pictures
 from offramp.device.result import Correction, Result
 from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
@@ -65,9 +64,8 @@ from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")
 
-Pixels = NDArray[np.uint8]
 Input = Any
-"""A picture as ``preprocess`` takes it: a Pillow picture, a file's bytes or an array."""
+"""A picture, sound or tensor as ``preprocess`` takes it: a file's bytes, an array or a Pillow picture."""
 
 
 @dataclass(slots=True)
@@ -80,7 +78,7 @@ class _Sent:
     start: float
     threshold: float
     trace: bytes
-    image: Pixels | None
+    image: NDArray[Any] | None
     """For a picture of it; None where there will be none."""
     unknown: bool
 
@@ -126,6 +124,9 @@ class Device:
             raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
         if on_correction is not None and not callable(on_correction):
             raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
+        bundle.require_pair()
+        if pictures.picture_threshold is not None:
+            require_pictures(bundle.manifest)
         servers = addresses(server)
         for address in servers:
             link.security.check(split_address("--server", address)[0], link.insecure)
@@ -196,11 +197,11 @@ class Device:
     ) -> Future[Result]:
         """Start one image. The future is done at once if it takes the early exit.
 
-        image: uint8 [3, H, W] as the head takes it, or whatever ``preprocess`` takes. It blocks while the
-        window is full; then the image is the caller's again. The future never fails: without the server the
-        early exit answers, as ``fallback``. name, index: repeated by a correction; index is by default the
-        number of images before this one. decode_seconds: what decoding has taken already. Raises DataError
-        for what is not one picture, ConfigError where the device is closed or was made before this process
+        image: as the head takes it, or whatever ``preprocess`` takes. It blocks while the window is
+        full; then the image is the caller's again. The future never fails: without the server the early exit
+        answers, as ``fallback``. name, index: repeated by a correction; index is by default the number of
+        images before this one. decode_seconds: what decoding has taken already. Raises DataError
+        for what is not one input, ConfigError where the device is closed or was made before this process
         was forked, and for a name or index that is not one.
         """
         if not isinstance(name, str):
@@ -217,7 +218,7 @@ class Device:
         self, image: Input, name: str = "", index: int | None = None, decode_seconds: float = 0.0
     ) -> Future[Result]:
         start = time.perf_counter()
-        image, own_seconds = self._as_pixels(image, name)
+        image, own_seconds = self._prepared(image, name)
         decode_seconds += own_seconds
         if decode_seconds:
             self.metrics.decode_seconds.observe(decode_seconds)
@@ -440,11 +441,11 @@ class Device:
 
     # --- inside ---
 
-    def _as_pixels(self, image: Input, name: str) -> tuple[Pixels, float]:
+    def _prepared(self, image: Input, name: str) -> tuple[Prepared, float]:
         """The head's input, and the seconds that making it took. Raises DataError."""
         start = time.perf_counter()
-        pixels = to_pixels(image, self.bundle.manifest.preprocessing, name or "image")
-        return pixels, 0.0 if pixels is image else time.perf_counter() - start
+        found = prepare(image, self.bundle.manifest.input, name)
+        return found, 0.0 if found is image else time.perf_counter() - start
 
     def _steer(self) -> float:
         """T_c for an image that is at its early exit now."""
@@ -489,11 +490,11 @@ class Device:
         )
 
 
-def preprocess(image: Input, like: Bundle | Preprocessing) -> Pixels:
-    """One picture as a bundle's head takes it, uint8 [3, H, W]; what ``Device.infer`` does first.
+def preprocess(image: Input, like: Bundle | Spec) -> Prepared:
+    """One input as a bundle's head takes it, uint8 [3, H, W] or the tensor; what ``Device.infer`` does first.
 
-    image: a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of 0 … 1, as
-    [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. Raises DataError, saying shape and dtype, for what
-    is not clearly one picture.
+    image: for pictures, a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of
+    0 … 1, as [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. For tensors, the bytes of a WAV or an
+    ``.npy``, or an array of the bundle's shape. Raises DataError, saying shape and dtype, for anything else.
     """
-    return to_pixels(image, like.manifest.preprocessing if isinstance(like, Bundle) else like)
+    return prepare(image, like.manifest.input if isinstance(like, Bundle) else like)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ class EarlyExit:
     """What the device knows of one image by itself."""
 
     symbols: NDArray[np.uint8]
-    """The activation at the split, uint8 [C, H, W]."""
+    """The activation at the split, uint8 [C, H, W] or any other shape."""
     class_index: int
     confidence: float
     """Softmax probability of that class."""
@@ -33,8 +34,8 @@ class EarlyExit:
         return self.confidence > threshold
 
 
-def run_head(engine: Engine, image: NDArray[np.uint8], score: UnknownScore | None = None) -> EarlyExit:
-    """One image, uint8 [3, H, W], through the head and its early exit; score: for unknown ones."""
+def run_head(engine: Engine, image: NDArray[Any], score: UnknownScore | None = None) -> EarlyExit:
+    """One input, as the head takes it, through the head and its early exit; score: for unknown ones."""
     symbols, probabilities = engine.head(image[None])
     best = int(probabilities[0].argmax())
     unknown = score is not None and bool(score.are_unknown(symbols, probabilities)[0])

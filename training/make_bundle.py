@@ -8,24 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import (
-    CODEBOOK,
-    HEAD,
-    TAIL,
-    Activation,
-    Manifest,
-    Preprocessing,
-    SplitPoint,
-)
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
+from offramp.common.bundle.version1 import Activation, SplitPoint, Version1
 from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.files import replace_file
+from offramp.common.inputs.spec import Preprocessing
 from offramp.training import record
 from offramp.training.calibrate.card import figures, provenance
 from offramp.training.calibrate.choose import calibrating, choose_on_validation
 from offramp.training.calibrate.codebook import payload_bytes
 from offramp.training.calibrate.measure import run_graphs
 from offramp.training.calibrate.measure_float import run_float
-from offramp.training.calibrate.unknown import FITTED, unknown_or_none
 from offramp.training.data.datasets import Dataset
 from offramp.training.export import export
 from offramp.training.hardware import Hardware
@@ -59,8 +52,6 @@ def make_bundle(
     everything = np.concatenate(calibrating(seen.symbols, recipe))
     codec, seen, threshold = choose_on_validation(seen, recipe)
     sent_answer = seen.sent_answer
-    drawn = np.random.default_rng(recipe.seed).permutation(len(data.train))[:FITTED]
-    unknown = unknown_or_none(run_graphs(graphs, data.train.take(np.sort(drawn))), seen)
     del seen
 
     answers = replace(run_graphs(graphs, data.test), sent_answer=sent_answer)
@@ -69,7 +60,8 @@ def make_bundle(
     files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
     entries = file_entries(files)
     _, height, width = quantized.input_shape
-    manifest = Manifest(
+    # Version 1, which says all there is to say of such a pair, so that its digests stay what they were.
+    document = Version1(
         format_version=1,
         name=recipe.name,
         files={"head.onnx": entries[HEAD], "tail.onnx": entries[TAIL], "codebook.bin": entries[CODEBOOK]},
@@ -96,10 +88,9 @@ def make_bundle(
             payloads,
             threshold,
         ),
-        unknown=unknown,
     )
     by_codec = bytes_by_codec(everything, answers.symbols, codec, payloads)
-    bundle = write_bundle(out, manifest, files)
+    bundle = write_bundle(out, document.manifest(), files)
     measured = make_record(recipe, bundle, quantized.step, trained, answers, in_float, by_codec)
     path = out / record.RECORD
     replace_file(path, (measured.model_dump_json(indent=1) + "\n").encode())

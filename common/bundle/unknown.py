@@ -57,6 +57,7 @@ class MayKnowUnknown(BaseModel):
     """A manifest with or without it. Without, it is written as releases that know no such field read it."""
 
     unknown: Unknown | None = None
+    """Of the first exit."""
 
     @model_serializer(mode="wrap")
     def _last_or_left_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -199,14 +199,12 @@ def write(
     from offramp.training.calibrate.card import figures
 
     manifest = bundle.manifest
-    changed = manifest.model_copy(
-        update={
-            "threshold": choice.threshold,
-            "temperature": choice.temperature,
-            "sent_answer": choice.sent_answer,
-            "figures": figures(answers, manifest.figures.in_float, payloads, choice.threshold),
-            "unknown": unknown,
-        }
+    changed = manifest.changed(
+        threshold=choice.threshold,
+        temperature=choice.temperature,
+        sent_answer=choice.sent_answer,
+        figures=figures(answers, manifest.figures.in_float, payloads, choice.threshold),
+        unknown=unknown,
     )
     files = {HEAD: bundle.head, TAIL: bundle.tail}
     if bundle.tables is not None:

@@ -55,7 +55,7 @@ def fit_unknown(known: Answers, held_out: Answers, false_alarms: float = FALSE_A
 
 
 def unknown_or_none(known: Answers, held_out: Answers) -> Unknown | None:
-    """What a new bundle says by itself: None where too few images are held out to choose by."""
+    """What `offramp split` writes by itself: None where too few images are held out to choose by."""
     try:
         return fit_unknown(known, held_out)
     except DataError:
