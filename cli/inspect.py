@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from offramp.common.arguments import Parser
 from offramp.common.bundle.document import manifest_text
 from offramp.common.bundle.load import Bundle, load_bundle
-from offramp.common.bundle.manifest import Context, Raw
+from offramp.common.bundle.manifest import Context, Manifest, Raw
 from offramp.common.bundle.signature import TrustedKeys
 from offramp.common.inputs.spec import ArrayFile, Preprocessing, TensorInput
 from offramp.common.part.answer import ANSWERED_BY
@@ -51,6 +51,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _unknown(manifest: Manifest) -> list[str]:
+    unknown = manifest.unknown
+    if unknown is None:
+        return []
+    return [f"  unknown     a score over {unknown.threshold:g}, for {unknown.false_alarms:.4g} false alarms"]
+
+
 def card(bundle: Bundle) -> list[str]:
     """What a person wants to know of a bundle, in lines."""
     manifest, figures = bundle.manifest, bundle.manifest.figures
@@ -75,6 +82,7 @@ def card(bundle: Bundle) -> list[str]:
         f"  classes     {len(manifest.classes)}: {', '.join(manifest.classes[:12])}"[:110],
         f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}; "
         f"what is sent is answered by {ANSWERED_BY[manifest.sent_answer]}",
+        *_unknown(manifest),
         f"  trained on  {provenance.dataset.name}, seed {provenance.seed}, commit {provenance.commit}",
         f"  files       {', '.join(f'{name} {entry.size:,} B' for name, entry in manifest.files.items())}",
         f"  measured on {figures.images:,} test images:",

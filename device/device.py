@@ -35,6 +35,7 @@ from offramp.common.errors import ConfigError, OfframpError
 from offramp.common.inputs.prepare import Prepared, Spec, prepare
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
+from offramp.common.part.unknown import UnknownScore
 from offramp.common.tracing import Tracing
 from offramp.common.wire.address import split_address
 from offramp.device.audits import Audits
@@ -82,6 +83,7 @@ class _Sent:
     trace: bytes
     image: NDArray[Any] | None
     """For a picture of it; None where there will be none."""
+    unknown: bool
 
 
 class Device:
@@ -157,6 +159,7 @@ class Device:
         self.metrics.threshold.set(self._ledger.threshold)
         self.metrics.watch_threshold(lambda: self._ledger.threshold)
         self._engine = Engine(bundle, threads, providers=on)
+        self._unknown = UnknownScore.of(bundle)
         self._engine.load_head()
         self._engine.log_placements(log, HEAD)
         self.metrics.providers.show(HEAD, self._engine.placements[HEAD])
@@ -230,14 +233,14 @@ class Device:
         before_head = time.perf_counter()
         future: Future[Result] = Future()
         trace = start_span(self._tracing, future)
-        exit_ = run_head(self._engine, image)
+        exit_ = run_head(self._engine, image, self._unknown)
         self.metrics.head_seconds.observe(time.perf_counter() - before_head)
         number = next(self._indices) if index is None else index
         threshold = self._steer()
         own = Verdict(exit_.class_index, exit_.confidence)
         if exit_.is_confident(threshold):
             cost = Cost(decode_seconds=decode_seconds)
-            self._finish(future, start, threshold, cost, Settled("early_exit", own))
+            self._finish(future, start, threshold, cost, Settled("early_exit", own), exit_.unknown)
             if audited:
                 self._audit(exit_)
             return future
@@ -253,7 +256,7 @@ class Device:
         )
         kept = None if self._pictures is None else image.copy()
         entry = Entry(codec, payload, number, name, early)
-        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept))
+        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept, exit_.unknown))
         return future
 
     def infer(self, image: Input) -> Result:
@@ -428,7 +431,7 @@ class Device:
         self._settle(sent, sent.inquiry.picture_given_up())
 
     def _settle(self, sent: _Sent, settled: Settled) -> None:
-        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled)
+        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled, sent.unknown)
         self._lifetime.end_image()
 
     # --- an image that is answered again ---
@@ -462,11 +465,19 @@ class Device:
         return threshold
 
     def _finish(
-        self, future: Future[Result], start: float, threshold: float, cost: Cost, settled: Settled
+        self,
+        future: Future[Result],
+        start: float,
+        threshold: float,
+        cost: Cost,
+        settled: Settled,
+        unknown: bool,
     ) -> None:
         verdict = settled.verdict
         latency = time.perf_counter() - start
         self.metrics.answered_by[settled.source].inc()
+        if unknown:
+            self.metrics.unknown.inc()
         self._ledger.answered(latency)
         future.set_result(
             Result(
@@ -483,6 +494,7 @@ class Device:
                 picture_bytes=cost.picture,
                 threshold=threshold if self._ledger.steers else None,
                 decode_seconds=cost.decode_seconds,
+                unknown=unknown,
             )
         )
 

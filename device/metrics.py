@@ -28,6 +28,11 @@ class DeviceMetrics:
             "offramp_device_images", "Images answered, by who answered.", ["source"], registry=registry
         )
         self.answered_by = {source: self.images.labels(source) for source in SOURCES}
+        self.unknown = Counter(
+            "offramp_device_unknown",
+            "Images unlike all that the bundle knows, where it can say so; they are answered as any other.",
+            registry=registry,
+        )
         self.image_errors = Counter(
             "offramp_device_image_errors", "Images that could not be read.", registry=registry
         )
