@@ -10,7 +10,6 @@ Each stage keeps what it made under ``OUT/work``; one that was done with the sam
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES
 from offramp.common.errors import ConfigError, printable
@@ -33,14 +32,13 @@ from offramp.training.split import cache, classifier, fit
 from offramp.training.split.build import Built, Goal, Split, build, bundle_name
 from offramp.training.split.capture import Captured, capture
 from offramp.training.split.code import Code, CodeShape, choose_shape, encoder_macs
+from offramp.training.split.compared import compared
 from offramp.training.split.cuts import Cut, Cuts, find_cuts
 from offramp.training.split.halves import Halves, split
 from offramp.training.split.layout import Layout
 from offramp.training.split.model import PAPERS, Model, load_model
 from offramp.training.split.photos import Normalise, answers, fast
 from offramp.training.split.report import PHOTOS, Device, Report, make_report, words_of, write
-from offramp.training.split.rivals import FORMATS, Comparison, compare, tune_on_pictures
-from offramp.training.split.sound_rivals import compare_tensors
 from offramp.training.split.taken import Taken, take_for
 from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
@@ -435,7 +433,7 @@ def _finish(
         display.say(f"writing the unsplit classifier to {job.whole}")
         unsplit = replace(ours, code=WholeCode(code), name=bundle_name(job.whole))
         build(job.whole, unsplit, data, Goal(job.drop, job.budget), display.say)
-    comparison = _compared(job, made, data, built, normalise, display, taken)
+    comparison = compared(job, made, data, built, normalise, display, taken, _digest(made.module))
     device = Device(place.cut.head, cuts.whole, encoder_macs(place.layout, place.code), place.cut.peak_bytes)
     report = make_report(
         built,
@@ -453,58 +451,6 @@ def _finish(
     path = job.out / "recipe.toml"
     path.write_text(ours.recipe, encoding="utf-8")
     return Done(built, report)
-
-
-def _rival(
-    job: Job, made: classifier.Made, data: Dataset, normalise: Normalise, display: Display
-) -> tuple[Callable[[Tensor], Tensor], float]:
-    """A copy of the classifier that was tuned on pictures, and for how many epochs."""
-    module = copy.deepcopy(made.module).requires_grad_(True)
-    captured = capture(module, made.captured.shape, name=printable(job.model))
-    identity = {"classifier": _digest(module), "photos": data.sha256, "minutes": job.rival_minutes}
-    stage = Stage(job.out / "work" / "rival", identity, display.say)
-    with display.bar("a rival that knows pictures") as bar:
-        epochs = tune_on_pictures(
-            module,
-            captured,
-            data.train,
-            normalise,
-            flip=job.flip,
-            seed=job.seed,
-            stage=stage,
-            minutes=job.rival_minutes,
-            tick=lambda step, steps, loss: bar(step, steps, f"loss {loss:.3f}"),
-        )
-    return classifier.module_logits(captured), epochs
-
-
-def _compared(
-    job: Job,
-    made: classifier.Made,
-    data: Dataset,
-    built: Built,
-    normalise: Normalise,
-    display: Display,
-    taken: Taken | None,
-) -> Comparison:
-    whole = classifier.module_logits(made.captured)
-    if taken is not None:
-        with display.bar("comparing with files") as bar:
-            return compare_tensors(
-                whole, taken, built.answers, built.payloads, say=display.say, tick=lambda *at: bar(*at)
-            )
-    rival, tuned = _rival(job, made, data, normalise, display) if job.rival_minutes else (None, 0.0)
-    with display.bar("comparing with pictures") as bar:
-        done = iter(range(1, len(FORMATS) + 1))
-        return compare(
-            [whole] if rival is None else [whole, rival],
-            normalise,
-            data.test,
-            built.answers,
-            built.payloads,
-            tuned=tuned,
-            tick=lambda: bar(next(done), len(FORMATS)),
-        )
 
 
 def recipe_text(job: Job, place: _Place) -> str:
