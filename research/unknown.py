@@ -231,7 +231,7 @@ def candidates(train: Seen, validation: Seen) -> list[Candidate]:
         return np.asarray(np.einsum("ni,ij,nj->n", away, precision, away) / size)
 
     def classwise(seen: Seen) -> NDArray[np.float64]:
-        return shipped.scores(seen.symbols, np.ones_like(seen.logits) * one_hot(seen.logits))
+        return shipped.scores(seen.symbols, one_hot(seen.logits))
 
     return [
         Candidate("1 − largest probability", lambda seen: 1.0 - seen.probabilities.max(axis=1), 0),
@@ -255,7 +255,7 @@ SHIPPED = "the same + 2 · (1 − largest probability)"
 
 def one_hot(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """All probability to the likeliest class: no doubt."""
-    return np.eye(logits.shape[1], dtype=np.float32)[logits.argmax(axis=1)]
+    return np.asarray(np.eye(logits.shape[1], dtype=np.float32)[logits.argmax(axis=1)])
 
 
 def energy(seen: Seen) -> NDArray[np.float64]:
