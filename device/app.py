@@ -23,7 +23,7 @@ from offramp.device.stop import Stop
 
 if TYPE_CHECKING:
     from offramp.device.device import Device
-    from offramp.device.live import Live, page_token
+    from offramp.device.live import Live
     from offramp.device.printer import Printer
     from offramp.device.result import Correction
     from offramp.device.sources.source import Source
@@ -113,6 +113,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.common.part.providers import providers_of
     from offramp.common.tracing import Tracing
     from offramp.device.device import Device
+    from offramp.device.live import Live, page_token
     from offramp.device.printer import Printer
     from offramp.device.report import Report
     from offramp.device.sources.source import Source
