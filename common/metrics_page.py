@@ -177,9 +177,7 @@ def _hang_up(request: socket.socket) -> None:
 
 
 @contextmanager
-def serve_page(
-    registry: CollectorRegistry, host: str, port: int, page: Page | None = None
-) -> Iterator[int]:
+def serve_page(registry: CollectorRegistry, host: str, port: int, page: Page | None = None) -> Iterator[int]:
     """Serve the metrics while the block runs, and this page at ``/``; yields the port.
 
     Raises AddressError if it cannot be bound.

@@ -69,7 +69,6 @@ class PictureSizes:
         self._sizes: deque[int] = deque(maxlen=SAMPLE)
         try:
             require_webp("--page")
-            encode_picture(np.zeros((3, 8, 8), np.uint8), quality)  # so that the first one is like the others
         except ConfigError:  # then this figure is unknown
             self._next = float("inf")
 
@@ -92,9 +91,11 @@ class PictureSizes:
         return {"quality": self.quality, "images": len(sizes), "mean_bytes": sum(sizes) / len(sizes)}
 
     def _measure(self, image: Pixels) -> None:
-        # Its own time on the CPU: what it waits for others is no reason to measure less.
-        start = time.thread_time()
         try:
+            if not self._sizes:
+                encode_picture(image, self.quality)  # the first one takes longer than others
+            # Its own time on the CPU: what it waits for others is no reason to measure less.
+            start = time.thread_time()
             self._sizes.append(len(encode_picture(image, self.quality)))
         except Exception as error:  # Pillow has no common base class for its errors
             log.warning("the page's pictures cannot be measured: %s", error)

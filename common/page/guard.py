@@ -44,7 +44,9 @@ def check(headers: Message, names: Collection[str], *, opens_page: bool = False)
         raise Refused(403, "unknown Host, expected an address, localhost or this machine's name")
     site = _only(headers, "Sec-Fetch-Site")
     if site not in (None, "same-origin", "none"):
-        opened = _only(headers, "Sec-Fetch-Mode") == "navigate" and _only(headers, "Sec-Fetch-Dest") == "document"
+        opened = (
+            _only(headers, "Sec-Fetch-Mode") == "navigate" and _only(headers, "Sec-Fetch-Dest") == "document"
+        )
         if not (opens_page and opened):
             raise Refused(403, "a request of another site, expected the page's own")
     origin = _only(headers, "Origin")

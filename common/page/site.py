@@ -143,7 +143,8 @@ class Site:
     def state(self) -> bytes:
         """What viewers are sent: one line of JSON."""
         control = {
-            "settable": self._page.set_threshold is not None and (self._local or self._page.token is not None),
+            "settable": self._page.set_threshold is not None
+            and (self._local or self._page.token is not None),
             "token": self._page.token is not None,
         }
         state = {

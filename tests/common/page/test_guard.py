@@ -49,7 +49,11 @@ def test_a_request_of_another_site_is_refused(site: str) -> None:
     with pytest.raises(Refused, match="another site"):
         check(headers(f"Sec-Fetch-Site: {site}", *DOCUMENT), NAMES)
     with pytest.raises(Refused, match="another site"):
-        check(headers(f"Sec-Fetch-Site: {site}", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: iframe"), NAMES, opens_page=True)
+        check(
+            headers(f"Sec-Fetch-Site: {site}", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: iframe"),
+            NAMES,
+            opens_page=True,
+        )
 
 
 def test_a_link_of_another_site_opens_the_page() -> None:
@@ -73,7 +77,13 @@ def test_another_origin_is_refused(origin: str) -> None:
 def test_a_body_is_json_and_short() -> None:
     assert body_bytes(posted(b"{}")) == 2
     assert body_bytes(posted(b"{}", kind="application/json; charset=utf-8")) == 2
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/jsonx"):
+    for kind in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "",
+        "application/jsonx",
+    ):
         with pytest.raises(Refused) as refused:
             body_bytes(posted(b"{}", kind=kind))
         assert refused.value.status == 415
@@ -98,7 +108,16 @@ def test_a_body_in_chunks_is_refused() -> None:
 def test_the_token_and_no_other() -> None:
     check_token(headers(f"Authorization: Bearer {TOKEN}"), TOKEN)
     check_token(headers(f"Authorization: bearer  {TOKEN} "), TOKEN)
-    for said in ("", TOKEN, f"Basic {TOKEN}", "Bearer ", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer \udcff", "Bearer é"):
+    for said in (
+        "",
+        TOKEN,
+        f"Basic {TOKEN}",
+        "Bearer ",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        "Bearer \udcff",
+        "Bearer é",
+    ):
         with pytest.raises(Refused) as refused:
             check_token(headers(f"Authorization: {said}"), TOKEN)
         assert refused.value.status == 401

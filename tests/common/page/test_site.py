@@ -67,7 +67,12 @@ def test_hostile_requests_are_refused_everywhere() -> None:
     body = b'{"threshold": 0.1}'
     assert program.post(body, host="evil.example").status == 403
     assert program.post(body, "Sec-Fetch-Site: cross-site").status == 403
-    assert program.post(body, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document").status == 403
+    assert (
+        program.post(
+            body, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"
+        ).status
+        == 403
+    )
     assert program.post(body, "Origin: null").status == 403
     assert program.post(body, kind="text/plain").status == 415
     assert program.post(body, path="/").status == 405
@@ -146,7 +151,9 @@ def test_its_state_is_one_line_with_the_figures_of_the_metrics() -> None:
     assert state["recent"][0]["name"] == "</script><img src=x onerror=alert(1)>\n\n"
     assert state["control"] == {"settable": True, "token": False}
     lines = dict(
-        line.rsplit(" ", 1) for line in generate_latest(program.registry).decode().split("\n") if line[:1] not in ("", "#")
+        line.rsplit(" ", 1)
+        for line in generate_latest(program.registry).decode().split("\n")
+        if line[:1] not in ("", "#")
     )
     assert list(state["metrics"]) == list(lines)
     assert sorted(map(str, state["metrics"].values())) == ["2.5", "None"]
