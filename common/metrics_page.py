@@ -1,8 +1,8 @@
 """``/metrics`` over HTTP: a bounded number of connections, each with a deadline, whoever connects.
 
 A connection has a thread. Where all are taken, the oldest connection is closed for the new one: a scrape is
-done in milliseconds, so what is old is a client that does not read or does not ask. Those who look at the live
-page (``page/``), where there is one, are handed over to a thread of its own.
+done in milliseconds, so what is old is a client that does not read or does not ask. Those who look at the
+live page (``page/``), where there is one, are handed over to a thread of its own.
 """
 
 from __future__ import annotations

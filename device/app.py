@@ -143,7 +143,9 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port, page) as port:
         if port is not None:
             where = join_address(settings.metrics_host, port)
-            log.info("metrics on %s%s", where, f", page at http://{where}/" if settings.page else "")
+            if settings.page:
+                log.info("page on http://%s/", where)
+            log.info("metrics on %s", where)
         report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout)
         stop_waiting_when(stop.is_set)
         seen = None if live is None else live.seen

@@ -42,7 +42,7 @@ Pixels = NDArray[np.uint8]
 
 
 def page_token(settings: DeviceSettings) -> str | None:
-    """The token that the settings name, if they do. Raises ConfigError for flags that miss others, and no token."""
+    """The token that the settings name, if they do. Raises ConfigError, also for flags that miss others."""
     if settings.page and settings.metrics_port is None:
         raise ConfigError("--page needs --metrics-port")
     path = settings.page_token_file
@@ -54,7 +54,8 @@ def page_token(settings: DeviceSettings) -> str | None:
     token = read_bounded(path, TOKEN_CHARACTERS[-1] + 2, name=name, expected="a file").strip()
     if len(token) not in TOKEN_CHARACTERS or not all(33 <= byte <= 126 for byte in token):
         raise ConfigError(
-            f"{name}: not a token, expected {TOKEN_CHARACTERS[0]} … {TOKEN_CHARACTERS[-1]} visible ASCII characters"
+            f"{name}: not a token, expected {TOKEN_CHARACTERS[0]} … {TOKEN_CHARACTERS[-1]} visible ASCII "
+            "characters"
         )
     return token.decode()
 
@@ -73,7 +74,7 @@ class PictureSizes:
             self._next = float("inf")
 
     def offer(self, image: object) -> None:
-        """An image as the head takes it; measured, on another thread, where one is due and it is a picture."""
+        """An image as the head takes it; measured on another thread, if one is due and it is a picture."""
         if self._now() < self._next:
             return
         # Until this one is measured; for good, where it is not a picture or cannot be written.

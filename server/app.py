@@ -186,7 +186,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         where = ""
         if metrics_port is not None:
             where = f", metrics on {join_address(settings.metrics_host, metrics_port)}"
-            where += f", page at http://{join_address(settings.metrics_host, metrics_port)}/" if page else ""
+        if page is not None and metrics_port is not None:
+            log.info("page on http://%s/", join_address(settings.metrics_host, metrics_port))
         log.info("listening on %s%s", join_address(host, port), where)
         following, watching = loop.create_task(follower.run()), loop.create_task(service.watch())
         await stop.wait()

@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven by the DevTools protocol over two pipes: JSON, each ended by a zero byte."""
+"""A real Chromium without a window, by the DevTools protocol over two pipes: JSON, a zero byte after each."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Whether a request for the page comes from the page itself, or from its reader: pure, headers in, a verdict out.
+"""Whether a request for the page comes from the page itself, or from its reader: pure, of headers alone.
 
 A browser runs other sites' scripts too, and they can send requests here. Three checks keep them out:
 
-- ``Host`` must be an address, ``localhost``, or this machine's own name. A site that makes its own name point
-  here (DNS rebinding) cannot have its browser send one of these.
-- ``Sec-Fetch-Site``, where the browser says it, must be the page's own. A link from elsewhere may open the page.
+- ``Host`` must be an address, ``localhost``, or this machine's own name. A site that makes its own name
+  point here (DNS rebinding) cannot have a browser send one of these.
+- ``Sec-Fetch-Site``, where the browser says it, must be the page's own. A link from elsewhere may open it.
 - ``Origin``, where it is said, must be the page's own.
 
 What changes something must be JSON as well, which no form of another site can send, and carry the token where

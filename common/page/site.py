@@ -4,8 +4,8 @@
     /events      its state twice a second, as server-sent events (``viewers.py``)
     /threshold   POST {"threshold": 0.9}: T_c from now on, where the program has one to set
 
-``guard.py`` says whose requests are answered. The state has the figures of ``/metrics`` under their names there,
-and what the program adds; names of images and the like are text in JSON, and text on the page.
+``guard.py`` says whose requests are answered. The state has the figures of ``/metrics`` under their names
+there, and what the program adds; names of images and the like are text in JSON, and text on the page.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ RETRY_SECONDS = 10
 class Page:
     """What a program shows beside its metrics.
 
-    state: what is added to each state, fit for JSON; called twice a second while someone looks, on a thread of
-    its own. set_threshold: sets T_c and returns the one before; None: there is none to set. Its ConfigError is
-    the reader's answer. token: that a change must show; None: a change needs a program on loopback.
+    state: what is added to each state, fit for JSON; called twice a second while someone looks, on a thread
+    of its own. set_threshold: sets T_c and returns the one before; None: there is none to set. Its
+    ConfigError is the reader's answer. token: that a change must show; None: it is set on loopback only.
     """
 
     program: str
@@ -169,7 +169,7 @@ class Site:
 
 
 def figures(registry: CollectorRegistry) -> dict[str, float | None]:
-    """Every sample by its name and labels as ``/metrics`` writes them; None for what is not a finite number."""
+    """Each sample by name and labels as ``/metrics`` writes them; None where it is not finite."""
     found = {}
     for line in generate_latest(registry).decode().split("\n"):
         if line and not line.startswith("#"):

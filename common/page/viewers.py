@@ -1,7 +1,7 @@
 """Those who look at the page: one thread that writes the same state to all of them, twice a second.
 
-Without a viewer nothing is made. One that does not read misses states, then it is let go; more than ``VIEWERS``
-are refused. So what they cost does not grow with how many there are, nor with how slow they are.
+Without a viewer nothing is made. One that does not read misses states, then it is let go; more than
+``VIEWERS`` are refused. So what they cost is bounded, however many there are, and however slow.
 """
 
 from __future__ import annotations

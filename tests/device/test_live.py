@@ -1,4 +1,4 @@
-"""What the device's page says: the last answers, T_c as it is in force, and pictures' sizes that cost nothing."""
+"""What the device's page says: the last answers, T_c in force, and what images would take as pictures."""
 
 from __future__ import annotations
 

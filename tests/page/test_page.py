@@ -32,7 +32,7 @@ class Fleet:
         self.server: Server = run.server("--page")
         flags = ("--threshold", "0.9", "--metrics-port", "0", "--page", "--hold", "--quiet")
         self.device: Program = run.start_device("--server", self.server.address, *flags, images)
-        self.page = self.device.wait_for(r"page at (\S+)")[1]
+        self.page = self.device.wait_for(r"page on (\S+)")[1]
         until(lambda: self.device.stdout, "the device's summary")
 
     def metrics(self) -> dict[str, float]:
@@ -167,7 +167,8 @@ def test_it_is_accessible(fleet: Fleet, tab: Browser, tmp_path: Path) -> None:
             tab.until("document.querySelector('#metrics').rows.length > 20")
             tab.run(f"{source}; undefined")
             found = tab.run(
-                "axe.run().then((r) => r.violations.map((v) => [v.id, v.help, v.nodes.map((n) => n.html).slice(0, 3)]))"
+                "axe.run().then((all) => all.violations.map("
+                "(one) => [one.id, one.help, one.nodes.map((node) => node.html)]))"
             )
             assert found == [], f"{url} {'dark' if dark else 'light'}"
 
@@ -176,9 +177,11 @@ def test_another_site_changes_nothing(fleet: Fleet, tab: Browser) -> None:
     tab.open("about:blank")
     before = fleet.metrics()[T_C]
     for kind in ("text/plain", "application/json"):
+        mode = "no-cors" if kind == "text/plain" else "cors"
         tab.run(
-            f"fetch('{fleet.page}threshold', {{method: 'POST', mode: '{'no-cors' if kind == 'text/plain' else 'cors'}', "
-            f"headers: {{'Content-Type': '{kind}'}}, body: '{{\"threshold\": 0.123}}'}}).catch(() => 'refused')"
+            f"fetch('{fleet.page}threshold', {{method: 'POST', mode: '{mode}', "
+            f"headers: {{'Content-Type': '{kind}'}},"
+            " body: '{\"threshold\": 0.123}'}).catch(() => 'refused')"
         )
     said = tab.run(
         f"new Promise((done) => {{ const s = new EventSource('{fleet.page}events');"

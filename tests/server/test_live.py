@@ -52,7 +52,7 @@ def state_of(url: str) -> Any:
 
 def test_a_real_server_shows_a_real_stream(run: Processes, toy_bundle: Bundle) -> None:
     server = run.server("--page")
-    assert f"page at {server.metrics_url.removesuffix('metrics')}" in server.errors
+    assert f"page on {server.metrics_url.removesuffix('metrics')}" in server.errors
     with stream_to(server.address, toy_bundle) as stream:
         stream.hello()
         stream.send(good_message(toy_bundle, 3))

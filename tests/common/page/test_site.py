@@ -1,4 +1,4 @@
-"""What the page's paths answer: files with a strict policy, a state that is what /metrics has, T_c to who may."""
+"""What the page's paths answer: files with a strict policy, a state with the figures of /metrics, and T_c."""
 
 from __future__ import annotations
 
@@ -101,11 +101,26 @@ def test_the_threshold_is_set_and_logged(value: float, caplog: pytest.LogCapture
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"[]", b"0.5", b"null", b"{}", b'{"threshold": null}', b'{"threshold": "0.5"}', b'{"threshold": true}',
-        b'{"threshold": -0.01}', b'{"threshold": 1.01}', b'{"threshold": NaN}', b'{"threshold": Infinity}', b'{"threshold": 1e999}',
-        b'{"threshold": [0.5]}', b'{"threshold": 0.5, "more": 1}', b"\xff\xfe", b"[" * 1000,
+        b"",
+        b"{",
+        b"[]",
+        b"0.5",
+        b"null",
+        b"{}",
+        b'{"threshold": null}',
+        b'{"threshold": "0.5"}',
+        b'{"threshold": true}',
+        b'{"threshold": -0.01}',
+        b'{"threshold": 1.01}',
+        b'{"threshold": NaN}',
+        b'{"threshold": Infinity}',
+        b'{"threshold": 1e999}',
+        b'{"threshold": [0.5]}',
+        b'{"threshold": 0.5, "more": 1}',
+        b"\xff\xfe",
+        b"[" * 1000,
     ],
-)  # fmt: skip
+)
 def test_what_is_not_a_threshold_changes_nothing(body: bytes) -> None:
     program = Program()
     reply = program.post(body)
