@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import Message
+from functools import lru_cache
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.page import guard
@@ -103,6 +104,7 @@ class Site:
         self._registry = registry
         self._names = guard.own_names(host, socket.gethostname())
         self._local = is_loopback(host)
+        self._version = package_version()
         folder = files("offramp.common.page")
         self._files = {path: folder.joinpath(name).read_bytes() for path, name in FILES.items()}
 
@@ -149,7 +151,7 @@ class Site:
         }
         state = {
             "program": self._page.program,
-            "version": package_version(),
+            "version": self._version,
             "time": time.monotonic(),
             "metrics": figures(self._registry),
             "control": control,
@@ -170,13 +172,22 @@ class Site:
 
 def figures(registry: CollectorRegistry) -> dict[str, float | None]:
     """Each sample by name and labels as ``/metrics`` writes them; None where it is not finite."""
-    found = {}
-    for line in generate_latest(registry).decode().split("\n"):
-        if line and not line.startswith("#"):
-            name, _, said = line.rpartition(" ")
-            value = float(said)
-            found[name] = value if math.isfinite(value) else None
-    return found
+    # Not from the text of ``/metrics``: to write and to read that takes three times as long.
+    return {
+        _key(sample.name, tuple(sample.labels.items())): sample.value if math.isfinite(sample.value) else None
+        for family in registry.collect()
+        for sample in family.samples
+    }
+
+
+@lru_cache(16_384)
+def _key(name: str, labels: tuple[tuple[str, str], ...]) -> str:
+    """A sample's name and labels as ``/metrics`` writes them."""
+    if not labels:
+        return name
+    escaped = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+    shown = ",".join(f'{key}="{value.translate(escaped)}"' for key, value in sorted(labels))
+    return f"{name}{{{shown}}}"
 
 
 def _threshold(body: bytes) -> float:
