@@ -18,6 +18,9 @@ SOURCE = {
 }
 WHEEL = {
     "offramp/common/codec/_kernel.abi3.so",
+    "offramp/common/page/index.html",
+    "offramp/common/page/page.css",
+    "offramp/common/page/page.js",
     "offramp/common/py.typed",
     "offramp/device/app.py",
     "offramp/server/app.py",

@@ -28,12 +28,15 @@ EPILOG = """\
 examples:
   offramp demo                                   # in a checkout: the shipped bundle and photos of waste
   offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
+  offramp demo --page                            # the same two programs, live in a browser
   offramp demo --bundle CODE --whole PLAIN --images DIR
   offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
 """
 SHIPPED = Path("models/trashnet-efficientnet-lite0")
 WHOLE = Path("models/trashnet-efficientnet-lite0-whole")
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+PAGE_RATE = 20
+"""Images a second, with --page."""
 _DEVICE = "offramp.device.app"
 
 
@@ -68,9 +71,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
+    parser.add_argument(
+        "--page", action="store_true", help="no table: serve both programs' live pages until Ctrl-C"
+    )
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
     path: Path = arguments.bundle or SHIPPED
+    if arguments.page:
+        return live(path, arguments.images, arguments.threshold)
     bundle = load_bundle(path)
     # A narrow code is trained for its own bytes; pictures deserve a model without one.
     whole = load_bundle(arguments.whole or (path if arguments.bundle else WHOLE))
@@ -134,6 +142,27 @@ def main(argv: Sequence[str]) -> int:
     if not all(line["agree"] for line in check):
         raise OfframpError("the metrics pages and the summary disagree")
     return 0
+
+
+def live(bundle: Path, images: Path, thresholds: Sequence[float]) -> int:
+    """A server and a device that answers the images again and again, with their pages, until Ctrl-C."""
+    serving = ("--metrics-port", "0", "--page")
+    device = ["--bundle", bundle, *serving, "--repeat", "--rate", PAGE_RATE, "--quiet"]
+    device += ["--threshold", thresholds[-1]] if thresholds else []
+    with running_server(bundle, *serving) as server:
+        device += ["--server", server.address, images]
+        with running(_DEVICE, *device, ready="metrics on", stdout=subprocess.DEVNULL) as running_device:
+            print(
+                f"edge-device on http://{running_device.metrics}/, cloud-server on http://{server.metrics}/"
+            )
+            print("until Ctrl-C", flush=True)
+            try:
+                status = running_device.process.wait()
+            except KeyboardInterrupt:
+                return 0
+            raise UnavailableError(
+                f"edge-device ended with status {status}: {' / '.join(running_device.log)}"
+            )
 
 
 def run_device(

@@ -299,6 +299,12 @@ class Device:
         """T_c in force."""
         return self._ledger.threshold
 
+    def set_threshold(self, threshold: float) -> None:
+        """Set T_c, 0 … 1, for images from now on. Raises ConfigError, also where T_c is steered."""
+        check_option("threshold", threshold)
+        self._ledger.set(float(threshold))
+        self.metrics.threshold.set(self._ledger.threshold)
+
     def wire_bytes(self) -> WireBytes | None:
         """What the connection has sent and received so far; None where the system does not say."""
         self._lifetime.check_process()
@@ -492,7 +498,7 @@ class Device:
                 reason=settled.reason,
                 sends=cost.sends,
                 picture_bytes=cost.picture,
-                threshold=threshold if self._ledger.steers else None,
+                threshold=threshold if self._ledger.varies else None,
                 decode_seconds=cost.decode_seconds,
                 unknown=unknown,
             )
