@@ -343,7 +343,8 @@ def report(found: dict[str, list[Row]]) -> list[str]:
             for kind in kinds
         ]
         low, high = wilson(row.false_alarms, row.tested)
-        share = f"{100 * row.false_alarms / row.tested:.1f} % ({100 * low:.1f} … {100 * high:.1f}) of {row.tested:,}"
+        share = f"{100 * row.false_alarms / row.tested:.1f} % ({100 * low:.1f} … {100 * high:.1f})"
+        share += f" of {row.tested:,}"
         lines.append(f"| {name} | {' | '.join(cells)} | {share} |")
     return lines
 
