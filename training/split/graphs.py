@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, fx, nn
 
@@ -121,6 +122,7 @@ def _with_pixels(model: onnx.ModelProto, normalise: Normalise, name: str = IMAGE
     ones = [1] * (len(sides) - 1)
     levels = 255 * normalise.mean[0]
     cast_name, scale_name, shift_name = NORMALISE
+    constants: dict[str, NDArray[np.generic]]
     if len({*normalise.mean}) == len({*normalise.std}) == 1 and abs(levels - round(levels)) < 1e-3:
         step, zero = np.array(1 / (255 * normalise.std[0]), np.float32), np.array(round(levels), np.uint8)
         constants = {"pixel_scale": step, "pixel_zero": zero}
