@@ -40,8 +40,8 @@ from offramp.server.batch import Batcher
 from offramp.server.calls import Context, end
 from offramp.server.catalog import Catalog, Loaded
 from offramp.server.limits import StreamLimits
-from offramp.server.loader import find_bundles
 from offramp.server.live import page_of
+from offramp.server.loader import find_bundles
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
 from offramp.server.security import Tokens
