@@ -22,6 +22,7 @@ from offramp.bench.rival import Row, coded_pictures, hybrid_rows, picture_rows
 from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, UnavailableError
+from offramp.common.inputs.spec import Preprocessing
 
 EPILOG = """\
 examples:
@@ -112,10 +113,13 @@ def main(argv: Sequence[str]) -> int:
         check = check_counters(path, server, arguments.images, chosen, *device)
     if server.process.returncode != 0:
         raise UnavailableError(f"cloud-server ended with status {server.process.returncode}, expected 0")
-    coded = coded_pictures(whole, arguments.images, labels)
-    baselines = picture_rows(whole, coded, labels)
     own = next(row for row in rows if row.name == f"T_c = {bundle.manifest.threshold:g}")
-    rivals = hybrid_rows(bundle, coded, arguments.images, labels, own.accuracy)
+    baselines, rivals = list[Row](), list[Row]()
+    # Of sounds and tensors there are no pictures to compare with.
+    if isinstance(bundle.manifest.input, Preprocessing):
+        coded = coded_pictures(whole, arguments.images, labels)
+        baselines = picture_rows(whole, coded, labels)
+        rivals = hybrid_rows(bundle, coded, arguments.images, labels, own.accuracy)
     if arguments.json:
         print(
             json.dumps(
@@ -245,10 +249,12 @@ def print_table(
         say("… then a picture to the whole model if that answer is unsure too")
     for row in then:
         say(_line(row))
-    say("everything to the whole model on the server (sizes of payload or file alone)")
+    if baselines:
+        say("everything to the whole model on the server (sizes of payload or file alone)")
     for row in baselines:
         say(_line(row))
-    say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
+    if rivals:
+        say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
     for row in rivals:
         say(_line(row))
 
@@ -268,6 +274,8 @@ def print_saving(
         f"one costs {own.payload_bytes_mean:,.1f} B on average."
     )
     for what, rows in (("every image as a picture", baselines), ("early exit, then pictures", rivals)):
+        if not rows:
+            continue
         enough = [row for row in rows if row.accuracy >= own.accuracy - 1e-12]
         best = min(enough, key=lambda row: row.payload_bytes_mean, default=None)
         say(f"  {what + ':':<26} {_beside(own, best, max(row.accuracy for row in rows))}")

@@ -43,7 +43,10 @@ bear it stay in float. T_c is chosen on photos that trained nothing, and the rep
 A run that was interrupted goes on with the same command, and has its minutes again. One with other settings
 repeats the stages that they change, and says so: another --drop or --budget repeats no training.
 
-Not split yet: sounds and tensors, ONNX files, pictures that are not square or of three channels.
+Sounds (WAV) and tensors (.npy) are split the same way, in class folders or a CSV file: a sound is made a
+log-mel spectrogram [1, mels, frames] by the flags below, which is what MODEL takes; a tensor stays as it is.
+
+Not split yet: ONNX files, pictures that are not square or of three channels.
 """
 EPILOG = """\
 examples:
@@ -93,6 +96,7 @@ def _run(arguments: argparse.Namespace, display: _Display) -> Done:
 
 def _job(arguments: argparse.Namespace) -> Job:
     from offramp.training.data.photos import Columns
+    from offramp.training.data.tensors import Options
     from offramp.training.split.run import Job
 
     names = [name for name in (arguments.classes or "").split(",") if name]
@@ -127,6 +131,12 @@ def _job(arguments: argparse.Namespace) -> Job:
         steps=arguments.steps,
         columns=Columns(arguments.image_column, arguments.label_column, names),
         skip_bad=arguments.skip_bad,
+        input=arguments.input,
+        tensors=Options(
+            **{name: getattr(arguments, name) for name in TENSOR_FLAGS},
+            mean=arguments.value_mean,
+            std=arguments.value_std,
+        ),
         rival_minutes=arguments.rival_minutes,
         whole=arguments.whole,
     )
@@ -210,8 +220,60 @@ def _parser() -> Parser:
     data.add_argument("--image-column", default="image", metavar="NAME", help="of Parquet (default: image)")
     data.add_argument("--label-column", default="label", metavar="NAME", help="of Parquet (default: label)")
     data.add_argument("--classes", metavar="A,B,…", help="names by label, or the order of folders")
+    _add_tensor_flags(parser)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     return parser
+
+
+TENSOR_FLAGS = ("rate", "seconds", "mels", "window", "hop", "fmin", "fmax", "floor", "range")
+"""Fields of ``Options``, each with a flag of its name."""
+
+
+def _add_tensor_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("sounds and tensors")
+    group.add_argument(
+        "--input", choices=["auto", "picture", "wav", "tensor"], default="auto",
+        help="what the data are: pictures, WAV files, or .npy files; auto looks (default: auto)",
+    )  # fmt: skip
+    for name, kind, low, high, text in (
+        ("rate", int, 4000, 48_000, "Hz that sounds are resampled to; the files' own by default"),
+        ("seconds", float, 0.01, 600, "of each sound, its middle; what 95 %% of the files last by default"),
+        ("mels", int, 1, 512, "bands of the spectrogram (default: 40)"),
+        ("window", int, 16, 8192, "samples of each of its frames (default: 32 ms)"),
+        ("hop", int, 1, 8192, "samples from frame to frame (default: 12.5 ms)"),
+        ("fmin", float, 0, 96_000, "Hz where its bands begin (default: 50)"),
+        ("fmax", float, 1, 96_000, "Hz where they end (default: half the rate)"),
+        ("floor", float, -200, -1, "decibels of what is quieter (default: -80)"),
+    ):
+        kind = number(kind, low, high, f"{low:g} … {high:g}")
+        group.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    group.add_argument(
+        "--range", type=_range, metavar="LOW,HIGH", help="of a tensor's values; their own by default"
+    )
+    for name in ("mean", "std"):
+        group.add_argument(
+            f"--value-{name}", type=_numbers, metavar="N,…",
+            help=f"{name} of the values that the model expects, one or one a channel; their own by default",
+        )  # fmt: skip
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(abs(each) < 1e30 for each in values):
+        raise argparse.ArgumentTypeError(
+            f"'{printable(text, 40)}': expected numbers with commas between them"
+        )
+    return values
+
+
+def _range(text: str) -> tuple[float, ...]:
+    values = _numbers(text)
+    if len(values) != 2 or values[0] >= values[1]:
+        raise argparse.ArgumentTypeError(f"'{printable(text, 40)}': expected two numbers, as -1,1")
+    return values
 
 
 def _levels(text: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from offramp.common.errors import DataError, ExitCode, OfframpError
+from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 from offramp.common.logs import start_log
 from offramp.common.metrics import serve_metrics, timed
 from offramp.common.settings import make_parser, read_settings
@@ -66,14 +66,15 @@ def _main(argv: Sequence[str] | None) -> int:
             "images",
             nargs="+",
             metavar="images",
-            help="folders; pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; HEIF and AVIF with the extra [heic]); "
-            ".npz arrays; .txt lists of paths; video files; - for paths on standard input; camera:N, "
+            help="folders; pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; HEIF and AVIF with the extra [heic]), "
+            "or WAV files where the bundle takes sounds; .npz and .npy arrays; .txt lists of paths; video "
+            "files; - for paths on standard input; camera:N, "
             "rtsp://… or rtsps://… (videos and cameras need the extra [camera])",
         )
         parser.add_argument(
             "--watch",
             action="store_true",
-            help="keep looking at the folders for new pictures, until a signal",
+            help="keep looking at the folders for new files, until a signal",
         )
         parser.add_argument(
             "--repeat",
@@ -109,6 +110,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.common.bundle.load import load_bundle
     from offramp.common.bundle.manifest import HEAD
     from offramp.common.bundle.signature import TrustedKeys
+    from offramp.common.inputs.spec import TensorInput
     from offramp.common.part.engine import Engine
     from offramp.common.part.providers import providers_of
     from offramp.common.tracing import Tracing
@@ -122,12 +124,13 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     token = page_token(settings)
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
+    bundle.require_pair()
+    if settings.compare_jpeg is not None and isinstance(bundle.manifest.input, TensorInput):
+        raise ConfigError(f"--compare-jpeg: the bundle takes {bundle.manifest.input.what}, not pictures")
     # Here, where a signal ends it: `Device` finds what passed.
     providers = providers_of(settings.providers)
     Engine(bundle, settings.threads, providers=providers, cancelled=stop.is_set).try_batches(HEAD)
-    source = Source(
-        arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait, arguments.repeat
-    )
+    source = Source(arguments.images, bundle.manifest.input, arguments.watch, stop.wait, arguments.repeat)
     printer: Printer | None = None
 
     def correct(correction: Correction) -> None:
@@ -161,6 +164,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
         if tracing is not None:
             tracing.close()
         totals.passed_over = source.passed_over
+        totals.audits = device.audit_counts() if settings.audit else None
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
         interrupted = stop.is_set()
         if interrupted:

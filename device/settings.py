@@ -123,6 +123,15 @@ class DeviceSettings(Settings):
     picture_quality: Annotated[int, Field(ge=0, le=100)] = Field(
         20, description="WebP quality of these pictures", examples=["QUALITY"]
     )
+    audit: Fraction = Field(
+        0.0,
+        description="share of the images that exit early whose activations are sent too, after the answer "
+        "and behind unsure images, to compare the server's answer with the early exit's",
+        examples=["SHARE"],
+    )
+    audit_seed: Annotated[int, Field(ge=0, le=(1 << 32) - 1)] | None = Field(
+        None, description="draw the same images for audits in each run (default: others)", examples=["N"]
+    )
     spool: str | None = Field(
         None,
         description="keep activations that the server did not answer in this file, and send them when it is "

@@ -28,11 +28,11 @@ from offramp.common.errors import MessageError, OfframpError, OverloadError, Una
 from offramp.common.tracing import Attribute, Tracing
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import BadFrame, Frame
-from offramp.common.wire.picture import decode_picture, most_bytes
+from offramp.common.wire.picture import decode_picture
 from offramp.server.account import Account
 from offramp.server.batch import Batcher, Job
 from offramp.server.calls import Context, DroppedCall, QuietLog
-from offramp.server.catalog import Catalog, Served, message_bytes
+from offramp.server.catalog import Catalog, Served, message_bytes, picture_bytes
 from offramp.server.lifetime import Due, Lifetime
 from offramp.server.limits import StreamLimits
 from offramp.server.metrics import ServerMetrics
@@ -169,13 +169,12 @@ class Stream:
         self._message_bytes = served.message_bytes
         if self.pictures is not None:
             self._message_bytes = message_bytes(served.bundle, pictures=True)
-        image = served.bundle.manifest.preprocessing
         deadline = first.hello.deadline_ms / 1e3 if first.hello.deadline_ms else math.inf
         accepted = pb.Limits(
             frames_in_flight=limits.frames_in_flight,
             message_bytes=self._message_bytes,
             frames_per_message=transport.FRAMES_PER_MESSAGE,
-            picture_bytes=0 if self.pictures is None else most_bytes(image.height, image.width),
+            picture_bytes=0 if self.pictures is None else picture_bytes(served.bundle),
         )
         await self._write(pb.ServerMessage(accepted=pb.Accepted(limits=accepted)))
         writer = asyncio.create_task(self._writer())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from offramp.common.errors import ConfigError, printable
+from offramp.common.inputs.headers import EXTENSIONS
 from offramp.common.inputs.labels import LABELS, read_labels
 from offramp.training.data import sources
 from offramp.training.data.datasets import Dataset, split
@@ -68,13 +69,36 @@ def read_photos(
         ConfigError: no such folder or file, or nothing in it that is known.
         DataError: photos or labels that cannot be used.
     """
-    recipe = FolderRecipe(
+    recipe = folder_recipe(path, columns, size)
+    return divided(path, recipe, find_parts(path, recipe), seed=seed, counted=counted, skipped=skipped)
+
+
+def folder_recipe(path: Path, columns: Columns, size: int = 32) -> FolderRecipe:
+    """What a folder, a Parquet file or a CSV file is to `sources`."""
+    return FolderRecipe(
         source="imagefolder", train=str(path), test=str(path), size=size, validation=VALIDATION,
         image=columns.image, label=columns.label, classes=list(columns.classes),
     )  # fmt: skip
-    train, test, notes = _find(path, recipe)
+
+
+Parts = tuple[sources.Part, sources.Part | None, tuple[str, ...]]
+"""A part to train and validate on, one to test on where there is one, and notes."""
+
+
+def divided(
+    path: Path,
+    recipe: FolderRecipe,
+    parts: Parts,
+    *,
+    seed: int,
+    counted: Callable[[int], Callable[[], object]],
+    skipped: Callable[[str], object] | None,
+    reader: sources.Reader | None = None,
+) -> Photos:
+    """The parts of `find_parts`, read and divided; the other arguments as of `read_photos`."""
+    train, test, notes = parts
     total = len(train.rows) + (0 if test is None else len(test.rows))
-    source = sources.read(recipe, train, test, progress=counted(total), skipped=skipped)
+    source = sources.read(recipe, train, test, progress=counted(total), skipped=skipped, reader=reader)
     source = replace(source, name=(printable(path.name) or "photos")[:200])
     data = split(source, validation=VALIDATION, test=TEST if test is None else None, seed=seed)
     if test is None:
@@ -84,7 +108,13 @@ def read_photos(
     return Photos(data, notes)
 
 
-def _find(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
+def find_parts(
+    path: Path, recipe: FolderRecipe, suffixes: tuple[str, ...] = EXTENSIONS, images: str = "images"
+) -> Parts:
+    """What a path holds, its files not yet read. Raises as `read_photos`.
+
+    suffixes: of the files in class folders; images: what they are called in messages.
+    """
     if path.is_file():
         if path.suffix.lower() == ".csv":
             return _csv(path, recipe), None, ()
@@ -114,17 +144,18 @@ def _find(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part 
             )
         notes = [f"{name} is not used" for name in held_out[1:]]
         train, test = (
-            sources.folder_part(name, str(folders[name]), recipe) for name in ("train", held_out[0])
+            sources.folder_part(name, str(folders[name]), recipe, suffixes, images)
+            for name in ("train", held_out[0])
         )
         return train, test, tuple(notes)
     if (path / LABELS).is_file() and not folders:
         return _csv(path / LABELS, recipe), None, ()
     if not folders:
         raise ConfigError(f"{path}: has no class folders, Parquet files or {LABELS}")
-    return sources.folder_part(path.name, str(path), recipe), None, ()
+    return sources.folder_part(path.name, str(path), recipe, suffixes, images), None, ()
 
 
-def _parquet(path: Path, files: list[Path]) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
+def _parquet(path: Path, files: list[Path]) -> Parts:
     test = [each for each in files if each.name.lower().startswith(HELD_OUT[:1])]
     test = test or [each for each in files if each.name.lower().startswith(HELD_OUT)]
     unused = [each for each in files if each not in test and each.name.lower().startswith(HELD_OUT)]

@@ -10,7 +10,6 @@ Each stage keeps what it made under ``OUT/work``; one that was done with the sam
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -21,24 +20,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES
 from offramp.common.errors import ConfigError, printable
 from offramp.training.data.datasets import PIXEL_SCALE, PIXEL_ZERO, Dataset
 from offramp.training.data.held_out import SPLIT_RECIPE
 from offramp.training.data.photos import Columns, read_photos
+from offramp.training.data.tensors import Kind, Options
 from offramp.training.split import cache, classifier, fit
 from offramp.training.split.build import Built, Goal, Split, build, bundle_name
 from offramp.training.split.capture import Captured, capture
 from offramp.training.split.code import Code, CodeShape, choose_shape, encoder_macs
+from offramp.training.split.compared import compared
 from offramp.training.split.cuts import Cut, Cuts, find_cuts
 from offramp.training.split.halves import Halves, split
 from offramp.training.split.layout import Layout
 from offramp.training.split.model import PAPERS, Model, load_model
 from offramp.training.split.photos import Normalise, answers, fast
-from offramp.training.split.report import Device, Report, make_report, write
-from offramp.training.split.rivals import FORMATS, compare, tune_on_pictures
+from offramp.training.split.report import PHOTOS, Device, Report, make_report, words_of, write
+from offramp.training.split.taken import Taken, take_for
 from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
 
@@ -76,6 +77,8 @@ class Job:
     steps: int | None = None
     columns: Columns = field(default_factory=Columns)
     skip_bad: bool = False
+    input: Kind = "auto"
+    tensors: Options = field(default_factory=Options)
     rival_minutes: float = 0
     whole: Path | None = None
 
@@ -117,21 +120,26 @@ def run(job: Job, display: Display) -> Done:
     clock = Clock(None if job.minutes is None else 60 * job.minutes)
     torch.manual_seed(job.seed)
     model = load_model(job.model, weights=job.weights, pretrained=job.pretrained, side=job.side)
-    normalise, sources = _normalise(job, model)
-    side = _square(model)
+    taken = take_for(job, display)
+    if taken is None:
+        normalise, sources = _normalise(job, model)
+        side = _square(model)
+    else:
+        normalise, sources, side = taken.normalise, [], 0
+        model = replace(model, shape=taken.spec.shape)
     captured = capture(model.module, model.shape, name=printable(model.name))
     cuts = find_cuts(captured)
     place = choose_place(cuts, job)
     for note in (*model.notes, *sources):
         display.say(printable(note, 300))
-    data = _photos(job, side, display)
+    data = _photos(job, side, display) if taken is None else taken.data
     display.say(_plan(job, model, cuts, place, data))
     made = _classifier(job, model, captured, data, normalise, clock, display)
     cuts = find_cuts(made.captured)
     place = replace(place, cut=cuts.find(place.cut.name))
     halves = split(made.captured, place.cut)
     code = _fit(job, made, halves, place, data, normalise, clock, display)
-    return _finish(job, made, halves, code, place, cuts, data, normalise, display)
+    return _finish(job, made, halves, code, place, cuts, data, normalise, display, taken)
 
 
 def _normalise(job: Job, model: Model) -> tuple[Normalise, list[str]]:
@@ -405,6 +413,7 @@ def _finish(
     data: Dataset,
     normalise: Normalise,
     display: Display,
+    taken: Taken | None,
 ) -> Done:
     whole = classifier.module_logits(made.captured)
     ours = Split(
@@ -417,24 +426,14 @@ def _finish(
         number=place.number,
         recipe=recipe_text(job, place),
         seed=job.seed,
+        tensor=None if taken is None else taken.spec,
     )
     built = build(job.out, ours, data, Goal(job.drop, job.budget), display.say)
     if job.whole is not None:
         display.say(f"writing the unsplit classifier to {job.whole}")
         unsplit = replace(ours, code=WholeCode(code), name=bundle_name(job.whole))
         build(job.whole, unsplit, data, Goal(job.drop, job.budget), display.say)
-    rival, tuned = _rival(job, made, data, normalise, display) if job.rival_minutes else (None, 0.0)
-    with display.bar("comparing with pictures") as bar:
-        done = iter(range(1, len(FORMATS) + 1))
-        comparison = compare(
-            [whole] if rival is None else [whole, rival],
-            normalise,
-            data.test,
-            built.answers,
-            built.payloads,
-            tuned=tuned,
-            tick=lambda: bar(next(done), len(FORMATS)),
-        )
+    comparison = compared(job, made, data, built, normalise, display, taken, _digest(made.module))
     device = Device(place.cut.head, cuts.whole, encoder_macs(place.layout, place.code), place.cut.peak_bytes)
     report = make_report(
         built,
@@ -446,34 +445,12 @@ def _finish(
         cut=place.cut.name,
         classifier=made.how,
         shape=place.cut.shape,
+        words=PHOTOS if taken is None else words_of(taken.spec),
     )
     write(report, job.out)
     path = job.out / "recipe.toml"
     path.write_text(ours.recipe, encoding="utf-8")
     return Done(built, report)
-
-
-def _rival(
-    job: Job, made: classifier.Made, data: Dataset, normalise: Normalise, display: Display
-) -> tuple[Callable[[Tensor], Tensor], float]:
-    """A copy of the classifier that was tuned on pictures, and for how many epochs."""
-    module = copy.deepcopy(made.module).requires_grad_(True)
-    captured = capture(module, made.captured.shape, name=printable(job.model))
-    identity = {"classifier": _digest(module), "photos": data.sha256, "minutes": job.rival_minutes}
-    stage = Stage(job.out / "work" / "rival", identity, display.say)
-    with display.bar("a rival that knows pictures") as bar:
-        epochs = tune_on_pictures(
-            module,
-            captured,
-            data.train,
-            normalise,
-            flip=job.flip,
-            seed=job.seed,
-            stage=stage,
-            minutes=job.rival_minutes,
-            tick=lambda step, steps, loss: bar(step, steps, f"loss {loss:.3f}"),
-        )
-    return classifier.module_logits(captured), epochs
 
 
 def recipe_text(job: Job, place: _Place) -> str:
@@ -497,6 +474,8 @@ def recipe_text(job: Job, place: _Place) -> str:
         for name in ("side", "mean", "std", "drop", "budget", "minutes", "epochs", "versions", "steps")
     }
     values |= {name: value for name, value in optional.items() if value is not None}
+    values |= {name: value for name, value in asdict(job.tensors).items() if value is not None}
+    values |= {"input": job.input} if job.input != "auto" else {}
     lines = ["[split]"]
     lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
     return SPLIT_RECIPE + "\n".join(lines) + "\n"
