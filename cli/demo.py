@@ -26,7 +26,7 @@ from offramp.common.errors import ConfigError, OfframpError, UnavailableError
 EPILOG = """\
 examples:
   offramp demo                                   # in a checkout: the shipped bundle and digits
-  offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
+  offramp demo --bundle DIR --images DIR --json  # DIR has class folders, or pictures and labels.csv
   offramp demo --bundle CODE --whole PLAIN --images DIR
   offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
 """
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         def sweep(*flags: str) -> list[Row]:
             """A row for each T_c, of a device with these flags."""
             found = (run_device(arguments.bundle, server, arguments.images, t, *flags) for t in at)
-            return [offramp_row(*one, labels) for one in found]
+            return [offramp_row(*one, arguments.images, labels) for one in found]
 
         rows = sweep()
         then = sweep(*device) if device else []
@@ -142,9 +142,13 @@ def _device_flags(bundle: Path, server: Program, images: Path, threshold: float,
     ]  # fmt: skip
 
 
-def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: dict[str, str]) -> Row:
+def offramp_row(
+    records: list[dict[str, Any]], summary: dict[str, Any], images: Path, labels: dict[str, str]
+) -> Row:
     """Accuracy, exit rate and mean bytes of one run, over all images."""
-    right = sum(record["label"] == labels[Path(record["image"]).name] for record in records)
+    right = sum(
+        record["label"] == labels[Path(record["image"]).relative_to(images).as_posix()] for record in records
+    )
     wire = summary["wire_bytes"]
     return Row(
         name=f"T_c = {summary['threshold']:g}",

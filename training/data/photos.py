@@ -9,11 +9,13 @@ photos.csv, photos/labels.csv               columns file and label, files relati
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from offramp.common.errors import ConfigError, DataError, printable
+from offramp.common.inputs.folder import suffix_of
+from offramp.common.inputs.headers import EXTENSIONS
 from offramp.training.data import sources
 from offramp.training.data.datasets import Dataset, split
 from offramp.training.data.recipe import FolderRecipe
@@ -70,11 +72,8 @@ def read_photos(
         ConfigError: no such folder or file, or nothing in it that is known.
         DataError: photos or labels that cannot be used.
     """
-    recipe = FolderRecipe(
-        source="imagefolder", train=str(path), test=str(path), size=size, validation=VALIDATION,
-        image=columns.image, label=columns.label, classes=list(columns.classes),
-    )  # fmt: skip
-    train, test, notes = _find(path, recipe)
+    recipe = recipe_of(path, columns, size)
+    train, test, notes = find_parts(path, recipe)
     total = len(train.rows) + (0 if test is None else len(test.rows))
     source = sources.read(recipe, train, test, progress=counted(total), skipped=skipped)
     source = replace(source, name=(printable(path.name) or "photos")[:200])
@@ -86,7 +85,19 @@ def read_photos(
     return Photos(data, notes)
 
 
-def _find(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
+def recipe_of(path: Path, columns: Columns, size: int) -> FolderRecipe:
+    """A recipe's table for such photos."""
+    return FolderRecipe(
+        source="imagefolder", train=str(path), test=str(path), size=size, validation=VALIDATION,
+        image=columns.image, label=columns.label, classes=list(columns.classes),
+    )  # fmt: skip
+
+
+def find_parts(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
+    """What is there before a picture is read: the part to train on, the test part if it is kept apart, notes.
+
+    Raises as `read_photos`.
+    """
     if path.is_file():
         if path.suffix.lower() == ".csv":
             return _csv(path, recipe), None, ()
@@ -100,7 +111,7 @@ def _find(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part 
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder or file; expected photos in class folders, Parquet or CSV")
     try:
-        inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+        inside = sorted(each for each in path.iterdir() if not sources.hidden(each.name))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; expected a folder to read") from None
     if parquet := [each for each in inside if each.suffix.lower() == ".parquet"]:
@@ -118,12 +129,50 @@ def _find(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part 
         train, test = (
             sources.folder_part(name, str(folders[name]), recipe) for name in ("train", held_out[0])
         )
-        return train, test, tuple(notes)
+        held_out_notes = _left_out(folders["train"]) + _left_out(folders[held_out[0]])
+        return train, test, (*notes, *held_out_notes)
     if (path / _CSV).is_file() and not folders:
         return _csv(path / _CSV, recipe), None, ()
     if not folders:
         raise ConfigError(f"{path}: has no class folders, Parquet files or {_CSV}")
-    return sources.folder_part(path.name, str(path), recipe), None, ()
+    if (inner := _only_folder(inside)) is not None:
+        train, test, notes = find_parts(inner, recipe)
+        return train, test, (f"read from its only folder, {printable(inner.name)}", *notes)
+    return sources.folder_part(path.name, str(path), recipe), None, _left_out(path)
+
+
+def _only_folder(inside: list[Path]) -> Path | None:
+    """The one folder that is there, if it has folders itself: an archive, unpacked one level too deep."""
+    if len(inside) != 1 or not inside[0].is_dir():
+        return None
+    try:
+        below = [each for each in inside[0].iterdir() if not sources.hidden(each.name)]
+    except OSError:
+        return None
+    return inside[0] if any(each.is_dir() for each in below) and not _pictures(below) else None
+
+
+def _pictures(files: Iterable[Path]) -> list[Path]:
+    return [each for each in files if suffix_of(each.name) in EXTENSIONS and not each.is_dir()]
+
+
+def _left_out(root: Path) -> tuple[str, ...]:
+    """What a user of class folders might not expect, a sentence each."""
+    notes = []
+    inside = [each for each in root.iterdir() if not sources.hidden(each.name)]
+    if loose := _pictures(inside):
+        notes.append(f"{len(loose):,} photos in {printable(root.name)} are in no class folder: left out")
+    nested = [
+        printable(each.name)
+        for each in sorted(inside)
+        if each.is_dir() and any(one.is_dir() and not sources.hidden(one.name) for one in each.iterdir())
+    ]
+    if nested:
+        shown = ", ".join(nested[:3]) + (", …" if len(nested) > 3 else "")
+        notes.append(
+            f"photos in folders below {shown} count as {'that class' if len(nested) == 1 else 'these'}"
+        )
+    return tuple(notes)
 
 
 def _parquet(path: Path, files: list[Path]) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:

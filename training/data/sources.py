@@ -96,7 +96,7 @@ def read(
 ) -> Source:
     """Decode and check the parts of a source; test is None where it keeps none apart. Raises as `load`."""
     parts = [train] if test is None else [train, test]
-    found = [_labels(part, recipe.label, recipe.classes) for part in parts]
+    found = [labels_in(part, recipe.label, recipe.classes) for part in parts]
     labels_of, names_of = [labels for labels, _ in found], [names for _, names in found]
     classes = names_of[0] or tuple(str(label) for label in range(int(labels_of[0].max()) + 1))
     if names_of[-1] and names_of[-1] != classes:
@@ -143,7 +143,7 @@ def _unusable(messages: Sequence[str]) -> str:
     return f"{len(messages)} pictures cannot be used (--skip-bad leaves them out): {named}{more}"
 
 
-def _labels(part: Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def labels_in(part: Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels, int64 [N], and class names, which may be none."""
     import datasets
 
@@ -185,6 +185,20 @@ class _Read:
 
 def _pixels(part: Part, column: str, size: int, progress: Callable[[], object]) -> _Read:
     """Every picture of a part, decoded and resized."""
+    pixels = np.empty((len(part.rows), 3, size, size), np.uint8)
+    unusable: dict[int, str] = {}
+    for number, cell in enumerate(cells(part, column)):
+        try:
+            where, data = file_of(cell, f"{part.name}: row {number}")
+            pixels[number] = decode(where, data, pixels_of(size))
+        except DataError as error:
+            unusable[number] = str(error)
+        progress()
+    return _Read(pixels, unusable)
+
+
+def cells(part: Part, column: str) -> list[dict[str, Any] | None]:
+    """The pictures of a part, each with ``bytes`` or a ``path``. Raises DataError for another column."""
     import datasets
 
     feature = _feature(part, column, "picture")
@@ -196,19 +210,17 @@ def _pixels(part: Part, column: str, size: int, progress: Callable[[], object]) 
             f"{part.name}: picture column {column!r} is {printable(str(feature), 80)}, "
             "expected a struct of bytes and path"
         )
-    pixels = np.empty((len(rows), 3, size, size), np.uint8)
-    unusable: dict[int, str] = {}
-    for number, cell in enumerate(rows[column]):
-        try:
-            pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
-        except DataError as error:
-            unusable[number] = str(error)
-        progress()
-    return _Read(pixels, unusable)
+    found: list[dict[str, Any] | None] = list(rows[column])
+    return found
 
 
-def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.uint8]:
-    """One picture, decoded as the device does: uint8 [3, size, size], RGB."""
+def pixels_of(size: int) -> Preprocessing:
+    """How pictures are decoded, as the device does: uint8 [3, size, size], RGB."""
+    return Preprocessing(color="RGB", height=size, width=size, resize="bilinear")
+
+
+def file_of(cell: dict[str, Any] | None, where: str) -> tuple[str, bytes]:
+    """What a picture is called in errors, and its file's bytes. Raises DataError where it has none."""
     cell = cell or {}
     data, path = cell.get("bytes"), cell.get("path")
     if path:
@@ -220,7 +232,7 @@ def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.ui
             data = Path(path).read_bytes()
         except OSError as error:
             raise DataError(f"{where}: cannot be read: {error.strerror}") from None
-    return decode(where, data, Preprocessing(color="RGB", height=size, width=size, resize="bilinear"))
+    return where, data
 
 
 def _hub(recipe: HubRecipe) -> tuple[Part, Part]:
@@ -262,7 +274,7 @@ def folder_part(name: str, folder: str, recipe: FolderRecipe) -> Part:
     if not root.is_dir():
         raise ConfigError(f"{name}: {folder} is no folder")
     try:
-        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not hidden(path.name))
         if not classes:
             raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
         if recipe.classes and sorted(recipe.classes) != classes:
@@ -302,7 +314,7 @@ def listed_part(
 def _pictures_of(name: str, folder: Path) -> list[Path]:
     found = find(folder)
     # What programs leave behind, as ._1.jpg or .thumbnails, is not a user's picture.
-    pictures = [path for path in found.pictures if not any(map(_hidden, path.relative_to(folder).parts))]
+    pictures = [path for path in found.pictures if not any(map(hidden, path.relative_to(folder).parts))]
     for path, error in found.faults.items():
         raise DataError(f"{name}: {path} cannot be listed: {error.strerror}")
     if not pictures:
@@ -311,8 +323,10 @@ def _pictures_of(name: str, folder: Path) -> list[Path]:
     return pictures
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
+def hidden(name: str) -> bool:
+    """Whether a file or folder is what programs leave behind."""
+    # The second is what a Mac puts into archives.
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _library() -> Any:

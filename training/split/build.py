@@ -50,7 +50,7 @@ from offramp.training.split.quantize import Quantized, quantize
 
 CALIBRATION = 200
 """Photos on which ranges are measured."""
-_TABLES = 4000
+TABLES = 4000
 """Training photos on whose symbols code tables are counted, at most."""
 
 
@@ -111,7 +111,7 @@ def build(
     )
     say("counting code tables and choosing T_c")
     seen = run_graphs(graphs, data.validation)
-    codec = choose_codec(run_graphs(graphs, _some(data.train, _TABLES)).symbols, seen.symbols)
+    codec = choose_codec(run_graphs(graphs, _some(data.train, TABLES)).symbols, seen.symbols)
     temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
     seen = with_better_answer(replace(seen, temperature=temperature))
     chosen = choose_threshold(

@@ -1,0 +1,69 @@
+"""How a run's minutes are shared out: what comes after training is estimated first, training has the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.training.data.datasets import Dataset
+from offramp.training.split.build import CALIBRATION, TABLES
+from offramp.training.split.photos import Normalise
+from offramp.training.split.rivals import FORMATS, MOST
+from offramp.training.split.work import Clock
+
+CLASSIFIER, CACHE = 0.43, 0.61
+"""Where classifier and cached activations end, of the time for training; the code has the rest."""
+LEAST, MOST_AFTER = 0.05, 0.5
+"""Of all the time, for what comes after training."""
+_TRIED = 32
+_FIXED_SECONDS = 8.0
+_MARGIN = 1.3
+_QUANTIZED = 12 * CALIBRATION
+"""Photos that quantization runs through a half, about."""
+_PICTURE_SECONDS = 6e-8
+"""To encode and decode a picture, for each of its pixels, about."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of a clock's time at which a stage ends."""
+
+    classifier: float
+    cache: float
+    code: float
+
+
+def shares(clock: Clock, after: float) -> Shares:
+    """The shares, from now on; after: seconds that quantization and report take."""
+    total = clock.seconds
+    if total is None:
+        return Shares(1.0, 1.0, 1.0)
+    code = 1 - min(MOST_AFTER, max(LEAST, after / total))
+    begin = min(clock.spent / total, code)
+    return Shares(begin + CLASSIFIER * (code - begin), begin + CACHE * (code - begin), code)
+
+
+def seconds_a_photo(whole: Callable[[Tensor], Tensor], data: Dataset, normalise: Normalise) -> float:
+    """What the unsplit model takes for a photo here, in batches, float32."""
+    images = normalise(torch.from_numpy(data.train.images[:_TRIED]))
+    seconds = 0.0
+    with torch.inference_mode():
+        for _ in range(2):
+            # The first warms caches up.
+            began = time.perf_counter()
+            whole(images)
+            seconds = time.perf_counter() - began
+    return seconds / len(images)
+
+
+def seconds_after(data: Dataset, each: float) -> float:
+    """What quantization, measuring and the report take, about; each: `seconds_a_photo`."""
+    train, validation, test = (len(part) for part in (data.train, data.validation, data.test))
+    compared = len(FORMATS) * min(MOST, test)
+    photos = compared + 3 * test + validation + min(TABLES, train) + _QUANTIZED
+    pixels = data.test.images[0, 0].size
+    return _FIXED_SECONDS + _MARGIN * (photos * each + compared * pixels * _PICTURE_SECONDS)
