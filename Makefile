@@ -4,6 +4,7 @@
 # make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
 # make paper  the paper's tables and figures that follow from the networks alone; RUNS=DIR for all of them
 # make test-ray       the tests of Ray Serve, which needs 0.7 GB of its own
+# make test-openvino  the tests of OpenVINO's execution provider, whose wheel takes the place of ONNX Runtime's
 # make dist           source archive and wheel in dist/, checked
 # make sbom           what a device and a server install, in dist/ (CycloneDX)
 # make docs           the documentation in build/site
@@ -13,7 +14,7 @@
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test check paper check-deploy test-ray dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
+.PHONY: demo test check paper check-deploy test-ray test-openvino dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
@@ -32,6 +33,9 @@ check-deploy: .venv/ready
 
 test-ray: .venv-ray/ready
 	.venv-ray/bin/pytest tests/ray
+
+test-openvino: .venv-openvino/ready
+	.venv-openvino/bin/pytest tests/openvino
 
 dist: .venv-release/ready
 	rm -rf dist/*.whl dist/*.tar.gz
@@ -90,6 +94,14 @@ proto-check: proto
 	.venv-ray/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,ray,dev]'
 	touch $@
 
+# Both wheels are the folder onnxruntime, so the plain one has to go before the other comes.
+.venv-openvino/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,dev]'
+	.venv-openvino/bin/pip uninstall --quiet --disable-pip-version-check --yes onnxruntime
+	.venv-openvino/bin/pip install --quiet --disable-pip-version-check 'onnxruntime-openvino>=1.24,<2'
+	touch $@
+
 # A release of the compiler whose stubs run with every protobuf that pyproject.toml allows.
 .venv-proto/ready:
 	$(PYTHON) -m venv .venv-proto
@@ -97,4 +109,4 @@ proto-check: proto
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-proto .venv-release .venv-ray build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-proto .venv-release .venv-ray .venv-openvino build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

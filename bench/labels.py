@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
+import io
 from pathlib import Path
 
 from PIL import Image
 
 from offramp.common.errors import ConfigError, DataError, printable
+from offramp.common.files import read_bounded
 from offramp.common.inputs.folder import find
+from offramp.common.inputs.labels import LABELS, read_labels
+from offramp.common.inputs.pictures import FILE_BYTES
 
-LABELS = "labels.csv"
-_EXPECTED = f"expected {LABELS} with the columns file,label, or a folder for each class"
 
-
-def read_labels(images: Path, classes: list[str]) -> dict[str, str]:
-    """Path from the folder to class, of each picture: by ``labels.csv``, else by class folders.
+def labels_of(images: Path, classes: list[str]) -> dict[str, str]:
+    """Path from the folder to class, of each picture: by its ``labels.csv``, else by its class folders.
 
     Raises:
         ConfigError: the folder is not there, or has neither.
@@ -24,13 +24,7 @@ def read_labels(images: Path, classes: list[str]) -> dict[str, str]:
     path = images / LABELS
     if not path.exists() and images.is_dir():
         return _by_folders(images, classes)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            labels = {row["file"]: row["label"] for row in csv.DictReader(file)}
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}, {_EXPECTED}") from None
-    except (KeyError, UnicodeDecodeError, csv.Error):
-        raise DataError(f"{path}: expected a CSV with the columns file,label") from None
+    labels = dict(read_labels(path))
     if not labels or not set(labels.values()) <= set(classes):
         raise DataError(f"{path}: expected labels among {', '.join(classes[:12])}")
     return labels
@@ -46,7 +40,10 @@ def _by_folders(images: Path, classes: list[str]) -> dict[str, str]:
     if not known and "test" in names and {each.name for each in (images / "test").iterdir()} & set(classes):
         raise ConfigError(f"{images}: has train and test parts, expected {images / 'test'}")
     if not known:
-        raise ConfigError(f"{images}: {_EXPECTED}, among {', '.join(map(printable, classes[:12]))}")
+        raise ConfigError(
+            f"{images}: expected {LABELS} with the columns file,label, or a folder for each class, among "
+            f"{', '.join(map(printable, classes[:12]))}"
+        )
     if others := sorted(names - known):
         raise DataError(
             f"{images}: has the folder {printable(others[0])}, expected classes of the bundle: "
@@ -62,8 +59,9 @@ def _by_folders(images: Path, classes: list[str]) -> dict[str, str]:
 
 def open_picture(path: Path) -> Image.Image:
     """A picture, read whole, in its own colour mode. Raises DataError."""
+    data = read_bounded(path, FILE_BYTES, error=DataError, expected="a picture")
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             picture.load()
             return picture.copy()
     except OSError as error:

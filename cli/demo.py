@@ -15,21 +15,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.bench.labels import read_labels
+from offramp.bench.labels import labels_of
 from offramp.bench.metrics import fetch_metrics
 from offramp.bench.processes import Program, running, running_server
-from offramp.bench.rival import Row, hybrid_rows, picture_rows
+from offramp.bench.rival import Row, coded_pictures, hybrid_rows, picture_rows
 from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, UnavailableError
 
 EPILOG = """\
 examples:
-  offramp demo                                   # in a checkout: the shipped bundle and digits
+  offramp demo                                   # in a checkout: the shipped bundle and photos of waste
   offramp demo --bundle DIR --images DIR --json  # DIR has class folders, or pictures and labels.csv
   offramp demo --bundle CODE --whole PLAIN --images DIR
   offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
 """
+SHIPPED = Path("models/trashnet-efficientnet-lite0")
+WHOLE = Path("models/trashnet-efficientnet-lite0-whole")
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _DEVICE = "offramp.device.app"
 
@@ -42,14 +44,18 @@ def main(argv: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=Path("models/digits-mobilenetv2-exit12"))
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help=f"default: {SHIPPED}")
     parser.add_argument(
         "--whole",
         type=Path,
         metavar="DIR",
-        help="bundle whose head and tail are the whole model that pictures are sent to; default: --bundle",
+        help="bundle whose head and tail are the whole model that pictures are sent to; default: --bundle, "
+        "and of the default bundle its own",
     )
-    parser.add_argument("--images", type=Path, default=Path("examples/digits"))
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", default=Path("examples/trashnet"),
+        help="pictures and labels.csv, or class folders (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--threshold", metavar="T", action="append", default=[], type=fraction, help="another T_c to run at"
     )
@@ -63,12 +69,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
-    bundle = load_bundle(arguments.bundle)
+    path: Path = arguments.bundle or SHIPPED
+    bundle = load_bundle(path)
     # A narrow code is trained for its own bytes; pictures deserve a model without one.
-    whole = load_bundle(arguments.whole or arguments.bundle)
+    whole = load_bundle(arguments.whole or (path if arguments.bundle else WHOLE))
     if whole.manifest.classes != bundle.manifest.classes:
-        raise ConfigError(f"{whole.path}: has other classes than {arguments.bundle}")
-    labels = read_labels(arguments.images, bundle.manifest.classes)
+        raise ConfigError(f"{whole.path}: has other classes than {path}")
+    labels = labels_of(arguments.images, bundle.manifest.classes)
 
     def say(text: str = "") -> None:
         if not arguments.json:
@@ -81,24 +88,26 @@ def main(argv: Sequence[str]) -> int:
         serving = ["--pictures", str(whole.path)]
         device = ["--picture-threshold", str(arguments.picture_threshold)]
         device += ["--picture-quality", arguments.picture_quality]
-    with running_server(arguments.bundle, "--metrics-port", "0", *serving) as server:
+    with running_server(path, "--metrics-port", "0", *serving) as server:
         say(f"cloud-server on {server.address}, {bundle.manifest.name}; {len(labels)} images")
         at = sorted({*THRESHOLDS, *arguments.threshold, bundle.manifest.threshold})
 
         def sweep(*flags: str) -> list[Row]:
             """A row for each T_c, of a device with these flags."""
-            found = (run_device(arguments.bundle, server, arguments.images, t, *flags) for t in at)
+            found = (run_device(path, server, arguments.images, t, *flags) for t in at)
             return [offramp_row(*one, arguments.images, labels) for one in found]
 
         rows = sweep()
         then = sweep(*device) if device else []
         # With the last flag, where there is one: that is what the caller looks at.
         chosen = (arguments.threshold or [bundle.manifest.threshold])[-1]
-        check = check_counters(arguments.bundle, server, arguments.images, chosen, *device)
+        check = check_counters(path, server, arguments.images, chosen, *device)
     if server.process.returncode != 0:
         raise UnavailableError(f"cloud-server ended with status {server.process.returncode}, expected 0")
-    baselines = picture_rows(whole, arguments.images, labels)
-    rivals = hybrid_rows(bundle, whole, arguments.images, labels)
+    coded = coded_pictures(whole, arguments.images, labels)
+    baselines = picture_rows(whole, coded, labels)
+    own = next(row for row in rows if row.name == f"T_c = {bundle.manifest.threshold:g}")
+    rivals = hybrid_rows(bundle, coded, arguments.images, labels, own.accuracy)
     if arguments.json:
         print(
             json.dumps(
@@ -114,8 +123,8 @@ def main(argv: Sequence[str]) -> int:
             )
         )
     else:
+        print_saving(say, own, len(labels), baselines, rivals)
         print_table(say, rows, then, baselines, rivals)
-        print_saving(say, rows, baselines + rivals, bundle.manifest.threshold)
         print_check(say, check, chosen)
         say(f"\n{time.perf_counter() - start:.1f} s")
     if not all(line["agree"] for line in check):
@@ -225,19 +234,28 @@ def _line(row: Row) -> str:
     return f"  {row.name:<32} {row.accuracy:>9.2%} {exit_rate:>10} {row.payload_bytes_mean:>10.1f} {wire:>8}"
 
 
-def print_saving(say: Callable[[str], None], rows: list[Row], baselines: list[Row], threshold: float) -> None:
-    """What the bundle's own threshold costs beside each alternative."""
-    chosen = next(row for row in rows if row.name == f"T_c = {threshold:g}")
-    say(f"\nAt the bundle's own threshold ({chosen.name}, {chosen.accuracy:.2%}) an image costs")
-    for row in baselines:
-        say(f"  {_share(chosen, row)} {row.name} ({row.accuracy:.2%})")
+def print_saving(
+    say: Callable[[str], None], own: Row, images: int, baselines: list[Row], rivals: list[Row]
+) -> None:
+    """What the bundle's own T_c gives and costs, beside the cheapest pictures that are as often right."""
+    say(
+        f"\nAt the bundle's own threshold ({own.name}) {own.accuracy:.2%} of {images} images are right, and "
+        f"one costs {own.payload_bytes_mean:,.1f} B on average."
+    )
+    for what, rows in (("every image as a picture", baselines), ("early exit, then pictures", rivals)):
+        enough = [row for row in rows if row.accuracy >= own.accuracy - 1e-12]
+        best = min(enough, key=lambda row: row.payload_bytes_mean, default=None)
+        say(f"  {what + ':':<26} {_beside(own, best, max(row.accuracy for row in rows))}")
 
 
-def _share(chosen: Row, row: Row) -> str:
-    if row.payload_bytes_mean:
-        return f"{chosen.payload_bytes_mean / row.payload_bytes_mean:7.1%} of the bytes of"
-    # At T_c = 0 neither sends anything.
-    return "as many bytes as" if not chosen.payload_bytes_mean else "   more bytes than"
+def _beside(own: Row, best: Row | None, most: float) -> str:
+    if best is None:
+        return f"not as often right at any quality tried ({most:.2%} at most)"
+    if own.payload_bytes_mean:
+        times = f"{best.payload_bytes_mean / own.payload_bytes_mean:,.1f} times as many"
+    else:
+        times = "where nothing is sent here"
+    return f"{best.payload_bytes_mean:,.1f} B, {times} ({best.name}, {best.accuracy:.2%})"
 
 
 def print_check(say: Callable[[str], None], check: list[dict[str, Any]], threshold: float) -> None:

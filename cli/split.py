@@ -91,7 +91,7 @@ def _values(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe = Path(flags.pop("model"))
     given = {} if recipe is None else read_recipe(recipe)
     values = together(given, flags, "" if recipe is None else str(recipe))
-    for name in ("data", "out", "weights", "profile"):
+    for name in ("data", "out", "whole", "weights", "profile"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
     out, data = values["out"], values["data"]

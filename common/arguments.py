@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn, TypeVar
+from typing import IO, NoReturn, TypeVar
 
 import offramp.common.libraries  # noqa: F401 - before whatever a program imports next
-from offramp.common.errors import ConfigError
+from offramp.common.errors import ConfigError, OutputError
 from offramp.common.release import version_line
 
 Number = TypeVar("Number", int, float)
@@ -20,6 +21,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        # argparse's own drops what a full disk or a closed pipe refuses, and ends with 0.
+        stream = sys.stdout if file is None else file
+        try:
+            print(message, end="", file=stream, flush=True)
+        except OSError as error:
+            raise OutputError(f"stdout: {error.strerror}; stopped") from None
+
 
 class ShowVersion(argparse.Action):
     """``--version``; it looks for the compiled coder, which takes longer than ``--help`` may."""
@@ -28,7 +37,7 @@ class ShowVersion(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print release and coder, and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(version_line(parser.prog))
+        parser._print_message(version_line(parser.prog) + "\n")
         raise SystemExit(0)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge, Histogram
 
     from offramp.common.bundle.load import Bundle
+    from offramp.common.part.providers import Placement
 
 STAGE_BUCKETS = tuple(1e-4 * 10 ** (i / 3) for i in range(13))
 """Seconds, 0.1 ms … 1 s, three to a decade."""
@@ -37,6 +38,45 @@ def add_info_metrics(registry: CollectorRegistry, *bundles: Bundle) -> Gauge:
     for bundle in bundles:
         info.labels(bundle.manifest.name, bundle.digest.hex()).set(1)
     return info
+
+
+class ProviderMetrics:
+    """What runs a program's graphs, as metrics: ``PREFIX_provider_info`` and ``…_provider_operators_ratio``.
+
+    of: labels that tell the graphs of several bundles apart.
+    """
+
+    def __init__(self, registry: CollectorRegistry, prefix: str, *of: str) -> None:
+        from prometheus_client import Gauge
+
+        self._info = Gauge(
+            f"{prefix}_provider_info",
+            "What runs each graph: the execution provider of most of its operators, and what was asked for.",
+            [*of, "part", "provider", "asked"],
+            registry=registry,
+        )
+        self._operators = Gauge(
+            f"{prefix}_provider_operators_ratio",
+            "Share of a graph's operators that each execution provider runs, as far as ONNX Runtime says.",
+            [*of, "part", "provider"],
+            registry=registry,
+        )
+        self._shown: dict[tuple[str, ...], tuple[tuple[str, ...], list[tuple[str, ...]]]] = {}
+
+    def show(self, graph: str, placement: Placement, *of: str) -> None:
+        """Show what runs a graph, by its file's name, in place of what was shown of it before."""
+        key = (*of, graph.removesuffix(".onnx"))
+        if key in self._shown:
+            info, operators = self._shown[key]
+            self._info.remove(*info)
+            for labels in operators:
+                self._operators.remove(*labels)
+        info = (*key, placement.main, ",".join(placement.asked))
+        shares = placement.shares or {}
+        self._shown[key] = info, [(*key, provider) for provider in shares]
+        self._info.labels(*info).set(1)
+        for provider, share in shares.items():
+            self._operators.labels(*key, provider).set(share)
 
 
 @contextmanager

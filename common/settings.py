@@ -23,12 +23,21 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 
 from offramp.common.arguments import Parser, ShowVersion
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import read_bounded
+from offramp.common.part.providers import parse
 
 log = logging.getLogger("offramp")
 
@@ -46,7 +55,7 @@ NAMES = frozenset(
     accuracy_floor breaker bundle byte_budget coalesce coalesce_frames compare_jpeg corrections
     frames_in_flight grace hello_timeout idle_timeout insecure listen log_format log_level max_batch
     max_stream_age max_streams max_wait_ms message_bytes metrics_host metrics_port otel picture_quality
-    picture_threshold pictures proxy queue rate reload_interval server spool spool_bytes strikes
+    picture_threshold pictures providers proxy queue rate reload_interval server spool spool_bytes strikes
     target_latency threads threshold threshold_ceiling threshold_floor timeout tls tls_ca tls_cert
     tls_client_ca tls_key tls_server_name token_file trusted_key window workers write_timeout
     """.split()  # noqa: SIM905 - a list would be a page long
@@ -66,6 +75,28 @@ def _split(value: object) -> object:
 
 Several = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 """A flag that may be given again; one environment variable has them all, with colons between them."""
+
+
+def _comma_separated(value: object) -> object:
+    """Text, or a list of texts, each with commas between its parts: all of these parts."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        return given
+    parts = (part for each in given for part in (each.split(",") if isinstance(each, str) else [each]))
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
+
+
+Listed = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), Field(min_length=1)]
+"""Several with commas between them, or by a flag that is given again."""
+
+
+def _providers(value: tuple[str, ...]) -> tuple[str, ...]:
+    parse(value)
+    return value
+
+
+ProviderNames = Annotated[Listed, AfterValidator(_providers)]
+"""What runs the graphs: ``part/providers.py``."""
 
 
 class Settings(BaseModel):

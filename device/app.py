@@ -109,6 +109,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.common.bundle.manifest import HEAD
     from offramp.common.bundle.signature import TrustedKeys
     from offramp.common.part.engine import Engine
+    from offramp.common.part.providers import providers_of
     from offramp.common.tracing import Tracing
     from offramp.device.device import Device
     from offramp.device.printer import Printer
@@ -119,7 +120,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
     # Here, where a signal ends it: `Device` finds what passed.
-    Engine(bundle, settings.threads, cancelled=stop.is_set).try_batches(HEAD)
+    providers = providers_of(settings.providers)
+    Engine(bundle, settings.threads, providers=providers, cancelled=stop.is_set).try_batches(HEAD)
     source = Source(
         arguments.images, bundle.manifest.preprocessing, arguments.watch, stop.wait, arguments.repeat
     )

@@ -30,11 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import Preprocessing
+from offramp.common.bundle.manifest import HEAD, Preprocessing
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
 from offramp.common.inputs.arrays import to_pixels
 from offramp.common.part.engine import Engine
+from offramp.common.part.providers import providers_of
 from offramp.common.tracing import Tracing
 from offramp.common.wire.address import split_address
 from offramp.device.head import run_head
@@ -58,7 +59,6 @@ from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
-from offramp.link.link import Link, Pace, Terms
 from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 
@@ -87,9 +87,10 @@ class Device:
     """One bundle's head, its early exit and the link to a server.
 
     server: HOST:PORT, or several in the order in which they are tried. threshold: T_c, by default the
-    bundle's. threads: for the head. link, steering, pictures, spool: see ``options.py``; by default T_c is
-    not steered, no picture is sent and nothing is spooled. on_correction: called, from another thread, with
-    what the server answers too late. tracing: starts a span for each image, below the caller's.
+    bundle's. threads: for the head. providers: what runs it, in order of preference (``part/providers.py``).
+    link, steering, pictures, spool: see ``options.py``; by default T_c is not steered, no picture is sent and
+    nothing is spooled. on_correction: called, from another thread, with what the server answers too late.
+    tracing: starts a span for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads, but not in a process that was forked after
     the device was made: its threads and its connection stay in the parent. Raises BundleError for a head that
@@ -104,6 +105,7 @@ class Device:
         server: str | Sequence[str],
         threshold: float | None = None,
         threads: int = 1,
+        providers: str | Sequence[str] = "cpu",
         link: LinkOptions | None = None,
         steering: SteeringOptions | None = None,
         pictures: PictureOptions | None = None,
@@ -113,6 +115,7 @@ class Device:
     ) -> None:
         check_option("threshold", threshold)
         check_option("threads", threads)
+        on = providers_of(providers)
         link = group(LinkOptions, "link", link)
         steering = group(SteeringOptions, "steering", steering)
         pictures = group(PictureOptions, "pictures", pictures)
@@ -134,7 +137,8 @@ class Device:
         self._lifetime = Lifetime()
         self._thread = ThreadPoolExecutor(1, "offramp-submit")
         """For callers with an event loop; it starts with the first of them."""
-        self._link = _link_to(bundle, servers, link, self.metrics, pictures.picture_threshold is not None)
+        with_pictures = pictures.picture_threshold is not None
+        self._link = link.link_to(bundle, servers, self.metrics.link, pictures=with_pictures)
         self._ledger = Ledger(
             manifest,
             manifest.threshold if threshold is None else threshold,
@@ -145,8 +149,10 @@ class Device:
         )
         self.metrics.threshold.set(self._ledger.threshold)
         self.metrics.watch_threshold(lambda: self._ledger.threshold)
-        self._engine = Engine(bundle, threads)
+        self._engine = Engine(bundle, threads, providers=on)
         self._engine.load_head()
+        self._engine.log_placements(log, HEAD)
+        self.metrics.providers.show(HEAD, self._engine.placements[HEAD])
         self._picture_threshold = pictures.picture_threshold
         self._pictures: PictureWriter | None = None
         if self._picture_threshold is not None:
@@ -171,6 +177,7 @@ class Device:
             server=settings.server,
             threshold=settings.threshold,
             threads=settings.threads,
+            providers=settings.providers,
             link=LinkOptions.of(settings),
             steering=SteeringOptions.of(settings),
             pictures=PictureOptions.of(settings),
@@ -468,21 +475,6 @@ class Device:
                 decode_seconds=cost.decode_seconds,
             )
         )
-
-
-def _link_to(
-    bundle: Bundle, servers: list[str], options: LinkOptions, metrics: DeviceMetrics, pictures: bool
-) -> Link:
-    """The link that these options describe; it connects with its first frame."""
-    return Link(
-        servers,
-        Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes, pictures),
-        Pace(options.timeout, options.window, options.coalesce, options.coalesce_frames),
-        metrics.link,
-        failures=options.breaker,
-        security=options.security,
-        meanwhile="unsure images are answered by the early exit",
-    )
 
 
 def preprocess(image: Input, like: Bundle | Preprocessing) -> Pixels:

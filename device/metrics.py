@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import ThresholdFigures
-from offramp.common.metrics import STAGE_BUCKETS, add_info_metrics
+from offramp.common.metrics import STAGE_BUCKETS, ProviderMetrics, add_info_metrics
 from offramp.link.metrics import LinkMetrics
 
 SOURCES = ("early_exit", "server", "fallback")
@@ -86,6 +86,7 @@ class DeviceMetrics:
         self.head_seconds = self.stage_seconds.labels("head")
         self.encode_seconds = self.stage_seconds.labels("encode")
         add_info_metrics(registry, bundle)
+        self.providers = ProviderMetrics(registry, "offramp_device")
 
     def _add_sizes(self, bundle: Bundle) -> None:
         raw_size = Gauge(

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
+from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
 from offramp.common.settings import check_argument
 from offramp.device.settings import DeviceSettings
+from offramp.link.link import Link, Pace, Terms
+from offramp.link.metrics import LinkMetrics
 from offramp.link.security import Security
 
 T = TypeVar("T")
@@ -95,6 +98,20 @@ class LinkOptions(_Checked):
                 token_file=settings.token_file,
                 proxy=settings.proxy,
             ),
+        )
+
+    def link_to(
+        self, bundle: Bundle, servers: Sequence[str], metrics: LinkMetrics, *, pictures: bool
+    ) -> Link:
+        """The link that these options describe; it connects with its first frame."""
+        return Link(
+            servers,
+            Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes, pictures),
+            Pace(self.timeout, self.window, self.coalesce, self.coalesce_frames),
+            metrics,
+            failures=self.breaker,
+            security=self.security,
+            meanwhile="unsure images are answered by the early exit",
         )
 
 

@@ -7,18 +7,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from offramp.common.settings import Fraction, Port, Seconds, Settings
+from offramp.common.settings import Fraction, Listed, Port, ProviderNames, Seconds, Settings
 
-
-def _addresses(value: object) -> object:
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple):
-        return given
-    parts = (part for each in given for part in (each.split(",") if isinstance(each, str) else [each]))
-    return tuple(part.strip() if isinstance(part, str) else part for part in parts)
-
-
-Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses), Field(min_length=1, max_length=16)]
+Addresses = Annotated[Listed, Field(max_length=16)]
 """HOST:PORT, several of them with commas between them or by a flag that is given again."""
 
 
@@ -152,6 +143,12 @@ class DeviceSettings(Settings):
     )
     threads: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="threads that the head may use", examples=["N"]
+    )
+    providers: ProviderNames = Field(
+        ("cpu",),
+        description="execution providers of ONNX Runtime that run the head, in order of preference, with "
+        "options as openvino:device_type=GPU; with cpu at the end it runs in any case",
+        examples=["LIST"],
     )
     metrics_host: str = Field(
         "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]

@@ -216,6 +216,7 @@ def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Event, asyncio.Ev
 def _loaders(settings: ServerSettings, threads: int, metrics: ServerMetrics) -> tuple[Loader, Reloader]:
     """What loads a bundle, and what follows the bundles on disk by it."""
     from offramp.common.bundle.signature import TrustedKeys
+    from offramp.common.part.providers import providers_of
     from offramp.server.loader import Loader, Reloader
 
     loader = Loader(
@@ -224,6 +225,7 @@ def _loaders(settings: ServerSettings, threads: int, metrics: ServerMetrics) -> 
         max_batch=settings.max_batch,
         max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
         message_bytes=settings.message_bytes,
+        providers=providers_of(settings.providers),
     )
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     return loader, Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())

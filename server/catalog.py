@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import ActivationCodec
+from offramp.common.part.providers import Placement
 from offramp.common.wire import picture, transport
 from offramp.server.batch import Batcher, Lane, Shape, Tail
 from offramp.server.metrics import ServerMetrics
@@ -48,6 +49,8 @@ class Whole:
 
     model: Tail
     plan: Plan
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    """What runs its graphs, by file."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Loaded:
     tail: Tail
     plan: Plan
     whole: Whole | None = None
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    """What runs its graphs, by file."""
     decode_inline: bool = field(init=False)
     """See ``plan.decodes_inline``. Measured where the bundle is loaded, which is not the event loop."""
 
@@ -106,6 +111,7 @@ class Catalog:
         self._metrics.batch_limit.labels(name).set(plan.max_batch)
         self._metrics.batch_wait_seconds.labels(name).set(plan.max_wait)
         self._metrics.tail_rate.labels(name).set(plan.best)
+        self._show(name, loaded.placements)
         log.info("serves %s (%s): %s", name, bundle.digest.hex(), plan)
         if loaded.whole is not None:
             self.take_pictures(served, loaded.whole)
@@ -114,7 +120,12 @@ class Catalog:
     def take_pictures(self, served: Served, whole: Whole) -> None:
         """Have a bundle in service answer pictures too, on streams that are opened from now on."""
         served.whole = self._batcher.add(whole.model, _shape(whole.plan))
+        self._show(served.bundle.manifest.name, whole.placements)
         log.info("answers pictures by %s: %s", served.bundle.manifest.name, whole.plan)
+
+    def _show(self, name: str, placements: Mapping[str, Placement]) -> None:
+        for graph, placement in placements.items():
+            self._metrics.providers.show(graph, placement, name)
 
     def retire(self, digest: bytes, end_streams: EndStreams) -> None:
         """Take a bundle out of service; what its streams still send is answered until they have ended."""

@@ -20,6 +20,7 @@ from offramp.common.bundle.manifest import HEAD, MANIFEST, TAIL
 from offramp.common.bundle.signature import TrustedKeys
 from offramp.common.errors import BundleError, OfframpError, StoppedError
 from offramp.common.part.engine import Engine
+from offramp.common.part.providers import CPU, Providers
 from offramp.server.catalog import Catalog, EndStreams, Loaded, Whole, message_bytes
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import largest_batch, make_plan, plan_pictures, threads_each
@@ -46,8 +47,10 @@ class Loader:
         max_batch: int | None,
         max_wait: float | None,
         message_bytes: int | None,
+        providers: Providers = CPU,
     ) -> None:
         self.workers = workers
+        self._providers = providers
         self.message_bytes = message_bytes
         self._threads = threads
         self._max_batch = max_batch
@@ -67,17 +70,21 @@ class Loader:
             workers=self.workers,
             max_batch=self._max_batch,
             max_wait=self._max_wait,
+            providers=self._providers,
             cancelled=self._cancelled.is_set,
         )
         self.workers = plan.workers
-        return Loaded(bundle, engine, plan, self._whole(bundle, engine) if pictures else None)
+        engine.log_placements(log, TAIL)
+        whole = self._whole(bundle, engine) if pictures else None
+        return Loaded(bundle, engine, plan, whole, engine.placements)
 
     def load_whole(self, bundle: Bundle) -> Whole:
         """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
         self._check_messages(bundle, message_bytes(bundle, True))
         assert self.workers is not None
         threads = threads_each(self._threads, self.workers)
-        return self._whole(bundle, Engine(bundle, threads, cancelled=self._cancelled.is_set))
+        engine = Engine(bundle, threads, providers=self._providers, cancelled=self._cancelled.is_set)
+        return self._whole(bundle, engine)
 
     def load_all(self, bundles: Iterable[tuple[Bundle, bool]]) -> list[Loaded]:
         """Those that the server starts with, and whether each is to answer pictures."""
@@ -90,6 +97,7 @@ class Loader:
         assert self.workers is not None
         largest = largest_batch(engine, (HEAD, TAIL), self._max_batch)
         engine.load(HEAD, TAIL)
+        engine.log_placements(log, HEAD)
         model, image = WholeModel(engine), bundle.manifest.preprocessing
         plan = plan_pictures(
             model,
@@ -101,7 +109,7 @@ class Loader:
             largest=largest,
             cancelled=self._cancelled.is_set,
         )
-        return Whole(model, plan)
+        return Whole(model, plan, engine.placements)
 
     def _check_messages(self, bundle: Bundle, needed: int) -> None:
         if self.message_bytes is not None and needed > self.message_bytes:

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.metrics import STAGE_BUCKETS, add_info_metrics
+from offramp.common.metrics import STAGE_BUCKETS, ProviderMetrics, add_info_metrics
 from offramp.server.tallies import Tallies, TallyHistogram
 from offramp.v1 import inference_pb2 as pb
 
@@ -157,6 +157,7 @@ class ServerMetrics:
             "offramp_server_bundles_retired", "Bundles taken out of service.", registry=registry
         )
         self.bundles = add_info_metrics(registry)
+        self.providers = ProviderMetrics(registry, "offramp_server", "name")
 
     def watch_connections(self, port: int) -> None:
         """Export how many connections this port has, read from the kernel at each scrape."""

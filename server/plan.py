@@ -19,6 +19,7 @@ from offramp.common.bundle.manifest import TAIL
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, ConfigError, StoppedError
 from offramp.common.part.engine import Engine
+from offramp.common.part.providers import CPU, Providers
 from offramp.server.batch import Tail
 
 log = logging.getLogger("offramp.cloud-server")
@@ -84,6 +85,7 @@ def make_plan(
     workers: int | None = None,
     max_batch: int | None = None,
     max_wait: float | None = None,
+    providers: Providers = CPU,
     cancelled: Cancelled = lambda: False,
 ) -> tuple[Plan, Engine]:
     """A plan for ``threads`` threads, and the bundle's tail, loaded, as it wants it.
@@ -91,13 +93,17 @@ def make_plan(
     None: choose by measurement. Raises BundleError where the tail does not run, ConfigError where there are
     not as many threads, StoppedError if cancelled.
     """
-    largest = largest_batch(Engine(bundle, threads, cancelled=cancelled), (TAIL,), max_batch)
+
+    def engine_of(threads: int) -> Engine:
+        return Engine(bundle, threads, providers=providers, cancelled=cancelled)
+
+    largest = largest_batch(engine_of(threads), (TAIL,), max_batch)
     layouts = [workers] if workers is not None else sorted({1, threads})
     measure = len(layouts) > 1 or max_batch is None or max_wait is None
     best: tuple[Plan, Engine] | None = None
     for count in layouts:
         try:
-            engine = Engine(bundle, threads_each(threads, count), cancelled=cancelled)
+            engine = engine_of(threads_each(threads, count))
             engine.load_tail()
             shape = bundle.manifest.activation.shape
             curve: Curve = {}

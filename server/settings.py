@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from offramp.common.settings import Port, Seconds, Settings, Several
+from offramp.common.settings import Port, ProviderNames, Seconds, Settings, Several
 
 
 class ServerSettings(Settings):
@@ -47,6 +47,12 @@ class ServerSettings(Settings):
         description="threads that the tails may use (default: one for each CPU that the affinity and the "
         "container's quota allow)",
         examples=["N"],
+    )
+    providers: ProviderNames = Field(
+        ("cpu",),
+        description="execution providers of ONNX Runtime that run the tails, in order of preference, with "
+        "options as openvino:device_type=GPU; with cpu at the end they run in any case",
+        examples=["LIST"],
     )
     workers: Annotated[int, Field(ge=1, le=256)] | None = Field(
         None,

@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offramp.common.bundle.manifest import DatasetEntry
 from offramp.common.errors import DataError, printable
+from offramp.common.files import read_bounded
 
 if TYPE_CHECKING:
     # It imports torch, which reading records needs not.
     from offramp.training.models.split_model import SplitModel
 
 RECORD = "measured.json"
+_BYTES = 1 << 26
 
 RAW = "raw"
 ONE_TABLE = "Huffman, one table"
@@ -175,9 +177,8 @@ def measure_cost(model: SplitModel) -> Cost:
 def read_record(path: Path) -> Record:
     """The record in a file. Raises DataError naming the first field that is wrong."""
     try:
-        return Record.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}, expected a record of `offramp train`") from None
+        text = read_bounded(path, _BYTES, error=DataError, expected="a record of `offramp train`")
+        return Record.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"

@@ -241,6 +241,8 @@ FIELDS = (
     Field("data", File("a folder of photos, or a Parquet or CSV file"), "folder of photos, or a file",
         "FOLDER"),
     Field("out", File("a folder"), "folder for bundle, report and work", "DIR"),
+    Field("whole", File("a folder"), "folder for the unsplit classifier, as a bundle for "
+        "cloud-server --pictures", "DIR"),
     Field("weights", File(), "safetensors, or torch.save's state_dict", "FILE", group=MODEL),
     Field("pretrained", Switch(), "its makers' weights, which may be downloaded", default=False, group=MODEL),
     Field("side", Number.of(8, MAX_SIDE, whole=True), "of its pictures", "PIXELS", group=MODEL,
@@ -265,6 +267,9 @@ FIELDS = (
         "T_c for most accuracy at so many bytes a photo, on average over all photos", "B", group=GOAL),
     Field("minutes", Number.of(0.1, 10_000), "for everything", "M", group=EFFORT,
         shown="30, unless the three below are given"),
+    Field("rival_minutes", Number.of(0, 10_000),
+        "more, to tune a copy of the unsplit model on WebP, for a fair comparison", "M", default=0.0,
+        group=EFFORT),
     Field("epochs", Number.of(0, 1000, whole=True), "of tuning all weights, in place of time", "N",
         group=EFFORT),
     Field("versions", Number.of(1, 64, whole=True),

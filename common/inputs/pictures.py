@@ -42,10 +42,12 @@ if TYPE_CHECKING:
 
     from offramp.common.bundle.manifest import Preprocessing
 
-__all__ = ["EXTENSIONS", "PIXELS", "decode", "jpeg_bytes", "sniff", "to_input"]
+__all__ = ["EXTENSIONS", "FILE_BYTES", "PIXELS", "decode", "jpeg_bytes", "sniff", "to_input"]
 
 Pixels = NDArray[np.uint8]
 
+FILE_BYTES = 64 << 20
+"""A picture's file, at most; whoever reads one bounds it so."""
 OVERSAMPLING = 4
 """A JPEG is decoded at a fraction of its size that is at least this many times the network's, each side."""
 _ROWS = 256

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,8 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import HEAD, TAIL
 from offramp.common.errors import BundleError
 from offramp.common.part import trial
-from offramp.common.part.session import Graph, Port
+from offramp.common.part.providers import CPU, Placement, Providers, in_trial
+from offramp.common.part.session import Graph, Port, require_built_in
 
 
 def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
@@ -23,19 +26,32 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
 
+_on_cpu_only: dict[tuple[bytes, str, Providers], str] = {}
+"""Graphs, by bundle and name, that a trial passed on the CPU but not on these providers, and why not."""
+
+
 class Engine:
     """Both halves of a bundle. Each graph is loaded at its first use, or by ``load``.
 
     Before that a child process tries what it costs (``trial.py``): 0.1 s, once for a graph in a process.
 
-    threads: how many threads one call uses inside ONNX Runtime. cancelled: looked at while a child runs.
+    threads: how many threads one call uses inside ONNX Runtime. providers: what runs the graphs, in order of
+    preference; where a graph does not run on them, and ``cpu`` is one of them, it runs on the CPU.
+    cancelled: looked at while a child runs.
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int = 1, *, cancelled: Callable[[], bool] = lambda: False
+        self,
+        bundle: Bundle,
+        threads: int = 1,
+        *,
+        providers: Providers = CPU,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._bundle = bundle
         self._path = bundle.path
         self._threads = threads
+        self._asked = providers
         self._cancelled = cancelled
         manifest = bundle.manifest
         self._temperature = manifest.temperature
@@ -52,23 +68,91 @@ class Engine:
     def load(self, *names: str) -> None:
         """Load ``HEAD``, ``TAIL`` or both now.
 
-        Raises BundleError if one is not what the manifest says, or costs too much; StoppedError if cancelled.
+        Raises BundleError if one is not what the manifest says, or costs too much; ConfigError where there is
+        none of the providers; StoppedError if cancelled.
         """
         missing = [self._subjects[name] for name in names if name not in self._graphs]
         if missing:
             self.try_batches(*names)
         for each in missing:
             with self._named():
-                graph = Graph(each.name, each.data, self._threads, each.inputs, each.outputs)
-            self._graphs[each.name] = graph
+                self._graphs[each.name] = self._loaded(each)
+
+    def _loaded(self, subject: trial.Subject) -> Graph:
+        def graph(providers: Providers) -> Graph:
+            return Graph(
+                subject.name, subject.data, self._threads, subject.inputs, subject.outputs, providers
+            )
+
+        if (reason := _on_cpu_only.get(self._key(subject.name))) is None:
+            try:
+                loaded = graph(self._asked)
+                if in_trial(self._asked)[1] is not None:
+                    # The child has not tried these providers.
+                    loaded.try_batch(1)
+                    loaded.try_batch(2)
+                return loaded
+            except BundleError as error:
+                if not self._may_fall_back:
+                    raise
+                reason = str(error)
+        loaded = graph(CPU)
+        names = tuple(each.name for each in self._asked)
+        loaded.placement = replace(loaded.placement, asked=names, left_out=((names[0], reason),))
+        return loaded
 
     def try_batches(self, *names: str, batches: Sequence[int] = (), needed: bool = False) -> int:
         """The largest of these batches that a child process can run; see ``trial.require``."""
+        require_built_in(self._asked)
         subjects = [self._subjects[name] for name in names]
-        with self._named():
+        providers, _ = in_trial(self._asked)
+        if any(self._key(name) in _on_cpu_only for name in names):
+            providers = CPU
+
+        def largest(providers: Providers) -> int:
             return trial.require(
-                subjects, self._threads, batches=batches, needed=needed, cancelled=self._cancelled
+                subjects,
+                self._threads,
+                batches=batches,
+                needed=needed,
+                providers=providers,
+                cancelled=self._cancelled,
             )
+
+        with self._named():
+            try:
+                return largest(providers)
+            except BundleError as error:
+                if providers == CPU or not self._may_fall_back:
+                    raise
+                found = largest(CPU)
+                _on_cpu_only.update({self._key(name): str(error) for name in names})
+                return found
+
+    @property
+    def _may_fall_back(self) -> bool:
+        return self._asked != CPU and self._asked[-1] in CPU
+
+    def _key(self, name: str) -> tuple[bytes, str, Providers]:
+        return self._bundle.digest, name, self._asked
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """What runs each graph that is loaded, by its file's name."""
+        return {name: graph.placement for name, graph in self._graphs.items()}
+
+    def log_placements(self, log: logging.Logger, *names: str) -> None:
+        """Say what runs these graphs, which are loaded, where that is not simply the CPU."""
+        if self._asked == CPU:
+            return
+        for name in names:
+            placement = self._graphs[name].placement
+            if placement.warning is not None:
+                log.warning("%s: %s: %s", self._path, name, placement.warning)
+            else:
+                log.info("%s: %s: runs on %s", self._path, name, placement)
+        if (untried := in_trial(self._asked)[1]) is not None:
+            log.info("%s: %s", self._path, untried)
 
     @contextmanager
     def _named(self) -> Iterator[None]:

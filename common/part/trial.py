@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from offramp.common.errors import BundleError, StoppedError, printable
+from offramp.common.part.providers import CPU, Providers, parse
 from offramp.common.part.session import Graph, Ports
 from offramp.common.pause import pause
 
@@ -71,16 +72,18 @@ def require(
     *,
     batches: Sequence[int] = (),
     needed: bool = False,
+    providers: Providers = CPU,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> int:
     """Load these graphs in one child, and run each with two inputs, then with the larger ``batches``.
 
     Two, because a graph that takes one at a time would fail at the first batch. Returns the largest batch
     that fits into the limits. Raises BundleError for graphs that do not pass, with ``needed`` also if the
-    largest batch does not; StoppedError once ``cancelled()``, within 0.1 s.
+    largest batch does not; StoppedError once ``cancelled()``, within 0.1 s. providers: what the child runs
+    them on.
     """
     wanted = tuple(sorted({size for size in batches if size > 2}))
-    keys = [_key(each) for each in subjects]
+    keys = [_key(each, providers) for each in subjects]
     key = b"".join(keys), wanted, needed
     if key in _largest:
         return _largest[key]
@@ -88,14 +91,14 @@ def require(
         return 2
     if cancelled():
         raise StoppedError("stopped while a bundle was loaded")
-    _largest[key] = _Child(subjects, min(threads, THREADS), wanted, needed).result(cancelled)
+    _largest[key] = _Child(subjects, min(threads, THREADS), wanted, needed, providers).result(cancelled)
     _passed.update(keys)
     return _largest[key]
 
 
-def _key(subject: Subject) -> bytes:
+def _key(subject: Subject, providers: Providers) -> bytes:
     digest = hashlib.sha256(subject.data)
-    digest.update(repr((subject.name, subject.inputs, subject.outputs)).encode())
+    digest.update(repr((subject.name, subject.inputs, subject.outputs, providers)).encode())
     return digest.digest()
 
 
@@ -123,7 +126,12 @@ class _Child:
     """One trial under way."""
 
     def __init__(
-        self, subjects: Sequence[Subject], threads: int, batches: Sequence[int], needed: bool
+        self,
+        subjects: Sequence[Subject],
+        threads: int,
+        batches: Sequence[int],
+        needed: bool,
+        providers: Providers,
     ) -> None:
         self._start = time.monotonic()
         self._names = [each.name for each in subjects]
@@ -134,6 +142,7 @@ class _Child:
         order = {
             "parent": os.getpid(),
             "threads": threads,
+            "providers": [str(each) for each in providers],
             "batches": list(batches),
             "needed": needed,
             "seconds": SECONDS,
@@ -278,11 +287,12 @@ def _main(order: dict[str, Any]) -> int:
 
 
 def _try(order: dict[str, Any]) -> None:
-    graphs = []
+    graphs, providers = [], parse(order["providers"])
     for number, each in enumerate(order["graphs"]):
         _say(graph=number)
         data = sys.stdin.buffer.read(each["size"])
-        graph = Graph(each["name"], data, order["threads"], _ports(each["inputs"]), _ports(each["outputs"]))
+        inputs, outputs = _ports(each["inputs"]), _ports(each["outputs"])
+        graph = Graph(each["name"], data, order["threads"], inputs, outputs, providers)
         graph.try_batch(2)
         graphs.append(graph)
     _say(batch=2)

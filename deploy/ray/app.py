@@ -28,10 +28,12 @@ from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 from ray.serve.handle import DeploymentHandle
 
 from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.manifest import TAIL
 from offramp.common.errors import AccessError, BundleError, ConfigError, OverloadError
 from offramp.common.logs import start_log
 from offramp.common.metrics import serve_metrics
 from offramp.common.part.engine import Engine
+from offramp.common.part.providers import providers_of
 from offramp.common.wire import transport
 from offramp.common.wire.address import join_address
 from offramp.server.batch import Batcher
@@ -93,8 +95,10 @@ class Tail:
         bundle = load_bundle(path)
         if bundle.digest != digest:
             raise BundleError(f"{path}: is another bundle on this node, expected {digest.hex()}")
-        self._engine = Engine(bundle, settings.threads or 1)
+        providers = providers_of(settings.providers)
+        self._engine = Engine(bundle, settings.threads or 1, providers=providers)
         self._engine.load_tail()
+        self._engine.log_placements(log, TAIL)
         self.run.set_max_batch_size(settings.max_batch or MAX_BATCH)
         self.run.set_batch_wait_timeout_s((settings.max_wait_ms or 0.0) / 1e3)
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.files import read_bounded
-from offramp.common.inputs.pictures import decode
+from offramp.common.inputs.pictures import FILE_BYTES, decode
 from offramp.device.sources.item import Item
-
-FILE_BYTES = 64 << 20
 
 
 def read_file(path: Path, limit: int) -> bytes:

@@ -30,8 +30,8 @@ from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.folder import Found
 from offramp.common.inputs.headers import sniff
-from offramp.common.inputs.pictures import decode
-from offramp.device.sources.files import FILE_BYTES, read_file
+from offramp.common.inputs.pictures import FILE_BYTES, decode
+from offramp.device.sources.files import read_file
 from offramp.device.sources.item import Item
 
 WATCH_SECONDS = 0.2

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from offramp.bench.labels import read_labels
+from offramp.bench.labels import labels_of
 from offramp.bench.plots import publish
 from offramp.bench.timing import environment
 from offramp.common.arguments import Parser
@@ -93,7 +93,7 @@ def _main(argv: Sequence[str] | None) -> int:
     require_namespaces(PROGRAM)
     set_grpc_environment()
     bundle = load_bundle(arguments.bundle)
-    labels = read_labels(arguments.images, bundle.manifest.classes)
+    labels = labels_of(arguments.images, bundle.manifest.classes)
     result = measure(
         arguments.bundle,
         [arguments.images / name for name in labels],

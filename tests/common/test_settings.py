@@ -38,7 +38,12 @@ def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(file: P
 
 def test_every_setting_can_come_from_each_place() -> None:
     for name, field in ServerSettings.model_fields.items():
-        others = {"log_level": "debug", "log_format": "json", "message_bytes": "20000"}
+        others = {
+            "log_level": "debug",
+            "log_format": "json",
+            "message_bytes": "20000",
+            "providers": "cpu",
+        }
         value = others.get(name, "1")
         assert getattr(settings("--bundle", "b", **{variable_of(name): value}), name) is not None
         if field.annotation is not bool:

@@ -101,6 +101,9 @@ def test_the_table_and_quiet(run: Processes, toy_images: Path) -> None:
         (["--server", "127.0.0.1:1,:5"], "--server :5: expected HOST:PORT"),
         (["--server", "192.0.2.1:1"], "--server 192.0.2.1: the connection would be plaintext"),
         (["--metrics-port", "-1"], "--metrics-port -1: "),
+        (["--providers", "tpu"], "--providers tpu: "),
+        (["--providers", "cpu,cuda"], "cpu: runs every operator, expected it last"),
+        (["--providers", "cuda"], "--providers cuda: this ONNX Runtime has only cpu"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["no/such/folder"], "no/such/folder: No such file or directory, expected a file or a folder"),
     ],
@@ -254,6 +257,23 @@ def test_holding_serves_metrics_until_a_signal(run: Processes, toy_images: Path)
     assert page["offramp_device_connected"] == 0
     device.send(signal.SIGTERM)
     assert device.wait() == 0
+
+
+def test_a_provider_that_is_not_there_is_one_warning_and_a_metric(run: Processes, toy_images: Path) -> None:
+    device = run.start_device(
+        *("--threshold", 0, "--metrics-port", 0, "--hold", "--json", "--providers", "cuda:device_id=1,cpu"),
+        toy_images,
+    )
+    url = "http://" + device.wait_for(r"metrics on (\S+)")[1] + "/metrics"
+    until(lambda: device.stdout and "summary" in device.stdout[-1], "the summary")
+    (warning,) = [line for line in device.stderr if "WARNING" in line]
+    assert "head.onnx: no cuda: this ONNX Runtime has only cpu" in warning
+    page = scrape(url)
+    assert page["offramp_device_provider_info{asked=cuda,cpu,part=head,provider=cpu}"] == 1
+    assert page["offramp_device_provider_operators_ratio{part=head,provider=cpu}"] == 1
+    device.send(signal.SIGTERM)
+    assert device.wait() == 0
+    assert device.summary["early_exit"] == 40
 
 
 def test_what_jpeg_would_cost_is_counted(run: Processes, toy_images: Path) -> None:

@@ -53,6 +53,7 @@ WRONG: dict[str, tuple[object, ...]] = {
     "picture_threshold": (NAN, 2, -1),
     "picture_quality": (-1, 101, 20.0, None),
     "server": (50051, [], [1], None, b"a:1", "nonsense", ["a:1", None]),
+    "providers": (5, None, [], [1], b"cpu", "tpu", "cpu,cuda", "cuda:x"),
     "on_correction": (5, "print"),
     "bundle": ("models/x", None, Path("models")),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import HEAD, TAIL
+from offramp.common.errors import ExitCode
 from offramp.common.wire import frame
 from offramp.common.wire.frame import FrameWriter
 from tests.processes import WAIT, Processes, until
@@ -212,6 +215,7 @@ def test_a_bundle_that_cannot_be_used_is_exit_4(damaged: BundleFolder, tmp_path:
         (["--grace", "inf"], "--grace inf: "),
         (["--frames-in-flight", "-1"], "--frames-in-flight -1: "),
         (["--metrics-port", "65536"], "--metrics-port 65536: "),
+        (["--providers", "cuda"], "--providers cuda: this ONNX Runtime has only cpu"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         ([], "the following arguments are required: --bundle"),
     ],
@@ -221,6 +225,23 @@ def test_wrong_flags_are_exit_2(toy_bundle: Bundle, arguments: list[str], messag
     done = run_server(*bundle, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_provider_that_is_not_there_is_one_warning_and_a_metric(
+    run: Processes, toy_bundle: Bundle, picture_bundle: Bundle
+) -> None:
+    server = run.server("--providers", "tensorrt,cuda,cpu", "--pictures", picture_bundle.path)
+    still_serves(server.address, toy_bundle)
+    warnings = [line for line in server.stderr if "WARNING" in line]
+    assert len(warnings) == 3  # a tail each, and the head that answers pictures
+    assert all(re.search(r"\.onnx: no tensorrt: .*; no cuda: .*; runs on cpu$", line) for line in warnings)
+    # Both bundles have the same name.
+    page = server.metrics()
+    assert {key for key in page if key.startswith("offramp_server_provider_info")} == {
+        f"offramp_server_provider_info{{asked=tensorrt,cuda,cpu,name=toy,part={part},provider=cpu}}"
+        for part in ("head", "tail")
+    }
+    assert page["offramp_server_provider_operators_ratio{name=toy,part=tail,provider=cpu}"] == 1
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -247,3 +268,40 @@ def test_a_server_serves_without_metrics(run: Processes, toy_bundle: Bundle) -> 
     still_serves(match[1], toy_bundle)
     server.send(signal.SIGTERM)
     assert server.wait() == 0
+
+
+# --- its own output ---
+
+
+def test_a_log_that_nobody_reads_keeps_no_device_waiting(toy_bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "offramp.server.app", "--bundle", str(toy_bundle.path)]
+    command += ["--listen", "127.0.0.1:0", "--metrics-port", "0", "--log-level", "debug"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    try:
+        assert server.stderr is not None
+        fcntl.fcntl(server.stderr.fileno(), fcntl.F_SETPIPE_SZ, 4096)
+        found = (re.search(r"listening on (\S+:\d+)", line) for line in server.stderr)
+        address = next(match[1] for match in found if match is not None)
+        # Each of these is worth a line; together they are far more than the pipe takes.
+        for _ in range(150):
+            with stream_to(address, toy_bundle) as stream:
+                stream.send(b"\xff")
+                with pytest.raises(Ended, match="INVALID_ARGUMENT"):
+                    stream.receive()
+        still_serves(address, toy_bundle)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(WAIT) == 0
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_that_cannot_be_written_says_so(flag: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "offramp.server.app", flag],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=WAIT, check=False,
+        )  # fmt: skip
+    assert ended.returncode == ExitCode.INTERRUPTED
+    assert ended.stderr == "cloud-server: stdout: No space left on device; stopped\n"

@@ -8,14 +8,14 @@ photos.csv, photos/labels.csv               columns file and label, files relati
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from offramp.common.errors import ConfigError, DataError, printable
+from offramp.common.errors import ConfigError, printable
 from offramp.common.inputs.folder import suffix_of
 from offramp.common.inputs.headers import EXTENSIONS
+from offramp.common.inputs.labels import LABELS, read_labels
 from offramp.training.data import sources
 from offramp.training.data.datasets import Dataset, split
 from offramp.training.data.recipe import FolderRecipe
@@ -23,8 +23,6 @@ from offramp.training.data.recipe import FolderRecipe
 VALIDATION, TEST = 0.15, 0.2
 """Shares of the photos that are held out where there are no parts."""
 HELD_OUT = ("test", "val", "validation", "valid")
-_CSV = "labels.csv"
-_CSV_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,10 @@ def find_parts(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.
         )
         held_out_notes = _left_out(folders["train"]) + _left_out(folders[held_out[0]])
         return train, test, (*notes, *held_out_notes)
-    if (path / _CSV).is_file() and not folders:
-        return _csv(path / _CSV, recipe), None, ()
+    if (path / LABELS).is_file() and not folders:
+        return _csv(path / LABELS, recipe), None, ()
     if not folders:
-        raise ConfigError(f"{path}: has no class folders, Parquet files or {_CSV}")
+        raise ConfigError(f"{path}: has no class folders, Parquet files or {LABELS}")
     if (inner := _only_folder(inside)) is not None:
         train, test, notes = find_parts(inner, recipe)
         return train, test, (f"read from its only folder, {printable(inner.name)}", *notes)
@@ -188,21 +186,5 @@ def _parquet(path: Path, files: list[Path]) -> tuple[sources.Part, sources.Part 
 
 
 def _csv(path: Path, recipe: FolderRecipe) -> sources.Part:
-    try:
-        if path.stat().st_size > _CSV_BYTES:
-            raise DataError(f"{path}: over {_CSV_BYTES >> 20} MiB; expected rows of file and label")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            names = table.fieldnames or []
-            if not {"file", "label"} <= set(names):
-                found = ", ".join(printable(name, 40) for name in names[:8]) or "nothing"
-                raise DataError(f"{path}: its first line has {found}; expected the columns file and label")
-            rows = [(row["file"], row["label"]) for row in table]
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; expected a CSV file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file in UTF-8: {printable(str(error))}") from None
-    for number, (name, label) in enumerate(rows, 2):
-        if not name or not label:
-            raise DataError(f"{path}: line {number}: expected a file and a label")
-    return sources.listed_part(path.name, [(path.parent / name, label) for name, label in rows], recipe)
+    rows = [(path.parent / name, label) for name, label in read_labels(path)]
+    return sources.listed_part(path.name, rows, recipe)

@@ -23,8 +23,9 @@ from PIL import Image
 
 from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError, printable
+from offramp.common.files import read_bounded
 from offramp.common.inputs.folder import find, kinds_of
-from offramp.common.inputs.pictures import decode
+from offramp.common.inputs.pictures import FILE_BYTES, decode
 from offramp.training.data.datasets import Dataset, Labelled, Source, split
 from offramp.training.data.recipe import (
     DataRecipe,
@@ -228,10 +229,7 @@ def file_of(cell: dict[str, Any] | None, where: str) -> tuple[str, bytes]:
     if data is None:
         if path is None:
             raise DataError(f"{where} has neither bytes nor a path, expected a picture")
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{where}: cannot be read: {error.strerror}") from None
+        data = read_bounded(path, FILE_BYTES, name=where, error=DataError, expected="a picture's file")
     return where, data
 
 

@@ -62,6 +62,8 @@ def split(
     drop: float | None = None,
     budget: float | None = None,
     minutes: float | None = None,
+    rival_minutes: float = 0.0,
+    whole: str | Path | None = None,
     epochs: int | None = None,
     versions: int | None = None,
     steps: int | None = None,
@@ -98,6 +100,8 @@ def split(
             unless ``budget`` is given: T_c for most accuracy at so many bytes, a mean over all photos.
         minutes: for everything; None: 30, unless ``epochs`` of tuning all weights, ``versions`` of each
             photo and ``steps`` of the code's training are all given.
+        rival_minutes: more, to tune a copy of the unsplit model on WebP, for a fair comparison.
+        whole: folder for the unsplit classifier too, as a bundle for ``cloud-server --pictures``.
         seed: decides parts, first weights and augmentation.
         flip: whether a mirrored photo is still one of its class.
         classes: names by label, or the order of folders.

@@ -47,6 +47,7 @@ from offramp.training.split.graphs import (
 from offramp.training.split.halves import Halves
 from offramp.training.split.photos import Normalise, batches
 from offramp.training.split.quantize import Quantized, quantize
+from offramp.training.split.whole import WholeCode
 
 CALIBRATION = 200
 """Photos on which ranges are measured."""
@@ -71,7 +72,7 @@ class Split:
     """
 
     halves: Halves
-    code: Code
+    code: Code | WholeCode
     normalise: Normalise
     name: str
     model: str

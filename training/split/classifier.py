@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.split.capture import Captured, capture, find_logits
-from offramp.training.split.photos import Normalise, answers, augmented, batches, fast
-from offramp.training.split.shares import seconds_a_photo
+from offramp.training.split.photos import Normalise, answers, augmented, batches, fast, seconds_a_photo
 from offramp.training.split.work import SAVE_SECONDS, Clock, Pace, Pacer, Stage, schedule, seeded
 
 Choice = Literal["auto", "keep", "new"]
@@ -105,7 +105,7 @@ def make_classifier(
     steps_an_epoch = max(1, len(data.train) // BATCH)
     fixed = None if settings.epochs is None else settings.epochs * steps_an_epoch
     pace = Pace(fixed, MOST_EPOCHS * steps_an_epoch)
-    _tune(module, captured, data.train, normalise, settings, stage, clock, pace, until, tick)
+    tune(module, captured, data.train, normalise, settings, stage, clock, pace, until=until, tick=tick)
     tuned = pace.step / steps_an_epoch
     how = f"all weights tuned for {tuned:.3g} epochs" if pace.step else "a new last layer only"
     return Made(module, captured, how if own else f"a new last layer; {how}" if pace.step else how)
@@ -204,7 +204,7 @@ def _probe(
         seen.append(inputs[0].detach().float().reshape(-1, last.in_features))
 
     module.eval()
-    each = seconds_a_photo(module, data, normalise)
+    each = seconds_a_photo(module, data.train, normalise)
     most = max(_LEAST_PROBED, min(_PROBED, int(min(1e9, left / 2 / each))))
     part = data.train.take(np.arange(0, len(data.train), -(-len(data.train) // most)))
     handle = last.register_forward_pre_hook(keep)
@@ -234,7 +234,7 @@ def _probe(
         last.bias.copy_(bias - (weight / std) @ mean)
 
 
-def _tune(
+def tune(
     module: nn.Module,
     captured: Captured,
     data: Labelled,
@@ -243,10 +243,15 @@ def _tune(
     stage: Stage,
     clock: Clock,
     pace: Pace,
+    *,
     until: float,
-    tick: Callable[[int, int, float | None], object],
+    tick: Callable[[int, int, float | None], object] = lambda *_: None,
+    changed: Callable[[NDArray[np.uint8], torch.Generator], NDArray[np.uint8]] = lambda images, _: images,
 ) -> None:
-    """Tune all weights with the labels; ends in evaluation."""
+    """Tune all weights with the labels; ends in evaluation.
+
+    changed: what becomes of a batch of photos, uint8 [B, 3, H, W], before it is augmented.
+    """
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     last = [each for each in _last_node(captured).all_input_nodes if each.op == "get_attr"]
     ends = {id(captured.graph.get_parameter(str(each.target))) for each in last}
@@ -277,7 +282,7 @@ def _tune(
     while not pace.done:
         generator = seeded(settings.seed, pace.step)
         at = torch.randint(0, len(data), (BATCH,), generator=generator).numpy()
-        images = normalise(torch.from_numpy(data.images[at]))
+        images = normalise(torch.from_numpy(changed(data.images[at], generator)))
         images = augmented(images, flip=settings.flip, mix=False, generator=generator)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(pace)

@@ -18,6 +18,7 @@ from offramp.training.split.code import ZERO_POINT, Code
 from offramp.training.split.export import to_onnx
 from offramp.training.split.halves import Halves
 from offramp.training.split.photos import Normalise
+from offramp.training.split.whole import WholeCode
 
 IMAGE, CODE, SYMBOLS, LOGITS = "image", "code", "symbols", "logits"
 NORMALISE = ("normalise_cast", "normalise_scale", "normalise_shift")
@@ -27,7 +28,7 @@ LAST = "to_symbols"
 
 
 def float_graphs(
-    halves: Halves, code: Code, normalise: Normalise, shape: tuple[int, int, int]
+    halves: Halves, code: Code | WholeCode, normalise: Normalise, shape: tuple[int, int, int]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Head and tail. Raises ConfigError for an operator that has no ONNX form."""
     activation = code.layout.shape
@@ -43,6 +44,11 @@ def float_graphs(
     decoder = _part(_traced(code.decoder), code.symbols_shape, "decoder", CODE, "activation")
     tail = _part(in_allowed_operators(halves.tail), activation, "tail", "in", LOGITS)
     return _with_pixels(head, normalise), _joined(decoder, tail, {"activation": "in"})
+
+
+def whole_graph(graph: fx.GraphModule, normalise: Normalise, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """An unsplit classifier, image to logits. Raises ConfigError for an operator that has no ONNX form."""
+    return _with_pixels(_part(in_allowed_operators(graph), shape, "whole", "pixels", LOGITS), normalise)
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:

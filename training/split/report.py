@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from offramp.training.calibrate.intervals import wilson
 from offramp.training.data.datasets import Dataset
 from offramp.training.split.build import Built
 from offramp.training.split.cuts import Cost
+from offramp.training.split.divergence import Divergence
 from offramp.training.split.rivals import Comparison, Point, cheapest
 
 MARKDOWN, JSON = "report.md", "report.json"
@@ -101,7 +102,10 @@ def make_report(
         "quantized": {
             "head_decibels": list(built.head.noise),
             "tail_decibels": list(built.tail.noise),
+            "head": [asdict(each) for each in built.head.divergence],
+            "tail": [asdict(each) for each in built.tail.divergence],
             "in_float": {"head": list(built.head.in_float), "tail": list(built.tail.in_float)},
+            "in_float_kinds": {"head": built.head.kinds, "tail": built.tail.kinds},
             "accuracy_early_float": manifest.figures.accuracy_early_float,
             "accuracy_final_float": manifest.figures.accuracy_final_float,
         },
@@ -177,6 +181,7 @@ def markdown(report: Report) -> str:
         f"{ANSWERED_BY[v['sent_answer']]}; {v['bytes_mean']:,.1f} B a photo on average",
         f"- unsplit, in float: {accuracy['unsplit']:.2%}; early exit alone: {accuracy['early']:.2%}; "
         f"all sent: {accuracy['sent']:.2%}",
+        f"- quantized: {_quantized(v['quantized'])}",
         f"- photos: {photos['train']:,} to train, {photos['validation']:,} to choose, "
         f"{photos['test']:,} to test",
         "",
@@ -197,7 +202,7 @@ def markdown(report: Report) -> str:
         "## Over T_c, and pictures",
         "",
         f"On {v['comparison']['photos']:,} test photos. Pictures are whole files at the network's size, "
-        "answered by the unsplit model in float, which was not trained on them; one that was does better. "
+        f"answered by the unsplit model in float, {_tuned(v['comparison']['tuned'])} "
         '"Early exit + WebP" is the best T_c and quality for the accuracy of its row.',
         "",
     ]
@@ -205,6 +210,22 @@ def markdown(report: Report) -> str:
     lines += _table(("T_c", "right", "bytes a photo", "WebP or JPEG", "early exit + WebP"), rows)
     lines += ["", *_table(("picture", "bytes", "right"), _pictures(v["comparison"])), ""]
     return "\n".join(lines)
+
+
+def _tuned(epochs: float) -> str:
+    if not epochs:
+        return "which was not trained on them; one that was does better (`--rival-minutes`)."
+    return f"or by a copy of it tuned on WebP for {epochs:.3g} epochs, whichever is right more often."
+
+
+def _quantized(found: dict[str, Any]) -> str:
+    """How far both halves are from their float form, and what of them stays in it."""
+    parts = []
+    for half, name in (("head", "device"), ("tail", "server")):
+        off = "; ".join(Divergence(**each).text() for each in found[half])
+        kinds = found["in_float_kinds"][half]
+        parts.append(f"{name}: {off}; {kinds} in float" if kinds else f"{name}: {off}")
+    return ". ".join(parts)
 
 
 def _points(values: Sequence[dict[str, Any]]) -> list[Point]:

@@ -16,12 +16,12 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import replace_file
@@ -36,11 +36,12 @@ from offramp.training.split.code import Code
 from offramp.training.split.cuts import Cuts, find_cuts
 from offramp.training.split.halves import Halves, split
 from offramp.training.split.model import PAPERS, SIDE, Model, load_model
-from offramp.training.split.photos import Normalise, answers, fast
+from offramp.training.split.photos import Normalise, answers, fast, seconds_a_photo
 from offramp.training.split.place import Place, Wanted, at_the_same, choose_place
 from offramp.training.split.report import Device, Report, make_report, write
-from offramp.training.split.rivals import FORMATS, compare
-from offramp.training.split.shares import MOST_AFTER, Shares, seconds_a_photo, seconds_after, shares
+from offramp.training.split.rivals import FORMATS, compare, tune_on_pictures
+from offramp.training.split.shares import MOST_AFTER, Shares, seconds_after, shares
+from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
 from offramp.training.split_recipe import BY_NAME, RECIPE, recipe_toml
 
@@ -79,6 +80,8 @@ class Job:
     steps: int | None = None
     columns: Columns = field(default_factory=Columns)
     skip_bad: bool = False
+    rival_minutes: float = 0
+    whole: Path | None = None
     module: nn.Module | None = None
     dataset: Dataset | None = None
 
@@ -130,7 +133,8 @@ def run(job: Job, display: Display) -> Done:
     if data.train.images.shape[1:] != model.shape:
         shapes = ("×".join(map(str, shape)) for shape in (data.train.images.shape[1:], model.shape))
         raise ConfigError("the photos are {}, the model takes {}; expected the same".format(*shapes))
-    after = seconds_after(data, seconds_a_photo(classifier.module_logits(captured), data, normalise))
+    each = seconds_a_photo(classifier.module_logits(captured), data.train, normalise)
+    after = seconds_after(data, each, models=2 if job.rival_minutes else 1)
     ends = shares(clock, after)
     for line in _plan(job, model, cuts, place, clock, after):
         display.say(line)
@@ -402,14 +406,20 @@ def _finish(
         seed=job.seed,
     )
     built = build(job.out, ours, data, Goal(job.drop, job.budget), display.say)
+    if job.whole is not None:
+        display.say(f"writing the unsplit classifier to {job.whole}")
+        unsplit = replace(ours, code=WholeCode(code), name=bundle_name(job.whole))
+        build(job.whole, unsplit, data, Goal(job.drop, job.budget), display.say)
+    rival, tuned = _rival(job, made, data, normalise, display) if job.rival_minutes else (None, 0.0)
     with display.bar("comparing with pictures") as bar:
         done = iter(range(1, len(FORMATS) + 1))
         comparison = compare(
-            whole,
+            [whole] if rival is None else [whole, rival],
             normalise,
             data.test,
             built.answers,
             built.payloads,
+            tuned=tuned,
             tick=lambda: bar(next(done), len(FORMATS)),
         )
     more = place.head.macs - place.cut.head.macs
@@ -428,6 +438,29 @@ def _finish(
     write(report, job.out)
     replace_file(job.out / RECIPE, recipe_text(job, place, job.out).encode())
     return Done(built, report)
+
+
+def _rival(
+    job: Job, made: classifier.Made, data: Dataset, normalise: Normalise, display: Display
+) -> tuple[Callable[[Tensor], Tensor], float]:
+    """A copy of the classifier that was tuned on pictures, and for how many epochs."""
+    module = copy.deepcopy(made.module).requires_grad_(True)
+    captured = capture(module, made.captured.shape, name=printable(job.model))
+    identity = {"classifier": _digest(module), "photos": data.sha256, "minutes": job.rival_minutes}
+    stage = Stage(job.out / "work" / "rival", identity, display.say)
+    with display.bar("a rival that knows pictures") as bar:
+        epochs = tune_on_pictures(
+            module,
+            captured,
+            data.train,
+            normalise,
+            flip=job.flip,
+            seed=job.seed,
+            stage=stage,
+            minutes=job.rival_minutes,
+            tick=lambda at, of, loss: bar(at, of, f"loss {loss or 0:.3f}"),
+        )
+    return classifier.module_logits(captured), epochs
 
 
 def recipe_text(job: Job, place: Place, beside: Path | None) -> str:

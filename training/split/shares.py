@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from offramp.training.data.datasets import Dataset
 from offramp.training.split.build import CALIBRATION, TABLES
-from offramp.training.split.photos import Normalise
 from offramp.training.split.rivals import FORMATS, MOST
 from offramp.training.split.work import Clock
 
@@ -19,7 +13,6 @@ CLASSIFIER, CACHE = 0.43, 0.61
 """Where classifier and cached activations end, of the time for training; the code has the rest."""
 LEAST, MOST_AFTER = 0.05, 0.5
 """Of all the time, for what comes after training."""
-_TRIED = 32
 _FIXED_SECONDS = 8.0
 _MARGIN = 1.3
 _QUANTIZED = 12 * CALIBRATION
@@ -47,23 +40,13 @@ def shares(clock: Clock, after: float) -> Shares:
     return Shares(begin + CLASSIFIER * (code - begin), begin + CACHE * (code - begin), code)
 
 
-def seconds_a_photo(whole: Callable[[Tensor], Tensor], data: Dataset, normalise: Normalise) -> float:
-    """What the unsplit model takes for a photo here, in batches, float32."""
-    images = normalise(torch.from_numpy(data.train.images[:_TRIED]))
-    seconds = 0.0
-    with torch.inference_mode():
-        for _ in range(2):
-            # The first warms caches up.
-            began = time.perf_counter()
-            whole(images)
-            seconds = time.perf_counter() - began
-    return seconds / len(images)
+def seconds_after(data: Dataset, each: float, models: int = 1) -> float:
+    """What quantization, measuring and the report take, about.
 
-
-def seconds_after(data: Dataset, each: float) -> float:
-    """What quantization, measuring and the report take, about; each: `seconds_a_photo`."""
+    each: `photos.seconds_a_photo` of the unsplit model; models: that answer pictures.
+    """
     train, validation, test = (len(part) for part in (data.train, data.validation, data.test))
     compared = len(FORMATS) * min(MOST, test)
-    photos = compared + 3 * test + validation + min(TABLES, train) + _QUANTIZED
+    photos = models * compared + 3 * test + validation + min(TABLES, train) + _QUANTIZED
     pixels = data.test.images[0, 0].size
     return _FIXED_SECONDS + _MARGIN * (photos * each + compared * pixels * _PICTURE_SECONDS)

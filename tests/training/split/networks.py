@@ -167,6 +167,80 @@ class ViT(nn.Module):
         return logits
 
 
+class ShiftedWindows(nn.Module):
+    """A block of a Swin transformer on [N, H, W, C]: windows rolled by half, with a bias looked up by
+    relative position, and a mask where the roll brought strangers together."""
+
+    def __init__(self, width: int, side: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.side, self.window, self.shift, self.heads = side, window, shift, 2
+        self.norm, self.mlp = nn.LayerNorm(width), Mlp(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, self.heads))
+        place = torch.stack(torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij")).flatten(1)
+        offset = place[:, :, None] - place[:, None, :] + window - 1
+        self.register_buffer("index", offset[0] * (2 * window - 1) + offset[1])
+        region = torch.zeros(side, side)
+        if shift:
+            region[-shift:] += 1
+            region[:, -shift:] += 2
+        parts = (
+            region.view(side // window, window, side // window, window).transpose(1, 2).reshape(-1, window**2)
+        )
+        self.register_buffer("mask", (parts[:, None] != parts[:, :, None]) * -100.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, side, _, width = x.shape
+        count, w = side // self.window, self.window
+        y = torch.roll(self.norm(x), (-self.shift, -self.shift), (1, 2))
+        y = y.view(n, count, w, count, w, width).transpose(2, 3).reshape(-1, w * w, width)
+        q, k, v = (
+            self.qkv(y)
+            .reshape(-1, w * w, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        weights = q @ k.transpose(-2, -1) + self.table[self.index.view(-1)].view(w * w, w * w, -1).permute(
+            2, 0, 1
+        )
+        weights = weights.view(n, count * count, self.heads, w * w, w * w) + self.mask[:, None]
+        y = weights.view(-1, self.heads, w * w, w * w).softmax(-1) @ v
+        y = self.out(y.transpose(1, 2).reshape(-1, w * w, width))
+        y = y.view(n, count, count, w, w, width).transpose(2, 3).reshape(n, side, side, width)
+        out: Tensor = self.mlp(x + torch.roll(y, (self.shift, self.shift), (1, 2)))
+        return out
+
+
+class Merged(nn.Module):
+    """Four neighbours become one place of twice the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.reduce = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, side, _, width = x.shape
+        x = x.reshape(n, side // 2, 2, side // 2, 2, width).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        out: Tensor = self.reduce(self.norm(x))
+        return out
+
+
+class Swin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.stages = nn.Sequential(
+            ShiftedWindows(16, 8, 4, 0), ShiftedWindows(16, 8, 4, 2), Merged(16), ShiftedWindows(32, 4, 4, 0)
+        )
+        self.norm = nn.LayerNorm(32)
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages(self.patches(x).permute(0, 2, 3, 1))
+        logits: Tensor = self.head(self.norm(x).mean((1, 2)))
+        return logits
+
+
 class Sound(nn.Module):
     """A classifier of one-dimensional inputs."""
 
@@ -220,6 +294,7 @@ NETWORKS = {
     "resnet": (ResNet, SHAPE),
     "mobilenet": (MobileNet, SHAPE),
     "vit": (ViT, SHAPE),
+    "swin": (Swin, SHAPE),
     "sound": (Sound, (1, 400)),
     "logits": (InTransformersStyle, SHAPE),
     "paper-vgg19": (lambda: vgg_19(CLASSES), SHAPE),

@@ -109,3 +109,42 @@ def test_a_global_pool_of_channels_that_are_last_in_memory_computes_no_shape() -
     x = torch.randn(3, 4, 6, 6)
     with torch.no_grad():
         assert torch.allclose(run(model, x), graph(x), atol=1e-4)
+
+
+class SamePadding(nn.Module):
+    """A convolution with more zeros on one side, as TensorFlow's models have it, and one padding of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, padding=1), nn.Conv2d(4, 5, 3, 2)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(nn.functional.pad(x, (0, 1, 0, 1))))
+        x = self.second(nn.functional.pad(x, (1, 0, 2, 0)))
+        return self.last(torch.relu(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_zeros_around_a_convolutions_input_are_its_own_padding() -> None:
+    torch.manual_seed(1)
+    module = SamePadding().eval()
+    captured = capture(module, (3, 15, 15), name="padded")
+    model = to_onnx(captured.graph, captured.shape)
+    assert "Pad" not in operators(model)
+    convolutions = [node for node in onnx.load_model_from_string(model).graph.node if node.op_type == "Conv"]
+    pads = [next(list(each.ints) for each in node.attribute if each.name == "pads") for node in convolutions]
+    assert pads == [[1, 1, 2, 2], [2, 1, 0, 0]]
+    x = torch.randn(3, 3, 15, 15)
+    with torch.no_grad():
+        assert torch.allclose(run(model, x), module(x), atol=1e-5)
+
+
+def test_a_padding_that_is_read_elsewhere_or_is_not_of_zeros_stays() -> None:
+    class Ones(SamePadding):
+        def forward(self, x: Tensor) -> Tensor:
+            padded = nn.functional.pad(self.first(x), (1, 0, 2, 0))
+            ones = nn.functional.pad(padded, (1, 1, 1, 1), value=1.0)
+            return self.last(self.second(ones).mean((2, 3)) + padded.mean() * 0)  # type: ignore[no-any-return]
+
+    captured = capture(Ones().eval(), (3, 15, 15), name="padded")
+    assert operators(to_onnx(captured.graph, captured.shape))["Pad"] == 2

@@ -31,7 +31,7 @@ def test_pictures_are_measured_by_the_unsplit_model() -> None:
     seen = Answers(np.zeros((20, 1, 1, 1), np.uint8), unsure, right, data.labels)
     formats = [webp(50), jpeg(50)]
     found = compare(
-        whole, Normalise((0.5,) * 3, (0.5,) * 3), data, seen, np.full(20, 7, np.int64), formats=formats
+        [whole], Normalise((0.5,) * 3, (0.5,) * 3), data, seen, np.full(20, 7, np.int64), formats=formats
     )
     assert [(each.name, each.accuracy) for each in found.pictures] == [("WebP 50", 1.0), ("JPEG 50", 1.0)]
     sizes, _ = sent(webp(50), data.images)
@@ -39,6 +39,22 @@ def test_pictures_are_measured_by_the_unsplit_model() -> None:
     middle = 80
     assert found.ours[middle] == Point("T_c = 0.8", 3.5, 1.0)
     assert found.hybrids[middle].bytes_mean == pytest.approx(sizes[10:].sum() / 20)
+
+
+def test_each_picture_is_answered_by_the_model_that_is_right_more_often() -> None:
+    data = photos()
+    right = np.eye(2, dtype=np.float32)[data.labels] * 8
+    seen = Answers(np.zeros((20, 1, 1, 1), np.uint8), right, right, data.labels)
+    values = Normalise((0.5,) * 3, (0.5,) * 3)
+    sizes = np.full(20, 7, np.int64)
+
+    def wrong(x: Tensor) -> Tensor:
+        return -whole(x)
+
+    alone = compare([wrong], values, data, seen, sizes, formats=[webp(50)])
+    assert alone.pictures[0].accuracy == 0 and alone.tuned == 0
+    both = compare([wrong, whole], values, data, seen, sizes, formats=[webp(50)], tuned=3)
+    assert both.pictures[0].accuracy == 1 and both.tuned == 3
 
 
 def test_the_cheapest_point_is_often_enough_right() -> None:
