@@ -36,6 +36,7 @@ FEW = 20
 """Photos of a class under which its figures say little."""
 SHOWN = 12
 PRETRAINED, SMALL, LARGE = "timm:efficientnet_lite0", "mobilenetv2", "mobilenet-v2-large"
+_SIDES = (32, 64, 96, 128, 160, 224)
 _OTHER_LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
 
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     from offramp.training.data.survey import survey
 
     with Screen() as screen, screen.bar("reading photos") as bar:
+        screen.say(f"reading {data}")
 
         def counted(total: int) -> Callable[[], None]:
             done = iter(range(1, total + 1))
@@ -94,11 +96,12 @@ def propose(found: Survey, model: str | None) -> Proposal:
     _, median, _ = found.sides
     if model is not None:
         kind = model.partition(":")[0]
-        side = None
-        minutes = minutes_for(found.photos, 224)
         if kind in _OTHER_LIBRARIES:
-            return Proposal(model, True, side, minutes, f"needs the package {_OTHER_LIBRARIES[kind]}")
-        return Proposal(model, False, side, minutes, "without weights, all of it is trained here")
+            why = f"needs the package {_OTHER_LIBRARIES[kind]}"
+            return Proposal(model, True, None, minutes_for(found.photos, 224), why)
+        side = max(each for each in _SIDES if each <= max(median, _SIDES[0]))
+        why = "without weights, all of it is trained here"
+        return Proposal(model, False, side, minutes_for(found.photos, side), why)
     if median > 48 and find_spec("timm") is not None:
         why = "trained on ImageNet; its last layer is fitted to your classes"
         return Proposal(PRETRAINED, True, 160, minutes_for(found.photos, 160), why)
@@ -118,10 +121,10 @@ def minutes_for(photos: int, side: int) -> int:
 
 def described(found: Survey, data: Path) -> Iterator[str]:
     """What is there, for people."""
-    parts = ", ".join(
-        f"{sum(each[at] for each in found.counts.values()):,} to {name}"
-        for at, name in enumerate(found.parts)
-    )
+    parts = "parts are made by the seed"
+    if len(found.parts) > 1:
+        sums = [sum(each[at] for each in found.counts.values()) for at in range(len(found.parts))]
+        parts = ", ".join(f"{count:,} to {name}" for count, name in zip(sums, found.parts, strict=True))
     least, median, most = found.sides
     yield f"{data}: {found.photos:,} photos in {len(found.counts):,} classes ({parts})"
     for note in found.notes:

@@ -9,10 +9,11 @@ import pytest
 from offramp.bench import plan
 from offramp.training.models.mobilenet import mobilenet_v2
 from offramp.training.models.split_model import SplitModel
+from offramp.training.profile import Profile
 from offramp.training.record import RECORD, SHIPPED, Cost, Record, measure_cost
 from tests.records import record
 
-PROFILE = plan.Profile(
+PROFILE = Profile(
     macs_per_second=1e9,
     memory_bytes=1e9,
     link_bits_per_second=8000,

@@ -134,7 +134,12 @@ def split(
     if dataset is None and not values["data"].exists():
         raise ConfigError(f"data={values['data']}: no such folder or file")
     job = Job.of(settled(values), module=module, dataset=dataset)
-    display = Display(say or (lambda _: None), lambda stage: _bar(stage, progress))  # type: ignore[arg-type]
+
+    def line(text: str) -> None:
+        if say is not None:
+            say(text)
+
+    display = Display(line, lambda stage: _bar(stage, progress))
     done = run(job, display)
     return Pair(done.built.bundle, done.report.values, done.report.verdict)
 

@@ -103,7 +103,7 @@ class Job:
 class Display:
     """How progress is shown: a line, and a bar for one stage."""
 
-    say: Callable[[str], object]
+    say: Callable[[str], None]
     bar: Callable[[str], AbstractContextManager[Bar]]
 
 

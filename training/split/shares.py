@@ -48,5 +48,5 @@ def seconds_after(data: Dataset, each: float, models: int = 1) -> float:
     train, validation, test = (len(part) for part in (data.train, data.validation, data.test))
     compared = len(FORMATS) * min(MOST, test)
     photos = models * compared + 3 * test + validation + min(TABLES, train) + _QUANTIZED
-    pixels = data.test.images[0, 0].size
-    return _FIXED_SECONDS + _MARGIN * (photos * each + compared * pixels * _PICTURE_SECONDS)
+    _, height, width = data.test.images.shape[1:]
+    return _FIXED_SECONDS + _MARGIN * (photos * each + compared * height * width * _PICTURE_SECONDS)
