@@ -19,6 +19,7 @@ from offramp.common.errors import DataError
 from offramp.common.inputs.pictures import EXTENSIONS, decode, sniff
 from offramp.device import preprocess
 from offramp.device.sources.source import Source
+from offramp.training.data.sources import file_of, pixels_of
 
 SIDE = 12
 SPEC = Preprocessing(color="RGB", height=SIDE, width=SIDE, resize="bilinear")
