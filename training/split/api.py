@@ -77,7 +77,7 @@ def split(
     """Split a trained classifier over two machines, as the command ``offramp split`` does.
 
     An interrupted call goes on when it is made again with the same arguments, and has its minutes again;
-    another ``drop`` or ``budget`` repeats no training.
+    another ``drop`` or ``budget`` repeats no training. Long because each argument is named and described.
 
     Args:
         model: takes float32 [N, 3, side, side], returns logits, float32 [N, K], alone or as ``.logits``, by
