@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -349,6 +349,13 @@ def parse_recipe(text: bytes, origin: str) -> dict[str, Any]:
     return values
 
 
+def refuse_both(values: Mapping[str, Any], named: Callable[[str], str]) -> None:
+    """Raise ConfigError where two fields are set of which one alone counts; named: what they are called."""
+    for first, second in ONE_OF:
+        if _is_set(values.get(first)) and _is_set(values.get(second)):
+            raise ConfigError(f"{named(first)} and {named(second)}: expected one of them")
+
+
 def _is_set(value: object) -> bool:
     return value is not None and value is not False
 
@@ -369,10 +376,7 @@ def together(recipe: Mapping[str, Any], flags: Mapping[str, Any], origin: str = 
     Raises:
         ConfigError: a required field is in neither, or two flags of which one alone counts.
     """
-    for first, second in ONE_OF:
-        if _is_set(flags.get(first)) and _is_set(flags.get(second)):
-            names = f"{BY_NAME[first].flag} and {BY_NAME[second].flag}"
-            raise ConfigError(f"{names}: expected one of them")
+    refuse_both(flags, lambda name: BY_NAME[name].flag)
     replaced = {other for name in flags for other in INSTEAD.get(name, ()) if _is_set(flags[name])}
     values = {name: each for name, each in recipe.items() if name not in replaced} | dict(flags)
     for name in REQUIRED:

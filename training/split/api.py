@@ -15,7 +15,7 @@ from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset
 from offramp.training.display import Bar
 from offramp.training.split.run import Display, Job, run
-from offramp.training.split_recipe import BY_NAME, File, Wrong, settled
+from offramp.training.split_recipe import BY_NAME, File, Wrong, refuse_both, settled
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,7 @@ def split(
         "image_column": "image",
         "label_column": "label",
     }
-    for first, second in (("drop", "budget"), ("weights", "pretrained")):
-        if values[first] is not None and values[second] not in (None, False):
-            raise ConfigError(f"{first} and {second}: expected one of them")
+    refuse_both(values, str)
     if dataset is None and not values["data"].exists():
         raise ConfigError(f"data={values['data']}: no such folder or file")
     job = Job.of(settled(values), module=module, dataset=dataset)

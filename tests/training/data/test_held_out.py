@@ -70,7 +70,7 @@ def test_the_recipe_beside_a_bundle_says_where_its_photos_are(
 
 def test_other_photos_are_refused(made: tuple[Bundle, str], tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "test" / "cat" / "1.png")
-    with pytest.raises(DataError, match="these data have SHA-256 .* the bundle was made of"):
+    with pytest.raises(DataError, match=r"these data have SHA-256 .* the bundle was made of"):
         load_data(made[0])
 
 

@@ -16,7 +16,7 @@ def photo(path: Path, size: tuple[int, int] = (10, 20), level: int = 0) -> Path:
 
 
 def test_classes_sizes_and_what_is_wrong(tmp_path: Path) -> None:
-    root = tmp_path / "photos" / "wrapper"
+    root = tmp_path / "photos"
     for number in range(4):
         photo(root / "cat" / f"{number}.png", (10 + number, 40), number)
         photo(root / "dog" / "old" / f"{number}.png", level=10 + number)
@@ -29,13 +29,13 @@ def test_classes_sizes_and_what_is_wrong(tmp_path: Path) -> None:
         counted.append(total)
         return lambda: counted.append(-1)
 
-    found = survey(tmp_path / "photos", counted=count)  # type: ignore[arg-type]
+    found = survey(root, counted=count)  # type: ignore[arg-type]
     assert found.counts == {"cat": (5,), "dog": (4,)} and found.parts == ("train",) and found.photos == 9
     assert found.sides == (10, 10, 13)
     assert len(found.problems) == 1 and "broken.jpg" in found.problems[0]
     assert (found.twins, found.leaked) == (1, 0)
     assert found.notes == (
-        "1 photos in wrapper are in no class folder: left out",
+        "1 photos in photos are in no class folder: left out",
         "photos in folders below dog count as that class",
     )
     assert counted == [10, *[-1] * 10]
