@@ -16,7 +16,7 @@ def test_its_names_are_there() -> None:
     assert offramp.Device is Device
     assert set(offramp.__all__) == {"Device", "Pair", "Progress", "load_bundle", "split"}
     with pytest.raises(AttributeError, match="no attribute 'spilt'"):
-        offramp.spilt  # type: ignore[attr-defined]  # noqa: B018
+        offramp.spilt  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ FIELDS = (
     Field("budget", Number.of(0, 1e9, unit="a number of bytes"),
         "T_c for most accuracy at so many bytes a photo, on average over all photos", "B", group=GOAL),
     Field("minutes", Number.of(0.1, 10_000), "for everything", "M", group=EFFORT,
-        shown="30, unless the three below are given"),
+        shown="30, unless epochs, versions and steps are given"),
     Field("rival_minutes", Number.of(0, 10_000),
         "more, to tune a copy of the unsplit model on WebP, for a fair comparison", "M", default=0.0,
         group=EFFORT),

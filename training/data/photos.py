@@ -134,8 +134,8 @@ def find_parts(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.
     if not folders:
         raise ConfigError(f"{path}: has no class folders, Parquet files or {LABELS}")
     if (inner := _only_folder(inside)) is not None:
-        found, held, said = find_parts(inner, recipe)
-        return found, held, (f"read from its only folder, {printable(inner.name)}", *said)
+        whole, held, said = find_parts(inner, recipe)
+        return whole, held, (f"read from its only folder, {printable(inner.name)}", *said)
     return sources.folder_part(path.name, str(path), recipe), None, _left_out(path)
 
 

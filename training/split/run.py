@@ -40,7 +40,7 @@ from offramp.training.split.photos import Normalise, answers, fast, seconds_a_ph
 from offramp.training.split.place import Place, Wanted, at_the_same, choose_place
 from offramp.training.split.report import Device, Report, make_report, write
 from offramp.training.split.rivals import FORMATS, compare, tune_on_pictures
-from offramp.training.split.shares import MOST_AFTER, Shares, seconds_after, shares
+from offramp.training.split.shares import MOST_AFTER, Shares, seconds_after, shares, slowness
 from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
 from offramp.training.split_recipe import BY_NAME, RECIPE, recipe_toml
@@ -134,7 +134,7 @@ def run(job: Job, display: Display) -> Done:
         shapes = ("×".join(map(str, shape)) for shape in (data.train.images.shape[1:], model.shape))
         raise ConfigError("the photos are {}, the model takes {}; expected the same".format(*shapes))
     each = seconds_a_photo(classifier.module_logits(captured), data.train, normalise)
-    after = seconds_after(data, each, models=2 if job.rival_minutes else 1)
+    after = seconds_after(data, each, models=2 if job.rival_minutes else 1, slow=slowness(clock))
     ends = shares(clock, after)
     for line in _plan(job, model, cuts, place, clock, after):
         display.say(line)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from offramp.training.data.datasets import Dataset, Labelled
-from offramp.training.split.shares import LEAST, MOST_AFTER, seconds_after, shares
+from offramp.training.split.shares import LEAST, MOST_AFTER, seconds_after, shares, slowness
 from offramp.training.split.work import Clock
 
 
@@ -43,4 +43,13 @@ def test_what_comes_after_takes_longer_with_more_photos_and_rivals() -> None:
         return Dataset("x", ("a", "b"), part, part, part, "")
 
     few, many = (seconds_after(data(count), 0.01) for count in (100, 400))
-    assert few < many < seconds_after(data(400), 0.02) and many < seconds_after(data(400), 0.01, models=2)
+    assert few < many < seconds_after(data(400), 0.01, slow=2)
+    assert many < seconds_after(data(400), 0.02) and many < seconds_after(data(400), 0.01, models=2)
+
+
+def test_a_busy_machine_is_slow() -> None:
+    now = Now()
+    clock = Clock(None, now)
+    assert slowness(clock) == 1
+    now.seconds = 1e9
+    assert slowness(clock) == 20
