@@ -12,6 +12,9 @@ from typing import NoReturn, Protocol, Self, TextIO
 
 from tqdm import tqdm
 
+_LONGEST = 60.0
+"""Between two lines that say that it still works; the first come sooner."""
+
 
 class Bar(Protocol):
     """A progress bar: moved to a position of a total, which may change, with a text behind it."""
@@ -33,6 +36,7 @@ class Screen:
     ) -> None:
         self._stream, self._seconds, self._clock = stream, seconds, clock
         self._said = self._alive = clock()
+        self._pause = seconds
         self._ended = threading.Event()
         self._watch: threading.Thread | None = None
 
@@ -57,13 +61,14 @@ class Screen:
         """One line, above a bar."""
         tqdm.write(line, file=self.stream)
         self._said = self._alive = self._clock()
+        self._pause = self._seconds
 
     def look(self) -> None:
         """Say that it still works, if nothing has moved for long enough; called every second."""
         now = self._clock()
-        if now - self._alive >= self._seconds:
+        if now - self._alive >= self._pause:
             tqdm.write(f"still working, {now - self._said:,.0f} s after the line above", file=self.stream)
-            self._alive = now
+            self._alive, self._pause = now, min(_LONGEST, 2 * self._pause)
 
     def _watching(self) -> None:
         while not self._ended.wait(1.0):
@@ -85,7 +90,7 @@ class Screen:
             if text:
                 bar.set_postfix_str(text, refresh=False)
             bar.update(done - bar.n)
-            self._alive = self._clock()
+            self._alive, self._pause = self._clock(), self._seconds
 
         try:
             yield move
@@ -101,6 +106,7 @@ class Screen:
         def move(done: int, total: int, text: str = "") -> None:
             nonlocal last, first, began
             now = self._alive = self._clock()
+            self._pause = self._seconds
             if first is None:
                 # How fast it is shows from here on.
                 first, began, last = done, now, now

@@ -29,13 +29,16 @@ def test_where_nothing_moves_it_says_that_it_works() -> None:
     stream, now = io.StringIO(), Now()
     screen = Screen(stream, clock=now)
     screen.say("quantizing")
-    for _ in range(25):
+    for _ in range(200):
         now.seconds += 1
         screen.look()
     assert stream.getvalue().splitlines() == [
         "quantizing",
         "still working, 10 s after the line above",
-        "still working, 20 s after the line above",
+        "still working, 30 s after the line above",
+        "still working, 70 s after the line above",
+        "still working, 130 s after the line above",
+        "still working, 190 s after the line above",
     ]
     # A bar that moves is sign enough, though it says nothing yet.
     with screen.bar("code") as bar:
@@ -43,7 +46,7 @@ def test_where_nothing_moves_it_says_that_it_works() -> None:
             now.seconds += 1
             bar(step, 1000)
             screen.look()
-    assert len(stream.getvalue().splitlines()) == 3
+    assert len(stream.getvalue().splitlines()) == 6
 
 
 def test_it_watches_while_it_is_entered() -> None:
