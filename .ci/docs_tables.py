@@ -297,7 +297,7 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[Sequence[str]]:
         if (
             not known
             and isinstance(action.default, int | float | str | Path)
-            and action.default not in ("", False)
+            and action.default not in ("", False, argparse.SUPPRESS)
         ):
             shown = str(action.default)
             default = "`" + shown.replace(f"{ROOT}/", "") + "`"

@@ -54,6 +54,11 @@ COMMANDS = {
     ),
     "top": Command("offramp.cli.fleet.app", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
+    "unknown": Command(
+        "offramp.training.calibrate.unknown_command",
+        "train",
+        "let a bundle say which images are unlike all that it knows",
+    ),
 }
 
 EPILOG = """\
@@ -66,6 +71,7 @@ examples:
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2
+  offramp unknown my-bundle photos/
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec

@@ -42,7 +42,10 @@ bear it stay in float. T_c is chosen on photos that trained nothing, and the rep
 A run that was interrupted goes on with the same command, and has its minutes again. One with other settings
 repeats the stages that they change, and says so: another --drop or --budget repeats no training.
 
-Not split yet: sounds and tensors, ONNX files, pictures that are not square or of three channels.
+Sounds (WAV) and tensors (.npy) are split the same way, in class folders or a CSV file: a sound is made a
+log-mel spectrogram [1, mels, frames] by the flags below, which is what MODEL takes; a tensor stays as it is.
+
+Not split yet: ONNX files, pictures that are not square or of three channels.
 """
 EPILOG = """\
 examples:

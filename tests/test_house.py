@@ -48,6 +48,7 @@ WITHOUT = {
     "training/quantize/recipe.py": "fields alone: tests/training/test_recipe.py",
     "training/record.py": "tests/research/paper/test_runs.py",
     "training/run.py": "tests/training/test_app.py",
+    "training/split/compared.py": "tests/cli/test_split.py",
     "training/split/macs.py": "tests/cli/test_cuts.py",
     "training/stages/exit.py": "tests/training/stages/test_schedule.py",
 }

@@ -313,7 +313,7 @@ def _report(bundle: Bundle) -> dict[str, object]:
 def _table(bundle: Bundle) -> str:
     manifest = bundle.manifest
     figures = manifest.figures
-    channels, height, width = manifest.activation.shape
+    channels, height, width = manifest.activation.coded_shape
     raw, coded = channels * height * width, figures.payload_bytes_mean
     size = sum(entry.size for entry in manifest.files.values())
     codec = manifest.codec

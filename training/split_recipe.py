@@ -198,6 +198,32 @@ class Levels(Kind):
 
 
 @dataclass(frozen=True)
+class Values(Kind):
+    """Several numbers; as a flag with commas between them. rising: two, the first below the second."""
+
+    expected: str = "numbers with commas between them"
+    toml: str = "list of numbers"
+    rising: bool = False
+
+    def from_text(self, text: str) -> tuple[float, ...]:
+        with suppress(ValueError):
+            return self.from_toml([float(part) for part in text.split(",")])
+        raise Wrong
+
+    def from_toml(self, value: object) -> tuple[float, ...]:
+        if not isinstance(value, list) or not value:
+            raise Wrong
+        numbers = tuple(
+            float(each) for each in value if isinstance(each, int | float) and not isinstance(each, bool)
+        )
+        if len(numbers) != len(value) or not all(abs(each) < 1e30 for each in numbers):
+            raise Wrong
+        if self.rising and (len(numbers) != 2 or numbers[0] >= numbers[1]):
+            raise Wrong
+        return numbers
+
+
+@dataclass(frozen=True)
 class Names(Kind):
     """Several names; as a flag with commas between them."""
 
@@ -233,7 +259,7 @@ class Field:
 
 
 MODEL, WHERE, GOAL = "the model", "where to cut", "what for"
-EFFORT, PHOTOS = "how long", "the photos"
+EFFORT, PHOTOS, TENSORS = "how long", "the photos", "sounds and tensors"
 FIELDS = (
     Field("model", Text("timm:NAME, torchvision:NAME, hf:DIRECTORY_OR_ID, package.module:function, vgg19, "
         "resnet32 or mobilenetv2"), "timm:NAME, torchvision:NAME, hf:DIRECTORY_OR_ID, "
@@ -283,8 +309,32 @@ FIELDS = (
     Field("image_column", Text(), "of Parquet", "NAME", default="image", group=PHOTOS),
     Field("label_column", Text(), "of Parquet", "NAME", default="label", group=PHOTOS),
     Field("classes", Names(), "names by label, or the order of folders", "A,B,…", default=(), group=PHOTOS),
+    Field("input", Choice.of("auto", "picture", "wav", "tensor"),
+        "what the data are: pictures, WAV files, or .npy files; auto looks", "KIND", default="auto",
+        group=TENSORS),
+    Field("rate", Number.of(4000, 48_000, whole=True), "Hz that sounds are resampled to", "N", group=TENSORS,
+        shown="the files' own"),
+    Field("seconds", Number.of(0.01, 600), "of each sound, its middle", "N", group=TENSORS,
+        shown="what 95 of 100 files last"),
+    Field("mels", Number.of(1, 512, whole=True), "bands of the spectrogram", "N", group=TENSORS, shown="40"),
+    Field("window", Number.of(16, 8192, whole=True), "samples of each of its frames", "N", group=TENSORS,
+        shown="32 ms"),
+    Field("hop", Number.of(1, 8192, whole=True), "samples from frame to frame", "N", group=TENSORS,
+        shown="12.5 ms"),
+    Field("fmin", Number.of(0, 96_000), "Hz where its bands begin", "N", group=TENSORS, shown="50"),
+    Field("fmax", Number.of(1, 96_000), "Hz where they end", "N", group=TENSORS, shown="half the rate"),
+    Field("floor", Number.of(-200, -1), "decibels of what is quieter", "N", group=TENSORS, shown="-80"),
+    Field("range", Values("two numbers, the lower first, as -1,1", "list of two numbers", True),
+        "of a tensor's values", "LOW,HIGH", group=TENSORS, shown="their own"),
+    Field("value_mean", Values(), "of the values that the model expects, one or one a channel", "N,…",
+        group=TENSORS, shown="their own"),
+    Field("value_std", Values(), "deviation of these values, the same way", "N,…", group=TENSORS,
+        shown="their own"),
 )  # fmt: skip
 BY_NAME = {each.name: each for each in FIELDS}
+OF_TENSORS = {field.name: field.name.removeprefix("value_") for field in FIELDS if field.group == TENSORS}
+"""Fields of sounds and tensors, by what `training.data.tensors.Options` calls them."""
+del OF_TENSORS["input"]
 REQUIRED = ("model", "data", "out")
 INSTEAD: dict[str, tuple[str, ...]] = {
     "drop": ("budget",),

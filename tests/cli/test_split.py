@@ -70,7 +70,7 @@ def test_photos_become_a_bundle_that_has_learned(made: Path) -> None:
     bundle = load_bundle(made)
     manifest = bundle.manifest
     assert manifest.classes == list(tiny.CLASSES)
-    assert (manifest.split.model, manifest.split.layer) == ("tests.training.split.tiny:build", "2")
+    assert (manifest.model, manifest.cut.name) == ("tests.training.split.tiny:build", "2")
     assert (manifest.activation.scale, manifest.activation.zero_point) == (1.0, 128)
     assert manifest.activation.shape[1:] == (4, 4)
     recipe = manifest.provenance.recipe

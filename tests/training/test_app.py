@@ -39,7 +39,7 @@ def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     assert report["digest"] == bundle.digest.hex()
     assert report["figures"]["accuracy_final"] == figures.accuracy_final
     assert manifest.name == "tiny-digits"
-    assert manifest.split.layer == "b.C2"
+    assert manifest.cut.name == "b.C2"
     # Exit 3 lies inside a residual block: 32 channels, and the block's 16 that wait to be added.
     assert manifest.activation.shape == (48, 16, 16)
     assert manifest.provenance.recipe == recipe_text

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from offramp.common.bundle.load import Bundle
+    from offramp.common.bundle.unknown import Unknown
     from offramp.training.calibrate.measure import Answers
     from offramp.training.calibrate.sent_pictures import SentAsPictures
     from offramp.training.calibrate.threshold import ThresholdChoice
@@ -133,6 +134,7 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
     from offramp.training.calibrate.measure import run_graphs, with_better_answer
     from offramp.training.calibrate.sent_pictures import as_pictures, require_same_images
     from offramp.training.calibrate.threshold import choose_threshold
+    from offramp.training.calibrate.unknown import with_threshold
     from offramp.training.data.held_out import load_data
 
     if arguments.picture_quality and not arguments.pictures:
@@ -176,12 +178,22 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
         test = replace(
             run_graphs(graphs, data.test), temperature=choice.temperature, sent_answer=choice.sent_answer
         )
-        written = write(bundle, choice, test, _payloads(bundle, test))
+        unknown = bundle.manifest.unknown
+        if unknown is not None:
+            # Another temperature is another confidence, which its score has a part of.
+            unknown = with_threshold(unknown, seen)
+        written = write(bundle, choice, test, _payloads(bundle, test), unknown)
         print(_both_sides(bundle, written), file=sys.stderr)
     return choice
 
 
-def write(bundle: Bundle, choice: ThresholdChoice, answers: Answers, payloads: NDArray[np.int64]) -> Bundle:
+def write(
+    bundle: Bundle,
+    choice: ThresholdChoice,
+    answers: Answers,
+    payloads: NDArray[np.int64],
+    unknown: Unknown | None = None,
+) -> Bundle:
     """The bundle with this threshold and temperature, its card measured again.
 
     Args:
@@ -189,19 +201,19 @@ def write(bundle: Bundle, choice: ThresholdChoice, answers: Answers, payloads: N
         choice: what goes into the manifest.
         answers: of its graphs on test images, at the new temperature and answered as was chosen.
         payloads: bytes that each of these images' activations takes, int64 [N].
+        unknown: its score for unknown images at this temperature.
     """
     from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
     from offramp.common.bundle.write import write_bundle
     from offramp.training.calibrate.card import figures
 
     manifest = bundle.manifest
-    changed = manifest.model_copy(
-        update={
-            "threshold": choice.threshold,
-            "temperature": choice.temperature,
-            "sent_answer": choice.sent_answer,
-            "figures": figures(answers, manifest.figures.in_float, payloads, choice.threshold),
-        }
+    changed = manifest.changed(
+        threshold=choice.threshold,
+        temperature=choice.temperature,
+        sent_answer=choice.sent_answer,
+        figures=figures(answers, manifest.figures.in_float, payloads, choice.threshold),
+        unknown=unknown,
     )
     files = {HEAD: bundle.head, TAIL: bundle.tail}
     if bundle.tables is not None:

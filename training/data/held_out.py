@@ -12,6 +12,7 @@ from pathlib import Path
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.files import replace_file
+from offramp.common.inputs.spec import PictureInput
 from offramp.training import recipe_file, split_recipe
 from offramp.training.data import sources
 from offramp.training.data.datasets import Dataset
@@ -71,6 +72,11 @@ def load_data(
 
 def _photos(bundle: Bundle, photos: Path | None, unusable: list[str]) -> Dataset:
     manifest = bundle.manifest
+    if not isinstance(manifest.input, PictureInput):
+        raise ConfigError(
+            f"{bundle.path}: takes {manifest.input.what}, not photos; run `offramp split` again with another "
+            "--drop or --budget, which trains nothing again"
+        )
     made_by = split_recipe.parse_recipe(manifest.provenance.recipe.encode(), f"the recipe in {bundle.path}")
     beside = bundle.path / BESIDE
     if photos is None and beside.is_file():
@@ -81,7 +87,7 @@ def _photos(bundle: Bundle, photos: Path | None, unusable: list[str]) -> Dataset
         raise ConfigError(f"{photos}: no such folder or file; expected --data FOLDER")
     values = {name: made_by.get(name, field.default) for name, field in split_recipe.BY_NAME.items()}
     columns = Columns(values["image_column"], values["label_column"], values["classes"])
-    side = manifest.preprocessing.height
+    side = manifest.input.height
     return read_photos(photos, size=side, seed=values["seed"], columns=columns, skipped=unusable.append).data
 
 

@@ -70,10 +70,36 @@ def read_photos(
         ConfigError: no such folder or file, or nothing in it that is known.
         DataError: photos or labels that cannot be used.
     """
-    recipe = recipe_of(path, columns, size)
-    train, test, notes = find_parts(path, recipe)
+    recipe = folder_recipe(path, columns, size)
+    return divided(path, recipe, find_parts(path, recipe), seed=seed, counted=counted, skipped=skipped)
+
+
+def folder_recipe(path: Path, columns: Columns, size: int = 32) -> FolderRecipe:
+    """What a folder, a Parquet file or a CSV file is to `sources`."""
+    return FolderRecipe(
+        source="imagefolder", train=str(path), test=str(path), size=size, validation=VALIDATION,
+        image=columns.image, label=columns.label, classes=list(columns.classes),
+    )  # fmt: skip
+
+
+Parts = tuple[sources.Part, sources.Part | None, tuple[str, ...]]
+"""A part to train and validate on, one to test on where there is one, and notes."""
+
+
+def divided(
+    path: Path,
+    recipe: FolderRecipe,
+    parts: Parts,
+    *,
+    seed: int,
+    counted: Callable[[int], Callable[[], object]],
+    skipped: Callable[[str], object] | None,
+    reader: sources.Reader | None = None,
+) -> Photos:
+    """The parts of `find_parts`, read and divided; the other arguments as of `read_photos`."""
+    train, test, notes = parts
     total = len(train.rows) + (0 if test is None else len(test.rows))
-    source = sources.read(recipe, train, test, progress=counted(total), skipped=skipped)
+    source = sources.read(recipe, train, test, progress=counted(total), skipped=skipped, reader=reader)
     source = replace(source, name=(printable(path.name) or "photos")[:200])
     data = split(source, validation=VALIDATION, test=TEST if test is None else None, seed=seed)
     if test is None:
@@ -83,18 +109,12 @@ def read_photos(
     return Photos(data, notes)
 
 
-def recipe_of(path: Path, columns: Columns, size: int) -> FolderRecipe:
-    """A recipe's table for such photos."""
-    return FolderRecipe(
-        source="imagefolder", train=str(path), test=str(path), size=size, validation=VALIDATION,
-        image=columns.image, label=columns.label, classes=list(columns.classes),
-    )  # fmt: skip
+def find_parts(
+    path: Path, recipe: FolderRecipe, suffixes: tuple[str, ...] = EXTENSIONS, images: str = "images"
+) -> Parts:
+    """What a path holds, its files not yet read. Raises as `read_photos`.
 
-
-def find_parts(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
-    """What is there before a picture is read: the part to train on, the test part if it is kept apart, notes.
-
-    Raises as `read_photos`.
+    suffixes: of the files in class folders; images: what they are called in messages.
     """
     if path.is_file():
         if path.suffix.lower() == ".csv":
@@ -125,21 +145,25 @@ def find_parts(path: Path, recipe: FolderRecipe) -> tuple[sources.Part, sources.
             )
         notes = [f"{name} is not used" for name in held_out[1:]]
         train, test = (
-            sources.folder_part(name, str(folders[name]), recipe) for name in ("train", held_out[0])
+            sources.folder_part(name, str(folders[name]), recipe, suffixes, images)
+            for name in ("train", held_out[0])
         )
-        held_out_notes = _left_out(folders["train"]) + _left_out(folders[held_out[0]])
+        held_out_notes = tuple(
+            note for name in ("train", held_out[0]) for note in _left_out(folders[name], suffixes, images)
+        )
         return train, test, (*notes, *held_out_notes)
     if (path / LABELS).is_file() and not folders:
         return _csv(path / LABELS, recipe), None, ()
     if not folders:
         raise ConfigError(f"{path}: has no class folders, Parquet files or {LABELS}")
-    if (inner := _only_folder(inside)) is not None:
-        whole, held, said = find_parts(inner, recipe)
+    if (inner := _only_folder(inside, suffixes)) is not None:
+        whole, held, said = find_parts(inner, recipe, suffixes, images)
         return whole, held, (f"read from its only folder, {printable(inner.name)}", *said)
-    return sources.folder_part(path.name, str(path), recipe), None, _left_out(path)
+    part = sources.folder_part(path.name, str(path), recipe, suffixes, images)
+    return part, None, _left_out(path, suffixes, images)
 
 
-def _only_folder(inside: list[Path]) -> Path | None:
+def _only_folder(inside: list[Path], suffixes: tuple[str, ...]) -> Path | None:
     """The one folder that is there, if it has folders itself: an archive, unpacked one level too deep."""
     if len(inside) != 1 or not inside[0].is_dir():
         return None
@@ -147,19 +171,19 @@ def _only_folder(inside: list[Path]) -> Path | None:
         below = [each for each in inside[0].iterdir() if not sources.hidden(each.name)]
     except OSError:
         return None
-    return inside[0] if any(each.is_dir() for each in below) and not _pictures(below) else None
+    return inside[0] if any(each.is_dir() for each in below) and not _of(below, suffixes) else None
 
 
-def _pictures(files: Iterable[Path]) -> list[Path]:
-    return [each for each in files if suffix_of(each.name) in EXTENSIONS and not each.is_dir()]
+def _of(files: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    return [each for each in files if suffix_of(each.name) in suffixes and not each.is_dir()]
 
 
-def _left_out(root: Path) -> tuple[str, ...]:
+def _left_out(root: Path, suffixes: tuple[str, ...], images: str) -> tuple[str, ...]:
     """What a user of class folders might not expect, a sentence each."""
     notes = []
     inside = [each for each in root.iterdir() if not sources.hidden(each.name)]
-    if loose := _pictures(inside):
-        notes.append(f"{len(loose):,} photos in {printable(root.name)} are in no class folder: left out")
+    if loose := _of(inside, suffixes):
+        notes.append(f"{len(loose):,} {images} in {printable(root.name)} are in no class folder: left out")
     nested = [
         printable(each.name)
         for each in sorted(inside)
@@ -168,12 +192,12 @@ def _left_out(root: Path) -> tuple[str, ...]:
     if nested:
         shown = ", ".join(nested[:3]) + (", …" if len(nested) > 3 else "")
         notes.append(
-            f"photos in folders below {shown} count as {'that class' if len(nested) == 1 else 'these'}"
+            f"{images} in folders below {shown} count as {'that class' if len(nested) == 1 else 'these'}"
         )
     return tuple(notes)
 
 
-def _parquet(path: Path, files: list[Path]) -> tuple[sources.Part, sources.Part | None, tuple[str, ...]]:
+def _parquet(path: Path, files: list[Path]) -> Parts:
     test = [each for each in files if each.name.lower().startswith(HELD_OUT[:1])]
     test = test or [each for each in files if each.name.lower().startswith(HELD_OUT)]
     unused = [each for each in files if each not in test and each.name.lower().startswith(HELD_OUT)]

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from offramp.common.errors import DataError
-from offramp.common.inputs.pictures import decode
 from offramp.training.data import sources
-from offramp.training.data.photos import Columns, find_parts, recipe_of
+from offramp.training.data.photos import Columns, find_parts, folder_recipe
 
 _SMALL = 8
 """Pixels a side that photos are decoded to: only whether they can be is of interest."""
@@ -59,10 +58,10 @@ def survey(
         columns: of Parquet files.
         counted: called with the number of photos; what it returns is called for each that was decoded.
     """
-    recipe = recipe_of(path, columns, _SMALL)
+    recipe, reader = folder_recipe(path, columns, _SMALL), sources.picture_reader(_SMALL)
     train, test, notes = find_parts(path, recipe)
     parts = [train] if test is None else [train, test]
-    labelled = [sources.labels_in(part, recipe.label, recipe.classes) for part in parts]
+    labelled = [sources.labels_in(part, recipe.label, recipe.classes, reader) for part in parts]
     names = labelled[0][1] or tuple(str(number) for number in range(int(labelled[0][0].max()) + 1))
     tick = counted(sum(len(part.rows) for part in parts))
     counts = np.zeros((len(names), len(parts)), np.int64)
@@ -71,15 +70,15 @@ def survey(
     seen: dict[bytes, set[int]] = {}
     twins = 0
     for at, (part, (labels, _)) in enumerate(zip(parts, labelled, strict=True)):
-        for row, cell in enumerate(sources.cells(part, recipe.image)):
+        for row, cell in enumerate(sources.file_rows(part, recipe.image)[recipe.image]):
             try:
-                where, data = sources.file_of(cell, f"{part.name}: row {row}")
-                decode(where, data, sources.pixels_of(_SMALL))
+                file = sources.file_of(cell, f"{part.name}: row {row}")
+                reader.decode(file)
             except DataError as error:
                 problems.append(str(error))
             else:
-                sides.append(_shorter(data))
-                twins += (digest := hashlib.sha256(data).digest()) in seen
+                sides.append(_shorter(file.data))
+                twins += (digest := hashlib.sha256(file.data).digest()) in seen
                 seen.setdefault(digest, set()).add(at)
                 if 0 <= labels[row] < len(names):
                     counts[labels[row], at] += 1

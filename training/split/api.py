@@ -15,7 +15,7 @@ from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset
 from offramp.training.display import Bar
 from offramp.training.split.run import Display, Job, run
-from offramp.training.split_recipe import BY_NAME, File, Wrong, refuse_both, settled
+from offramp.training.split_recipe import BY_NAME, OF_TENSORS, File, Wrong, refuse_both, settled
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ def split(
         "data": Path(dataset.name) if dataset is not None else _checked("data", data),
         "image_column": "image",
         "label_column": "label",
+        "input": "picture",
+        **dict.fromkeys(OF_TENSORS),
     }
     refuse_both(values, str)
     if dataset is None and not values["data"].exists():

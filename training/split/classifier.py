@@ -20,7 +20,7 @@ from torch.nn import functional
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.split.capture import Captured, capture, find_logits
-from offramp.training.split.photos import Normalise, answers, augmented, batches, fast, seconds_a_photo
+from offramp.training.split.photos import Normalise, answers, batches, fast, seconds_a_photo
 from offramp.training.split.work import SAVE_SECONDS, Clock, Pace, Pacer, Stage, schedule, seeded
 
 Choice = Literal["auto", "keep", "new"]
@@ -283,7 +283,7 @@ def tune(
         generator = seeded(settings.seed, pace.step)
         at = torch.randint(0, len(data), (BATCH,), generator=generator).numpy()
         images = normalise(torch.from_numpy(changed(data.images[at], generator)))
-        images = augmented(images, flip=settings.flip, mix=False, generator=generator)
+        images = normalise.augmented(images, flip=settings.flip, mix=False, generator=generator)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(pace)
         with fast():

@@ -16,6 +16,8 @@ KL_ALLOWED = 0.01
 """Nats between the answers in float and quantized, on average over the inputs."""
 SYMBOL_NOISE_ALLOWED = 0.2 / 12
 """Mean square of a code's error in symbols: a fifth of what rounding adds. One symbol in ten changes."""
+CODE_SIGNAL_TO_NOISE = 200.0
+"""What is good enough for a code of large numbers, where a fraction of a symbol says little: 23 dB."""
 _MOST_DECIBELS = 100.0
 
 
@@ -60,7 +62,8 @@ def divergence(output: str, wanted: NDArray[np.float32], found: NDArray[np.float
     before, after = (np.clip(each.astype(np.float64), -128, 127) for each in (wanted, found))
     noise = float(((before - after) ** 2).mean())
     changed = float((np.rint(before) != np.rint(after)).mean())
-    return Divergence(output, decibels, noise / SYMBOL_NOISE_ALLOWED, changed=changed)
+    allowed = max(SYMBOL_NOISE_ALLOWED, float(before.var()) / CODE_SIGNAL_TO_NOISE)
+    return Divergence(output, decibels, noise / allowed, changed=changed)
 
 
 def signal_to_noise(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> float:

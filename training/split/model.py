@@ -81,7 +81,7 @@ def load_model(
     if name.lower().endswith(".onnx"):
         raise ConfigError(
             f"{printable(name)}: an ONNX file cannot be split, because its tail cannot be trained; "
-            "expected the PyTorch model that it was exported from"
+            "expected the PyTorch model it was exported from, as package.module:function, and its --weights"
         )
     if colon and kind in loaders:
         model = loaders[kind](rest, wanted, classes, side)

@@ -21,12 +21,15 @@ _AREA = 0.5
 
 
 class Normalise:
-    """uint8 [N, 3, H, W] to the float32 numbers that a model expects: (x / 255 - mean) / std."""
+    """uint8 [N, C, …] to the float32 numbers that a model expects: (x / 255 - mean) / std.
+
+    mean, std: of each channel, or one for all.
+    """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.mean, self.std = mean, std
-        self._scale = torch.tensor([1 / (255 * each) for each in std]).reshape(1, -1, 1, 1)
-        self._shift = torch.tensor([-a / b for a, b in zip(mean, std, strict=True)]).reshape(1, -1, 1, 1)
+        self._scale = torch.tensor([1 / (255 * each) for each in std])
+        self._shift = torch.tensor([-a / b for a, b in zip(mean, std, strict=True)])
 
     @classmethod
     def of(cls, expects: Preprocessing) -> Normalise:
@@ -34,8 +37,13 @@ class Normalise:
         return cls(expects.mean, expects.std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.float() * self._scale + self._shift
-        return x.contiguous(memory_format=torch.channels_last)
+        sides = (1, -1, *[1] * (images.ndim - 2))
+        x = images.float() * self._scale.reshape(sides) + self._shift.reshape(sides)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+    def augmented(self, x: Tensor, *, flip: bool, mix: bool, generator: torch.Generator) -> Tensor:
+        """Normalised inputs, each changed at random as photos may be: see `augmented`."""
+        return augmented(x, flip=flip, mix=mix, generator=generator)
 
 
 def augmented(x: Tensor, *, flip: bool, mix: bool, generator: torch.Generator) -> Tensor:

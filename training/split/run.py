@@ -21,29 +21,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import replace_file
 from offramp.training.data.datasets import PIXEL_SCALE, PIXEL_ZERO, Dataset
 from offramp.training.data.photos import Columns, read_photos
+from offramp.training.data.tensors import Kind, Options
 from offramp.training.display import Bar
 from offramp.training.profile import Profile, read_profile
 from offramp.training.split import cache, classifier, fit
 from offramp.training.split.build import Built, Goal, Split, build, bundle_name
 from offramp.training.split.capture import Captured, capture
 from offramp.training.split.code import Code
+from offramp.training.split.compared import compared
 from offramp.training.split.cuts import Cuts, find_cuts
 from offramp.training.split.halves import Halves, split
 from offramp.training.split.model import PAPERS, SIDE, Model, load_model
 from offramp.training.split.photos import Normalise, answers, fast, seconds_a_photo
 from offramp.training.split.place import Place, Wanted, at_the_same, choose_place
-from offramp.training.split.report import Device, Report, make_report, write
-from offramp.training.split.rivals import FORMATS, compare, tune_on_pictures
+from offramp.training.split.report import PHOTOS, Device, Report, make_report, words_of, write
 from offramp.training.split.shares import MOST_AFTER, Shares, seconds_after, shares, slowness
+from offramp.training.split.taken import Taken, take_for
 from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
-from offramp.training.split_recipe import BY_NAME, RECIPE, recipe_toml
+from offramp.training.split_recipe import BY_NAME, OF_TENSORS, RECIPE, recipe_toml
 
 SHORT = 300
 """Steps of the code's training under which more time is worth it."""
@@ -80,6 +82,8 @@ class Job:
     steps: int | None = None
     columns: Columns = field(default_factory=Columns)
     skip_bad: bool = False
+    input: Kind = "auto"
+    tensors: Options = field(default_factory=Options)
     rival_minutes: float = 0
     whole: Path | None = None
     module: nn.Module | None = None
@@ -94,6 +98,7 @@ class Job:
         given = dict(values)
         names = (given.pop(name) for name in ("image_column", "label_column", "classes"))
         given["columns"] = Columns(*names)
+        given["tensors"] = Options(**{own: given.pop(name) for name, own in OF_TENSORS.items()})
         if given.get("profile") is not None:
             given["profile"] = read_profile(given["profile"])
         return cls(**given, **more)
@@ -120,8 +125,13 @@ def run(job: Job, display: Display) -> Done:
     clock = Clock(None if job.minutes is None else 60 * job.minutes)
     torch.manual_seed(job.seed)
     model = _model(job)
-    normalise, sources = _normalise(job, model)
-    side = _square(model)
+    taken = None if job.dataset is not None else take_for(job, display)
+    if taken is None:
+        normalise, sources = _normalise(job, model)
+        side = _square(model)
+    else:
+        normalise, sources, side = taken.normalise, [], 0
+        model = replace(model, shape=taken.spec.shape)
     display.say("looking for places to cut")
     captured = capture(model.module, model.shape, name=printable(model.name))
     cuts = find_cuts(captured)
@@ -129,10 +139,10 @@ def run(job: Job, display: Display) -> Done:
     place = choose_place(cuts, wanted)
     for note in (*model.notes, *sources):
         display.say(printable(note, 300))
-    data = job.dataset or _photos(job, side, display)
+    data = job.dataset or (_photos(job, side, display) if taken is None else taken.data)
     if data.train.images.shape[1:] != model.shape:
         shapes = ("×".join(map(str, shape)) for shape in (data.train.images.shape[1:], model.shape))
-        raise ConfigError("the photos are {}, the model takes {}; expected the same".format(*shapes))
+        raise ConfigError("the data are {}, the model takes {}; expected the same".format(*shapes))
     each = seconds_a_photo(classifier.module_logits(captured), data.train, normalise)
     after = seconds_after(data, each, models=2 if job.rival_minutes else 1, slow=slowness(clock))
     ends = shares(clock, after)
@@ -143,7 +153,7 @@ def run(job: Job, display: Display) -> Done:
     place = at_the_same(place, cuts)
     halves = split(made.captured, place.cut)
     code = _fit(job, made, halves, place, data, normalise, clock, ends, display)
-    return _finish(job, made, halves, code, place, cuts, data, normalise, display)
+    return _finish(job, made, halves, code, place, cuts, data, normalise, display, taken)
 
 
 def _model(job: Job) -> Model:
@@ -392,6 +402,7 @@ def _finish(
     data: Dataset,
     normalise: Normalise,
     display: Display,
+    taken: Taken | None,
 ) -> Done:
     whole = classifier.module_logits(made.captured)
     ours = Split(
@@ -404,24 +415,14 @@ def _finish(
         number=place.number,
         recipe=recipe_text(job, place, None),
         seed=job.seed,
+        tensor=None if taken is None else taken.spec,
     )
     built = build(job.out, ours, data, Goal(job.drop, job.budget), display.say)
     if job.whole is not None:
         display.say(f"writing the unsplit classifier to {job.whole}")
         unsplit = replace(ours, code=WholeCode(code), name=bundle_name(job.whole))
         build(job.whole, unsplit, data, Goal(job.drop, job.budget), display.say)
-    rival, tuned = _rival(job, made, data, normalise, display) if job.rival_minutes else (None, 0.0)
-    with display.bar("comparing with pictures") as bar:
-        done = iter(range(1, len(FORMATS) + 1))
-        comparison = compare(
-            [whole] if rival is None else [whole, rival],
-            normalise,
-            data.test,
-            built.answers,
-            built.payloads,
-            tuned=tuned,
-            tick=lambda: bar(next(done), len(FORMATS)),
-        )
+    comparison = compared(job, made, data, built, normalise, display, taken, _digest(made.module))
     more = place.head.macs - place.cut.head.macs
     device = Device(place.cut.head, cuts.whole, more, place.cut.peak_bytes)
     report = make_report(
@@ -434,33 +435,11 @@ def _finish(
         cut=place.cut.name,
         classifier=made.how,
         shape=place.cut.shape,
+        words=PHOTOS if taken is None else words_of(taken.spec),
     )
     write(report, job.out)
     replace_file(job.out / RECIPE, recipe_text(job, place, job.out).encode())
     return Done(built, report)
-
-
-def _rival(
-    job: Job, made: classifier.Made, data: Dataset, normalise: Normalise, display: Display
-) -> tuple[Callable[[Tensor], Tensor], float]:
-    """A copy of the classifier that was tuned on pictures, and for how many epochs."""
-    module = copy.deepcopy(made.module).requires_grad_(True)
-    captured = capture(module, made.captured.shape, name=printable(job.model))
-    identity = {"classifier": _digest(module), "photos": data.sha256, "minutes": job.rival_minutes}
-    stage = Stage(job.out / "work" / "rival", identity, display.say)
-    with display.bar("a rival that knows pictures") as bar:
-        epochs = tune_on_pictures(
-            module,
-            captured,
-            data.train,
-            normalise,
-            flip=job.flip,
-            seed=job.seed,
-            stage=stage,
-            minutes=job.rival_minutes,
-            tick=lambda at, of, loss: bar(at, of, f"loss {loss or 0:.3f}"),
-        )
-    return classifier.module_logits(captured), epochs
 
 
 def recipe_text(job: Job, place: Place, beside: Path | None) -> str:
@@ -471,6 +450,7 @@ def recipe_text(job: Job, place: Place, beside: Path | None) -> str:
     columns = job.columns
     values |= {"image_column": columns.image, "label_column": columns.label}
     values["classes"] = tuple(columns.classes)
+    values |= {name: getattr(job.tensors, own) for name, own in OF_TENSORS.items()}
     code = place.code
     notes = [f"the code: {code.channels} channels, {code.halvings} halvings, {code.width} wide"]
     if job.module is not None or job.dataset is not None:
