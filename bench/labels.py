@@ -49,7 +49,7 @@ def _by_folders(images: Path, classes: list[str]) -> dict[str, str]:
             f"{images}: has the folder {printable(others[0])}, expected classes of the bundle: "
             f"{', '.join(map(printable, classes[:12]))}"
         )
-    pictures = [each.relative_to(images) for each in find(images).pictures]
+    pictures = [each.relative_to(images) for each in find(images).files]
     if loose := [each for each in pictures if each.parts[0] not in known]:
         raise DataError(f"{images / loose[0]}: is in no class folder, so its class is not known")
     if not pictures:

@@ -35,8 +35,8 @@ def test_classes_sizes_and_what_is_wrong(tmp_path: Path) -> None:
     assert len(found.problems) == 1 and "broken.jpg" in found.problems[0]
     assert (found.twins, found.leaked) == (1, 0)
     assert found.notes == (
-        "1 photos in photos are in no class folder: left out",
-        "photos in folders below dog count as that class",
+        "1 images in photos are in no class folder: left out",
+        "images in folders below dog count as that class",
     )
     assert counted == [10, *[-1] * 10]
 
