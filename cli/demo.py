@@ -27,7 +27,7 @@ from offramp.common.inputs.spec import Preprocessing
 EPILOG = """\
 examples:
   offramp demo                                   # in a checkout: the shipped bundle and photos of waste
-  offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
+  offramp demo --bundle DIR --images DIR --json  # DIR has class folders, or pictures and labels.csv
   offramp demo --page                            # the same two programs, live in a browser
   offramp demo --bundle CODE --whole PLAIN --images DIR
   offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", default=Path("examples/trashnet"),
-        help="pictures and labels.csv (default: %(default)s)",
+        help="pictures and labels.csv, or class folders (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", metavar="T", action="append", default=[], type=fraction, help="another T_c to run at"
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
         def sweep(*flags: str) -> list[Row]:
             """A row for each T_c, of a device with these flags."""
             found = (run_device(path, server, arguments.images, t, *flags) for t in at)
-            return [offramp_row(*one, labels) for one in found]
+            return [offramp_row(*one, arguments.images, labels) for one in found]
 
         rows = sweep()
         then = sweep(*device) if device else []
@@ -184,9 +184,13 @@ def _device_flags(bundle: Path, server: Program, images: Path, threshold: float,
     ]  # fmt: skip
 
 
-def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: dict[str, str]) -> Row:
+def offramp_row(
+    records: list[dict[str, Any]], summary: dict[str, Any], images: Path, labels: dict[str, str]
+) -> Row:
     """Accuracy, exit rate and mean bytes of one run, over all images."""
-    right = sum(record["label"] == labels[Path(record["image"]).name] for record in records)
+    right = sum(
+        record["label"] == labels[Path(record["image"]).relative_to(images).as_posix()] for record in records
+    )
     wire = summary["wire_bytes"]
     return Row(
         name=f"T_c = {summary['threshold']:g}",

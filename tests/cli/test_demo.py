@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import sys
 import urllib.request
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from offramp.bench.labels import labels_of
 from offramp.cli import demo
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.write import write_bundle
@@ -87,11 +89,17 @@ def test_a_bundle_that_sends_nothing_or_all_has_a_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(demo, "THRESHOLDS", (1.0,))
+    # As class folders, whose files have the same names.
+    images = tmp_path / "folders"
+    for name, label in labels_of(pictures, list(toy.CLASSES)).items():
+        (images / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / name, images / label / f"{len(list((images / label).iterdir()))}.png")
     changed = toy_bundle.manifest.model_copy(update={"threshold": threshold})
     files: dict[str, bytes] = {name: (toy_bundle.path / name).read_bytes() for name in changed.files}
     bundle = write_bundle(tmp_path / "changed", changed, files)
-    assert demo.main(["--bundle", str(bundle.path), "--images", str(pictures)]) == 0
+    assert demo.main(["--bundle", str(bundle.path), "--images", str(images)]) == 0
     printed = capsys.readouterr().out
+    assert "T_c = 1                            100.00%" in printed
     assert f"At the bundle's own threshold (T_c = {threshold:g}" in printed
     assert ("0.0 B, where nothing is sent here (WebP quality 90, T_c = 0, " in printed) == (threshold == 0)
     assert ("times as many (" in printed) == (threshold == 1)
