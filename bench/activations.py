@@ -24,16 +24,16 @@ SCALE_SPREAD = 0.7
 
 
 def bundle_activations(bundle: Bundle, images: Path, tick: Callable[[], object] = lambda: None) -> Symbols:
-    """Symbols of a folder's pictures, uint8 [N, C, H, W]. Raises ConfigError, DataError or BundleError."""
+    """Symbols of a folder's inputs, uint8 [N, C, H, W]. Raises ConfigError, DataError or BundleError."""
     engine = Engine(bundle)
     found = []
-    for item in Source([images], bundle.manifest.preprocessing):
+    for item in Source([images], bundle.manifest.input):
         if isinstance(item.image, DataError):
             raise item.image
         found.append(engine.head(item.image[None])[0])
         tick()
     if len(found) < 2:
-        raise DataError(f"{images}: has {len(found)} pictures, expected two at least: tables need their own")
+        raise DataError(f"{images}: has {len(found)} inputs, expected two at least: tables need their own")
     return np.concatenate(found)
 
 

@@ -174,7 +174,7 @@ def bundle_task(bundle: Bundle, images: Path) -> Task:
         symbols = bundle_activations(bundle, images)
         return symbols[0::2], symbols[1::2]
 
-    return Task(bundle.manifest.name, bundle.manifest.activation.shape, None, None, make, bundle)
+    return Task(bundle.manifest.name, bundle.manifest.activation.coded_shape, None, None, make, bundle)
 
 
 def measure(task: Task, seconds: float, rounds: int) -> Case:

@@ -132,12 +132,12 @@ def compare_bundle(bundle: Bundle, images: Path) -> Comparison:
         coded.append(_coded(f"the bundle's {entry.kind}", bundle.tables, entry.lanes, mean, in_bundle=True))
     candidates = compare(calibration, measured)
     coded += [_coded(each.name, each.tables, each.lanes, each.payload_bytes_mean) for each in candidates]
-    split = bundle.manifest.split
+    manifest = bundle.manifest
     return Comparison(
         bundle=bundle.manifest.name,
-        split=f"{split.model}, exit {split.exit} ({split.layer})",
+        split=f"{manifest.model}, exit {manifest.cut.number} ({manifest.cut.name})",
         entropy_weight=entropy_weight(bundle.manifest.provenance.recipe),
-        shape=bundle.manifest.activation.shape,
+        shape=bundle.manifest.activation.coded_shape,
         images=len(measured),
         raw_bytes=bundle.codec.raw_bytes,
         coded=coded,

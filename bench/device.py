@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     set_grpc_environment()
     bundle = load_bundle(arguments.bundle)
-    items = Source([arguments.images], bundle.manifest.preprocessing)
+    items = Source([arguments.images], bundle.manifest.input)
     images = [item.image for item in items if isinstance(item.image, np.ndarray)][:200]
     result: dict[str, Any] = {"environment": environment(["grpcio", "onnxruntime"], -1)}
     with running_server(arguments.bundle, "--threads", 1) as server:

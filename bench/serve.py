@@ -251,7 +251,7 @@ def measure(
 
 def activations(bundle: Bundle, engine: Engine, images: Path) -> NDArray[np.uint8]:
     """What the head says of a folder's images, uint8 [N, C, h, w]. Raises DataError where there are none."""
-    items = Source([images], bundle.manifest.preprocessing)
+    items = Source([images], bundle.manifest.input)
     pixels = [item.image for item in items if isinstance(item.image, np.ndarray)]
     if not pixels:
         raise DataError(f"{images}: has no pictures, expected some")

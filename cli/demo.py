@@ -22,17 +22,21 @@ from offramp.bench.rival import Row, coded_pictures, hybrid_rows, picture_rows
 from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, UnavailableError
+from offramp.common.inputs.spec import Preprocessing
 
 EPILOG = """\
 examples:
   offramp demo                                   # in a checkout: the shipped bundle and photos of waste
-  offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
+  offramp demo --bundle DIR --images DIR --json  # DIR has class folders, or pictures and labels.csv
+  offramp demo --page                            # the same two programs, live in a browser
   offramp demo --bundle CODE --whole PLAIN --images DIR
   offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
 """
 SHIPPED = Path("models/trashnet-efficientnet-lite0")
 WHOLE = Path("models/trashnet-efficientnet-lite0-whole")
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+PAGE_RATE = 20
+"""Images a second, with --page."""
 _DEVICE = "offramp.device.app"
 
 
@@ -54,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", default=Path("examples/trashnet"),
-        help="pictures and labels.csv (default: %(default)s)",
+        help="pictures and labels.csv, or class folders (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", metavar="T", action="append", default=[], type=fraction, help="another T_c to run at"
@@ -67,9 +71,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
+    parser.add_argument(
+        "--page", action="store_true", help="no table: serve both programs' live pages until Ctrl-C"
+    )
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
     path: Path = arguments.bundle or SHIPPED
+    if arguments.page:
+        return live(path, arguments.images, arguments.threshold)
     bundle = load_bundle(path)
     # A narrow code is trained for its own bytes; pictures deserve a model without one.
     whole = load_bundle(arguments.whole or (path if arguments.bundle else WHOLE))
@@ -95,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
         def sweep(*flags: str) -> list[Row]:
             """A row for each T_c, of a device with these flags."""
             found = (run_device(path, server, arguments.images, t, *flags) for t in at)
-            return [offramp_row(*one, labels) for one in found]
+            return [offramp_row(*one, arguments.images, labels) for one in found]
 
         rows = sweep()
         then = sweep(*device) if device else []
@@ -104,10 +113,13 @@ def main(argv: Sequence[str]) -> int:
         check = check_counters(path, server, arguments.images, chosen, *device)
     if server.process.returncode != 0:
         raise UnavailableError(f"cloud-server ended with status {server.process.returncode}, expected 0")
-    coded = coded_pictures(whole, arguments.images, labels)
-    baselines = picture_rows(whole, coded, labels)
     own = next(row for row in rows if row.name == f"T_c = {bundle.manifest.threshold:g}")
-    rivals = hybrid_rows(bundle, coded, arguments.images, labels, own.accuracy)
+    baselines, rivals = list[Row](), list[Row]()
+    # Of sounds and tensors there are no pictures to compare with.
+    if isinstance(bundle.manifest.input, Preprocessing):
+        coded = coded_pictures(whole, arguments.images, labels)
+        baselines = picture_rows(whole, coded, labels)
+        rivals = hybrid_rows(bundle, coded, arguments.images, labels, own.accuracy)
     if arguments.json:
         print(
             json.dumps(
@@ -132,6 +144,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def live(bundle: Path, images: Path, thresholds: Sequence[float]) -> int:
+    """A server and a device that answers the images again and again, with their pages, until Ctrl-C."""
+    serving = ("--metrics-port", "0", "--page")
+    device = ["--bundle", bundle, *serving, "--repeat", "--rate", PAGE_RATE, "--quiet"]
+    device += ["--threshold", thresholds[-1]] if thresholds else []
+    with running_server(bundle, *serving) as server:
+        device += ["--server", server.address, images]
+        with running(_DEVICE, *device, ready="metrics on", stdout=subprocess.DEVNULL) as running_device:
+            print(
+                f"edge-device on http://{running_device.metrics}/, cloud-server on http://{server.metrics}/"
+            )
+            print("until Ctrl-C", flush=True)
+            try:
+                status = running_device.process.wait()
+            except KeyboardInterrupt:
+                return 0
+            raise UnavailableError(
+                f"edge-device ended with status {status}: {' / '.join(running_device.log)}"
+            )
+
+
 def run_device(
     bundle: Path, server: Program, images: Path, threshold: float, *flags: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -151,9 +184,13 @@ def _device_flags(bundle: Path, server: Program, images: Path, threshold: float,
     ]  # fmt: skip
 
 
-def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: dict[str, str]) -> Row:
+def offramp_row(
+    records: list[dict[str, Any]], summary: dict[str, Any], images: Path, labels: dict[str, str]
+) -> Row:
     """Accuracy, exit rate and mean bytes of one run, over all images."""
-    right = sum(record["label"] == labels[Path(record["image"]).name] for record in records)
+    right = sum(
+        record["label"] == labels[Path(record["image"]).relative_to(images).as_posix()] for record in records
+    )
     wire = summary["wire_bytes"]
     return Row(
         name=f"T_c = {summary['threshold']:g}",
@@ -216,10 +253,12 @@ def print_table(
         say("… then a picture to the whole model if that answer is unsure too")
     for row in then:
         say(_line(row))
-    say("everything to the whole model on the server (sizes of payload or file alone)")
+    if baselines:
+        say("everything to the whole model on the server (sizes of payload or file alone)")
     for row in baselines:
         say(_line(row))
-    say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
+    if rivals:
+        say("early exit here, unsure images as pictures to the whole model (size of the file alone)")
     for row in rivals:
         say(_line(row))
 
@@ -239,6 +278,8 @@ def print_saving(
         f"one costs {own.payload_bytes_mean:,.1f} B on average."
     )
     for what, rows in (("every image as a picture", baselines), ("early exit, then pictures", rivals)):
+        if not rows:
+            continue
         enough = [row for row in rows if row.accuracy >= own.accuracy - 1e-12]
         best = min(enough, key=lambda row: row.payload_bytes_mean, default=None)
         say(f"  {what + ':':<26} {_beside(own, best, max(row.accuracy for row in rows))}")

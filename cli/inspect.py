@@ -7,9 +7,11 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from offramp.common.arguments import Parser
+from offramp.common.bundle.document import manifest_text
 from offramp.common.bundle.load import Bundle, load_bundle
-from offramp.common.bundle.manifest import HEAD, TAIL, Context, Raw
+from offramp.common.bundle.manifest import Context, Manifest, Raw
 from offramp.common.bundle.signature import TrustedKeys
+from offramp.common.inputs.spec import ArrayFile, Preprocessing, TensorInput
 from offramp.common.part.answer import ANSWERED_BY
 from offramp.common.part.engine import Engine
 
@@ -25,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; raises BundleError for a bundle that no program would load."""
     parser = Parser(
         "offramp inspect",
-        description="Verify every file of a bundle, load both graphs, and print what it is.",
+        description="Verify every file of a bundle, load its graphs, and print what it is.",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -40,18 +42,26 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     trusted = None if arguments.trusted_key is None else TrustedKeys(arguments.trusted_key)
     bundle = load_bundle(arguments.bundle, trusted)
-    Engine(bundle).load(HEAD, TAIL)
+    Engine(bundle).load(*Engine.names(bundle.manifest))
     if arguments.json:
-        print(json.dumps({"digest": bundle.digest.hex(), **bundle.manifest.model_dump()}, indent=1))
+        stored = json.loads(manifest_text(bundle.manifest))
+        print(json.dumps({"digest": bundle.digest.hex(), **stored}, indent=1))
     else:
         print("\n".join(card(bundle)))
     return 0
 
 
+def _unknown(manifest: Manifest) -> list[str]:
+    unknown = manifest.unknown
+    if unknown is None:
+        return []
+    return [f"  unknown     a score over {unknown.threshold:g}, for {unknown.false_alarms:.4g} false alarms"]
+
+
 def card(bundle: Bundle) -> list[str]:
     """What a person wants to know of a bundle, in lines."""
     manifest, figures = bundle.manifest, bundle.manifest.figures
-    channels, height, width = manifest.activation.shape
+    shape = "×".join(map(str, manifest.activation.shape))
     codec = manifest.codec
     if isinstance(codec, Raw) or bundle.tables is None:
         coding = "raw symbols"
@@ -64,12 +74,15 @@ def card(bundle: Bundle) -> list[str]:
     agreement = {row.threshold: f"{row.ratio:.2%}" if row.exits else "–" for row in figures.agreement or []}
     lines = [
         f"{manifest.name}  (format {manifest.format_version}, digest {bundle.digest.hex()})",
-        f"  split       {manifest.split.model}, exit {manifest.split.exit} ({manifest.split.layer})",
-        f"  activation  {channels}×{height}×{width} symbols, {channels * height * width:,} B raw",
+        f"  split       {manifest.model}, exit {manifest.cut.number} ({manifest.cut.name})"
+        + (f"; {len(manifest.parts)} parts" if len(manifest.parts) > 2 else ""),
+        *([] if isinstance(manifest.input, Preprocessing) else [f"  takes       {taken(manifest.input)}"]),
+        f"  activation  {shape} symbols, {bundle.codec.raw_bytes:,} B raw",
         f"  coding      {coding}",
         f"  classes     {len(manifest.classes)}: {', '.join(manifest.classes[:12])}"[:110],
         f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}; "
         f"what is sent is answered by {ANSWERED_BY[manifest.sent_answer]}",
+        *_unknown(manifest),
         f"  trained on  {provenance.dataset.name}, seed {provenance.seed}, commit {provenance.commit}",
         f"  files       {', '.join(f'{name} {entry.size:,} B' for name, entry in manifest.files.items())}",
         f"  measured on {figures.images:,} test images:",
@@ -84,3 +97,17 @@ def card(bundle: Bundle) -> list[str]:
         + (f"  {agreement[row.threshold]:>13}" if row.threshold in agreement else "")
         for row in figures.thresholds
     ]
+
+
+def taken(found: TensorInput) -> str:
+    """What a bundle takes that takes no pictures, in words."""
+    low, high = found.range
+    shape = "×".join(map(str, found.shape))
+    text = f"{found.what}, {shape} values of {low:g} … {high:g} as {found.dtype}"
+    if isinstance(found.file, ArrayFile):
+        return text
+    sound, mel = found.file, found.file.transform
+    return (
+        f"{text}; WAV of {sound.seconds:g} s at {sound.rate:,} Hz, log-mel of {mel.mels} bands "
+        f"{mel.fmin:g} … {mel.fmax:g} Hz, windows of {mel.window} samples every {mel.hop}"
+    )

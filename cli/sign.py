@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.common.arguments import Parser
+from offramp.common.bundle.document import MANIFEST_BYTES
 from offramp.common.bundle.load import load_bundle
-from offramp.common.bundle.manifest import MANIFEST, MANIFEST_BYTES
+from offramp.common.bundle.manifest import MANIFEST
 from offramp.common.bundle.signature import SIGNATURE, SIGNATURE_BYTES, add_signature, sign
 from offramp.common.errors import BundleError, OutputError
 from offramp.common.files import read_bounded, replace_file

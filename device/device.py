@@ -26,16 +26,16 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import HEAD, Preprocessing
+from offramp.common.bundle.manifest import HEAD
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
-from offramp.common.inputs.arrays import to_pixels
+from offramp.common.inputs.prepare import Prepared, Spec, prepare
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
+from offramp.common.part.unknown import UnknownScore
 from offramp.common.tracing import Tracing
 from offramp.common.wire.address import split_address
 from offramp.device.audits import Audits
@@ -56,7 +56,7 @@ from offramp.device.options import (
     check_option,
     group,
 )
-from offramp.device.pictures import PictureWriter
+from offramp.device.pictures import PictureWriter, require_pictures
 from offramp.device.result import Correction, Result
 from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
@@ -67,9 +67,8 @@ from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")
 
-Pixels = NDArray[np.uint8]
 Input = Any
-"""A picture as ``preprocess`` takes it: a Pillow picture, a file's bytes or an array."""
+"""A picture, sound or tensor as ``preprocess`` takes it: a file's bytes, an array or a Pillow picture."""
 
 
 @dataclass(slots=True)
@@ -82,8 +81,9 @@ class _Sent:
     start: float
     threshold: float
     trace: bytes
-    image: Pixels | None
+    image: NDArray[Any] | None
     """For a picture of it; None where there will be none."""
+    unknown: bool
 
 
 class Device:
@@ -129,6 +129,9 @@ class Device:
             raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
         if on_correction is not None and not callable(on_correction):
             raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
+        bundle.require_pair()
+        if pictures.picture_threshold is not None:
+            require_pictures(bundle.manifest)
         servers = addresses(server)
         for address in servers:
             link.security.check(split_address("--server", address)[0], link.insecure)
@@ -156,6 +159,7 @@ class Device:
         self.metrics.threshold.set(self._ledger.threshold)
         self.metrics.watch_threshold(lambda: self._ledger.threshold)
         self._engine = Engine(bundle, threads, providers=on)
+        self._unknown = UnknownScore.of(bundle)
         self._engine.load_head()
         self._engine.log_placements(log, HEAD)
         self.metrics.providers.show(HEAD, self._engine.placements[HEAD])
@@ -200,11 +204,11 @@ class Device:
     ) -> Future[Result]:
         """Start one image. The future is done at once if it takes the early exit.
 
-        image: uint8 [3, H, W] as the head takes it, or whatever ``preprocess`` takes. It blocks while the
-        window is full; then the image is the caller's again. The future never fails: without the server the
-        early exit answers, as ``fallback``. name, index: repeated by a correction; index is by default the
-        number of images before this one. decode_seconds: what decoding has taken already. Raises DataError
-        for what is not one picture, ConfigError where the device is closed or was made before this process
+        image: as the head takes it, or whatever ``preprocess`` takes. It blocks while the window is
+        full; then the image is the caller's again. The future never fails: without the server the early exit
+        answers, as ``fallback``. name, index: repeated by a correction; index is by default the number of
+        images before this one. decode_seconds: what decoding has taken already. Raises DataError
+        for what is not one input, ConfigError where the device is closed or was made before this process
         was forked, and for a name or index that is not one.
         """
         if not isinstance(name, str):
@@ -221,7 +225,7 @@ class Device:
         self, image: Input, name: str = "", index: int | None = None, decode_seconds: float = 0.0
     ) -> Future[Result]:
         start = time.perf_counter()
-        image, own_seconds = self._as_pixels(image, name)
+        image, own_seconds = self._prepared(image, name)
         decode_seconds += own_seconds
         if decode_seconds:
             self.metrics.decode_seconds.observe(decode_seconds)
@@ -229,14 +233,14 @@ class Device:
         before_head = time.perf_counter()
         future: Future[Result] = Future()
         trace = start_span(self._tracing, future)
-        exit_ = run_head(self._engine, image)
+        exit_ = run_head(self._engine, image, self._unknown)
         self.metrics.head_seconds.observe(time.perf_counter() - before_head)
         number = next(self._indices) if index is None else index
         threshold = self._steer()
         own = Verdict(exit_.class_index, exit_.confidence)
         if exit_.is_confident(threshold):
             cost = Cost(decode_seconds=decode_seconds)
-            self._finish(future, start, threshold, cost, Settled("early_exit", own))
+            self._finish(future, start, threshold, cost, Settled("early_exit", own), exit_.unknown)
             if audited:
                 self._audit(exit_)
             return future
@@ -252,7 +256,7 @@ class Device:
         )
         kept = None if self._pictures is None else image.copy()
         entry = Entry(codec, payload, number, name, early)
-        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept))
+        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept, exit_.unknown))
         return future
 
     def infer(self, image: Input) -> Result:
@@ -294,6 +298,12 @@ class Device:
     def threshold(self) -> float:
         """T_c in force."""
         return self._ledger.threshold
+
+    def set_threshold(self, threshold: float) -> None:
+        """Set T_c, 0 … 1, for images from now on. Raises ConfigError, also where T_c is steered."""
+        check_option("threshold", threshold)
+        self._ledger.set(float(threshold))
+        self.metrics.threshold.set(self._ledger.threshold)
 
     def wire_bytes(self) -> WireBytes | None:
         """What the connection has sent and received so far; None where the system does not say."""
@@ -427,7 +437,7 @@ class Device:
         self._settle(sent, sent.inquiry.picture_given_up())
 
     def _settle(self, sent: _Sent, settled: Settled) -> None:
-        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled)
+        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled, sent.unknown)
         self._lifetime.end_image()
 
     # --- an image that is answered again ---
@@ -446,11 +456,11 @@ class Device:
 
     # --- inside ---
 
-    def _as_pixels(self, image: Input, name: str) -> tuple[Pixels, float]:
+    def _prepared(self, image: Input, name: str) -> tuple[Prepared, float]:
         """The head's input, and the seconds that making it took. Raises DataError."""
         start = time.perf_counter()
-        pixels = to_pixels(image, self.bundle.manifest.preprocessing, name or "image")
-        return pixels, 0.0 if pixels is image else time.perf_counter() - start
+        found = prepare(image, self.bundle.manifest.input, name)
+        return found, 0.0 if found is image else time.perf_counter() - start
 
     def _steer(self) -> float:
         """T_c for an image that is at its early exit now."""
@@ -461,11 +471,19 @@ class Device:
         return threshold
 
     def _finish(
-        self, future: Future[Result], start: float, threshold: float, cost: Cost, settled: Settled
+        self,
+        future: Future[Result],
+        start: float,
+        threshold: float,
+        cost: Cost,
+        settled: Settled,
+        unknown: bool,
     ) -> None:
         verdict = settled.verdict
         latency = time.perf_counter() - start
         self.metrics.answered_by[settled.source].inc()
+        if unknown:
+            self.metrics.unknown.inc()
         self._ledger.answered(latency)
         future.set_result(
             Result(
@@ -480,17 +498,18 @@ class Device:
                 reason=settled.reason,
                 sends=cost.sends,
                 picture_bytes=cost.picture,
-                threshold=threshold if self._ledger.steers else None,
+                threshold=threshold if self._ledger.varies else None,
                 decode_seconds=cost.decode_seconds,
+                unknown=unknown,
             )
         )
 
 
-def preprocess(image: Input, like: Bundle | Preprocessing) -> Pixels:
-    """One picture as a bundle's head takes it, uint8 [3, H, W]; what ``Device.infer`` does first.
+def preprocess(image: Input, like: Bundle | Spec) -> Prepared:
+    """One input as a bundle's head takes it, uint8 [3, H, W] or the tensor; what ``Device.infer`` does first.
 
-    image: a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of 0 … 1, as
-    [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. Raises DataError, saying shape and dtype, for what
-    is not clearly one picture.
+    image: for pictures, a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of
+    0 … 1, as [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. For tensors, the bytes of a WAV or an
+    ``.npy``, or an array of the bundle's shape. Raises DataError, saying shape and dtype, for anything else.
     """
-    return to_pixels(image, like.manifest.preprocessing if isinstance(like, Bundle) else like)
+    return prepare(image, like.manifest.input if isinstance(like, Bundle) else like)

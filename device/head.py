@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.part.engine import Engine
+from offramp.common.part.unknown import UnknownScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +17,14 @@ class EarlyExit:
     """What the device knows of one image by itself."""
 
     symbols: NDArray[np.uint8]
-    """The activation at the split, uint8 [C, H, W]."""
+    """The activation at the split, uint8 [C, H, W] or any other shape."""
     class_index: int
     confidence: float
     """Softmax probability of that class."""
     probabilities: NDArray[np.float32]
     """Of all classes, float32 [K]."""
+    unknown: bool = False
+    """Whether it is unlike all that the bundle knows."""
 
     def is_confident(self, threshold: float) -> bool:
         """Whether the image takes the early exit: its confidence exceeds T_c (Sec. III-B).
@@ -30,8 +34,9 @@ class EarlyExit:
         return self.confidence > threshold
 
 
-def run_head(engine: Engine, image: NDArray[np.uint8]) -> EarlyExit:
-    """One image, uint8 [3, H, W], through the head and its early exit."""
+def run_head(engine: Engine, image: NDArray[Any], score: UnknownScore | None = None) -> EarlyExit:
+    """One input, as the head takes it, through the head and its early exit; score: for unknown ones."""
     symbols, probabilities = engine.head(image[None])
     best = int(probabilities[0].argmax())
-    return EarlyExit(symbols[0], best, float(probabilities[0, best]), probabilities[0])
+    unknown = score is not None and bool(score.are_unknown(symbols, probabilities)[0])
+    return EarlyExit(symbols[0], best, float(probabilities[0, best]), probabilities[0], unknown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from offramp.common.bundle.load import Bundle
@@ -27,6 +28,11 @@ class DeviceMetrics:
             "offramp_device_images", "Images answered, by who answered.", ["source"], registry=registry
         )
         self.answered_by = {source: self.images.labels(source) for source in SOURCES}
+        self.unknown = Counter(
+            "offramp_device_unknown",
+            "Images unlike all that the bundle knows, where it can say so; they are answered as any other.",
+            registry=registry,
+        )
         self.image_errors = Counter(
             "offramp_device_image_errors", "Images that could not be read.", registry=registry
         )
@@ -104,12 +110,12 @@ class DeviceMetrics:
     def _add_sizes(self, bundle: Bundle) -> None:
         raw_size = Gauge(
             "offramp_device_raw_size_bytes",
-            "One image uncoded: its pixels as the network takes them, its activation at one byte a symbol.",
+            "One input uncoded: its pixels or values for the network, its activation at one byte a symbol.",
             ["of"],
             registry=self.registry,
         )
-        preprocessing = bundle.manifest.preprocessing
-        raw_size.labels("pixels").set(3 * preprocessing.height * preprocessing.width)
+        taken = bundle.manifest.input
+        raw_size.labels("pixels").set(math.prod(taken.shape) * np.dtype(taken.dtype).itemsize)
         raw_size.labels("activation").set(bundle.codec.raw_bytes)
 
     def _add_threshold(self, bundle: Bundle) -> None:

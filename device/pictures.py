@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.manifest import Preprocessing
+from offramp.common.bundle.manifest import Manifest
+from offramp.common.errors import ConfigError
+from offramp.common.inputs.spec import Preprocessing
 from offramp.common.metrics import timed
 from offramp.common.wire.picture import encode_picture, require_webp
 from offramp.device.metrics import DeviceMetrics
@@ -21,6 +23,12 @@ from offramp.device.metrics import DeviceMetrics
 log = logging.getLogger("offramp.edge-device")
 
 Pixels = NDArray[np.uint8]
+
+
+def require_pictures(manifest: Manifest) -> None:
+    """Raise ConfigError for a bundle that takes no pictures, so that there are none to send."""
+    if not isinstance(manifest.input, Preprocessing):
+        raise ConfigError(f"--picture-threshold: {manifest.name} takes {manifest.input.what}, not pictures")
 
 
 class PictureWriter:

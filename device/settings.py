@@ -165,3 +165,12 @@ class DeviceSettings(Settings):
     metrics_port: Port | None = Field(
         None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
     )
+    page: bool = Field(
+        False, description="serve a live page at / beside /metrics; shows names and answers of images"
+    )
+    page_token_file: str | None = Field(
+        None,
+        description="file with the token that setting T_c on the page takes; without one it is set on "
+        "loopback only",
+        examples=["FILE"],
+    )

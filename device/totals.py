@@ -43,6 +43,7 @@ class Totals:
     pictures: int = 0
     picture_bytes: int = 0
     raw_activation_bytes: int = 0
+    unknown: int = 0
     latencies: Sample = field(default_factory=Sample)
     decoding: Sample = field(default_factory=Sample)
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Totals:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
         self.images[result.source] += 1
         self.payload_bytes += result.payload_bytes
+        self.unknown += result.unknown
         self.pictures += result.picture_bytes > 0
         self.picture_bytes += result.picture_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
@@ -75,6 +77,7 @@ class Totals:
             "unreadable": self.unreadable,
             "passed_over": self.passed_over,
             **self.images,
+            "unknown": self.unknown,
             "threshold": threshold,
             "exit_rate": self.images["early_exit"] / answered if answered else None,
             "payload_bytes": self.payload_bytes,

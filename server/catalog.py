@@ -159,6 +159,11 @@ def _shape(plan: Plan) -> Shape:
 
 def message_bytes(bundle: Bundle, pictures: bool) -> int:
     """Largest message of a device that runs this bundle, or that sends it pictures."""
-    image = bundle.manifest.preprocessing
-    largest = picture.most_bytes(image.height, image.width) if pictures else 0
+    largest = picture_bytes(bundle) if pictures else 0
     return transport.message_bytes(max(bundle.codec.raw_bytes, largest))
+
+
+def picture_bytes(bundle: Bundle) -> int:
+    """Largest picture of one input. Raises BundleError for a bundle that takes tensors."""
+    image = bundle.manifest.preprocessing
+    return picture.most_bytes(image.height, image.width)

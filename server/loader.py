@@ -19,6 +19,7 @@ from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.bundle.manifest import HEAD, MANIFEST, TAIL
 from offramp.common.bundle.signature import TrustedKeys
 from offramp.common.errors import BundleError, OfframpError, StoppedError
+from offramp.common.inputs.spec import Preprocessing
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import CPU, Providers
 from offramp.server.catalog import Catalog, EndStreams, Loaded, Whole, message_bytes
@@ -63,7 +64,7 @@ class Loader:
 
     def __call__(self, bundle: Bundle, pictures: bool = False) -> Loaded:
         """pictures: to answer pictures as well. Raises BundleError where it cannot be served here."""
-        self._check_messages(bundle, message_bytes(bundle, pictures))
+        self._check(bundle, pictures)
         plan, engine = make_plan(
             bundle,
             self._threads,
@@ -80,7 +81,7 @@ class Loader:
 
     def load_whole(self, bundle: Bundle) -> Whole:
         """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
-        self._check_messages(bundle, message_bytes(bundle, True))
+        self._check(bundle, True)
         assert self.workers is not None
         threads = threads_each(self._threads, self.workers)
         engine = Engine(bundle, threads, providers=self._providers, cancelled=self._cancelled.is_set)
@@ -111,7 +112,12 @@ class Loader:
         )
         return Whole(model, plan, engine.placements)
 
-    def _check_messages(self, bundle: Bundle, needed: int) -> None:
+    def _check(self, bundle: Bundle, pictures: bool) -> None:
+        bundle.require_pair()
+        taken = bundle.manifest.input
+        if pictures and not isinstance(taken, Preprocessing):
+            raise BundleError(f"{bundle.path}: takes {taken.what}, so it cannot answer pictures (--pictures)")
+        needed = message_bytes(bundle, pictures)
         if self.message_bytes is not None and needed > self.message_bytes:
             raise BundleError(
                 f"{bundle.path}: needs messages of {needed} bytes, this server was started for "

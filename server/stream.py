@@ -28,11 +28,11 @@ from offramp.common.errors import MessageError, OfframpError, OverloadError, Una
 from offramp.common.tracing import Attribute, Tracing
 from offramp.common.wire import frame, transport
 from offramp.common.wire.frame import BadFrame, Frame
-from offramp.common.wire.picture import decode_picture, most_bytes
+from offramp.common.wire.picture import decode_picture
 from offramp.server.account import Account
 from offramp.server.batch import Batcher, Job
 from offramp.server.calls import Context, DroppedCall, QuietLog
-from offramp.server.catalog import Catalog, Served, message_bytes
+from offramp.server.catalog import Catalog, Served, message_bytes, picture_bytes
 from offramp.server.lifetime import Due, Lifetime
 from offramp.server.limits import StreamLimits
 from offramp.server.metrics import ServerMetrics
@@ -67,6 +67,23 @@ class Shared:
     quiet: QuietLog
 
 
+@dataclass(frozen=True)
+class StreamSummary:
+    """One stream, for the live page."""
+
+    peer: str
+    bundle: str | None
+    """None before its hello."""
+    seconds: float
+    """Since it was opened."""
+    taken: int
+    """Frames that were taken."""
+    unanswered: int
+    """Those without a reply."""
+    strikes: int
+    """Frames that were bad."""
+
+
 class Stream:
     """One device's stream, from hello to its end. It owns its jobs in the batcher."""
 
@@ -81,6 +98,8 @@ class Stream:
         self._context = context
         self._lifetime = Lifetime(shared.limits, time.monotonic(), random.uniform(-1, 1))
         self._account = Account(shared.limits.frames_in_flight, shared.limits.strikes)
+        self._opened = time.monotonic()
+        self._peer = context.peer()
         self._task: asyncio.Task[Any] | None = None
         self._verdict: OfframpError | None = None
         self._replies: list[Answer | pb.Reply] = []
@@ -92,6 +111,17 @@ class Stream:
         self._ended = False
 
     # --- what the service asks of it ---
+
+    def summary(self) -> StreamSummary:
+        """What it has done so far; from any thread."""
+        return StreamSummary(
+            peer=self._peer,
+            bundle=None if self.served is None else self.served.bundle.manifest.name,
+            seconds=time.monotonic() - self._opened,
+            taken=self._account.taken,
+            unanswered=self._account.unanswered,
+            strikes=self._account.strikes,
+        )
 
     def drain(self, end_in: float = math.inf) -> None:
         """Ask the device to go; end the stream if it has not gone by then, seconds from now."""
@@ -139,13 +169,12 @@ class Stream:
         self._message_bytes = served.message_bytes
         if self.pictures is not None:
             self._message_bytes = message_bytes(served.bundle, pictures=True)
-        image = served.bundle.manifest.preprocessing
         deadline = first.hello.deadline_ms / 1e3 if first.hello.deadline_ms else math.inf
         accepted = pb.Limits(
             frames_in_flight=limits.frames_in_flight,
             message_bytes=self._message_bytes,
             frames_per_message=transport.FRAMES_PER_MESSAGE,
-            picture_bytes=0 if self.pictures is None else most_bytes(image.height, image.width),
+            picture_bytes=0 if self.pictures is None else picture_bytes(served.bundle),
         )
         await self._write(pb.ServerMessage(accepted=pb.Accepted(limits=accepted)))
         writer = asyncio.create_task(self._writer())

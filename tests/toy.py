@@ -17,8 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from offramp.common.bundle.document import parse_manifest
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL, Manifest
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL
 from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.codec.huffman import build_codebook, package_merge
 from offramp.common.codec.rans import TOTAL, Kind, RansTable, RansTables, Token
@@ -180,7 +181,7 @@ def write(
     files = {HEAD: head(seeds[0]).SerializeToString(), TAIL: tail(seeds[1]).SerializeToString()}
     if coded:
         files[CODEBOOK] = build_codebook(channel_counts(files[HEAD]), "channel").to_bytes()
-    valid = Manifest.model_validate_json(json.dumps({**manifest(files), "sent_answer": sent_answer}))
+    valid = parse_manifest(json.dumps({**manifest(files), "sent_answer": sent_answer}).encode())
     return write_bundle(directory, valid, files)
 
 
@@ -201,7 +202,7 @@ def write_rans(directory: Path, *, lanes: int = 1) -> Bundle:
     files = {HEAD: head().SerializeToString(), TAIL: tail().SerializeToString(), CODEBOOK: tables.to_bytes()}
     of_channel = tables.table_of_channel.tolist()
     document = {**manifest(files), "codec": {"kind": "rans", "lanes": lanes, "table_of_channel": of_channel}}
-    return write_bundle(directory, Manifest.model_validate_json(json.dumps(document)), files)
+    return write_bundle(directory, parse_manifest(json.dumps(document).encode()), files)
 
 
 def run_huffman_tables() -> RunTables:
@@ -224,7 +225,7 @@ def write_run_huffman(directory: Path, *, lanes: int = 1) -> Bundle:
         "mode_of_channel": tables.mode_of_channel.tolist(),
     }
     document = {**manifest(files), "codec": entry}
-    return write_bundle(directory, Manifest.model_validate_json(json.dumps(document)), files)
+    return write_bundle(directory, parse_manifest(json.dumps(document).encode()), files)
 
 
 class BundleFolder:

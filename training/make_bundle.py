@@ -8,17 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import (
-    CODEBOOK,
-    HEAD,
-    TAIL,
-    Activation,
-    Manifest,
-    Preprocessing,
-    SplitPoint,
-)
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
+from offramp.common.bundle.version1 import Activation, SplitPoint, Version1
 from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.files import replace_file
+from offramp.common.inputs.spec import Preprocessing
 from offramp.training import record
 from offramp.training.calibrate.card import figures, provenance
 from offramp.training.calibrate.choose import calibrating, choose_on_validation
@@ -66,7 +60,8 @@ def make_bundle(
     files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
     entries = file_entries(files)
     _, height, width = quantized.input_shape
-    manifest = Manifest(
+    # Version 1, which says all there is to say of such a pair, so that its digests stay what they were.
+    document = Version1(
         format_version=1,
         name=recipe.name,
         files={"head.onnx": entries[HEAD], "tail.onnx": entries[TAIL], "codebook.bin": entries[CODEBOOK]},
@@ -95,7 +90,7 @@ def make_bundle(
         ),
     )
     by_codec = bytes_by_codec(everything, answers.symbols, codec, payloads)
-    bundle = write_bundle(out, manifest, files)
+    bundle = write_bundle(out, document.manifest(), files)
     measured = make_record(recipe, bundle, quantized.step, trained, answers, in_float, by_codec)
     path = out / record.RECORD
     replace_file(path, (measured.model_dump_json(indent=1) + "\n").encode())

@@ -6,7 +6,7 @@ Rules this module keeps:
   symbolic link, a device or a sub-directory is refused.
 - Where a signature is required (``signature.py``), it is verified before anything of the manifest is used.
 - What was hashed is what is used: each file is read once, and its bytes are handed on.
-- Nothing is unpickled, unzipped or executed. The two graphs are ONNX, in the standard operator domain,
+- Nothing is unpickled, unzipped or executed. The graphs are ONNX, in the standard operator domain,
   without control flow, functions or external data (``graphs.py``); what they cost is tried in a child
   process before they are loaded (``part/trial.py``).
 - The manifest is strict (``manifest.py``).
@@ -21,21 +21,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from offramp.common.bundle.document import MANIFEST_BYTES, parse_manifest
 from offramp.common.bundle.graphs import check_graph
 from offramp.common.bundle.manifest import (
-    CODEBOOK,
-    HEAD,
+    FILE_BYTES,
     MANIFEST,
-    MANIFEST_BYTES,
-    TAIL,
     Context,
+    Crossing,
     FileEntry,
     Huffman,
     Manifest,
-    Rans,
     Raw,
     RunHuffman,
-    parse_manifest,
 )
 from offramp.common.bundle.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 from offramp.common.codec.activation import ActivationCodec, Tables, make_coder
@@ -46,27 +43,52 @@ from offramp.common.codec.run_huffman import RunTables
 from offramp.common.errors import BundleError, CodebookError
 from offramp.common.files import read_bounded
 
+BUNDLE_BYTES = 4 * FILE_BYTES
+"""All files of a bundle together."""
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle: its manifest, the digest of it, and the verified bytes of its files."""
+    """A loaded bundle: its manifest, the digest of it, and the verified bytes of its files.
+
+    ``graphs``: of its parts, in their order; ``all_tables``: of its crossings, None for raw symbols.
+    """
 
     path: Path
     manifest: Manifest
     digest: bytes
     """SHA-256 of manifest.json, 32 bytes: the bundle's name on the wire."""
-    head: bytes = field(repr=False)
-    tail: bytes = field(repr=False)
-    tables: Tables | None
-    """What its codec codes with; None for raw symbols."""
+    graphs: tuple[bytes, ...] = field(repr=False)
+    all_tables: tuple[Tables | None, ...]
+
+    @property
+    def head(self) -> bytes:
+        """The first part's graph."""
+        return self.graphs[0]
+
+    @property
+    def tail(self) -> bytes:
+        """The last part's graph."""
+        return self.graphs[-1]
+
+    @property
+    def tables(self) -> Tables | None:
+        """What the codec codes with that crosses behind the first part; None for raw symbols."""
+        return self.all_tables[0]
+
+    def require_pair(self) -> None:
+        """Raise BundleError for a chain that this release does not run: it runs two parts."""
+        if (parts := len(self.manifest.parts)) != 2:
+            raise BundleError(f"{self.path}: has {parts} parts, this release runs bundles of 2")
 
     @cached_property
     def codec(self) -> ActivationCodec:
-        """The codec that this bundle's frames are coded with."""
-        shape, entry = self.manifest.activation.shape, self.manifest.codec
-        if self.tables is None or isinstance(entry, Raw):
-            return ActivationCodec(shape, None)
-        return ActivationCodec(shape, make_coder(shape, self.tables, entry.lanes))
+        """The codec of what crosses behind the first part, which this bundle's frames are coded with."""
+        crossing = self.manifest.activation
+        coder = None
+        if self.tables is not None and not isinstance(crossing.codec, Raw):
+            coder = make_coder(crossing.coded_shape, self.tables, crossing.codec.lanes)
+        return ActivationCodec(crossing.shape, coder, crossing.channel_axis)
 
 
 def load_bundle(directory: Path | str, trusted: TrustedKeys | None = None) -> Bundle:
@@ -84,19 +106,22 @@ def load_bundle(directory: Path | str, trusted: TrustedKeys | None = None) -> Bu
         if trusted is not None:
             trusted.check(text, _read_plain_file(folder, SIGNATURE, SIGNATURE_BYTES))
         manifest = parse_manifest(text)
+        if (total := sum(entry.size for entry in manifest.files.values())) > BUNDLE_BYTES:
+            raise BundleError(
+                f"{MANIFEST}: files: have {total} bytes together, expected at most {BUNDLE_BYTES}"
+            )
         contents: dict[str, bytes] = {
             name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())
         }
-        check_graph(HEAD, contents[HEAD])
-        check_graph(TAIL, contents[TAIL])
-        shape, entry = manifest.activation.shape, manifest.codec
-        tables = None if isinstance(entry, Raw) else _read_tables(contents[CODEBOOK], entry, shape)
+        graphs = tuple(contents[part.graph] for part in manifest.parts)
+        for part, graph in zip(manifest.parts, graphs, strict=True):
+            check_graph(part.graph, graph)
+        tables = tuple(_read_tables(contents, each) for each in manifest.crossings)
     except BundleError as error:
         raise type(error)(f"{directory}: {error}") from None
     finally:
         os.close(folder)
-    digest = hashlib.sha256(text).digest()
-    return Bundle(directory, manifest, digest, contents[HEAD], contents[TAIL], tables)
+    return Bundle(directory, manifest, hashlib.sha256(text).digest(), graphs, tables)
 
 
 def _read_plain_file(folder: int, name: str, limit: int) -> bytes:
@@ -114,16 +139,18 @@ def _read_verified(folder: int, name: str, entry: FileEntry) -> bytes:
     return data
 
 
-def _read_tables(
-    data: bytes, entry: Huffman | RunHuffman | Rans | Context, shape: tuple[int, int, int]
-) -> Tables:
+def _read_tables(contents: dict[str, bytes], crossing: Crossing) -> Tables | None:
+    entry = crossing.codec
+    if crossing.tables is None or isinstance(entry, Raw):
+        return None
+    data = contents[crossing.tables]
     try:
         if isinstance(entry, Context):
-            return ContextModel.from_bytes(data, shape)
+            return ContextModel.from_bytes(data, crossing.coded_shape)
         if isinstance(entry, Huffman):
             return Codebook.from_bytes(data, entry.table_of_channel)
         if isinstance(entry, RunHuffman):
             return RunTables.from_bytes(data, entry.table_of_channel, entry.mode_of_channel)
         return RansTables.from_bytes(data, entry.table_of_channel)
     except CodebookError as error:
-        raise CodebookError(f"{CODEBOOK}: {error}") from None
+        raise CodebookError(f"{crossing.tables}: {error}") from None

@@ -1,125 +1,94 @@
-"""``manifest.json``: what a bundle says about itself, and the bounds on it.
+"""What a bundle says about itself, and the bounds on it; ``document.py`` reads it from ``manifest.json``.
 
-The manifest is strict: an unknown or repeated field, a wrong type or a value out of range is an error. What a
-stranger chose reaches a message only through ``printable``: one line, no control characters.
+A bundle is a chain of parts, each of which runs on a machine of its own; between two parts an activation
+crosses. This is format version 2. Documents of version 1 are read into the same model (``version1.py``).
+It has room for up to ``PARTS`` parts; what runs today is two, a head and a tail, and the properties of
+``Manifest`` that are named after them are of such a pair.
+
+The manifest is strict: an unknown field, a wrong type or a value out of range is an error.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
+from offramp.common.bundle.signature import SIGNATURE
+from offramp.common.bundle.unknown import MayKnowUnknown
 from offramp.common.codec.lanes import MAX_LANES
-from offramp.common.errors import BundleError, printable
+from offramp.common.errors import BundleError
+from offramp.common.inputs.spec import Input, Preprocessing, Sides, Strict
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 HEAD, TAIL, CODEBOOK = "head.onnx", "tail.onnx", "codebook.bin"
-MANIFEST_BYTES = 1 << 20
+"""Files of a pair."""
 FILE_BYTES = 64 << 20
 """The paper's largest network has 25 MB at INT8."""
 ACTIVATION_SYMBOLS = 1 << 22
+PARTS = 16
+CLASSES = 65_536
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
 # Printed on terminals and in logs: no control, format or unassigned characters, no line separators.
 Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=0.001, le=1000)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
-Side = Annotated[int, Field(ge=1, le=4096)]
-Level = Annotated[int, Field(ge=0, le=255)]
 
 SentAnswer = Literal["server", "both"]
 """Who answers an image that was sent: the server alone, or both exits together."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """Size in bytes and SHA-256 of one file."""
 
     size: Annotated[int, Field(ge=1, le=FILE_BYTES)]
     sha256: Digest
 
 
-class Preprocessing(_Strict):
-    """How a picture becomes the head's input, uint8 [N, 3, height, width].
-
-    The scaling to the network's range is the head graph's first node, not the caller's work.
-    """
-
-    color: Literal["RGB"]
-    height: Side
-    width: Side
-    resize: Literal["bilinear"]
-    background: tuple[Level, Level, Level] = (255, 255, 255)
-    """Red, green and blue behind what is transparent: white, also in manifests that do not say."""
-
-
-class SplitPoint(_Strict):
-    """Where the network is cut: the paper's exit number (Fig. 3) and the layer behind it."""
-
-    model: Text
-    exit: Annotated[int, Field(ge=1, le=10_000)]
-    layer: Text
-
-
-class Activation(_Strict):
-    """The transmitted activation: uint8 symbols of this shape, real value = scale · (symbol − zero_point)."""
-
-    shape: tuple[Side, Side, Side]
-    """C, H, W."""
-    scale: Annotated[float, Field(gt=0)]
-    zero_point: Annotated[int, Field(ge=0, le=255)]
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        channels, height, width = self.shape
-        if channels * height * width > ACTIVATION_SYMBOLS:
-            raise ValueError(f"an activation of shape {self.shape} has over {ACTIVATION_SYMBOLS} symbols")
-        return self
-
-
-class Raw(_Strict):
+class Raw(Strict):
     """One byte a symbol."""
 
     kind: Literal["raw"]
 
 
-class _Coded(_Strict):
-    """Symbols coded with the tables in ``codebook.bin``."""
+class Coded(Strict):
+    """Symbols coded with the tables in a file of their own."""
 
     lanes: Annotated[int, Field(ge=1, le=MAX_LANES)]
     """Byte strings that an activation is coded as (``lanes.py``)."""
-    table_of_channel: Annotated[list[Annotated[int, Field(ge=0, le=65_535)]], Field(min_length=1)]
+    table_of_channel: Annotated[
+        list[Annotated[int, Field(ge=0, le=65_535)]], Field(min_length=1, max_length=4096)
+    ]
     """The table of each channel. The paper's one codebook for all is a list of zeros."""
 
 
-class Huffman(_Coded):
+class Huffman(Coded):
     """Canonical Huffman code, stored as code lengths (Sec. III-C)."""
 
     kind: Literal["huffman"]
 
 
-class RunHuffman(_Coded):
+class RunHuffman(Coded):
     """Canonical Huffman code over tokens of runs, stored as code lengths (``run_huffman.py``)."""
 
     kind: Literal["run-huffman"]
-    mode_of_channel: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)]
+    mode_of_channel: Annotated[
+        list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1, max_length=4096)
+    ]
     """The symbol that each channel's symbols are measured from; its likeliest one."""
 
 
-class Rans(_Coded):
+class Rans(Coded):
     """Static-table rANS over tokens of runs, stored as frequencies (``rans.py``)."""
 
     kind: Literal["rans"]
 
 
-class Context(_Strict):
-    """rANS whose frequencies follow what has been coded; ``codebook.bin`` is the model (``context.py``)."""
+class Context(Strict):
+    """rANS whose frequencies follow what has been coded; its file is the model (``context.py``)."""
 
     kind: Literal["context"]
 
@@ -129,7 +98,91 @@ class Context(_Strict):
         return 1
 
 
-class ThresholdFigures(_Strict):
+Codec = Annotated[Raw | Huffman | RunHuffman | Rans | Context, Field(discriminator="kind")]
+
+
+def check_codec(codec: Raw | Coded | Context, channels: int) -> None:
+    """Raise ValueError for a codec that does not fit an activation of so many channels."""
+    if not isinstance(codec, Coded):
+        return
+    mapped = len(codec.table_of_channel)
+    if mapped != channels:
+        raise ValueError(f"table_of_channel has {mapped} entries, the activation {channels} channels")
+    if codec.lanes > channels:
+        raise ValueError(f"{codec.lanes} lanes, expected at most the {channels} channels")
+    if isinstance(codec, RunHuffman) and len(codec.mode_of_channel) != channels:
+        modes = len(codec.mode_of_channel)
+        raise ValueError(f"mode_of_channel has {modes} entries, the activation {channels} channels")
+
+
+def check_symbols(shape: tuple[int, ...]) -> None:
+    """Raise ValueError for an activation of more symbols than any bundle may have."""
+    if math.prod(shape) > ACTIVATION_SYMBOLS:
+        raise ValueError(f"an activation of shape {shape} has over {ACTIVATION_SYMBOLS} symbols")
+
+
+class Crossing(Strict):
+    """What crosses between two parts: uint8 symbols, real value = scale · (symbol − zero_point)."""
+
+    shape: Sides
+    """Rank 1 … 4, such as [C, H, W] of a map or [T, C] of tokens."""
+    channel_axis: Annotated[int, Field(ge=0, le=3)] = 0
+    """Which of its axes the tables are chosen by."""
+    scale: Annotated[float, Field(gt=0)]
+    zero_point: Annotated[int, Field(ge=0, le=255)]
+    codec: Codec
+    tables: Name | None = None
+    """File with the codec's tables; none for raw symbols."""
+
+    @property
+    def coded_shape(self) -> tuple[int, int, int]:
+        """As the codec sees it: channels first, and the other axes in two."""
+        others = [side for axis, side in enumerate(self.shape) if axis != self.channel_axis]
+        return self.shape[self.channel_axis], math.prod(others[:-1]), math.prod(others[-1:])
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_symbols(self.shape)
+        if self.channel_axis >= len(self.shape):
+            raise ValueError(
+                f"channel_axis is {self.channel_axis}, the activation has {len(self.shape)} axes"
+            )
+        check_codec(self.codec, self.shape[self.channel_axis])
+        if (self.tables is None) != isinstance(self.codec, Raw):
+            raise ValueError("tables: expected a file's name for every codec but raw")
+        return self
+
+
+class Exit(Strict):
+    """An early exit behind a part."""
+
+    threshold: Fraction
+    """Default confidence threshold T_c."""
+    temperature: Temperature
+    """Its logits are divided by it before the softmax; 1 leaves them as they are."""
+
+
+class Cut(Strict):
+    """Where a part ends: the layer's name, and the paper's exit number (Fig. 3) or the cut's own."""
+
+    name: Text
+    number: Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Part(Strict):
+    """What one machine runs."""
+
+    graph: Name
+    """Its ONNX file."""
+    cut: Cut | None = None
+    """Where it ends; None for the last."""
+    macs: Count | None = None
+    """Multiply-accumulates for one input, exit and code included; None where nobody counted."""
+    weights: Count | None = None
+    exit: Exit | None = None
+
+
+class ThresholdFigures(Strict):
     """Measured at one confidence threshold, over all images; an image that exits early sends 0 bytes."""
 
     threshold: Fraction
@@ -138,7 +191,7 @@ class ThresholdFigures(_Strict):
     payload_bytes_mean: Annotated[float, Field(ge=0)]
 
 
-class AgreementFigures(_Strict):
+class AgreementFigures(Strict):
     """Of the images that exit early at a threshold: how many, and for how many the server says the same."""
 
     threshold: Fraction
@@ -157,7 +210,7 @@ class AgreementFigures(_Strict):
         return self.agree / self.exits
 
 
-class Figures(_Strict):
+class Figures(Strict):
     """What this bundle measured on images that neither trained, chose nor calibrated it."""
 
     images: Count
@@ -181,7 +234,7 @@ class Figures(_Strict):
         return self.accuracy_early_float, self.accuracy_final_float
 
 
-class DatasetEntry(_Strict):
+class DatasetEntry(Strict):
     """Which images: name, SHA-256 over all of them and their labels, and the size of each split."""
 
     name: Text
@@ -191,7 +244,7 @@ class DatasetEntry(_Strict):
     test: Count
 
 
-class Provenance(_Strict):
+class Provenance(Strict):
     """Where the bundle comes from: enough to make it again."""
 
     commit: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}(-dirty)?|unknown)$")]
@@ -202,64 +255,132 @@ class Provenance(_Strict):
     libraries: dict[Name, Text]
 
 
-class Manifest(_Strict):
-    """``manifest.json``."""
+class Manifest(MayKnowUnknown, Strict):
+    """A bundle's manifest, of either version.
 
-    format_version: Literal[1]
+    ``format_version`` is that of the document it was read from or is to be written as: a bundle of version 1
+    that gets another threshold stays one, so that older releases go on reading it.
+    """
+
+    format_version: Literal[1, 2]
     name: Name
-    files: dict[Literal["head.onnx", "tail.onnx", "codebook.bin"], FileEntry]
-    classes: Annotated[list[Text], Field(min_length=2, max_length=65_536)]
-    preprocessing: Preprocessing
-    split: SplitPoint
-    activation: Activation
-    codec: Annotated[Raw | Huffman | RunHuffman | Rans | Context, Field(discriminator="kind")]
-    threshold: Fraction
-    """Default confidence threshold T_c."""
-    temperature: Annotated[float, Field(ge=0.001, le=1000)]
-    """The early exit's logits are divided by it before the softmax; 1 leaves them as they are."""
-    sent_answer: SentAnswer = "server"
+    model: Text
+    """What was cut."""
+    input: Annotated[Input, Field(discriminator="kind")]
+    classes: Annotated[list[Text], Field(min_length=2, max_length=CLASSES)]
+    files: dict[Name, FileEntry]
+    """Every file of the bundle but the manifest and its signatures."""
+    parts: Annotated[list[Part], Field(min_length=2, max_length=PARTS)]
+    crossings: Annotated[list[Crossing], Field(min_length=1, max_length=PARTS - 1)]
+    """One behind each part but the last."""
+    answers: Literal["last", "all"]
+    """Who answers what was sent: the last exit that was heard of, or all of them together."""
     provenance: Provenance
     figures: Figures
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        expected = {HEAD, TAIL} | (set() if isinstance(self.codec, Raw) else {CODEBOOK})
-        if set(self.files) != expected:
-            raise ValueError(f"files are {sorted(self.files)}, expected {sorted(expected)}")
-        if isinstance(self.codec, _Coded):
-            channels, mapped = self.activation.shape[0], len(self.codec.table_of_channel)
-            if mapped != channels:
-                raise ValueError(f"table_of_channel has {mapped} entries, the activation {channels} channels")
-            if self.codec.lanes > channels:
-                raise ValueError(f"{self.codec.lanes} lanes, expected at most the {channels} channels")
-            if isinstance(self.codec, RunHuffman) and len(self.codec.mode_of_channel) != channels:
-                modes = len(self.codec.mode_of_channel)
-                raise ValueError(f"mode_of_channel has {modes} entries, the activation {channels} channels")
+        if len(self.crossings) != len(self.parts) - 1:
+            raise ValueError(
+                f"{len(self.parts)} parts with {len(self.crossings)} crossings, expected one between two"
+            )
+        used = [part.graph for part in self.parts]
+        used += [each.tables for each in self.crossings if each.tables is not None]
+        if len(set(used)) != len(used):
+            raise ValueError(f"files are used as {used}, expected each of them once")
+        if set(self.files) != set(used) or {MANIFEST, SIGNATURE} & set(used):
+            raise ValueError(f"files are {sorted(self.files)}, expected {sorted(used)}")
+        if self.parts[0].exit is None:
+            raise ValueError(
+                "the first part has no exit, expected one: a device answers by it without a server"
+            )
+        if self.parts[-1].exit is not None or self.parts[-1].cut is not None:
+            raise ValueError("the last part has an exit or a cut, expected neither: the network ends there")
+        if any(part.cut is None for part in self.parts[:-1]):
+            raise ValueError("a part but the last has no cut, expected where it ends")
+        if self.unknown is not None:
+            if self.activation.channel_axis:
+                raise ValueError("unknown: expected an activation whose channel_axis is 0")
+            self.unknown.check(self.activation.shape[0], len(self.classes))
         return self
 
+    # --- of the pair that a device and a server run ---
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How a picture becomes the input. Raises BundleError for a bundle that takes tensors."""
+        if not isinstance(self.input, Preprocessing):
+            raise BundleError(f"{self.name}: takes {self.input.what}, expected a bundle for pictures")
+        return self.input
+
+    @property
+    def head(self) -> Part:
+        """The first part."""
+        return self.parts[0]
+
+    @property
+    def activation(self) -> Crossing:
+        """What crosses from the first part to the second."""
+        return self.crossings[0]
+
+    @property
+    def codec(self) -> Raw | Huffman | RunHuffman | Rans | Context:
+        """How that is coded."""
+        return self.crossings[0].codec
+
+    @property
+    def threshold(self) -> float:
+        """Default confidence threshold T_c of the first exit."""
+        return self._exit.threshold
+
+    @property
+    def temperature(self) -> float:
+        """What the first exit's logits are divided by before the softmax."""
+        return self._exit.temperature
+
+    @property
+    def sent_answer(self) -> SentAnswer:
+        """Who answers an image that was sent."""
+        return "both" if self.answers == "all" else "server"
+
+    @property
+    def cut(self) -> Cut:
+        """Where the first part ends."""
+        assert self.head.cut is not None
+        return self.head.cut
+
+    @property
+    def _exit(self) -> Exit:
+        assert self.head.exit is not None
+        return self.head.exit
+
+    def changed(
+        self,
+        *,
+        threshold: float | None = None,
+        temperature: float | None = None,
+        sent_answer: SentAnswer | None = None,
+        crossing: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Manifest:
+        """A copy with other values of the first exit, of who answers, of the first crossing and of fields.
+
+        Nothing is validated; ``write_bundle`` does that.
+        """
+        part = self.head
+        exit_ = self._exit.model_copy(
+            update={
+                "threshold": self.threshold if threshold is None else threshold,
+                "temperature": self.temperature if temperature is None else temperature,
+            }
+        )
+        fields["parts"] = [part.model_copy(update={"exit": exit_}), *self.parts[1:]]
+        fields["crossings"] = [self.activation.model_copy(update=crossing or {}), *self.crossings[1:]]
+        if sent_answer is not None:
+            fields["answers"] = "all" if sent_answer == "both" else "last"
+        return self.model_copy(update=fields)
+
     def reads_otherwise(self, other: Manifest) -> str | None:
-        """What keeps one picture from meaning the same to both bundles: the field's name, or None."""
-        fields = ("classes", "preprocessing")
+        """What keeps one input from meaning the same to both bundles: the field's name, or None."""
+        fields = ("classes", "input")
         return next((name for name in fields if getattr(self, name) != getattr(other, name)), None)
-
-
-def parse_manifest(text: bytes) -> Manifest:
-    """The manifest in these bytes. Raises BundleError naming the first field that is wrong."""
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first, count = error.errors(include_url=False)[0], error.error_count()
-        where = printable(".".join(str(part) for part in first["loc"])) or "the document"
-        more = f" (and {count - 1} more)" if count > 1 else ""
-        raise BundleError(f"{MANIFEST}: {where}: {printable(first['msg'])}{more}") from None
-    # Pydantic keeps the last of two equal keys, other readers the first: a manifest says one thing only.
-    json.loads(text, object_pairs_hook=_distinct)
-    return manifest
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> None:
-    seen = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise BundleError(f"{MANIFEST}: {printable(key)}: is there twice, expected once")
-        seen.add(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from offramp.common.bundle.document import manifest_text
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.bundle.manifest import MANIFEST, FileEntry, Manifest
 from offramp.common.files import replace_file
@@ -16,11 +17,12 @@ def write_bundle(directory: Path | str, manifest: Manifest, files: dict[str, byt
     files: contents by name; ``manifest.files`` must describe them (see ``file_entries``). Files of the
     bundle that are already there are replaced, others are left alone. Raises BundleError.
     """
+    text = manifest_text(manifest)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         replace_file(directory / name, data)
-    replace_file(directory / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    replace_file(directory / MANIFEST, text)
     return load_bundle(directory)
 
 

@@ -17,6 +17,7 @@ write the same bytes. The compiled one is used where it was built; ``OFFRAMP_COD
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -302,24 +303,28 @@ class RansCoder:
 class ActivationCodec:
     """What both sides call: the bundle's codec, with the escape to raw.
 
-    shape: (C, H, W) of the activation. coder: the codec that the bundle names; None for a bundle that
-    sends raw symbols. Several threads may use one codec at once.
+    shape: of the activation, (C, H, W) or any other. coder: the codec that the bundle names; None for a
+    bundle that sends raw symbols. channel_axis: which axis is coded as C; the others keep their order.
+    Several threads may use one codec at once.
     """
 
-    shape: Shape
+    shape: tuple[int, ...]
     coder: Coder | None
+    channel_axis: int = 0
 
-    @property
+    @cached_property
     def raw_bytes(self) -> int:
-        """Size of one activation at one byte a symbol: C·H·W."""
-        return self.shape[0] * self.shape[1] * self.shape[2]
+        """Size of one activation at one byte a symbol."""
+        return math.prod(self.shape)
 
     def encode(self, symbols: Symbols) -> tuple[CodecId, bytes]:
-        """The shorter of coded and raw payload of one activation, uint8 [C, H, W], and which it is."""
+        """The shorter of coded and raw payload of one activation, uint8, and which it is."""
         if symbols.shape != self.shape or symbols.dtype != np.uint8:
             raise ValueError(
                 f"symbols are {symbols.dtype} {symbols.shape}, the codec is for uint8 {self.shape}"
             )
+        if self.channel_axis:
+            symbols = np.moveaxis(symbols, self.channel_axis, 0)
         raw = symbols.tobytes()
         if self.coder is not None:
             payload = self.coder.encode(raw)
@@ -328,14 +333,14 @@ class ActivationCodec:
         return CodecId.RAW, raw
 
     def decode(self, codec: int, payload: bytes) -> Symbols:
-        """Activation, uint8 [C, H, W], of one frame.
+        """Activation, uint8 of its own shape, of one frame.
 
         Raises CodecError for an unknown codec id, PayloadError for bytes that are not one activation.
         """
         if codec == CodecId.RAW:
             if len(payload) != self.raw_bytes:
                 raise PayloadError(f"a raw payload has {len(payload)} bytes, expected {self.raw_bytes}")
-            return np.frombuffer(payload, np.uint8).reshape(self.shape)
+            return self._shaped(payload)
         if codec == CodecId.PICTURE:
             raise CodecError(f"codec id {codec} is a picture, expected an activation: none are answered here")
         if codec != CodecId.BUNDLE:
@@ -348,4 +353,13 @@ class ActivationCodec:
             raise PayloadError(
                 f"a coded payload has {len(payload)} bytes, expected fewer than the raw {self.raw_bytes}"
             )
-        return np.frombuffer(self.coder.decode(payload), np.uint8).reshape(self.shape)
+        return self._shaped(self.coder.decode(payload))
+
+    def _shaped(self, symbols: bytes) -> Symbols:
+        found = np.frombuffer(symbols, np.uint8)
+        if not self.channel_axis:
+            return found.reshape(self.shape)
+        channels = self.shape[self.channel_axis]
+        others = self.shape[: self.channel_axis] + self.shape[self.channel_axis + 1 :]
+        first = found.reshape(channels, *others)
+        return np.ascontiguousarray(np.moveaxis(first, 0, self.channel_axis))

@@ -20,7 +20,7 @@ from offramp.common.inputs import pictures
 from offramp.common.inputs.headers import Refused, check_size
 
 if TYPE_CHECKING:
-    from offramp.common.bundle.manifest import Preprocessing
+    from offramp.common.inputs.spec import Preprocessing
 
 Pixels = NDArray[np.uint8]
 

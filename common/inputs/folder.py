@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ KIND_CHARACTERS = 12
 class Found:
     """What one look at a folder found."""
 
-    pictures: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
     """By path; also files that cannot be opened: their readers say why."""
     faults: dict[Path, OSError] = field(default_factory=dict)
     """Folders that could not be listed, or not to their end."""
@@ -31,8 +32,11 @@ class Found:
     """Files of other kinds, by suffix; ``""`` for those without one."""
 
 
-def find(folder: Path) -> Found:
-    """Look at a folder and all below it. Raises nothing for what the file system answers."""
+def find(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> Found:
+    """Look at a folder and all below it for files of these kinds.
+
+    Raises nothing for what the file system answers.
+    """
     found = Found()
     folders = [folder]
     while folders:
@@ -43,13 +47,13 @@ def find(folder: Path) -> Found:
                     if _is_folder(entry):
                         if not entry.is_symlink():
                             folders.append(current / entry.name)
-                    elif suffix_of(entry.name) in EXTENSIONS:
-                        found.pictures.append(current / entry.name)
+                    elif suffix_of(entry.name) in suffixes:
+                        found.files.append(current / entry.name)
                     else:
                         count_kind(found.passed_over, entry.name)
         except OSError as error:
             found.faults[current] = error
-    found.pictures.sort()
+    found.files.sort()
     return found
 
 

@@ -40,7 +40,7 @@ from offramp.common.inputs.headers import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from offramp.common.bundle.manifest import Preprocessing
+    from offramp.common.inputs.spec import Preprocessing
 
 __all__ = ["EXTENSIONS", "FILE_BYTES", "PIXELS", "decode", "jpeg_bytes", "sniff", "to_input"]
 

@@ -1,4 +1,4 @@
-"""Running a graph: ONNX Runtime behind two typed calls, one for each half of the network."""
+"""Running graphs: ONNX Runtime behind two typed calls, one for each half of the network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import offramp.common.libraries  # noqa: F401 - before onnxruntime, whose telemetry it turns off
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import HEAD, TAIL
+from offramp.common.bundle.manifest import HEAD, TAIL, Manifest
 from offramp.common.errors import BundleError
 from offramp.common.part import trial
 from offramp.common.part.providers import CPU, Placement, Providers, in_trial
@@ -26,12 +27,39 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
 
+def _input_port(manifest: Manifest) -> dict[str, Port]:
+    """The first part's input: ``image`` for a picture, ``tensor`` for a tensor."""
+    taken = manifest.input
+    kind = "tensor(uint8)" if taken.dtype == "uint8" else "tensor(float)"
+    return {"image" if taken.kind == "picture" else "tensor": (kind, taken.shape)}
+
+
+def _subjects(bundle: Bundle) -> list[trial.Subject]:
+    """Each part's graph with what the manifest says of its inputs and outputs."""
+    manifest, found = bundle.manifest, []
+    logits: Port = ("tensor(float)", (len(manifest.classes),))
+    inputs = _input_port(manifest)
+    for number, (part, graph) in enumerate(zip(manifest.parts, bundle.graphs, strict=True)):
+        outputs: dict[str, Port] = {}
+        following: dict[str, Port] = {}
+        if number < len(manifest.crossings):
+            symbols: Port = ("tensor(uint8)", manifest.crossings[number].shape)
+            # A graph's input and output cannot have one name.
+            outputs["next_symbols" if "symbols" in inputs else "symbols"] = symbols
+            following["symbols"] = symbols
+        if part.exit is not None or not outputs:
+            outputs["logits"] = logits
+        found.append(trial.Subject(part.graph, graph, inputs, outputs))
+        inputs = following
+    return found
+
+
 _on_cpu_only: dict[tuple[bytes, str, Providers], str] = {}
 """Graphs, by bundle and name, that a trial passed on the CPU but not on these providers, and why not."""
 
 
 class Engine:
-    """Both halves of a bundle. Each graph is loaded at its first use, or by ``load``.
+    """The parts of a bundle. Each graph is loaded at its first use, or by ``load``.
 
     Before that a child process tries what it costs (``trial.py``): 0.1 s, once for a graph in a process.
 
@@ -55,28 +83,28 @@ class Engine:
         self._cancelled = cancelled
         manifest = bundle.manifest
         self._temperature = manifest.temperature
-        image = manifest.preprocessing
-        pixels: Port = ("tensor(uint8)", (3, image.height, image.width))
-        symbols: Port = ("tensor(uint8)", manifest.activation.shape)
-        logits: Port = ("tensor(float)", (len(manifest.classes),))
-        self._subjects = {
-            HEAD: trial.Subject(HEAD, bundle.head, {"image": pixels}, {"symbols": symbols, "logits": logits}),
-            TAIL: trial.Subject(TAIL, bundle.tail, {"symbols": symbols}, {"logits": logits}),
-        }
+        self._subjects = dict(zip(self.names(manifest), _subjects(bundle), strict=True))
         self._graphs: dict[str, Graph] = {}
 
+    @staticmethod
+    def names(manifest: Manifest) -> list[str]:
+        """What ``load`` calls the parts: ``HEAD`` the first, ``TAIL`` the last, others by number."""
+        between = [f"part {number}" for number in range(2, len(manifest.parts))]
+        return [HEAD, *between, TAIL]
+
     def load(self, *names: str) -> None:
-        """Load ``HEAD``, ``TAIL`` or both now.
+        """Load some of its parts now, by their ``names``.
 
         Raises BundleError if one is not what the manifest says, or costs too much; ConfigError where there is
         none of the providers; StoppedError if cancelled.
         """
-        missing = [self._subjects[name] for name in names if name not in self._graphs]
+        missing = [name for name in names if name not in self._graphs]
         if missing:
             self.try_batches(*names)
-        for each in missing:
+        for name in missing:
+            each = self._subjects[name]
             with self._named():
-                self._graphs[each.name] = self._loaded(each)
+                self._graphs[name] = self._loaded(each)
 
     def _loaded(self, subject: trial.Subject) -> Graph:
         def graph(providers: Providers) -> Graph:
@@ -177,13 +205,13 @@ class Engine:
             self.load(name)
             return self._graphs[name]
 
-    def head(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Images, uint8 [N, 3, H, W] → symbols, uint8 [N, C, h, w], and probabilities, float32 [N, K]."""
+    def head(self, images: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Inputs [N, …], as the manifest says → symbols, uint8 [N, …], and probabilities, float32 [N, K]."""
         symbols, logits = self._graph(HEAD).run(images)
         probabilities = softmax(logits.astype(np.float32, copy=False), self._temperature)
         return symbols.astype(np.uint8, copy=False), probabilities
 
     def tail(self, symbols: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Symbols, uint8 [N, C, h, w] → class probabilities, float32 [N, K]."""
+        """Symbols, uint8 [N, …] → class probabilities, float32 [N, K]."""
         (logits,) = self._graph(TAIL).run(symbols)
         return softmax(logits.astype(np.float32, copy=False))

@@ -1,4 +1,7 @@
-"""Stacks of images in ``.npz`` files."""
+"""Stacks of images and of tensors in ``.npz`` and ``.npy`` files, read as streams.
+
+Neither the file's claims nor its compression decide how much memory it takes.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,23 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.files import open_plain
 from offramp.common.inputs.arrays import check_stack
 from offramp.common.inputs.headers import Refused, check_size
 from offramp.common.inputs.pictures import to_input
+from offramp.common.inputs.spec import Preprocessing, TensorInput
+from offramp.common.inputs.tensors import Ended, check_dtype, meant, npy_header, read_one
 from offramp.device.sources.item import Item
 
 
 def read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
-    """The array ``images`` of an ``.npz``, uint8 as in ``check_stack``, one image at a time.
-
-    It is read as a stream: neither the file's claims nor its compression decide how much memory it takes.
-    """
+    """The array ``images`` of an ``.npz``, uint8 as in ``check_stack``, one image at a time."""
     try:
         with (
             open_plain(path, DataError) as file,
@@ -55,19 +57,15 @@ def read_npz(path: Path, preprocessing: Preprocessing) -> Iterator[Item]:
         yield Item(str(path), DataError(f"{path}: is a damaged .npz: {error}"))
 
 
-def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[tuple[int, ...], bool]:
+def _npy_shape(path: Path, array: IO[bytes]) -> tuple[tuple[int, ...], bool]:
     """The stack's shape, and whether its channels come before its rows."""
-    version = np.lib.format.read_magic(array)  # type: ignore[arg-type]
-    # Version 2.0 is for headers above 64 KiB, and NumPy reads one of up to 4 GiB before it refuses it.
-    if version != (1, 0):
-        raise DataError(f"{path}: 'images' is .npy version {version}, expected (1, 0)")
-    # Python's integers: NumPy's would wrap around.
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(array)  # type: ignore[arg-type]
+    try:
+        shape, dtype = npy_header(array)
+    except Refused as error:
+        raise DataError(f"{path}: 'images' {error}") from None
     shown = f"{path}: 'images' is {dtype} {shape}"
-    if dtype != np.uint8 or fortran:
-        raise DataError(f"{shown}{' in Fortran order' * fortran}, expected uint8 in C order")
-    if min(shape, default=0) < 0:
-        raise DataError(f"{shown}, expected at least 1×1 pixels and no negative side")
+    if dtype != np.uint8:
+        raise DataError(f"{shown}, expected uint8 in C order")
     try:
         channels_first = check_stack(shape)
         height, width = shape[2:4] if channels_first else shape[1:3]
@@ -75,3 +73,41 @@ def _npy_shape(path: Path, array: zipfile.ZipExtFile | object) -> tuple[tuple[in
     except Refused as error:
         raise DataError(f"{shown} and {error}") from None
     return shape, channels_first
+
+
+def read_tensors(path: Path, spec: TensorInput) -> Iterator[Item]:
+    """The tensors of an ``.npy``, one or a stack, or of an ``.npz``'s array ``inputs``, one at a time."""
+    try:
+        with open_plain(path, DataError) as file:
+            if path.suffix.lower() == ".npz":
+                with zipfile.ZipFile(file) as archive, archive.open("inputs.npy") as array:
+                    yield from _tensors(path, array, spec)
+            else:
+                yield from _tensors(path, file, spec)
+    except KeyError:
+        yield Item(str(path), DataError(f"{path}: has no array named 'inputs'"))
+    except (DataError, Refused) as error:
+        text = str(error) if isinstance(error, DataError) else f"{path}: {error}"
+        yield Item(str(path), DataError(text))
+    except Exception as error:  # as above
+        yield Item(str(path), DataError(f"{path}: is a damaged {path.suffix.lower()}: {error}"))
+
+
+def _tensors(path: Path, array: IO[bytes], spec: TensorInput) -> Iterator[Item]:
+    shape, dtype = npy_header(array)
+    check_dtype(dtype, spec)
+    if shape != spec.shape and shape[1:] != spec.shape:
+        raise Refused(f"is {dtype} {list(shape)}, {meant(spec)}, alone or as a stack")
+    stacked = len(shape) > len(spec.shape)
+    for index in range(shape[0] if stacked else 1):
+        name = f"{path}[{index}]" if stacked else str(path)
+        start = time.perf_counter()
+        try:
+            found = read_one(array, dtype, spec)
+        except Ended as error:
+            yield Item(name, DataError(f"{name}: {error}"))
+            return
+        except Refused as error:
+            yield Item(name, DataError(f"{name}: {error}"))
+            continue
+        yield Item(name, found, time.perf_counter() - start)

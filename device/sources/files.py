@@ -1,14 +1,14 @@
-"""Files from strangers' disks, whole, and the pictures in them."""
+"""Files from strangers' disks, whole, and the inputs in them."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.files import read_bounded
-from offramp.common.inputs.pictures import FILE_BYTES, decode
+from offramp.common.inputs.pictures import FILE_BYTES
+from offramp.common.inputs.prepare import Spec, decode
 from offramp.device.sources.item import Item
 
 
@@ -20,12 +20,12 @@ def read_file(path: Path, limit: int) -> bytes:
     return data
 
 
-def read_picture(path: Path, preprocessing: Preprocessing) -> Item:
-    """One picture file."""
+def read_one(path: Path, spec: Spec) -> Item:
+    """One file with one input: a picture, a sound, a tensor."""
     try:
         data = read_file(path, FILE_BYTES)
         start = time.perf_counter()
-        pixels = decode(str(path), data, preprocessing)
+        found = decode(str(path), data, spec)
     except DataError as error:
         return Item(str(path), error)
-    return Item(str(path), pixels, time.perf_counter() - start)
+    return Item(str(path), found, time.perf_counter() - start)

@@ -1,6 +1,6 @@
-"""Where images come from: folders, files, lists, ``.npz`` arrays, standard input, videos and cameras.
+"""Where inputs come from: folders, files, lists, ``.npz`` and ``.npy``, standard input, videos and cameras.
 
-A picture that cannot be used is an item with an error, so that the ones after it are still answered. What
+One that cannot be used is an item with an error, so that the ones after it are still answered. What
 waits for images (``--watch``, standard input, a camera) does so through ``wait``, which a signal cuts short.
 """
 
@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
-from offramp.device.sources.arrays import read_npz
-from offramp.device.sources.files import read_picture
+from offramp.common.inputs.prepare import Spec, suffixes
+from offramp.common.inputs.spec import Preprocessing, TensorInput
+from offramp.common.inputs.tensors import SUFFIXES as ARRAYS
+from offramp.device.sources.arrays import read_npz, read_tensors
+from offramp.device.sources.files import read_one
 from offramp.device.sources.folders import Folders
 from offramp.device.sources.item import Item
 from offramp.device.sources.lists import check_stdin, files_of, stdin_paths
@@ -31,17 +33,17 @@ def _sleep(seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """All images of the command line, in order.
+    """All images, sounds or tensors of the command line, in order.
 
-    paths: folders (their pictures by name, sub-folders too), pictures, ``.npz`` files, ``.txt``
-    files with one path a line, relative to the list's own folder, video files; ``-`` (a path a line on
-    standard input), ``camera:N`` and ``rtsp://…``. watch: folders are looked at again and again for new
+    paths: folders (their files by name, sub-folders too), pictures, WAV files, ``.npz`` and ``.npy`` files,
+    ``.txt`` files with one path a line, relative to the list's own folder, video files; ``-`` (a path a line
+    on standard input), ``camera:N`` and ``rtsp://…``. watch: folders are looked at again and again for new
     files. wait: sleeps so many seconds; returns True early when there is to be no further image. repeat: what
     has an end is read again and again.
     """
 
     paths: Sequence[Path | str]
-    preprocessing: Preprocessing
+    spec: Spec
     watch: bool = False
     wait: Callable[[float], bool] = _sleep
     repeat: bool = False
@@ -57,11 +59,14 @@ class Source:
                 Path(path).stat()
             except OSError as error:
                 raise ConfigError(f"{path}: {error.strerror}, expected a file or a folder") from None
-        if any(is_video(path) for path in self.paths):
+        if videos := [path for path in self.paths if is_video(path)]:
+            if isinstance(self.spec, TensorInput):
+                raise ConfigError(f"{videos[0]}: is a video or a camera, this bundle takes {self.spec.what}")
             opencv()
         # Which they are is settled here: one that is gone for a while is still a folder.
         roots = [Path(path) for path in self.paths if not _is_stream(path) and os.path.isdir(path)]  # noqa: PTH112
-        object.__setattr__(self, "_folders", Folders(roots))
+        what = self.spec.what if isinstance(self.spec, TensorInput) else "pictures"
+        object.__setattr__(self, "_folders", Folders(roots, suffixes(self.spec), what))
         if self.watch and not roots:
             raise ConfigError("--watch: expected a folder to watch")
         if self.repeat and (self.watch or any(_is_stream(path) for path in self.paths)):
@@ -75,7 +80,7 @@ class Source:
             self.watch
             or self.repeat
             or any(
-                path == "-" or is_video(path) or Path(path).suffix.lower() == ".npz" for path in self.paths
+                path == "-" or is_video(path) or Path(path).suffix.lower() in ARRAYS for path in self.paths
             )
         ):
             return None
@@ -86,7 +91,7 @@ class Source:
 
     @property
     def passed_over(self) -> dict[str, int]:
-        """Files in the folders that are no pictures by their names: how many, by suffix."""
+        """Files in the folders that are of another kind by their names: how many, by suffix."""
         return dict(self._folders.passed_over.most_common())
 
     def __iter__(self) -> Iterator[Item]:
@@ -105,13 +110,14 @@ class Source:
             if path == "-":
                 yield from self._read_stdin()
             elif is_live(path):
-                yield from read_live(str(path), self.preprocessing, self.wait)
+                assert isinstance(self.spec, Preprocessing)
+                yield from read_live(str(path), self.spec, self.wait)
             elif Path(path) not in self._folders:
                 yield from self._read_named(Path(path), first)
             elif not self.watch:
                 found, faults = self._folders.look(Path(path))
                 yield from (Item(str(folder), fault) for folder, fault in faults.items())
-                for file in found.pictures:
+                for file in found.files:
                     yield from self._read(file)
         if self.watch:
             yield from self._read_watched()
@@ -139,17 +145,23 @@ class Source:
         while True:
             found, faults = self._folders.look_at_all()
             yield from (Item(str(folder), fault) for folder, fault in faults.items())
-            yield from watch.whole(found, partial(read_whole, self.preprocessing))
+            yield from watch.whole(found, partial(read_whole, self.spec))
             if self.wait(WATCH_SECONDS):
                 return
 
     def _read(self, path: Path) -> Iterator[Item]:
-        if path.suffix.lower() == ".npz":
-            yield from read_npz(path, self.preprocessing)
-        elif path.suffix.lower() in EXTENSIONS:
-            yield from read_video(path, self.preprocessing)
+        suffix = path.suffix.lower()
+        if isinstance(self.spec, TensorInput):
+            if suffix in ARRAYS:
+                yield from read_tensors(path, self.spec)
+            else:
+                yield read_one(path, self.spec)
+        elif suffix == ".npz":
+            yield from read_npz(path, self.spec)
+        elif suffix in EXTENSIONS:
+            yield from read_video(path, self.spec)
         else:
-            yield read_picture(path, self.preprocessing)
+            yield read_one(path, self.spec)
 
 
 def _is_stream(path: Path | str) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError
 from offramp.common.files import open_plain
 from offramp.common.inputs.headers import Refused, check_size
 from offramp.common.inputs.pictures import to_input
+from offramp.common.inputs.spec import Preprocessing
 from offramp.device.sources.item import Item
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")

@@ -26,11 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.folder import Found
 from offramp.common.inputs.headers import sniff
-from offramp.common.inputs.pictures import FILE_BYTES, decode
+from offramp.common.inputs.pictures import FILE_BYTES
+from offramp.common.inputs.prepare import Spec, decode
+from offramp.common.inputs.tensors import NPY, npy_bytes
+from offramp.common.inputs.wav import UNKNOWN_SIZE, is_wav
 from offramp.device.sources.files import read_file
 from offramp.device.sources.item import Item
 
@@ -73,7 +75,7 @@ class Watch:
         lost = {folder for folder, fault in found.faults.items() if fault.errno not in GONE}
         if lost:
             now = {path: seen for path, seen in self._seen.items() if not lost.isdisjoint(path.parents)}
-        for path in dict.fromkeys(found.pictures):
+        for path in dict.fromkeys(found.files):
             seen = self._seen.get(path)
             stamp = _stamp(path)
             if stamp is None:
@@ -105,8 +107,8 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def read_whole(preprocessing: Preprocessing, path: Path, last: bool) -> Item | None:
-    """A picture in a watched folder; None where it may still be written and this is not the last try."""
+def read_whole(spec: Spec, path: Path, last: bool) -> Item | None:
+    """An input in a watched folder; None where it may still be written and this is not the last try."""
     try:
         data = read_file(path, FILE_BYTES)
         if not last and missing(data):
@@ -117,17 +119,24 @@ def read_whole(preprocessing: Preprocessing, path: Path, last: bool) -> Item | N
                 f"{path}: is not whole: zeros at its end, and unchanged for {seconds:g} s, "
                 "expected a picture that was written to its end"
             )
-        return Item(str(path), decode(str(path), data, preprocessing))
+        return Item(str(path), decode(str(path), data, spec))
     except DataError as error:
         return Item(str(path), error) if last else None
 
 
 def missing(data: bytes) -> str | None:
-    """What a picture file lacks that a whole one of its format has; None where nothing seems to be missing.
+    """What a file lacks that a whole one of its format has; None where nothing seems to be missing.
 
     It may be wrong about an odd file, so it only delays. What it does not know the decoder still refuses.
     """
     kind = sniff(data)
+    if is_wav(data):
+        size = int.from_bytes(data[4:8], "little")
+        # A program that cannot go back leaves 0 or this in its header.
+        return "is shorter than its header says" if len(data) - 8 < size != UNKNOWN_SIZE else None
+    if data.startswith(NPY):
+        size = npy_bytes(data)
+        return None if size is None or size <= len(data) else "is shorter than its header says"
     if kind == "PNG":
         return _missing_of_png(data)
     if kind == "JPEG":

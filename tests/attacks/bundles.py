@@ -175,13 +175,13 @@ attack_text("manifest-not-utf-8", r"manifest\.json: the document: Invalid JSON: 
 attack_text("manifest-with-bom", r"manifest\.json: the document: Invalid JSON: .*", b"\xef\xbb\xbf{}")
 attack_text("manifest-utf-16", r"manifest\.json: the document: Invalid JSON: .*", "{}".encode("utf-16"))
 attack_text(
-    "manifest-2-mb", r"manifest\.json: is longer than 1048576 bytes, expected at most that", b" " * (2 << 20)
+    "manifest-5-mb", r"manifest\.json: is longer than 4194304 bytes, expected at most that", b" " * (5 << 20)
 )
 attack_text(
     "manifest-deep", r"manifest\.json: the document: Invalid JSON: recursion limit .*", b"[" * (1 << 19)
 )
 attack_text("manifest-a-list", r"manifest\.json: the document: Input should be an object", b"[]")
-attack_text("manifest-no-field", r"manifest\.json: format_version: Field required \(and 11 more\)", b"{}")
+attack_text("manifest-no-field", r"manifest\.json: format_version: Field required", b"{}")
 
 
 @attack("manifest-pickled", r"manifest\.json: the document: Invalid JSON: .*")
@@ -227,9 +227,11 @@ attack_values("unknown-field", EXTRA.format("extra"), "extra", value=1)
 attack_values("unknown-nested-field", EXTRA.format(r"split\.extra"), "split", "extra", value=1)
 attack_values("unknown-field-of-two-lines", EXTRA.format(r"a\\nb\\x1b\[2J"), "a\nb\x1b[2J", value=1)
 attack_values("unknown-field-of-100-kb", EXTRA.format(r"x{200}…"), "x" * 100_000, value=1)
-attack_values("newer-format", r"manifest\.json: format_version: Input should be 1", "format_version", value=2)
 attack_values(
-    "version-as-text", r"manifest\.json: format_version: Input should be 1", "format_version", value="1"
+    "newer-format", r"manifest\.json: format_version: Input should be 1 or 2", "format_version", value=3
+)
+attack_values(
+    "version-as-text", r"manifest\.json: format_version: Input should be 1 or 2", "format_version", value="1"
 )
 
 ENTRY = {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.common.bundle.document import parse_manifest
 from offramp.common.bundle.load import Bundle, load_bundle
-from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL, parse_manifest
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, MANIFEST, TAIL
 from offramp.common.errors import BundleError
 from tests.toy import BundleFolder
 

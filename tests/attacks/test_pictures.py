@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
+from offramp.common.inputs.spec import Preprocessing
 from offramp.device.sources.source import Source
 from tests.attacks.make_images import pictures
 from tests.attacks.pictures import EXPECTED, FOLDER
@@ -61,7 +61,7 @@ def test_a_named_pipe_in_place_of_a_picture(good: Path) -> None:
 def test_all_of_them_together_take_little_memory() -> None:
     code = (
         "import resource, sys\n"
-        "from offramp.common.bundle.manifest import Preprocessing\n"
+        "from offramp.common.inputs.spec import Preprocessing\n"
         "from offramp.device.sources.source import Source\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "size = Preprocessing(color='RGB', height=8, width=8, resize='bilinear')\n"

@@ -124,9 +124,11 @@ def run_graphs(graphs: Graphs, data: Labelled, threads: int | None = None) -> An
     symbols = np.empty((len(data), *(int(side) for side in head.get_outputs()[0].shape[1:])), np.uint8)
     early, final = (np.empty((len(data), head.get_outputs()[1].shape[1]), np.float32) for _ in range(2))
 
+    taken = head.get_inputs()[0].name
+
     def answer(start: int) -> None:
         own = slice(start, start + _BATCH)
-        symbols[own], early[own] = head.run(["symbols", "logits"], {"image": data.images[own]})
+        symbols[own], early[own] = head.run(["symbols", "logits"], {taken: data.images[own]})
         (final[own],) = tail.run(["logits"], {"symbols": symbols[own]})
 
     with ThreadPoolExecutor(threads or cpus.available()) as pool:

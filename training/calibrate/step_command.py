@@ -196,17 +196,16 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
     payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
     files = {HEAD: made.graphs.head, TAIL: made.graphs.tail, CODEBOOK: codec.tables.to_bytes()}
     base = manifest.name.removesuffix(f"-step{manifest.activation.scale:g}")
-    changed = manifest.model_copy(
-        update={
-            "name": f"{base}-step{found.step:g}",
-            "files": file_entries(files),
-            "activation": manifest.activation.model_copy(update={"scale": float(np.float32(found.step))}),
-            "codec": codec.entry,
-            "threshold": found.threshold,
-            "sent_answer": found.sent_answer,
-            # The float model's are of the step that it was trained with.
-            "figures": figures(answers, manifest.figures.in_float, payloads, found.threshold),
-        }
+    changed = manifest.changed(
+        name=f"{base}-step{found.step:g}",
+        files=file_entries(files),
+        crossing={"scale": float(np.float32(found.step)), "codec": codec.entry, "tables": CODEBOOK},
+        threshold=found.threshold,
+        sent_answer=found.sent_answer,
+        # The float model's are of the step that it was trained with.
+        figures=figures(answers, manifest.figures.in_float, payloads, found.threshold),
+        # It is measured in symbols of the old step; `offramp unknown` adds another.
+        unknown=None,
     )
     return write_bundle(out, changed, files)
 

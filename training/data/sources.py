@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError, DataError, printable
 from offramp.common.files import read_bounded
 from offramp.common.inputs.folder import find, kinds_of
+from offramp.common.inputs.headers import EXTENSIONS
 from offramp.common.inputs.pictures import FILE_BYTES, decode
+from offramp.common.inputs.spec import Preprocessing
 from offramp.training.data.datasets import Dataset, Labelled, Source, split
 from offramp.training.data.recipe import (
     DataRecipe,
@@ -87,6 +88,35 @@ class Part:
     rows: datasets.Dataset
 
 
+@dataclass(frozen=True)
+class File:
+    """A file's bytes; name: in messages; path: where it lies, None where it has no place of its own."""
+
+    name: str
+    data: bytes
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a file becomes an input.
+
+    shape: of each, without the batch; decode: a file to uint8 [*shape], raises DataError.
+    images, pictures: what they are called in messages.
+    """
+
+    shape: tuple[int, ...]
+    decode: Callable[[File], NDArray[np.uint8]]
+    images: str = "images"
+    pictures: str = "pictures"
+
+
+def picture_reader(size: int) -> Reader:
+    """Pictures of so many pixels a side, RGB, decoded as the device does."""
+    spec = Preprocessing(color="RGB", height=size, width=size, resize="bilinear")
+    return Reader((3, size, size), lambda file: decode(file.name, file.data, spec))
+
+
 def read(
     recipe: PicturesRecipe,
     train: Part,
@@ -94,10 +124,15 @@ def read(
     *,
     progress: Callable[[], object],
     skipped: Callable[[str], object] | None,
+    reader: Reader | None = None,
 ) -> Source:
-    """Decode and check the parts of a source; test is None where it keeps none apart. Raises as `load`."""
+    """Decode and check the parts of a source; test is None where it keeps none apart. Raises as `load`.
+
+    reader: of its files; None: pictures of the recipe's size.
+    """
+    reader = reader or picture_reader(recipe.size)
     parts = [train] if test is None else [train, test]
-    found = [_labels(part, recipe.label, recipe.classes) for part in parts]
+    found = [labels_in(part, recipe.label, recipe.classes, reader) for part in parts]
     labels_of, names_of = [labels for labels, _ in found], [names for _, names in found]
     classes = names_of[0] or tuple(str(label) for label in range(int(labels_of[0].max()) + 1))
     if names_of[-1] and names_of[-1] != classes:
@@ -110,46 +145,48 @@ def read(
             raise DataError(
                 f"{part.name}: row {bad[0]} has the label {labels[bad[0]]}, expected 0 … {len(classes) - 1}"
             )
-        _require_all(part, labels, classes)
+        _require_all(part, labels, classes, reader)
     # All parts are read before any bad picture is an error: all of them are named at once.
-    pixels = [_pixels(part, recipe.image, recipe.size, progress) for part in parts]
+    pixels = [_pixels(part, recipe.image, reader, progress) for part in parts]
     unusable = [message for one in pixels for message in one.unusable.values()]
     if unusable and skipped is None:
-        raise DataError(_unusable(unusable))
+        raise DataError(_unusable(unusable, reader.pictures))
     for message in unusable:
         assert skipped is not None
         skipped(message)
     labelled = []
     for part, labels, one in zip(parts, labels_of, pixels, strict=True):
         good = np.setdiff1d(np.arange(len(labels)), list(one.unusable))
-        _require_all(part, labels[good], classes)
+        _require_all(part, labels[good], classes, reader)
         labelled.append(
             Labelled(one.pixels[good], labels[good]) if one.unusable else Labelled(one.pixels, labels)
         )
     return Source(recipe.title, classes, *labelled)
 
 
-def _require_all(part: Part, labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+def _require_all(part: Part, labels: NDArray[np.int64], classes: Sequence[str], reader: Reader) -> None:
     for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
         if not count:
-            raise DataError(f"{part.name}: class {printable(name)!r} has no images")
+            raise DataError(f"{part.name}: class {printable(name)!r} has no {reader.images}")
 
 
-def _unusable(messages: Sequence[str]) -> str:
+def _unusable(messages: Sequence[str], pictures: str) -> str:
     """One line for all pictures that cannot be used."""
     if len(messages) == 1:
         return messages[0]
     more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
     named = "; ".join(messages[:NAMED])
-    return f"{len(messages)} pictures cannot be used (--skip-bad leaves them out): {named}{more}"
+    return f"{len(messages)} {pictures} cannot be used (--skip-bad leaves them out): {named}{more}"
 
 
-def _labels(part: Part, column: str, given: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def labels_in(
+    part: Part, column: str, given: Sequence[str], reader: Reader
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels, int64 [N], and class names, which may be none."""
     import datasets
 
     if not len(part.rows):
-        raise DataError(f"{part.name}: has no images")
+        raise DataError(f"{part.name}: has no {reader.images}")
     feature = _feature(part, column, "label")
     names = tuple(given)
     if isinstance(feature, datasets.ClassLabel):
@@ -179,46 +216,55 @@ class _Read:
     """A part's pictures."""
 
     pixels: NDArray[np.uint8]
-    """uint8 [N, 3, size, size], RGB; anything where a picture cannot be used."""
+    """uint8 [N, *shape]; anything where a picture cannot be used."""
     unusable: dict[int, str]
     """By row: why its picture cannot be used."""
 
 
-def _pixels(part: Part, column: str, size: int, progress: Callable[[], object]) -> _Read:
-    """Every picture of a part, decoded and resized."""
+def file_rows(part: Part, column: str) -> datasets.Dataset:
+    """A part's rows with the files in a column as they are, structs of bytes and path."""
     import datasets
 
     feature = _feature(part, column, "picture")
     rows = part.rows
     if isinstance(feature, datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
+    elif isinstance(feature, datasets.Audio):
+        rows = rows.cast_column(column, datasets.Audio(decode=False))
     elif not (isinstance(feature, dict) and {"bytes", "path"} <= set(feature)):
         raise DataError(
             f"{part.name}: picture column {column!r} is {printable(str(feature), 80)}, "
             "expected a struct of bytes and path"
         )
-    pixels = np.empty((len(rows), 3, size, size), np.uint8)
+    return rows
+
+
+def _pixels(part: Part, column: str, reader: Reader, progress: Callable[[], object]) -> _Read:
+    """Every file of a part, decoded."""
+    rows = file_rows(part, column)
+    pixels = np.empty((len(rows), *reader.shape), np.uint8)
     unusable: dict[int, str] = {}
     for number, cell in enumerate(rows[column]):
         try:
-            pixels[number] = _decode(cell, size, f"{part.name}: row {number}")
+            pixels[number] = reader.decode(file_of(cell, f"{part.name}: row {number}"))
         except DataError as error:
             unusable[number] = str(error)
         progress()
     return _Read(pixels, unusable)
 
 
-def _decode(cell: dict[str, Any] | None, size: int, where: str) -> NDArray[np.uint8]:
-    """One picture, decoded as the device does: uint8 [3, size, size], RGB."""
+def file_of(cell: dict[str, Any] | None, where: str) -> File:
+    """A cell's file. Raises DataError for one that cannot be read."""
     cell = cell or {}
     data, path = cell.get("bytes"), cell.get("path")
     if path:
         where = f"{where} ({printable(Path(path).name)})"
+    place = None if data is not None or path is None else Path(path)
     if data is None:
         if path is None:
             raise DataError(f"{where} has neither bytes nor a path, expected a picture")
         data = read_bounded(path, FILE_BYTES, name=where, error=DataError, expected="a picture's file")
-    return decode(where, data, Preprocessing(color="RGB", height=size, width=size, resize="bilinear"))
+    return File(where, data, place)
 
 
 def _hub(recipe: HubRecipe) -> tuple[Part, Part]:
@@ -251,8 +297,14 @@ def parquet_part(name: str, files: str | Sequence[str], cache: str | None = None
         raise DataError(f"{name}: {', '.join(paths)} is no Parquet file: {_first_line(cause)}") from None
 
 
-def folder_part(name: str, folder: str, recipe: FolderRecipe) -> Part:
-    """Pictures by class: each sub-folder of ``folder`` is a class, its pictures at any depth below it.
+def folder_part(
+    name: str,
+    folder: str,
+    recipe: FolderRecipe,
+    suffixes: tuple[str, ...] = EXTENSIONS,
+    images: str = "images",
+) -> Part:
+    """Files by class: each sub-folder of ``folder`` is a class, its pictures at any depth below it.
 
     Classes are in the recipe's order, where it names them; else in the order of their names.
     """
@@ -260,7 +312,7 @@ def folder_part(name: str, folder: str, recipe: FolderRecipe) -> Part:
     if not root.is_dir():
         raise ConfigError(f"{name}: {folder} is no folder")
     try:
-        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not hidden(path.name))
         if not classes:
             raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
         if recipe.classes and sorted(recipe.classes) != classes:
@@ -269,7 +321,7 @@ def folder_part(name: str, folder: str, recipe: FolderRecipe) -> Part:
                 f"{_shown(sorted(recipe.classes))}"
             )
         classes = recipe.classes or classes
-        files = [_pictures_of(name, root / one) for one in classes]
+        files = [_files_of(name, root / one, suffixes, images) for one in classes]
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}, expected a folder to read") from None
     rows = [(path, label) for paths, label in zip(files, classes, strict=True) for path in paths]
@@ -297,20 +349,22 @@ def listed_part(
     return Part(name, datasets.Dataset.from_dict(columns, features=datasets.Features(features)))
 
 
-def _pictures_of(name: str, folder: Path) -> list[Path]:
-    found = find(folder)
+def _files_of(name: str, folder: Path, suffixes: tuple[str, ...], images: str) -> list[Path]:
+    found = find(folder, suffixes)
     # What programs leave behind, as ._1.jpg or .thumbnails, is not a user's picture.
-    pictures = [path for path in found.pictures if not any(map(_hidden, path.relative_to(folder).parts))]
+    files = [path for path in found.files if not any(map(hidden, path.relative_to(folder).parts))]
     for path, error in found.faults.items():
         raise DataError(f"{name}: {path} cannot be listed: {error.strerror}")
-    if not pictures:
+    if not files:
         passed = f" of a known format: {kinds_of(found.passed_over)}" if found.passed_over else ""
-        raise DataError(f"{name}: class {printable(folder.name)!r} has no images{passed}")
-    return pictures
+        raise DataError(f"{name}: class {printable(folder.name)!r} has no {images}{passed}")
+    return files
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
+def hidden(name: str) -> bool:
+    """Whether a file or folder is what programs leave behind."""
+    # The second is what a Mac puts into archives.
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _library() -> Any:

@@ -6,32 +6,27 @@ Validation photos choose, test photos are only measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import (
-    CODEBOOK,
-    HEAD,
-    TAIL,
-    Activation,
-    Manifest,
-    Preprocessing,
-    SplitPoint,
-)
+from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL, Crossing, Cut, Exit, Manifest, Part
 from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.errors import printable
+from offramp.common.inputs.spec import PictureInput, TensorInput
 from offramp.training.calibrate.card import figures, provenance
-from offramp.training.calibrate.codebook import choose_codec, payload_bytes
+from offramp.training.calibrate.codebook import Candidate, choose_codec, payload_bytes
 from offramp.training.calibrate.confidence import fit_temperature
 from offramp.training.calibrate.measure import Answers, run_graphs, with_better_answer
 from offramp.training.calibrate.threshold import choose_threshold
+from offramp.training.calibrate.unknown import unknown_or_none
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.export import Graphs
 from offramp.training.split.code import ZERO_POINT, Code
@@ -40,18 +35,20 @@ from offramp.training.split.graphs import (
     IMAGE,
     LAST,
     NORMALISE,
+    TENSOR,
     float_graphs,
     from_symbols,
     with_symbols,
 )
 from offramp.training.split.halves import Halves
+from offramp.training.split.macs import COUNTED
 from offramp.training.split.photos import Normalise, batches
 from offramp.training.split.quantize import Quantized, quantize
 from offramp.training.split.whole import WholeCode
 
 CALIBRATION = 200
 """Photos on which ranges are measured."""
-_TABLES = 4000
+TABLES = 4000
 """Training photos on whose symbols code tables are counted, at most."""
 
 
@@ -69,6 +66,7 @@ class Split:
 
     name: of the bundle; model, cut: by what a user calls them; number: of the cut, from 1.
     recipe: the text of what made it; seed: it was made with.
+    tensor: what it takes, where that is no picture.
     """
 
     halves: Halves
@@ -80,6 +78,7 @@ class Split:
     number: int
     recipe: str
     seed: int
+    tensor: TensorInput | None = None
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,16 @@ def build(
 ) -> Built:
     """Write the bundle. Raises BundleError for graphs that no bundle may have, DataError for a goal that no
     T_c meets."""
-    shape = data.train.images.shape[1:]
-    head, tail = _quantized(split, data, (int(shape[0]), int(shape[1]), int(shape[2])), say)
+    shape = tuple(int(side) for side in data.train.images.shape[1:])
+    head, tail = _quantized(split, data, shape, say)
     graphs = Graphs(
         with_symbols(head.model).SerializeToString(deterministic=True),
         from_symbols(tail.model).SerializeToString(deterministic=True),
     )
     say("counting code tables and choosing T_c")
     seen = run_graphs(graphs, data.validation)
-    codec = choose_codec(run_graphs(graphs, _some(data.train, _TABLES)).symbols, seen.symbols)
+    known = run_graphs(graphs, _some(data.train, TABLES))
+    codec = choose_codec(known.symbols, seen.symbols)
     temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
     seen = with_better_answer(replace(seen, temperature=temperature))
     chosen = choose_threshold(
@@ -125,27 +125,80 @@ def build(
     say("measuring on the test photos")
     answers = replace(run_graphs(graphs, data.test), temperature=temperature, sent_answer=seen.sent_answer)
     payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
+    manifest, files = _manifest(split, data, graphs, codec, answers, payloads, chosen.threshold)
+    unknown = unknown_or_none(replace(known, temperature=temperature), seen)
+    bundle = write_bundle(out, manifest.changed(unknown=unknown), files)
+    return Built(bundle, answers, payloads, codec.name, head, tail, chosen.accuracy)
+
+
+def _manifest(
+    split: Split,
+    data: Dataset,
+    graphs: Graphs,
+    codec: Candidate,
+    answers: Answers,
+    payloads: NDArray[np.int64],
+    threshold: float,
+) -> tuple[Manifest, dict[str, bytes]]:
+    """What the bundle says of itself, and its files; answers and payloads are of the test part."""
     files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
     entries = file_entries(files)
+    shape = tuple(int(side) for side in data.train.images.shape[1:])
+    (head_macs, head_weights), (tail_macs, tail_weights) = costs(split.halves, split.code, shape)
+    cut = Cut(name=printable(split.cut, 200), number=split.number)
     manifest = Manifest(
-        format_version=1,
+        format_version=2,
         name=split.name,
-        files={"head.onnx": entries[HEAD], "tail.onnx": entries[TAIL], "codebook.bin": entries[CODEBOOK]},
+        model=printable(split.model, 200),
+        input=split.tensor or PictureInput(color="RGB", height=shape[1], width=shape[2], resize="bilinear"),
         classes=list(data.classes),
-        preprocessing=Preprocessing(color="RGB", height=shape[1], width=shape[2], resize="bilinear"),
-        split=SplitPoint(
-            model=printable(split.model, 200), exit=split.number, layer=printable(split.cut, 200)
-        ),
-        activation=Activation(shape=split.code.symbols_shape, scale=1.0, zero_point=ZERO_POINT),
-        codec=codec.entry,
-        threshold=chosen.threshold,
-        temperature=temperature,
-        sent_answer=seen.sent_answer,
+        files=entries,
+        parts=[
+            Part(
+                graph=HEAD,
+                cut=cut,
+                macs=head_macs,
+                weights=head_weights,
+                exit=Exit(threshold=threshold, temperature=answers.temperature),
+            ),
+            Part(graph=TAIL, macs=tail_macs, weights=tail_weights),
+        ],
+        crossings=[
+            Crossing(
+                shape=split.code.symbols_shape,
+                scale=1.0,
+                zero_point=ZERO_POINT,
+                codec=codec.entry,
+                tables=CODEBOOK,
+            )
+        ],
+        answers="all" if answers.sent_answer == "both" else "last",
         provenance=provenance(data, split.recipe, split.seed),
-        figures=figures(answers, _in_float(split, data.test), payloads, chosen.threshold),
+        figures=figures(answers, _in_float(split, data.test), payloads, threshold),
     )
-    bundle = write_bundle(out, manifest, files)
-    return Built(bundle, answers, payloads, codec.name, head, tail, chosen.accuracy)
+    return manifest, files
+
+
+def costs(halves: Halves, code: Code, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Multiply-accumulates for one input and weights, of the device's part and the server's, with the code.
+
+    shape: of one input.
+    """
+    image, crossing = torch.zeros(1, *shape), torch.zeros(1, *code.layout.shape)
+    symbols = torch.zeros(1, *code.symbols_shape)
+    with torch.inference_mode():
+        features = code.features(crossing)
+    first = ((halves.head, image), (code.features, crossing), (code.symbols, features), (code.exit, features))
+    second = ((code.decoder, symbols), (halves.tail, crossing))
+    return _cost(first), _cost(second)
+
+
+def _cost(modules: Sequence[tuple[nn.Module, Tensor]]) -> tuple[int, int]:
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+        for module, example in modules:
+            module(example)
+    weights = sum(each.numel() for module, _ in modules for each in module.parameters())
+    return counter.get_total_flops() // 2, weights
 
 
 def _some(part: Labelled, most: int) -> Labelled:
@@ -153,17 +206,18 @@ def _some(part: Labelled, most: int) -> Labelled:
 
 
 def _quantized(
-    split: Split, data: Dataset, shape: tuple[int, int, int], say: Callable[[str], object]
+    split: Split, data: Dataset, shape: tuple[int, ...], say: Callable[[str], object]
 ) -> tuple[Quantized, Quantized]:
     say("exporting")
-    head, tail = float_graphs(split.halves, split.code, split.normalise, shape)
+    name = IMAGE if split.tensor is None else TENSOR
+    head, tail = float_graphs(split.halves, split.code, split.normalise, shape, name)
     calibrating, held_out = _some(data.train, CALIBRATION), _some(data.validation, CALIBRATION)
 
     def stays(name: str) -> bool:
         return name in NORMALISE or name.startswith(f"{LAST}/")
 
     say("quantizing the device's half")
-    done = quantize(head, IMAGE, calibrating.images, held_out.images, keep=stays, say=say)
+    done = quantize(head, name, calibrating.images, held_out.images, keep=stays, say=say)
     say("quantizing the server's half")
     codes = [_codes(split, each.images) for each in (calibrating, held_out)]
     return done, quantize(tail, CODE, *codes, exact=(CODE,), say=say)

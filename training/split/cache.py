@@ -25,7 +25,7 @@ from torch import Tensor
 
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Labelled
-from offramp.training.split.photos import BATCH, Normalise, augmented, fast
+from offramp.training.split.photos import BATCH, Normalise, fast
 from offramp.training.split.work import Stage
 
 MAX_BYTES = 8 << 30
@@ -113,7 +113,7 @@ def fill(
         images = normalise(torch.from_numpy(data.images[first : first + BATCH]))
         if version:
             generator = torch.Generator().manual_seed((plan.seed << 32) + chunk)
-            images = augmented(images, flip=plan.flip, mix=True, generator=generator)
+            images = normalise.augmented(images, flip=plan.flip, mix=True, generator=generator)
         with fast():
             crossing = head(images)
             answer = tail(crossing).float()

@@ -17,7 +17,7 @@ KL_ALLOWED = 0.01
 SYMBOL_NOISE_ALLOWED = 0.2 / 12
 """Mean square of a code's error in symbols: a fifth of what rounding adds. One symbol in ten changes."""
 CODE_SIGNAL_TO_NOISE = 200.0
-"""What is good enough for a code of large numbers, where noise of a fraction of a symbol says little: 23 dB."""
+"""What is good enough for a code of large numbers, where a fraction of a symbol says little: 23 dB."""
 _MOST_DECIBELS = 100.0
 
 
@@ -78,8 +78,8 @@ def signal_to_noise(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     x = logits.astype(np.float64)
     x = x - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.exp(_log_softmax(logits))
+    return np.asarray(np.exp(_log_softmax(logits)))

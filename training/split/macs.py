@@ -36,7 +36,7 @@ def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *
     return 2 * math.prod(batch) * rows * key[-2] * (width + value[-1])
 
 
-_COUNTED = {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+COUNTED = {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 """What FlopCounterMode does not count: the attention of CPUs."""
 
 
@@ -46,7 +46,7 @@ class _Counter(fx.Interpreter):
         self.costs: dict[fx.Node, NodeCost] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=_COUNTED) as counter:
+        with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
             result = super().run_node(n)
         returned = result if isinstance(result, list | tuple) else [result]
         shapes = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -14,17 +15,21 @@ from offramp.training.data.datasets import Labelled, cropped, pasted
 from offramp.training.split.preprocessing import Preprocessing
 
 BATCH = 64
+_TIMED = 32
 _AREA = 0.5
 """The least share of a photo that a random crop keeps."""
 
 
 class Normalise:
-    """uint8 [N, 3, H, W] to the float32 numbers that a model expects: (x / 255 - mean) / std."""
+    """uint8 [N, C, …] to the float32 numbers that a model expects: (x / 255 - mean) / std.
+
+    mean, std: of each channel, or one for all.
+    """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.mean, self.std = mean, std
-        self._scale = torch.tensor([1 / (255 * each) for each in std]).reshape(1, -1, 1, 1)
-        self._shift = torch.tensor([-a / b for a, b in zip(mean, std, strict=True)]).reshape(1, -1, 1, 1)
+        self._scale = torch.tensor([1 / (255 * each) for each in std])
+        self._shift = torch.tensor([-a / b for a, b in zip(mean, std, strict=True)])
 
     @classmethod
     def of(cls, expects: Preprocessing) -> Normalise:
@@ -32,8 +37,13 @@ class Normalise:
         return cls(expects.mean, expects.std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.float() * self._scale + self._shift
-        return x.contiguous(memory_format=torch.channels_last)
+        sides = (1, -1, *[1] * (images.ndim - 2))
+        x = images.float() * self._scale.reshape(sides) + self._shift.reshape(sides)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+    def augmented(self, x: Tensor, *, flip: bool, mix: bool, generator: torch.Generator) -> Tensor:
+        """Normalised inputs, each changed at random as photos may be: see `augmented`."""
+        return augmented(x, flip=flip, mix=mix, generator=generator)
 
 
 def augmented(x: Tensor, *, flip: bool, mix: bool, generator: torch.Generator) -> Tensor:
@@ -72,3 +82,16 @@ def answers(network: Callable[[Tensor], Tensor], data: Labelled, normalise: Norm
     """Logits, float32 [N, K], of a network in evaluation; float32 arithmetic."""
     found = [network(normalise(images)).float() for images in batches(data.images)]
     return torch.cat(found).numpy()
+
+
+def seconds_a_photo(whole: Callable[[Tensor], Tensor], data: Labelled, normalise: Normalise) -> float:
+    """What the unsplit model takes for a photo here, in batches, float32."""
+    images = normalise(torch.from_numpy(data.images[:_TIMED]))
+    seconds = 0.0
+    with torch.inference_mode():
+        for _ in range(2):
+            # The first warms caches up.
+            began = time.perf_counter()
+            whole(images)
+            seconds = time.perf_counter() - began
+    return seconds / len(images)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from offramp.common.errors import printable
 from offramp.common.files import replace_file
+from offramp.common.inputs.spec import TensorInput, WavFile
 from offramp.common.part.answer import ANSWERED_BY
 from offramp.training.calibrate.intervals import wilson
 from offramp.training.data.datasets import Dataset
@@ -41,6 +42,54 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What inputs and rivals are called.
+
+    one, many: an input, inputs; file: what else is sent; rivals: its formats; hybrid: the same for unsure
+    inputs alone; note: how they were measured.
+    """
+
+    one: str
+    many: str
+    file: str
+    rivals: str
+    hybrid: str
+    note: str
+
+
+PHOTOS = Words(
+    "photo",
+    "photos",
+    "picture",
+    "WebP or JPEG",
+    "early exit + WebP",
+    "Pictures are whole files at the network's size, answered by the unsplit model in float,",
+)
+_SOUNDS = Words(
+    "sound",
+    "sounds",
+    "sound",
+    "Opus, FLAC or raw samples",
+    "early exit + Opus",
+    "Sounds are the samples alone, at the network's rate and without what a file's headers take, answered by "
+    "the unsplit model in float, which was not trained on coded ones; one that was does better.",
+)
+_TENSORS = Words(
+    "tensor",
+    "tensors",
+    "tensor",
+    "raw or deflated bytes",
+    "early exit + deflated bytes",
+    "Tensors are the values that the network takes, one byte each, answered by the unsplit model in float.",
+)
+
+
+def words_of(spec: TensorInput) -> Words:
+    """For a split whose inputs are no pictures."""
+    return _SOUNDS if isinstance(spec.file, WavFile) else _TENSORS
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is reported, as plain values, and the sentence."""
 
@@ -59,6 +108,7 @@ def make_report(
     cut: str,
     classifier: str,
     shape: tuple[int, ...],
+    words: Words = PHOTOS,
 ) -> Report:
     """Put the figures together.
 
@@ -123,30 +173,31 @@ def make_report(
         "classes": classes,
         "comparison": comparison.as_json(),
     }
-    text = verdict(comparison, f"T_c = {at:g}", accuracies["unsplit"])
+    values["words"] = asdict(words)
+    text = verdict(comparison, f"T_c = {at:g}", accuracies["unsplit"], words)
     values["verdict"] = text
     return Report(values, text)
 
 
-def verdict(found: Comparison, chosen: str, unsplit: float) -> str:
+def verdict(found: Comparison, chosen: str, unsplit: float, words: Words = PHOTOS) -> str:
     """One sentence: what the pair saves beside pictures of the same accuracy, or that they are better."""
     ours = next((each for each in found.ours if each.name == chosen), None)
     assert ours is not None
     rivals = {
-        "WebP or JPEG": cheapest(found.pictures, ours.accuracy),
-        "early exit + WebP": cheapest(found.hybrids, ours.accuracy),
+        words.rivals: cheapest(found.pictures, ours.accuracy),
+        words.hybrid: cheapest(found.hybrids, ours.accuracy),
     }
     better = [each for each in rivals.values() if each is not None and each.bytes_mean < ours.bytes_mean]
     below = 100 * (unsplit - ours.accuracy)
     gap = f"{below:.1f} points below the unsplit model" if below > 0.05 else "no worse than the unsplit model"
-    reached = f"{ours.accuracy:.1%} right ({gap}) for {ours.bytes_mean:,.1f} B a photo on average"
+    reached = f"{ours.accuracy:.1%} right ({gap}) for {ours.bytes_mean:,.1f} B a {words.one} on average"
     if ours.bytes_mean == 0:
         return f"Nothing has to be sent: the early exit alone is {reached}; a server adds nothing here."
     if better:
         best = min(better, key=lambda each: each.bytes_mean)
         return (
-            f"Send the picture: {best.name} is {best.accuracy:.1%} right for {best.bytes_mean:,.1f} B a "
-            f"photo, where this split is {reached}."
+            f"Send the {words.file}: {best.name} is {best.accuracy:.1%} right for {best.bytes_mean:,.1f} B a "
+            f"{words.one}, where this split is {reached}."
         )
     parts = [
         f"{name} needs {each.bytes_mean / max(ours.bytes_mean, 0.05):,.0f} times as many for as much "
@@ -161,6 +212,7 @@ def verdict(found: Comparison, chosen: str, unsplit: float) -> str:
 def markdown(report: Report) -> str:
     """The report to read."""
     v = report.values
+    words = Words(**v["words"])
     accuracy, interval, device = v["accuracy"], v["interval"], v["device"]
     photos = v["photos"]
     low, high = interval["pair"]
@@ -175,20 +227,20 @@ def markdown(report: Report) -> str:
         f"({device['macs'] / 1e6:,.1f} M), head {device['head_bytes']:,} B; server: tail "
         f"{device['tail_bytes']:,} B",
         f"- sent: {'×'.join(map(str, v['symbols']))} symbols, coded by {v['codec']}: "
-        f"{v['bytes_of_sent']:,.1f} B for each photo that is sent",
+        f"{v['bytes_of_sent']:,.1f} B for each {words.one} that is sent",
         f"- at T_c = {v['threshold']:g}: {accuracy['pair']:.2%} right (95 %: {low:.1%} to {high:.1%}), "
-        f"{v['exit_rate']:.1%} of the photos answered by the device, the others by "
-        f"{ANSWERED_BY[v['sent_answer']]}; {v['bytes_mean']:,.1f} B a photo on average",
+        f"{v['exit_rate']:.1%} of the {words.many} answered by the device, the others by "
+        f"{ANSWERED_BY[v['sent_answer']]}; {v['bytes_mean']:,.1f} B a {words.one} on average",
         f"- unsplit, in float: {accuracy['unsplit']:.2%}; early exit alone: {accuracy['early']:.2%}; "
         f"all sent: {accuracy['sent']:.2%}",
         f"- quantized: {_quantized(v['quantized'])}",
-        f"- photos: {photos['train']:,} to train, {photos['validation']:,} to choose, "
+        f"- {words.many}: {photos['train']:,} to train, {photos['validation']:,} to choose, "
         f"{photos['test']:,} to test",
         "",
         "## By class",
         "",
         *_table(
-            ("class", "photos", "unsplit", f"at T_c = {v['threshold']:g}", "early exit alone"),
+            ("class", words.many, "unsplit", f"at T_c = {v['threshold']:g}", "early exit alone"),
             [
                 (
                     printable(each["class"], 60),
@@ -199,17 +251,20 @@ def markdown(report: Report) -> str:
             ],
         ),
         "",
-        "## Over T_c, and pictures",
+        f"## Over T_c, and {words.file}s",
         "",
-        f"On {v['comparison']['photos']:,} test photos. Pictures are whole files at the network's size, "
-        f"answered by the unsplit model in float, {_tuned(v['comparison']['tuned'])} "
-        '"Early exit + WebP" is the best T_c and quality for the accuracy of its row.',
+        f"On {v['comparison']['photos']:,} test {words.many}. {_note(words, v['comparison']['tuned'])} "
+        f'"{words.hybrid.capitalize()}" is the best T_c and quality for the accuracy of its row.',
         "",
     ]
     rows = _curve(v["comparison"], v["threshold"])
-    lines += _table(("T_c", "right", "bytes a photo", "WebP or JPEG", "early exit + WebP"), rows)
-    lines += ["", *_table(("picture", "bytes", "right"), _pictures(v["comparison"])), ""]
+    lines += _table(("T_c", "right", f"bytes a {words.one}", words.rivals, words.hybrid), rows)
+    lines += ["", *_table((words.file, "bytes", "right"), _pictures(v["comparison"])), ""]
     return "\n".join(lines)
+
+
+def _note(words: Words, epochs: float) -> str:
+    return f"{words.note} {_tuned(epochs)}" if words == PHOTOS else words.note
 
 
 def _tuned(epochs: float) -> str:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
+from offramp.common.inputs.spec import Preprocessing
 from offramp.device import Device, preprocess
 from tests import toy
 from tests.processes import closed_port

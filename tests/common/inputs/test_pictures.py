@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
 from offramp.common.inputs.pictures import EXTENSIONS, decode, sniff
+from offramp.common.inputs.spec import Preprocessing
 from offramp.device import preprocess
 from offramp.device.sources.source import Source
-from offramp.training.data.sources import _decode
+from offramp.training.data.sources import File, picture_reader
 
 SIDE = 12
 SPEC = Preprocessing(color="RGB", height=SIDE, width=SIDE, resize="bilinear")
@@ -72,7 +72,7 @@ def everywhere(data: bytes, folder: Path, spec: Preprocessing = SPEC) -> NDArray
     (item,) = Source([path], spec)
     assert isinstance(item.image, np.ndarray), item.image
     assert item.decode_seconds > 0
-    trained = _decode({"bytes": data, "path": None}, spec.width, "train: row 0")
+    trained = picture_reader(spec.width).decode(File("train: row 0", data, None))
     np.testing.assert_array_equal(item.image, trained)
     np.testing.assert_array_equal(item.image, preprocess(data, spec))
     return item.image
@@ -83,7 +83,7 @@ def refused(data: bytes) -> str:
     with pytest.raises(DataError) as error:
         decode("it", data, SPEC)
     with pytest.raises(DataError) as other:
-        _decode({"bytes": data, "path": None}, SIDE, "it")
+        picture_reader(SIDE).decode(File("it", data, None))
     assert str(error.value) == str(other.value)
     assert str(error.value).startswith("it: ")
     return str(error.value).removeprefix("it: ")

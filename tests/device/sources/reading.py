@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import DataError
+from offramp.common.inputs.spec import Preprocessing
 from offramp.device.sources.item import Item
 from offramp.device.sources.source import Source
 from tests import toy

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import signal
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,13 @@ def test_a_half_written_picture_is_waited_for(
     looks = 0
     real = find
 
-    def grow(folder: Path) -> Found:
+    def grow(folder: Path, suffixes: Collection[str]) -> Found:
         nonlocal looks
         looks += 1
         if looks <= 10:
             end = len(whole) * looks // 10
             path.write_bytes(whole[:end])
-        return real(folder)
+        return real(folder, suffixes)
 
     monkeypatch.setattr(folders, "find", grow)
     reader = watching(tmp_path, watch=True)

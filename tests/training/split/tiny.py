@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.toy_tensor import wav
+
 SIDE = 32
 CLASSES = ("blue", "green", "red")
 MEAN = STD = 0.5
@@ -53,4 +55,31 @@ def write_photos(folder: Path, count: int = 40, seed: int = 0) -> Path:
             image[:, :, 2 - label] += strength
             image[4:20, 6:24, 2 - label] += strength
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name / f"{number:03}.png")
+    return folder
+
+
+def hears() -> nn.Module:
+    """Of log-mel spectrograms [1, mels, frames], for the three classes of `write_sounds`; cuts as `build`."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        _unit(1, 8, 2),
+        _unit(8, 16, 2),
+        _unit(16, 32, 2),
+        _unit(32, 48, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(48, 3),
+    )
+
+
+def write_sounds(folder: Path, count: int = 40, seed: int = 0) -> Path:
+    """``count`` tones of each class with noise, of 0.2 to 0.3 s at 8 kHz, as WAV files in class folders."""
+    rng = np.random.default_rng(seed)
+    for name, hertz in (("low", 300), ("middle", 900), ("high", 2500)):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            time = np.arange(int(rng.integers(1600, 2400))) / 8000
+            tone = np.sin(2 * np.pi * hertz * rng.uniform(0.8, 1.2) * time)
+            samples = rng.uniform(0.05, 0.4) * tone + rng.normal(0, 0.05, len(time))
+            (folder / name / f"{number:03}.wav").write_bytes(wav(samples))
     return folder
