@@ -30,6 +30,9 @@ COMMANDS = {
     "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
     "cuts": Command("offramp.cli.cuts", "split", "list where a classifier of yours can be cut"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
+    "init": Command(
+        "offramp.cli.init", "device,split,train", "look at a folder of photos, write a recipe for split"
+    ),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
@@ -63,6 +66,7 @@ examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
   offramp cuts mobilenetv2
+  offramp init photos && offramp split photos.toml
   offramp split my_model:build --weights best.pth --data photos --out my-split
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95

@@ -71,6 +71,7 @@ def card(bundle: Bundle) -> list[str]:
         tables = len(set(codec.table_of_channel))
         coding = f"{codec.kind}, {tables} tables of {bundle.tables.stored_bytes:,} B, {codec.lanes} lanes"
     provenance = manifest.provenance
+    agreement = {row.threshold: f"{row.ratio:.2%}" if row.exits else "–" for row in figures.agreement or []}
     lines = [
         f"{manifest.name}  (format {manifest.format_version}, digest {bundle.digest.hex()})",
         f"  split       {manifest.model}, exit {manifest.cut.number} ({manifest.cut.name})"
@@ -89,10 +90,11 @@ def card(bundle: Bundle) -> list[str]:
         f"final exit {figures.accuracy_final:.2%} (float {figures.accuracy_final_float:.2%})",
         f"    payload   {figures.payload_bytes_mean:,.0f} B an image; {figures.entropy_bits:.2f} bits a "
         f"symbol over the tensor, {figures.entropy_bits_channel:.2f} within channels",
-        "    T_c     accuracy  exit rate  payload B an image",
+        "    T_c     accuracy  exit rate  payload B an image" + ("  server agrees" if agreement else ""),
     ]
     return lines + [
         f"    {row.threshold:<6g}  {row.accuracy:8.2%}  {row.exit_rate:9.2%}  {row.payload_bytes_mean:18,.1f}"
+        + (f"  {agreement[row.threshold]:>13}" if row.threshold in agreement else "")
         for row in figures.thresholds
     ]
 

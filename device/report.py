@@ -142,6 +142,11 @@ class Report:
             )
             if summary["pictures"]:
                 self._line(f"pictures {summary['pictures']}, {summary['picture_bytes']:,} B of the payload")
+            if (audits := summary.get("audits")) is not None:
+                self._line(
+                    f"audits {sum(audits.values())}: the server agrees with {audits['agrees']}, differs on "
+                    f"{audits['differs']}; {audits['lost']} lost"
+                )
             wire = summary["wire_bytes"]
             shown = "unknown" if wire is None else (
                 f"{wire['sent']:,} B sent, {wire['received']:,} B received"

@@ -48,6 +48,8 @@ class Totals:
     decoding: Sample = field(default_factory=Sample)
     passed_over: dict[str, int] = field(default_factory=dict)
     """Files in folders that are no pictures by their names, by suffix."""
+    audits: dict[str, int] | None = None
+    """By result; None where nothing is audited."""
 
     def add(self, result: Result, raw_bytes: int) -> None:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
@@ -86,6 +88,7 @@ class Totals:
             "wire_bytes": wire_bytes,
             **segments,
             "corrections": self.corrections,
+            **({} if self.audits is None else {"audits": self.audits}),
             "seconds": round(seconds, 6),
             "latency_seconds_median": latencies[len(latencies) // 2] if answered else None,
             "latency_seconds_p99": latencies[len(latencies) * 99 // 100] if answered else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from offramp.training.data.recipe import (
     PicturesRecipe,
     listed,
 )
-from offramp.training.fields import Section, Weight
+from offramp.training.fields import Section, Weight, problem
 from offramp.training.models.recipe import ModelRecipe
 from offramp.training.quantize.recipe import QuantizeRecipe
 from offramp.training.stages.schedule import STAGES
@@ -105,9 +106,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"] if part not in SOURCES) or "top level"
-            raise ConfigError(f"{origin}: {field}: {first['msg']}") from error
+            raise ConfigError(f"{origin}: {problem(error, cls, SOURCES)}") from None
 
     def with_files(self, train: Sequence[str], test: Sequence[str]) -> Recipe:
         """This recipe on local Parquet files of the same columns, or on one folder of class folders each.
@@ -159,9 +158,27 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
+_PARTS = 100
+_QUOTED = re.compile(r"""\"[^"\n]*\"|'[^'\n]*'""")
+
+
+def _longest_key(text: str) -> int:
+    """Of how many parts the longest ``a.b.c`` is."""
+    longest = parts = 0
+    for part in _QUOTED.sub("q", text).split("."):
+        parts = 1 if any(each in part for each in "\n=,[]{}#") else parts + 1
+        longest = max(longest, parts)
+    return longest
+
+
 def toml_values(text: str, origin: str) -> dict[str, Any]:
     """The values in a TOML text. Raises ConfigError where it is something else."""
+    if _longest_key(text) > _PARTS:
+        # A key of n parts takes the parser n² steps.
+        raise ConfigError(f"{origin}: a key has over {_PARTS} parts; expected a recipe's fields")
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(f"{origin}: is nested too deeply, expected tables of settings") from None
+    except ValueError as error:  # tomllib's, or that of a number of thousands of digits
         raise ConfigError(f"{origin} is not TOML: {error}") from error

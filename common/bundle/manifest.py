@@ -191,6 +191,25 @@ class ThresholdFigures(Strict):
     payload_bytes_mean: Annotated[float, Field(ge=0)]
 
 
+class AgreementFigures(Strict):
+    """Of the images that exit early at a threshold: how many, and for how many the server says the same."""
+
+    threshold: Fraction
+    exits: Count
+    agree: Count
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.agree > self.exits:
+            raise ValueError(f"{self.agree} of {self.exits} images agree, expected no more than exit")
+        return self
+
+    @property
+    def ratio(self) -> float:
+        """The share that agrees; 0 images have none."""
+        return self.agree / self.exits
+
+
 class Figures(Strict):
     """What this bundle measured on images that neither trained, chose nor calibrated it."""
 
@@ -206,6 +225,8 @@ class Figures(Strict):
     entropy_bits_channel: Annotated[float, Field(ge=0, le=8)]
     """The same, one distribution for each channel."""
     thresholds: list[ThresholdFigures]
+    agreement: list[AgreementFigures] | None = None
+    """What audits are compared with; bundles of before do not have it."""
 
     @property
     def in_float(self) -> tuple[float, float]:

@@ -48,7 +48,7 @@ from offramp.training.split.whole import WholeCode
 
 CALIBRATION = 200
 """Photos on which ranges are measured."""
-_TABLES = 4000
+TABLES = 4000
 """Training photos on whose symbols code tables are counted, at most."""
 
 
@@ -111,7 +111,7 @@ def build(
     )
     say("counting code tables and choosing T_c")
     seen = run_graphs(graphs, data.validation)
-    known = run_graphs(graphs, _some(data.train, _TABLES))
+    known = run_graphs(graphs, _some(data.train, TABLES))
     codec = choose_codec(known.symbols, seen.symbols)
     temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
     seen = with_better_answer(replace(seen, temperature=temperature))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, fx, nn
 
@@ -29,27 +30,28 @@ LAST = "to_symbols"
 
 
 def float_graphs(
-    halves: Halves, code: Code | WholeCode, normalise: Normalise, shape: tuple[int, ...], name: str = IMAGE
+    halves: Halves, code: Code | WholeCode, normalise: Normalise, shape: tuple[int, ...], source: str = IMAGE
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Head, its input called ``name``, and tail. Raises ConfigError for an operator that has no ONNX form."""
+    """Head, its input called ``source``, and tail. Raises ConfigError for what has no ONNX form."""
     activation = code.layout.shape
     hidden = _shape_of(code.features, activation)
     head = _part(in_allowed_operators(halves.head), shape, "head", "pixels", "activation")
     head = _joined(
         head, _part(_traced(code.features), activation, "features", "in", "hidden"), {"activation": "in"}
     )
-    for name, module, output in ((LAST, code.symbols, CODE), ("exit", code.exit, LOGITS)):
-        part = _part(_traced(module), hidden, name, f"{name}_in", output)
-        head = _joined(head, part, {"hidden": f"{name}_in"}, keep=("hidden", *_outputs(head)))
+    for prefix, module, output in ((LAST, code.symbols, CODE), ("exit", code.exit, LOGITS)):
+        part = _part(_traced(module), hidden, prefix, f"{prefix}_in", output)
+        head = _joined(head, part, {"hidden": f"{prefix}_in"}, keep=("hidden", *_outputs(head)))
     head = _keep_outputs(head, [CODE, LOGITS])
     decoder = _part(_traced(code.decoder), code.symbols_shape, "decoder", CODE, "activation")
     tail = _part(in_allowed_operators(halves.tail), activation, "tail", "in", LOGITS)
-    return _with_pixels(head, normalise, name), _joined(decoder, tail, {"activation": "in"})
+    return _with_pixels(head, normalise, source), _joined(decoder, tail, {"activation": "in"})
 
 
 def whole_graph(graph: fx.GraphModule, normalise: Normalise, shape: tuple[int, ...]) -> onnx.ModelProto:
     """An unsplit classifier, image to logits. Raises ConfigError for an operator that has no ONNX form."""
-    return _with_pixels(_part(in_allowed_operators(graph), shape, "whole", "pixels", LOGITS), normalise)
+    whole = _part(in_allowed_operators(graph), shape, "whole", "pixels", LOGITS)
+    return _with_pixels(whole, normalise, IMAGE)
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:
@@ -108,30 +110,40 @@ def _keep_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     return model
 
 
-def _with_pixels(model: onnx.ModelProto, normalise: Normalise, name: str) -> onnx.ModelProto:
-    """With bytes 0 … 255 for its input, and the normalisation inside."""
+def _with_pixels(model: onnx.ModelProto, normalise: Normalise, name: str = IMAGE) -> onnx.ModelProto:
+    """With bytes 0 … 255 for its input, called ``name``, and the normalisation inside.
+
+    Where all channels have one mean, a whole number of levels, and one deviation, bytes are the integers that
+    the first convolution takes: nothing is computed or rounded.
+    """
     graph = model.graph
     (old,) = graph.input
     sides = [side.dim_value for side in old.type.tensor_type.shape.dim[1:]]
     ones = [1] * (len(sides) - 1)
-    scale = np.array([1 / (255 * each) for each in normalise.std], np.float32).reshape(1, -1, *ones)
-    shift = np.array(
-        [-mean / std for mean, std in zip(normalise.mean, normalise.std, strict=True)], np.float32
-    ).reshape(1, -1, *ones)
+    levels = 255 * normalise.mean[0]
     cast_name, scale_name, shift_name = NORMALISE
-    nodes = [
-        helper.make_node("Cast", [name], ["levels"], name=cast_name, to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["levels", "pixel_scale"], ["scaled"], name=scale_name),
-        helper.make_node("Add", ["scaled", "pixel_shift"], ["pixels"], name=shift_name),
-    ]
+    constants: dict[str, NDArray[np.generic]]
+    if len({*normalise.mean}) == len({*normalise.std}) == 1 and abs(levels - round(levels)) < 1e-3:
+        step, zero = np.array(1 / (255 * normalise.std[0]), np.float32), np.array(round(levels), np.uint8)
+        constants = {"pixel_scale": step, "pixel_zero": zero}
+        nodes = [helper.make_node("DequantizeLinear", [name, *constants], ["pixels"], name=cast_name)]
+    else:
+        scale = np.array([1 / (255 * each) for each in normalise.std], np.float32).reshape(1, -1, *ones)
+        shift = np.array(
+            [-mean / std for mean, std in zip(normalise.mean, normalise.std, strict=True)], np.float32
+        ).reshape(1, -1, *ones)
+        constants = {"pixel_scale": scale, "pixel_shift": shift}
+        nodes = [
+            helper.make_node("Cast", [name], ["levels"], name=cast_name, to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["levels", "pixel_scale"], ["scaled"], name=scale_name),
+            helper.make_node("Add", ["scaled", "pixel_shift"], ["pixels"], name=shift_name),
+        ]
     new = helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", *sides])
     rest = list(graph.node)
     del graph.node[:], graph.input[:]
     graph.node.extend([*nodes, *rest])
     graph.input.append(new)
-    graph.initializer.extend(
-        [numpy_helper.from_array(scale, "pixel_scale"), numpy_helper.from_array(shift, "pixel_shift")]
-    )
+    graph.initializer.extend(numpy_helper.from_array(value, each) for each, value in constants.items())
     return model
 
 

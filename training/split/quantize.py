@@ -24,20 +24,22 @@ from offramp.training.split.sensitivity import Switched, fewest_in_float, noisie
 
 _TRIED = 64
 """Inputs on which a quantized graph is measured."""
-_RANKED = 16
-"""Inputs on which operators are compared."""
+_RANKED = 24
+"""Inputs on which parts of the operators are tried."""
 
 
 @dataclass(frozen=True)
 class Quantized:
     """A quantized graph.
 
+    source: the float graph that it was made of.
     divergence: of each output from the float graph's.
     in_float: names of the operators that stay in float though they have an integer form, the noisiest first.
     kinds: the same by the kind of operator, as in "3 Conv, 1 Softmax".
     """
 
     model: onnx.ModelProto
+    source: onnx.ModelProto
     divergence: tuple[Divergence, ...]
     in_float: tuple[str, ...]
     kinds: str
@@ -87,7 +89,9 @@ def quantize(
             found = _run(made, name, outputs, part)
             off = tuple(divergence(*each) for each in zip(outputs, wanted, found, strict=True))
             counts = Counter(kinds[each] for each in in_float).most_common()
-            return Quantized(made, off, tuple(in_float), ", ".join(f"{n} {kind}" for kind, n in counts))
+            return Quantized(
+                made, model, off, tuple(in_float), ", ".join(f"{n} {kind}" for kind, n in counts)
+            )
 
         best = tried(())
         if best.cost > 1:

@@ -62,27 +62,31 @@ class Switched:
         self._session = onnxruntime.InferenceSession(
             switched.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        self._wanted = self._run(())
+        self._wanted = self._run((), len(inputs))
 
     @property
     def nodes(self) -> tuple[str, ...]:
         """Names of the operators that round something, in the graph's order."""
         return tuple(self._touches)
 
-    def tried(self, quantized: Collection[str]) -> list[Divergence]:
-        """How far the outputs are off where these operators are integers and all others float."""
-        found = self._run(quantized)
-        return [divergence(*each) for each in zip(self._outputs, self._wanted, found, strict=True)]
+    def tried(self, quantized: Collection[str], count: int | None = None) -> list[Divergence]:
+        """How far the outputs of the first ``count`` inputs, all by default, are off where these operators
+        are integers and all others float."""
+        count = len(self._inputs) if count is None else min(count, len(self._inputs))
+        found = self._run(quantized, count)
+        wanted = [each[:count] for each in self._wanted]
+        return [divergence(*each) for each in zip(self._outputs, wanted, found, strict=True)]
 
-    def _run(self, quantized: Collection[str]) -> list[NDArray[np.float32]]:
+    def _run(self, quantized: Collection[str], count: int) -> list[NDArray[np.float32]]:
         switches = np.zeros(max(1, len(self._order)), np.bool_)
         for node in quantized:
             switches[self._touches[node]] = True
         parts = [
             self._session.run(
-                self._outputs, {self._name: self._inputs[start : start + BATCH], _SWITCHES: switches}
+                self._outputs,
+                {self._name: self._inputs[start : min(start + BATCH, count)], _SWITCHES: switches},
             )
-            for start in range(0, len(self._inputs), BATCH)
+            for start in range(0, count, BATCH)
         ]
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
@@ -98,7 +102,7 @@ class Switched:
 
 def noisiest(switched: Switched) -> list[str]:
     """Operators by the noise that each makes alone, the most first."""
-    costs = {node: max(each.cost for each in switched.tried((node,))) for node in switched.nodes}
+    costs = {node: max(each.cost for each in switched.tried((node,), BATCH)) for node in switched.nodes}
     return sorted(costs, key=lambda node: -costs[node])
 
 
@@ -174,8 +178,9 @@ def _with_switches(
             helper.make_node("Where", [f"{name}/switch", f"{name}/rounded", source(name)], [result(name)])
         )
 
+    given = {each.name for each in graph.input} | {each.name for each in graph.initializer}
     for name in rounded:
-        if name in {each.name for each in (*graph.input, *graph.initializer)}:
+        if name in given:
             add_switch(name)
     for node in list(graph.node):
         node.input[:] = [result(name) if name in rounded else name for name in node.input]

@@ -6,12 +6,12 @@ only; a file that asks for more is refused, whoever made it.
 
 from __future__ import annotations
 
-import json
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
 PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "net.")
 """What wrappers (data parallel, compilers, training loops) put before each name."""
 _SHOWN = 3
+_WRAPPED_BY = 8
+"""Prefixes that are taken off a name, one after the other."""
+_LEAST_BYTES, _TIMES = 1 << 30, 16
+"""A file may be so large, or so many times the model: a checkpoint also has what an optimizer keeps."""
+_OPCODES = 1_000_000
+"""Steps of a pickle, each of which may make an object; a tensor takes about thirty."""
+_ENTRIES = 100_000
 
 
 def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
@@ -38,19 +45,30 @@ def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
         ConfigError: the file cannot be read, asks for code, or its tensors do not fit: how many, and the
             first few.
     """
-    tensors, notes = _read(path)
     wanted = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    tensors, notes = _read(path, sum(each.numel() * each.element_size() for each in wanted.values()))
     tensors, more = _without_prefix(tensors, wanted)
     missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in wanted]
     other = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
     if missing or unexpected or other:
         raise ConfigError(_misfit(path, tensors, wanted, missing, unexpected, other))
-    broken = next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
-    if broken is not None:
-        raise ConfigError(f"{path}: '{printable(broken)}' has values that are not finite")
+    for name, tensor in tensors.items():
+        _check_values(path, name, tensor, wanted[name])
     module.load_state_dict(tensors, strict=False)
     return (*notes, *more)
+
+
+def _check_values(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
+    """That a tensor of the right shape has values, and that the model's type can hold them."""
+    found = f"{path}: '{printable(name)}' is"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise ConfigError(f"{found} sparse, quantized or without values; expected a plain tensor")
+    if tensor.is_complex() or tensor.is_floating_point() != wanted.is_floating_point():
+        kinds = (str(each.dtype).removeprefix("torch.") for each in (tensor, wanted))
+        raise ConfigError("{} {}; expected {}".format(found, *kinds))
+    if tensor.is_floating_point() and not tensor.to(wanted.dtype).isfinite().all():
+        raise ConfigError(f"{path}: '{printable(name)}' has values that are not finite")
 
 
 def _misfit(
@@ -82,14 +100,19 @@ def _first(names: list[str]) -> str:
     return f"{shown}, …" if len(names) > _SHOWN else shown
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _read(path: Path, model_bytes: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start, size = file.read(16), file.seek(0, 2)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; expected a file of weights") from None
+    most = max(_LEAST_BYTES, _TIMES * model_bytes)
+    if size > most:
+        raise ConfigError(f"{path}: {size:,} bytes; expected at most {most:,} for this model")
     if _is_safetensors(path, start):
         return _read_safetensors(path), ()
+    if path.suffix.lower() == ".onnx":
+        raise ConfigError(f"{path}: an ONNX file; expected safetensors, or torch.save of a state_dict()")
     if not start.startswith((b"PK", b"\x80")):
         raise ConfigError(
             f"{path}: not a safetensors file or a torch.save file (starts with {start[:4].hex(' ')})"
@@ -112,11 +135,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{path}: a damaged safetensors file: {printable(str(error))}") from None
 
 
 def _read_pickle(path: Path) -> Any:
+    try:
+        _check_size(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # of zipfile and pickletools, as of the reader below
+        raise ConfigError(f"{path}: a damaged torch.save file: {printable(str(error))}") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -129,6 +158,40 @@ def _read_pickle(path: Path) -> Any:
         raise ConfigError(f"{path}: a damaged torch.save file: {printable(first)}") from None
     except Exception as error:  # a hostile pickle makes the reader raise anything
         raise ConfigError(f"{path}: a damaged torch.save file ({type(error).__name__})") from None
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that would take far more memory or time than its bytes: a zip that unpacks to more than
+    it is, which ``torch.save`` never writes, and a pickle of millions of objects."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            file.seek(0)
+            # Of a file without zip: a number, a version, the machine, the tensors, their storages' names.
+            for _ in range(5):
+                _check_pickle(path, file)
+                if not file.read(1):
+                    break
+                file.seek(-1, 1)
+            return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        unpacked = sum(each.file_size for each in entries)
+        if len(entries) > _ENTRIES or unpacked > path.stat().st_size:
+            raise ConfigError(
+                f"{path}: {len(entries):,} entries of {unpacked:,} bytes, more than the file has; "
+                "expected what torch.save writes"
+            )
+        for each in entries:
+            if each.filename.endswith("data.pkl"):
+                with archive.open(each) as content:
+                    _check_pickle(path, content)
+
+
+def _check_pickle(path: Path, file: IO[bytes]) -> None:
+    """Read one pickle without making anything of it."""
+    for number, _ in enumerate(pickletools.genops(file)):
+        if number > _OPCODES:
+            raise ConfigError(f"{path}: a pickle of over {_OPCODES:,} steps; expected tensors by name")
 
 
 def _asked(text: str) -> str:
@@ -163,7 +226,9 @@ def _without_prefix(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Without the prefix that all names have and the model's do not; wrappers may be nested."""
     notes: list[str] = []
-    while not tensors.keys() & wanted.keys():
+    for _ in range(_WRAPPED_BY):
+        if tensors.keys() & wanted.keys():
+            break
         prefix = next((each for each in PREFIXES if all(n.startswith(each) for n in tensors)), None)
         if prefix is None:
             break

@@ -10,14 +10,17 @@ from offramp.training.split.graphs import (
     CODE,
     IMAGE,
     LOGITS,
+    NORMALISE,
     float_graphs,
     from_symbols,
     run_tensor,
+    whole_graph,
     with_symbols,
 )
 from offramp.training.split.halves import split
 from offramp.training.split.layout import Layout
 from offramp.training.split.photos import Normalise
+from offramp.training.split.quantize import quantize
 from tests.training.split import networks
 
 
@@ -49,3 +52,29 @@ def test_the_graphs_compute_what_the_modules_do(name: str, cut: str) -> None:
     assert np.array_equal(levels.numpy().astype(int) - 128, symbols.round().clamp(-128, 127).numpy())
     (answers,) = run_tensor(taking, [LOGITS], {"symbols": levels})
     assert torch.allclose(answers, wanted[2], atol=1e-4)
+
+
+def test_one_mean_for_all_channels_makes_integers_of_the_bytes_as_they_are() -> None:
+    captured, _ = networks.found("resnet")
+    normalise = Normalise((127 / 255,) * 3, (128 / 255,) * 3)
+    model = whole_graph(captured.graph, normalise, captured.shape)
+    assert model.graph.node[0].op_type == "DequantizeLinear" and model.graph.node[1].op_type == "Conv"
+    images = torch.randint(0, 256, (3, *captured.shape), dtype=torch.uint8)
+    (logits,) = run_tensor(model, [LOGITS], {IMAGE: images})
+    with torch.no_grad():
+        assert torch.allclose(logits, captured.graph(normalise(images)), atol=1e-4)
+    quantized = quantize(model, IMAGE, images.numpy(), images.numpy(), keep=NORMALISE.__contains__).model
+    (first,) = [node for node in quantized.graph.node if IMAGE in node.input]
+    (user,) = [node for node in quantized.graph.node if first.output[0] in node.input]
+    assert (first.op_type, user.op_type) == ("DequantizeLinear", "Conv")
+
+
+def test_a_mean_for_each_channel_is_computed() -> None:
+    captured, _ = networks.found("resnet")
+    for normalise in (Normalise((0.5, 0.4, 0.4), (0.2,) * 3), Normalise((0.5,) * 3, (0.5,) * 3)):
+        model = whole_graph(captured.graph, normalise, captured.shape)
+        assert [node.op_type for node in model.graph.node[:3]] == ["Cast", "Mul", "Add"]
+        images = torch.randint(0, 256, (2, *captured.shape), dtype=torch.uint8)
+        (logits,) = run_tensor(model, [LOGITS], {IMAGE: images})
+        with torch.no_grad():
+            assert torch.allclose(logits, captured.graph(normalise(images)), atol=1e-4)

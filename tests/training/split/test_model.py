@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,6 +89,20 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
 )
 def test_what_is_not_a_model_is_one_clear_line(own: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "MODEL.ONNX", "dir/model.onnx"])
+def test_an_onnx_file_is_refused_unread_and_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A pipe that nobody writes to: whoever opened it would wait.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dir").mkdir()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(
+        ConfigError, match=f"^{name}: an ONNX file cannot be split.* as package.module:function"
+    ):
         load_model(name)
 
 

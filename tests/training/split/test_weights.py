@@ -177,6 +177,13 @@ def test_a_file_that_is_no_good_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+def test_an_onnx_file_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x08\x0a\x12\x07pytorch")
+    with pytest.raises(ConfigError, match=f"^{path}: an ONNX file; expected safetensors, or torch.save"):
+        load_weights(network(), path)
+
+
 @pytest.mark.parametrize("write", [huge_header, lying_header])
 def test_a_safetensors_file_that_lies_is_refused(tmp_path: Path, write: Callable[[Path], None]) -> None:
     pytest.importorskip("safetensors", reason="needs the extra [split]")
