@@ -18,6 +18,11 @@ SOURCE = {
 }
 WHEEL = {
     "offramp/common/codec/_kernel.abi3.so",
+    "offramp/__init__.py",
+    "offramp/py.typed",
+    "offramp/common/page/index.html",
+    "offramp/common/page/page.css",
+    "offramp/common/page/page.js",
     "offramp/common/py.typed",
     "offramp/device/app.py",
     "offramp/server/app.py",

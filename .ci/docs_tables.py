@@ -32,7 +32,7 @@ from offramp.device.settings import DeviceSettings
 from offramp.link.wire_bytes import WireBytes
 from offramp.server.metrics import ServerMetrics
 from offramp.server.settings import ServerSettings
-from offramp.training import recipe
+from offramp.training import recipe, split_recipe
 from offramp.training.data import recipe as data_recipe
 from offramp.training.models import recipe as models_recipe
 from offramp.training.models.networks import BACKBONES
@@ -297,7 +297,7 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[Sequence[str]]:
         if (
             not known
             and isinstance(action.default, int | float | str | Path)
-            and action.default not in ("", False)
+            and action.default not in ("", False, argparse.SUPPRESS)
         ):
             shown = str(action.default)
             default = "`" + shown.replace(f"{ROOT}/", "") + "`"
@@ -424,6 +424,11 @@ def fields() -> str:
     return "\n".join(parts).replace("the network |", f"the network: {backbones} |")
 
 
+def split_fields() -> str:
+    """A row for each field of `offramp split`."""
+    return table(("field", "flag", "takes", "default", "what"), iter(split_recipe.table_rows()))
+
+
 def made(name: str) -> str:
     """The content of a generated block."""
     what, _, program = name.partition(" ")
@@ -437,6 +442,7 @@ def made(name: str) -> str:
         "errors": classes,
         "reasons": reasons,
         "recipe": fields,
+        "split": split_fields,
     }
     return plain[what]()
 

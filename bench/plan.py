@@ -20,26 +20,23 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offramp.bench.messages import framed_bytes
 from offramp.common.arguments import Parser
-from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError, printable
-from offramp.common.files import read_bounded
+from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
+from offramp.training.profile import Profile, read_profile
 
 if TYPE_CHECKING:
     from offramp.bench.report_tables import ReportTable
     from offramp.training.record import Record
 
-PROFILE_BYTES = 1 << 20
 _DESCRIPTION = """\
 Choose a split point, a training and a threshold for a device and its link.
 
@@ -55,6 +52,9 @@ a profile:
   server_seconds = 0.005             # queue and tail, for one image
   joules_per_mac = 5e-12
   joules_per_byte = 2e-5             # of the radio
+  flash_bytes = 2_000_000            # optional: for the weights, which then take none of memory_bytes
+  head_seconds = 0.02                # optional: most that the head may take for an image
+  measured = { macs = 12e6, seconds = 0.004 }  # optional: of a head on the device, for macs_per_second
 """
 
 _EXAMPLES = """\
@@ -65,23 +65,6 @@ examples:
 
 exit status: 0 done, 2 wrong flags or profile, 5 unusable or missing records, or nothing that fits
 """
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-class Profile(BaseModel):
-    """A device and its link; the defaults are a small processor behind LTE-M."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    macs_per_second: Positive = 2e9
-    memory_bytes: Positive = 4e6
-    link_bits_per_second: Positive = 50e3
-    round_trip_seconds: NotNegative = 0.3
-    server_seconds: NotNegative = 0.005
-    joules_per_mac: NotNegative = 5e-12
-    joules_per_byte: NotNegative = 2e-5
 
 
 @dataclass(frozen=True)
@@ -204,9 +187,10 @@ def choices(curves: Sequence[SplitCurve], profile: Profile) -> list[SplitChoice]
     """Every threshold of every curve that fits the device's memory."""
     found = []
     for curve in curves:
-        if curve.memory_bytes > profile.memory_bytes:
+        activations = curve.memory_bytes - curve.device_weights
+        if not profile.fits(curve.device_macs, curve.device_weights, activations):
             continue
-        at_home = curve.device_macs / profile.macs_per_second
+        at_home = curve.device_macs / profile.speed
         away = (
             profile.round_trip_seconds
             + curve.offloaded_bytes * 8 / profile.link_bits_per_second
@@ -292,32 +276,6 @@ def _parser() -> Parser:
     return parser
 
 
-def read_profile(path: Path | None, settings: Sequence[str] = ()) -> Profile:
-    """A profile from a TOML file, with fields replaced. Raises ConfigError naming the field that is wrong."""
-    text, origin = "", "--set"
-    if path is not None:
-        origin = str(path)
-        try:
-            text = read_bounded(
-                path, PROFILE_BYTES, name=f"cannot read profile {path}", expected="a TOML file"
-            ).decode()
-        except UnicodeDecodeError:
-            raise ConfigError(
-                f"cannot read profile {path}: is not UTF-8 text, expected a TOML file"
-            ) from None
-    try:
-        values = tomllib.loads(text)
-        for setting in settings:
-            values |= tomllib.loads(setting)
-        return Profile.model_validate(values)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} is not TOML: {printable(str(error))}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = printable(".".join(str(part) for part in first["loc"]))
-        raise ConfigError(f"{origin}: {field}: {printable(first['msg'])}") from None
-
-
 def _plan(arguments: argparse.Namespace) -> ReportTable:
     from offramp.training.record import read_records
 
@@ -333,8 +291,11 @@ def _plan(arguments: argparse.Namespace) -> ReportTable:
     fitting = choices(curves, profile)
     if not fitting:
         least = min(curve.memory_bytes for curve in curves)
+        limits = {"flash_bytes": profile.flash_bytes, "head_seconds": profile.head_seconds}
+        more = "".join(f", {name} = {value:,g}" for name, value in limits.items() if value is not None)
         raise DataError(
-            f"nothing fits memory_bytes = {profile.memory_bytes:,.0f}: the smallest head takes {least:,}"
+            f"nothing fits memory_bytes = {profile.memory_bytes:,.0f}{more}: "
+            f"the smallest head takes {least:,}"
         )
     accurate = [choice for choice in fitting if choice.accuracy >= arguments.accuracy]
     if not accurate:
@@ -359,7 +320,8 @@ def report(found: Sequence[SplitChoice], profile: Profile, *, most: int = 20) ->
                 paper=not own[0].curve.measured,
             )
         )
-    given = ", ".join(f"{name} = {value:g}" for name, value in profile.model_dump().items())
+    stated = profile.model_dump(exclude_none=True, exclude={"measured"}) | {"macs_per_second": profile.speed}
+    given = ", ".join(f"{name} = {value:g}" for name, value in stated.items())
     return ReportTable(
         "plan",
         "Pareto set: accuracy, message bytes, latency, energy",

@@ -30,6 +30,9 @@ COMMANDS = {
     "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
     "cuts": Command("offramp.cli.cuts", "split", "list where a classifier of yours can be cut"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
+    "init": Command(
+        "offramp.cli.init", "device,split,train", "look at a folder of photos, write a recipe for split"
+    ),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
@@ -51,6 +54,11 @@ COMMANDS = {
     ),
     "top": Command("offramp.cli.fleet.app", "top", "watch a running fleet by its metrics pages"),
     "train": Command("offramp.training.app", "train", "train, quantize and export a bundle from a recipe"),
+    "unknown": Command(
+        "offramp.training.calibrate.unknown_command",
+        "train",
+        "let a bundle say which images are unlike all that it knows",
+    ),
 }
 
 EPILOG = """\
@@ -58,10 +66,12 @@ examples:
   offramp demo
   offramp inspect models/digits-mobilenetv2-exit12
   offramp cuts mobilenetv2
+  offramp init photos && offramp split photos.toml
   offramp split my_model:build --weights best.pth --data photos --out my-split
   offramp train runs/digits.toml --out models/my-digits
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2
+  offramp unknown my-bundle photos/
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec

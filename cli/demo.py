@@ -27,13 +27,16 @@ from offramp.common.inputs.spec import Preprocessing
 EPILOG = """\
 examples:
   offramp demo                                   # in a checkout: the shipped bundle and photos of waste
-  offramp demo --bundle DIR --images DIR --json  # DIR has pictures and labels.csv (columns file,label)
+  offramp demo --bundle DIR --images DIR --json  # DIR has class folders, or pictures and labels.csv
+  offramp demo --page                            # the same two programs, live in a browser
   offramp demo --bundle CODE --whole PLAIN --images DIR
   offramp demo --bundle CODE --whole PLAIN --images DIR --threshold 0.93 --picture-threshold 0.5
 """
 SHIPPED = Path("models/trashnet-efficientnet-lite0")
 WHOLE = Path("models/trashnet-efficientnet-lite0-whole")
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+PAGE_RATE = 20
+"""Images a second, with --page."""
 _DEVICE = "offramp.device.app"
 
 
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", default=Path("examples/trashnet"),
-        help="pictures and labels.csv (default: %(default)s)",
+        help="pictures and labels.csv, or class folders (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", metavar="T", action="append", default=[], type=fraction, help="another T_c to run at"
@@ -68,9 +71,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--picture-quality", metavar="QUALITY", default="20", help="WebP's (default: 20)")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
+    parser.add_argument(
+        "--page", action="store_true", help="no table: serve both programs' live pages until Ctrl-C"
+    )
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
     path: Path = arguments.bundle or SHIPPED
+    if arguments.page:
+        return live(path, arguments.images, arguments.threshold)
     bundle = load_bundle(path)
     # A narrow code is trained for its own bytes; pictures deserve a model without one.
     whole = load_bundle(arguments.whole or (path if arguments.bundle else WHOLE))
@@ -96,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
         def sweep(*flags: str) -> list[Row]:
             """A row for each T_c, of a device with these flags."""
             found = (run_device(path, server, arguments.images, t, *flags) for t in at)
-            return [offramp_row(*one, labels) for one in found]
+            return [offramp_row(*one, arguments.images, labels) for one in found]
 
         rows = sweep()
         then = sweep(*device) if device else []
@@ -136,6 +144,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def live(bundle: Path, images: Path, thresholds: Sequence[float]) -> int:
+    """A server and a device that answers the images again and again, with their pages, until Ctrl-C."""
+    serving = ("--metrics-port", "0", "--page")
+    device = ["--bundle", bundle, *serving, "--repeat", "--rate", PAGE_RATE, "--quiet"]
+    device += ["--threshold", thresholds[-1]] if thresholds else []
+    with running_server(bundle, *serving) as server:
+        device += ["--server", server.address, images]
+        with running(_DEVICE, *device, ready="metrics on", stdout=subprocess.DEVNULL) as running_device:
+            print(
+                f"edge-device on http://{running_device.metrics}/, cloud-server on http://{server.metrics}/"
+            )
+            print("until Ctrl-C", flush=True)
+            try:
+                status = running_device.process.wait()
+            except KeyboardInterrupt:
+                return 0
+            raise UnavailableError(
+                f"edge-device ended with status {status}: {' / '.join(running_device.log)}"
+            )
+
+
 def run_device(
     bundle: Path, server: Program, images: Path, threshold: float, *flags: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -155,9 +184,13 @@ def _device_flags(bundle: Path, server: Program, images: Path, threshold: float,
     ]  # fmt: skip
 
 
-def offramp_row(records: list[dict[str, Any]], summary: dict[str, Any], labels: dict[str, str]) -> Row:
+def offramp_row(
+    records: list[dict[str, Any]], summary: dict[str, Any], images: Path, labels: dict[str, str]
+) -> Row:
     """Accuracy, exit rate and mean bytes of one run, over all images."""
-    right = sum(record["label"] == labels[Path(record["image"]).name] for record in records)
+    right = sum(
+        record["label"] == labels[Path(record["image"]).relative_to(images).as_posix()] for record in records
+    )
     wire = summary["wire_bytes"]
     return Row(
         name=f"T_c = {summary['threshold']:g}",

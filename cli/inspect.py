@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from offramp.common.arguments import Parser
 from offramp.common.bundle.document import manifest_text
 from offramp.common.bundle.load import Bundle, load_bundle
-from offramp.common.bundle.manifest import Context, Raw
+from offramp.common.bundle.manifest import Context, Manifest, Raw
 from offramp.common.bundle.signature import TrustedKeys
 from offramp.common.inputs.spec import ArrayFile, Preprocessing, TensorInput
 from offramp.common.part.answer import ANSWERED_BY
@@ -51,6 +51,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _unknown(manifest: Manifest) -> list[str]:
+    unknown = manifest.unknown
+    if unknown is None:
+        return []
+    return [f"  unknown     a score over {unknown.threshold:g}, for {unknown.false_alarms:.4g} false alarms"]
+
+
 def card(bundle: Bundle) -> list[str]:
     """What a person wants to know of a bundle, in lines."""
     manifest, figures = bundle.manifest, bundle.manifest.figures
@@ -64,6 +71,7 @@ def card(bundle: Bundle) -> list[str]:
         tables = len(set(codec.table_of_channel))
         coding = f"{codec.kind}, {tables} tables of {bundle.tables.stored_bytes:,} B, {codec.lanes} lanes"
     provenance = manifest.provenance
+    agreement = {row.threshold: f"{row.ratio:.2%}" if row.exits else "–" for row in figures.agreement or []}
     lines = [
         f"{manifest.name}  (format {manifest.format_version}, digest {bundle.digest.hex()})",
         f"  split       {manifest.model}, exit {manifest.cut.number} ({manifest.cut.name})"
@@ -74,6 +82,7 @@ def card(bundle: Bundle) -> list[str]:
         f"  classes     {len(manifest.classes)}: {', '.join(manifest.classes[:12])}"[:110],
         f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}; "
         f"what is sent is answered by {ANSWERED_BY[manifest.sent_answer]}",
+        *_unknown(manifest),
         f"  trained on  {provenance.dataset.name}, seed {provenance.seed}, commit {provenance.commit}",
         f"  files       {', '.join(f'{name} {entry.size:,} B' for name, entry in manifest.files.items())}",
         f"  measured on {figures.images:,} test images:",
@@ -81,10 +90,11 @@ def card(bundle: Bundle) -> list[str]:
         f"final exit {figures.accuracy_final:.2%} (float {figures.accuracy_final_float:.2%})",
         f"    payload   {figures.payload_bytes_mean:,.0f} B an image; {figures.entropy_bits:.2f} bits a "
         f"symbol over the tensor, {figures.entropy_bits_channel:.2f} within channels",
-        "    T_c     accuracy  exit rate  payload B an image",
+        "    T_c     accuracy  exit rate  payload B an image" + ("  server agrees" if agreement else ""),
     ]
     return lines + [
         f"    {row.threshold:<6g}  {row.accuracy:8.2%}  {row.exit_rate:9.2%}  {row.payload_bytes_mean:18,.1f}"
+        + (f"  {agreement[row.threshold]:>13}" if row.threshold in agreement else "")
         for row in figures.thresholds
     ]
 

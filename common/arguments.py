@@ -55,3 +55,17 @@ def number(kind: Callable[[str], Number], low: float, high: float, expected: str
 
 fraction = number(float, 0, 1, "0 … 1")
 """An argparse type: a flag's value, 0 … 1."""
+
+LEAST_POINTS = 0.1
+"""Fewer points than these are a share that was meant."""
+_points = number(float, 0, 100, "points, 0 … 100")
+
+
+def points(text: str) -> float:
+    """An argparse type: points of accuracy, 0 … 100. A share of one, as 0.01, is not mistaken for points."""
+    value = _points(text)
+    if 0 < value < LEAST_POINTS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected points, 0 or {LEAST_POINTS:g} … 100; 1 is one of 100"
+        )
+    return value

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge, Histogram
 
     from offramp.common.bundle.load import Bundle
+    from offramp.common.page.site import Page
     from offramp.common.part.providers import Placement
 
 STAGE_BUCKETS = tuple(1e-4 * 10 ** (i / 3) for i in range(13))
@@ -80,8 +81,12 @@ class ProviderMetrics:
 
 
 @contextmanager
-def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> Iterator[int | None]:
+def serve_metrics(
+    registry: CollectorRegistry, host: str, port: int | None, page: Page | None = None
+) -> Iterator[int | None]:
     """Serve ``/metrics`` while the block runs; yields the port, None if ``port`` is None (0: any free one).
+
+    page: served at ``/`` beside it.
 
     Raises AddressError if the port cannot be bound.
     """
@@ -90,7 +95,7 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> I
         return
     from offramp.common.metrics_page import serve_page
 
-    with serve_page(registry, host, port) as bound:
+    with serve_page(registry, host, port, page) as bound:
         yield bound
 
 

@@ -1,7 +1,8 @@
 """``/metrics`` over HTTP: a bounded number of connections, each with a deadline, whoever connects.
 
 A connection has a thread. Where all are taken, the oldest connection is closed for the new one: a scrape is
-done in milliseconds, so what is old is a client that does not read or does not ask.
+done in milliseconds, so what is old is a client that does not read or does not ask. Those who look at the
+live page (``page/``), where there is one, are handed over to a thread of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, MetricsHandler, disable_created_metrics
 
 from offramp.common.errors import AddressError
+from offramp.common.page.site import FULL, STREAM, Page, Site
+from offramp.common.page.viewers import Viewers
 from offramp.common.pause import pause
 from offramp.common.wire.address import join_address
 
@@ -38,7 +41,7 @@ class _Page(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+    def __init__(self, registry: CollectorRegistry, host: str, port: int, page: Page | None = None) -> None:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
@@ -46,8 +49,14 @@ class _Page(socketserver.TCPServer):
         self._room = threading.BoundedSemaphore(CONNECTIONS)
         self._lock = threading.Lock()
         self._since: dict[socket.socket, float] = {}
+        self.viewers: Viewers | None = None
         handler = type("Handler", (_Handler,), {"registry": registry})
+        if page is not None:
+            site = Site(page, registry, host)
+            handler = type("Handler", (_SiteHandler,), {"registry": registry, "site": site})
         super().__init__(address, handler)  # type: ignore[arg-type]
+        if page is not None:
+            self.viewers = Viewers(site.state)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; without a pause a full process would spin here."""
@@ -81,9 +90,20 @@ class _Page(socketserver.TCPServer):
 
     def _done(self, request: socket.socket) -> None:
         with self._lock:
-            del self._since[request]
-        self.shutdown_request(request)
+            kept = self._since.pop(request, None) is None
+        if not kept:
+            self.shutdown_request(request)
         self._room.release()
+
+    def hand_over(self, request: socket.socket, head: bytes) -> bool:
+        """Make this connection a viewer's, from now on without a deadline; False where there are enough."""
+        with self._lock:
+            # One that is no longer here is no longer hung up from here, nor closed with its thread.
+            since = self._since.pop(request)
+            taken = self.viewers is not None and self.viewers.add(request, head)
+            if not taken:
+                self._since[request] = since
+        return taken
 
     def _close_oldest(self) -> None:
         with self._lock:
@@ -110,6 +130,8 @@ class _Page(socketserver.TCPServer):
         with self._lock:
             for request in self._since:
                 _hang_up(request)
+        if self.viewers is not None:
+            self.viewers.close()
 
 
 class _Handler(MetricsHandler):
@@ -119,6 +141,35 @@ class _Handler(MetricsHandler):
         """Nothing: whoever connects would write the log."""
 
 
+class _SiteHandler(_Handler):
+    """With the live page: its paths are the site's, all others the metrics'."""
+
+    site: Site
+
+    def do_GET(self) -> None:
+        """Answer a GET."""
+        path = self.path.partition("?")[0]
+        if not self.site.has(path):
+            super().do_GET()
+            return
+        reply = self.site.get(path, self.headers)
+        if reply is not STREAM:
+            self.wfile.write(reply.message())
+        elif not self._page.hand_over(self.connection, reply.head()):
+            self.wfile.write(FULL.message())
+
+    def do_POST(self) -> None:
+        """Answer a POST."""
+        path = self.path.partition("?")[0]
+        reply = self.site.post(path, self.headers, self.rfile.read, self.client_address[0])
+        self.wfile.write(reply.message())
+
+    @property
+    def _page(self) -> _Page:
+        assert isinstance(self.server, _Page)
+        return self.server
+
+
 def _hang_up(request: socket.socket) -> None:
     """Its thread sees the end, and closes it."""
     with suppress(OSError):
@@ -126,20 +177,23 @@ def _hang_up(request: socket.socket) -> None:
 
 
 @contextmanager
-def serve_page(registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
-    """Serve the page while the block runs; yields the port. Raises AddressError if it cannot be bound."""
+def serve_page(registry: CollectorRegistry, host: str, port: int, page: Page | None = None) -> Iterator[int]:
+    """Serve the metrics while the block runs, and this page at ``/``; yields the port.
+
+    Raises AddressError if it cannot be bound.
+    """
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        page = _Page(registry, host, port)
+        server = _Page(registry, host, port, page)
     except OSError as error:
         raise AddressError(
             f"metrics on {join_address(host, port)}: {error.strerror}, expected a free port"
         ) from None
-    thread = threading.Thread(target=page.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield int(page.server_address[1])
+        yield int(server.server_address[1])
     finally:
-        page.shutdown()
-        page.close_all()
+        server.shutdown()
+        server.close_all()
         thread.join()

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.device.device import Device, preprocess
-    from offramp.device.options import LinkOptions, PictureOptions, SpoolOptions, SteeringOptions
+    from offramp.device.options import (
+        AuditOptions,
+        LinkOptions,
+        PictureOptions,
+        SpoolOptions,
+        SteeringOptions,
+    )
     from offramp.device.result import Correction, Result
     from offramp.link.security import Security
 
 __all__ = [
+    "AuditOptions",
     "Correction",
     "Device",
     "LinkOptions",
@@ -27,6 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AuditOptions": "offramp.device.options",
     "Correction": "offramp.device.result",
     "Device": "offramp.device.device",
     "LinkOptions": "offramp.device.options",

@@ -23,6 +23,7 @@ from offramp.device.stop import Stop
 
 if TYPE_CHECKING:
     from offramp.device.device import Device
+    from offramp.device.live import Live
     from offramp.device.printer import Printer
     from offramp.device.result import Correction
     from offramp.device.sources.source import Source
@@ -114,11 +115,13 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.common.part.providers import providers_of
     from offramp.common.tracing import Tracing
     from offramp.device.device import Device
+    from offramp.device.live import Live, page_token
     from offramp.device.printer import Printer
     from offramp.device.report import Report
     from offramp.device.sources.source import Source
     from offramp.device.totals import Totals
 
+    token = page_token(settings)
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
     bundle.require_pair()
@@ -138,16 +141,22 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     tracing = Tracing("edge-device") if settings.otel else None
     device = Device.from_settings(bundle, settings, correct if wanted else None, tracing)
     totals = Totals()
-    with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port) as port:
+    live = Live(device, settings, token) if settings.page else None
+    page = None if live is None else live.page
+    with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port, page) as port:
         if port is not None:
-            log.info("metrics on %s", join_address(settings.metrics_host, port))
+            where = join_address(settings.metrics_host, port)
+            if settings.page:
+                log.info("page on http://%s/", where)
+            log.info("metrics on %s", where)
         report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout)
         stop_waiting_when(stop.is_set)
-        printer = Printer(report, totals, bundle.codec.raw_bytes, stop)
+        seen = None if live is None else live.seen
+        printer = Printer(report, totals, bundle.codec.raw_bytes, stop, seen)
         start = time.perf_counter()
         with device:
             notifier.ready()
-            _feed(device, source, settings, printer, stop)
+            _feed(device, source, settings, printer, stop, live)
             if settings.corrections:
                 _wait_for_corrections(device, settings, stop)
         seconds = time.perf_counter() - start
@@ -155,6 +164,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
         if tracing is not None:
             tracing.close()
         totals.passed_over = source.passed_over
+        totals.audits = device.audit_counts() if settings.audit else None
         report.finish(totals.summary(seconds, device.threshold, device.wire_bytes()))
         interrupted = stop.is_set()
         if interrupted:
@@ -166,7 +176,14 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
 
 
-def _feed(device: Device, source: Source, settings: DeviceSettings, printer: Printer, stop: Stop) -> None:
+def _feed(
+    device: Device,
+    source: Source,
+    settings: DeviceSettings,
+    printer: Printer,
+    stop: Stop,
+    live: Live | None = None,
+) -> None:
     """Hand in all images, no faster than ``--rate``, until a signal."""
     from offramp.common.inputs.pictures import jpeg_bytes
 
@@ -183,6 +200,8 @@ def _feed(device: Device, source: Source, settings: DeviceSettings, printer: Pri
         else:
             if settings.compare_jpeg is not None:
                 device.metrics.jpeg_bytes.inc(jpeg_bytes(item.image, settings.compare_jpeg))
+            if live is not None:
+                live.pictures.offer(item.image)
             future = device.submit(
                 item.image, name=item.name, index=index, decode_seconds=item.decode_seconds
             )

@@ -35,15 +35,19 @@ from offramp.common.errors import ConfigError, OfframpError
 from offramp.common.inputs.prepare import Prepared, Spec, prepare
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
+from offramp.common.part.unknown import UnknownScore
 from offramp.common.tracing import Tracing
 from offramp.common.wire.address import split_address
-from offramp.device.head import run_head
+from offramp.device.audits import Audits
+from offramp.device.corrections import Corrections
+from offramp.device.head import EarlyExit, run_head
 from offramp.device.inquiry import AskPicture, Inquiry, Settled, Verdict
 from offramp.device.ledger import Cost, Ledger
 from offramp.device.lifetime import Lifetime
 from offramp.device.many import in_order, in_order_async
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.options import (
+    AuditOptions,
     LinkOptions,
     PictureOptions,
     SpoolOptions,
@@ -79,6 +83,7 @@ class _Sent:
     trace: bytes
     image: NDArray[Any] | None
     """For a picture of it; None where there will be none."""
+    unknown: bool
 
 
 class Device:
@@ -86,9 +91,9 @@ class Device:
 
     server: HOST:PORT, or several in the order in which they are tried. threshold: T_c, by default the
     bundle's. threads: for the head. providers: what runs it, in order of preference (``part/providers.py``).
-    link, steering, pictures, spool: see ``options.py``; by default T_c is not steered, no picture is sent and
-    nothing is spooled. on_correction: called, from another thread, with what the server answers too late.
-    tracing: starts a span for each image, below the caller's.
+    link, steering, pictures, spool, audits: see ``options.py``; by default T_c is not steered, no picture is
+    sent, nothing is spooled and nothing audited. on_correction: called, from another thread, with what the
+    server answers too late. tracing: starts a span for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads, but not in a process that was forked after
     the device was made: its threads and its connection stay in the parent. Raises BundleError for a head that
@@ -108,6 +113,7 @@ class Device:
         steering: SteeringOptions | None = None,
         pictures: PictureOptions | None = None,
         spool: SpoolOptions | None = None,
+        audits: AuditOptions | None = None,
         on_correction: Callable[[Correction], None] | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -118,6 +124,7 @@ class Device:
         steering = group(SteeringOptions, "steering", steering)
         pictures = group(PictureOptions, "pictures", pictures)
         spool = group(SpoolOptions, "spool", spool)
+        audits = group(AuditOptions, "audits", audits)
         if not isinstance(bundle, Bundle):
             raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
         if on_correction is not None and not callable(on_correction):
@@ -132,7 +139,8 @@ class Device:
         self.bundle = bundle
         self.metrics = DeviceMetrics(bundle)
         self._options = link
-        self._on_correction = on_correction
+        self._corrections = Corrections(bundle, self.metrics, on_correction)
+        self._audits = Audits(audits.audit, audits.audit_seed, self.metrics)
         self._tracing = tracing
         self._indices = count()
         self._lifetime = Lifetime()
@@ -151,6 +159,7 @@ class Device:
         self.metrics.threshold.set(self._ledger.threshold)
         self.metrics.watch_threshold(lambda: self._ledger.threshold)
         self._engine = Engine(bundle, threads, providers=on)
+        self._unknown = UnknownScore.of(bundle)
         self._engine.load_head()
         self._engine.log_placements(log, HEAD)
         self.metrics.providers.show(HEAD, self._engine.placements[HEAD])
@@ -183,6 +192,7 @@ class Device:
             steering=SteeringOptions.of(settings),
             pictures=PictureOptions.of(settings),
             spool=SpoolOptions.of(settings),
+            audits=AuditOptions.of(settings),
             on_correction=on_correction,
             tracing=tracing,
         )
@@ -219,21 +229,22 @@ class Device:
         decode_seconds += own_seconds
         if decode_seconds:
             self.metrics.decode_seconds.observe(decode_seconds)
+        audited = self._audits.draw()
         before_head = time.perf_counter()
         future: Future[Result] = Future()
         trace = start_span(self._tracing, future)
-        exit_ = run_head(self._engine, image)
+        exit_ = run_head(self._engine, image, self._unknown)
         self.metrics.head_seconds.observe(time.perf_counter() - before_head)
         number = next(self._indices) if index is None else index
         threshold = self._steer()
         own = Verdict(exit_.class_index, exit_.confidence)
         if exit_.is_confident(threshold):
             cost = Cost(decode_seconds=decode_seconds)
-            self._finish(future, start, threshold, cost, Settled("early_exit", own))
+            self._finish(future, start, threshold, cost, Settled("early_exit", own), exit_.unknown)
+            if audited:
+                self._audit(exit_)
             return future
-        before = time.perf_counter()
-        codec, payload = self.bundle.codec.encode(exit_.symbols)
-        self.metrics.encode_seconds.observe(time.perf_counter() - before)
+        codec, payload = self._encode(exit_)
         manifest = self.bundle.manifest
         early = exit_.probabilities.tobytes() if manifest.sent_answer == "both" else b""
         inquiry = Inquiry(
@@ -245,7 +256,7 @@ class Device:
         )
         kept = None if self._pictures is None else image.copy()
         entry = Entry(codec, payload, number, name, early)
-        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept))
+        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept, exit_.unknown))
         return future
 
     def infer(self, image: Input) -> Result:
@@ -288,10 +299,20 @@ class Device:
         """T_c in force."""
         return self._ledger.threshold
 
+    def set_threshold(self, threshold: float) -> None:
+        """Set T_c, 0 … 1, for images from now on. Raises ConfigError, also where T_c is steered."""
+        check_option("threshold", threshold)
+        self._ledger.set(float(threshold))
+        self.metrics.threshold.set(self._ledger.threshold)
+
     def wire_bytes(self) -> WireBytes | None:
         """What the connection has sent and received so far; None where the system does not say."""
         self._lifetime.check_process()
         return self._link.wire.total()
+
+    def audit_counts(self) -> dict[str, int]:
+        """Audits so far, by result: ``agrees``, ``differs``, ``lost``."""
+        return self._audits.counts()
 
     @property
     def failure(self) -> OfframpError | None:
@@ -346,23 +367,38 @@ class Device:
         """Ask the server about the activation. Waits while the window is full."""
         # Images that wait for the picture's answer are in no window.
         self._lifetime.start_image(None if self._pictures is None else 2 * self._options.window)
-        late = None if self._on_correction is None else partial(self._late, sent.inquiry, sent.entry)
+        late = partial(self._late, sent.inquiry, sent.entry) if self._corrections.wanted else None
         replied = partial(self._replied, sent)
         self._offload(sent.entry.codec, sent.entry.payload, replied, sent.trace, late)
+
+    def _audit(self, exit_: EarlyExit) -> None:
+        """Ask the server about an image that has its answer. It waits for nothing."""
+        if self._ledger.owes():
+            self._audits.lost("the budget is overdrawn")
+            return
+        codec, payload = self._encode(exit_)
+        self._offload(codec, payload, partial(self._audits.replied, exit_.class_index), behind=True)
+
+    def _encode(self, exit_: EarlyExit) -> tuple[CodecId, bytes]:
+        before = time.perf_counter()
+        coded = self.bundle.codec.encode(exit_.symbols)
+        self.metrics.encode_seconds.observe(time.perf_counter() - before)
+        return coded
 
     def _offload(
         self,
         codec: CodecId,
         payload: bytes,
         done: Callable[[Outcome], None],
-        trace: bytes,
+        trace: bytes = b"",
         late: Callable[[Answer], None] | None = None,
         deadline: float | None = None,
+        behind: bool = False,
     ) -> None:
         """Hand one frame to the link, and charge the budget for it."""
         if self._ledger.steers:
             done = partial(self._charged, self._ledger.send(len(payload)), done)
-        self._link.offload(codec, payload, done, late=late, deadline=deadline, trace=trace)
+        self._link.offload(codec, payload, done, late=late, behind=behind, deadline=deadline, trace=trace)
 
     def _charged(self, expected: float, done: Callable[[Outcome], None], outcome: Outcome) -> None:
         self._ledger.settle(expected, outcome)
@@ -401,7 +437,7 @@ class Device:
         self._settle(sent, sent.inquiry.picture_given_up())
 
     def _settle(self, sent: _Sent, settled: Settled) -> None:
-        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled)
+        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled, sent.unknown)
         self._lifetime.end_image()
 
     # --- an image that is answered again ---
@@ -410,31 +446,13 @@ class Device:
         """The server answered a frame that was given up."""
         if self._spool is not None:
             self._spool.forget(entry)
-        self._correct(inquiry, entry, answer, spooled=False)
+        self._corrections.correct(inquiry, entry, answer, spooled=False)
 
     def _unspooled(self, entry: Entry, answer: Answer) -> None:
         """The server answered an activation out of the spool."""
         self._ledger.spooled(answer)
         inquiry = Inquiry.of_spooled(entry.early, len(self.bundle.manifest.classes))
-        self._correct(inquiry, entry, answer, spooled=True)
-
-    def _correct(self, inquiry: Inquiry, entry: Entry, answer: Answer, spooled: bool) -> None:
-        self.metrics.corrections.inc()
-        if self._on_correction is None:
-            return
-        verdict = inquiry.corrected(answer)
-        correction = Correction(
-            index=entry.index,
-            name=entry.name,
-            label=self.bundle.manifest.classes[verdict.class_index],
-            class_index=verdict.class_index,
-            confidence=verdict.confidence,
-            spooled=spooled,
-        )
-        try:
-            self._on_correction(correction)
-        except Exception:  # somebody else's code, on the link's thread
-            log.exception("a correction's callback failed")
+        self._corrections.correct(inquiry, entry, answer, spooled=True)
 
     # --- inside ---
 
@@ -453,11 +471,19 @@ class Device:
         return threshold
 
     def _finish(
-        self, future: Future[Result], start: float, threshold: float, cost: Cost, settled: Settled
+        self,
+        future: Future[Result],
+        start: float,
+        threshold: float,
+        cost: Cost,
+        settled: Settled,
+        unknown: bool,
     ) -> None:
         verdict = settled.verdict
         latency = time.perf_counter() - start
         self.metrics.answered_by[settled.source].inc()
+        if unknown:
+            self.metrics.unknown.inc()
         self._ledger.answered(latency)
         future.set_result(
             Result(
@@ -472,8 +498,9 @@ class Device:
                 reason=settled.reason,
                 sends=cost.sends,
                 picture_bytes=cost.picture,
-                threshold=threshold if self._ledger.steers else None,
+                threshold=threshold if self._ledger.varies else None,
                 decode_seconds=cost.decode_seconds,
+                unknown=unknown,
             )
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.part.engine import Engine
+from offramp.common.part.unknown import UnknownScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class EarlyExit:
     """Softmax probability of that class."""
     probabilities: NDArray[np.float32]
     """Of all classes, float32 [K]."""
+    unknown: bool = False
+    """Whether it is unlike all that the bundle knows."""
 
     def is_confident(self, threshold: float) -> bool:
         """Whether the image takes the early exit: its confidence exceeds T_c (Sec. III-B).
@@ -31,8 +34,9 @@ class EarlyExit:
         return self.confidence > threshold
 
 
-def run_head(engine: Engine, image: NDArray[Any]) -> EarlyExit:
-    """One input, as the head takes it, through the head and its early exit."""
+def run_head(engine: Engine, image: NDArray[Any], score: UnknownScore | None = None) -> EarlyExit:
+    """One input, as the head takes it, through the head and its early exit; score: for unknown ones."""
     symbols, probabilities = engine.head(image[None])
     best = int(probabilities[0].argmax())
-    return EarlyExit(symbols[0], best, float(probabilities[0, best]), probabilities[0])
+    unknown = score is not None and bool(score.are_unknown(symbols, probabilities)[0])
+    return EarlyExit(symbols[0], best, float(probabilities[0, best]), probabilities[0], unknown)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from offramp.common.bundle.manifest import Manifest
+from offramp.common.errors import ConfigError
 from offramp.common.wire.frame import ENVELOPE_BYTES
 from offramp.device.adapt import Steering, bounds_of
 from offramp.device.options import SteeringOptions
@@ -81,6 +82,8 @@ class Ledger:
         self._lock = threading.Lock()
         """The steering is for one thread at a time."""
         self._threshold = threshold
+        self.varies = options.steers
+        """Whether T_c may be another one for the next image."""
         self._steering: Steering | None = None
         if not options.steers:
             return
@@ -107,6 +110,13 @@ class Ledger:
     def threshold(self) -> float:
         """T_c in force."""
         return self._threshold
+
+    def set(self, threshold: float) -> None:
+        """T_c from now on. Raises ConfigError where it is steered."""
+        if self._steering is not None:
+            raise ConfigError("T_c is steered, expected neither --byte-budget nor --target-latency")
+        self._threshold = threshold
+        self.varies = True
 
     @property
     def steers(self) -> bool:

@@ -9,12 +9,13 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import ThresholdFigures
+from offramp.common.bundle.manifest import AgreementFigures, ThresholdFigures
 from offramp.common.metrics import STAGE_BUCKETS, ProviderMetrics, add_info_metrics
 from offramp.link.metrics import LinkMetrics
 
 SOURCES = ("early_exit", "server", "fallback")
 SPOOL_CAUSES = ("full", "refused", "damaged", "busy")
+AUDIT_RESULTS = ("agrees", "differs", "lost")
 
 
 class DeviceMetrics:
@@ -27,6 +28,11 @@ class DeviceMetrics:
             "offramp_device_images", "Images answered, by who answered.", ["source"], registry=registry
         )
         self.answered_by = {source: self.images.labels(source) for source in SOURCES}
+        self.unknown = Counter(
+            "offramp_device_unknown",
+            "Images unlike all that the bundle knows, where it can say so; they are answered as any other.",
+            registry=registry,
+        )
         self.image_errors = Counter(
             "offramp_device_image_errors", "Images that could not be read.", registry=registry
         )
@@ -38,6 +44,18 @@ class DeviceMetrics:
         )
         self.pictures_answered, self.pictures_unanswered = map(
             self.pictures.labels, ("answered", "unanswered")
+        )
+        audits = Counter(
+            "offramp_device_audits",
+            "Images that exited early and were sent as audits, by what the server said of them.",
+            ["result"],
+            registry=registry,
+        )
+        self.audits = {result: audits.labels(result) for result in AUDIT_RESULTS}
+        self.audit_wire_bytes = Counter(
+            "offramp_device_audit_wire_bytes",
+            "Answered audits and their answers with gRPC and HTTP/2 framing, both directions, bytes.",
+            registry=registry,
         )
         self.corrections = Counter(
             "offramp_device_corrections",
@@ -115,6 +133,18 @@ class DeviceMetrics:
             "Exit rate on the bundle's test images at the threshold in force; the nearest that was measured.",
             registry=self.registry,
         )
+        self._agreements = bundle.manifest.figures.agreement or []
+        self.expected_agreement = Gauge(
+            "offramp_device_expected_agreement_ratio",
+            "Agreement of the server with the early exit on the bundle's test images that exit early at the "
+            "threshold in force; the nearest that was measured.",
+            registry=self.registry,
+        )
+        self.expected_agreement_images = Gauge(
+            "offramp_device_expected_agreement_images",
+            "Test images that this was measured on.",
+            registry=self.registry,
+        )
 
     def watch_threshold(self, threshold: Callable[[], float]) -> None:
         """Export what the bundle measured at the threshold in force, looked up at each scrape."""
@@ -122,9 +152,24 @@ class DeviceMetrics:
         def nearest() -> ThresholdFigures:
             return min(self._points, key=lambda point: abs(point.threshold - threshold()))
 
+        self._watch_agreement(threshold)
         if self._points:
             self.expected_accuracy.set_function(lambda: nearest().accuracy)
             self.expected_exits.set_function(lambda: nearest().exit_rate)
         else:
             self.expected_accuracy.set(math.nan)
             self.expected_exits.set(math.nan)
+
+    def _watch_agreement(self, threshold: Callable[[], float]) -> None:
+        """What audits are compared with; a threshold at which nothing exits measured nothing."""
+        points = [point for point in self._agreements if point.exits]
+
+        def nearest() -> AgreementFigures:
+            return min(points, key=lambda point: abs(point.threshold - threshold()))
+
+        if points:
+            self.expected_agreement.set_function(lambda: nearest().ratio)
+            self.expected_agreement_images.set_function(lambda: nearest().exits)
+        else:
+            self.expected_agreement.set(math.nan)
+            self.expected_agreement_images.set(0)

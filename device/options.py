@@ -1,4 +1,4 @@
-"""How a ``Device`` works, in four groups. Each option has the name, range and default of its flag.
+"""How a ``Device`` works, in five groups. Each option has the name, range and default of its flag.
 
 Times are in seconds, where a flag may take milliseconds. A wrong type or value raises ConfigError that names
 the option.
@@ -172,3 +172,18 @@ class SpoolOptions(_Checked):
     def of(cls, settings: DeviceSettings) -> SpoolOptions:
         """What the command line says."""
         return cls(settings.spool, settings.spool_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditOptions(_Checked):
+    """Which images that exit early are sent as well, to be compared (``audits.py``); by default none."""
+
+    audit: float = 0.0
+    """Share, 0 … 1."""
+    audit_seed: int | None = None
+    """Draws the same images in each run; None: others."""
+
+    @classmethod
+    def of(cls, settings: DeviceSettings) -> AuditOptions:
+        """What the command line says."""
+        return cls(settings.audit, settings.audit_seed)

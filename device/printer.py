@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -23,14 +24,23 @@ PENDING = 8192
 class Printer:
     """Prints answers as they come, on a thread of its own.
 
-    A slow reader of stdout delays no image before ``PENDING`` answers wait for it.
+    A slow reader of stdout delays no image before ``PENDING`` answers wait for it. seen: called with each
+    answer at once, from whichever thread it comes; it must not wait.
     """
 
-    def __init__(self, report: Report, totals: Totals, raw_bytes: int, stop: Stop) -> None:
+    def __init__(
+        self,
+        report: Report,
+        totals: Totals,
+        raw_bytes: int,
+        stop: Stop,
+        seen: Callable[[int, str, Result], None] | None = None,
+    ) -> None:
         self._report = report
         self._totals = totals
         self._raw_bytes = raw_bytes
         self._stop = stop
+        self._seen = seen
         self._ready: SimpleQueue[tuple[int, str, Result | DataError] | Correction | None] = SimpleQueue()
         self._failure: BaseException | None = None
         # Each is written by one thread alone.
@@ -67,7 +77,10 @@ class Printer:
             raise self._failure
 
     def _done(self, index: int, name: str, future: Future[Result]) -> None:
-        self._ready.put((index, name, future.result()))
+        result = future.result()
+        if self._seen is not None:
+            self._seen(index, name, result)
+        self._ready.put((index, name, result))
 
     def _print(self) -> None:
         going = True

@@ -54,6 +54,8 @@ class Report:
                 record["sends"] = result.sends
             if result.picture_bytes:
                 record["picture_bytes"] = result.picture_bytes
+            if result.unknown:
+                record["unknown"] = True
             if result.reason is not None:
                 record["reason"] = result.reason
             self._line(json.dumps(record))
@@ -61,7 +63,7 @@ class Report:
             self._line(
                 COLUMNS.format(
                     index,
-                    result.label[:11],
+                    f"{result.label[:10]}?" if result.unknown else result.label[:11],
                     f"{result.confidence:.4f}",
                     result.source,
                     f"{result.latency_seconds * 1e3:.2f}",
@@ -126,6 +128,8 @@ class Report:
             f"\n{n} images at T_c = {summary['threshold']:g}: {summary['early_exit']} early exit, "
             f"{summary['server']} server, {summary['fallback']} fallback; {summary['unreadable']} unreadable"
         )
+        if summary["unknown"]:
+            self._line(f"unknown {summary['unknown']:,}, marked ?: unlike all that the bundle knows")
         if passed_over := Counter(summary["passed_over"]):
             self._line(
                 f"passed over {passed_over.total():,} files that are not pictures by their names: "
@@ -138,6 +142,11 @@ class Report:
             )
             if summary["pictures"]:
                 self._line(f"pictures {summary['pictures']}, {summary['picture_bytes']:,} B of the payload")
+            if (audits := summary.get("audits")) is not None:
+                self._line(
+                    f"audits {sum(audits.values())}: the server agrees with {audits['agrees']}, differs on "
+                    f"{audits['differs']}; {audits['lost']} lost"
+                )
             wire = summary["wire_bytes"]
             shown = "unknown" if wire is None else (
                 f"{wire['sent']:,} B sent, {wire['received']:,} B received"

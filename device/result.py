@@ -36,6 +36,8 @@ class Result:
     """T_c that decided, where it is steered."""
     decode_seconds: float = 0.0
     """From a picture's bytes, or the caller's own kind of picture, to the head's input."""
+    unknown: bool = False
+    """Whether the image is unlike all that the bundle knows (``common/part/unknown.py``); its label stays."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,15 @@ class DeviceSettings(Settings):
     picture_quality: Annotated[int, Field(ge=0, le=100)] = Field(
         20, description="WebP quality of these pictures", examples=["QUALITY"]
     )
+    audit: Fraction = Field(
+        0.0,
+        description="share of the images that exit early whose activations are sent too, after the answer "
+        "and behind unsure images, to compare the server's answer with the early exit's",
+        examples=["SHARE"],
+    )
+    audit_seed: Annotated[int, Field(ge=0, le=(1 << 32) - 1)] | None = Field(
+        None, description="draw the same images for audits in each run (default: others)", examples=["N"]
+    )
     spool: str | None = Field(
         None,
         description="keep activations that the server did not answer in this file, and send them when it is "
@@ -155,4 +164,13 @@ class DeviceSettings(Settings):
     )
     metrics_port: Port | None = Field(
         None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
+    )
+    page: bool = Field(
+        False, description="serve a live page at / beside /metrics; shows names and answers of images"
+    )
+    page_token_file: str | None = Field(
+        None,
+        description="file with the token that setting T_c on the page takes; without one it is set on "
+        "loopback only",
+        examples=["FILE"],
     )

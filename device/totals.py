@@ -43,15 +43,19 @@ class Totals:
     pictures: int = 0
     picture_bytes: int = 0
     raw_activation_bytes: int = 0
+    unknown: int = 0
     latencies: Sample = field(default_factory=Sample)
     decoding: Sample = field(default_factory=Sample)
     passed_over: dict[str, int] = field(default_factory=dict)
     """Files in folders that are no pictures by their names, by suffix."""
+    audits: dict[str, int] | None = None
+    """By result; None where nothing is audited."""
 
     def add(self, result: Result, raw_bytes: int) -> None:
         """Count one image. raw_bytes: its activation at one byte a symbol."""
         self.images[result.source] += 1
         self.payload_bytes += result.payload_bytes
+        self.unknown += result.unknown
         self.pictures += result.picture_bytes > 0
         self.picture_bytes += result.picture_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
@@ -73,6 +77,7 @@ class Totals:
             "unreadable": self.unreadable,
             "passed_over": self.passed_over,
             **self.images,
+            "unknown": self.unknown,
             "threshold": threshold,
             "exit_rate": self.images["early_exit"] / answered if answered else None,
             "payload_bytes": self.payload_bytes,
@@ -83,6 +88,7 @@ class Totals:
             "wire_bytes": wire_bytes,
             **segments,
             "corrections": self.corrections,
+            **({} if self.audits is None else {"audits": self.audits}),
             "seconds": round(seconds, 6),
             "latency_seconds_median": latencies[len(latencies) // 2] if answered else None,
             "latency_seconds_p99": latencies[len(latencies) * 99 // 100] if answered else None,

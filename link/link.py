@@ -33,7 +33,7 @@ from offramp.common.errors import MessageError, OfframpError
 from offramp.common.wire import frame
 from offramp.link.backoff import Backoff, Sparingly
 from offramp.link.metrics import LinkMetrics
-from offramp.link.outbox import FRAME_OVERHEAD, SENDS, Limits, Offload, Outbox, Pace
+from offramp.link.outbox import BEHIND_MOST, FRAME_OVERHEAD, SENDS, Limits, Offload, Outbox, Pace
 from offramp.link.outcome import Answer, Cause, Outcome, Refusal
 from offramp.link.security import Security
 from offramp.link.servers import End, Server, Servers
@@ -115,6 +115,7 @@ class Link:
         *,
         late: Callable[[Answer], None] | None = None,
         background: bool = False,
+        behind: bool = False,
         deadline: float | None = None,
         trace: bytes = b"",
     ) -> None:
@@ -122,12 +123,13 @@ class Link:
 
         late: called with the answer if it comes after the deadline, once ``done`` was called without it.
         background: it gives way to other frames, and is turned away rather than wait for a window or for a
-        connection. deadline: when its outcome is due, ``time.monotonic``'s, no later than a timeout from now;
-        None: then. trace: a W3C trace context to send along, 25 bytes (``tracing.py``).
+        connection. behind: it waits until no other frame does, and is sent once at most. deadline: when its
+        outcome is due, ``time.monotonic``'s, no later than a timeout from now; None: then. trace: a W3C trace
+        context to send along, 25 bytes (``tracing.py``).
         """
         start = time.monotonic()
         due = start + self._kit.timeout if deadline is None else deadline
-        item = Offload(codec, payload, done, late, start, due, trace)
+        item = Offload(codec, payload, done, late, start, due, trace, behind)
         with self._lock:
             if self._state is _State.IDLE:
                 self._start()
@@ -135,7 +137,7 @@ class Link:
         if deadline is not None:
             self._sooner.set()
         if refusal is not None:
-            if not background:
+            if not background and not behind:
                 self._kit.metrics.unanswered.labels(refusal.cause).inc()
             done(refusal)
 
@@ -191,6 +193,10 @@ class Link:
             breaker = self._servers.current.breaker
             if not breaker.allows(now):
                 return Refusal(f"waits for a probe to succeed: {breaker.reason}", Cause.BREAKER)
+            if item.behind:
+                if breaker.is_open or len(self._outbox.behind) >= BEHIND_MOST:
+                    return Refusal("gives way", Cause.WINDOW)
+                break
             if background and (self._outbox.waiting or self._state is not _State.READY or breaker.is_open):
                 return Refusal("gives way", Cause.WINDOW)
             if self._outbox.has_room(background):
@@ -198,7 +204,7 @@ class Link:
             if background or now >= item.deadline:
                 return Refusal("window full", Cause.WINDOW)
             self._space.wait(item.deadline - now)
-        item.probe = breaker.take()
+        item.probe = not item.behind and breaker.take()
         self._outbox.add(item)
         self._work.notify()
         return None
@@ -311,13 +317,14 @@ class Link:
                     self._note_error(session, item, error)
                 elif session.server.breaker.success():
                     self._watch_breaker()
-                if self._outbox.waiting:
+                if self._outbox.waiting or self._outbox.behind:
                     self._work.notify()
                 self._space.notify_all()
         return item, late
 
     def _refuse(self, item: Offload, reason: str, cause: Cause) -> None:
-        self._kit.metrics.unanswered.labels(cause).inc()
+        if not item.behind:
+            self._kit.metrics.unanswered.labels(cause).inc()
         item.done(Refusal(reason, cause, item.sends))
 
     def _end_session(self, session: Session, error: OfframpError | None, useful: bool) -> bool:
@@ -426,7 +433,9 @@ class Link:
             session.cancel(reason)
             server.breaker.trip(now, f"{server.target}: {reason}")
         for item in overdue:
-            server.breaker.failure(now, f"{server.target} answers too late", item.probe)
+            # One that was never sent waited for the others here.
+            if item.sends or not item.behind:
+                server.breaker.failure(now, f"{server.target} answers too late", item.probe)
         if overdue:
             self._leave_if_better(session, now)
         session.cancel_if_overdue(now)

@@ -25,6 +25,11 @@ class LinkMetrics:
         self.picture_bytes = Counter(
             f"{prefix}_picture_bytes", "Pictures sent, bytes; part of the payload.", registry=registry
         )
+        self.audit_bytes = Counter(
+            f"{prefix}_audit_bytes",
+            "Activations sent as audits, bytes; part of the payload.",
+            registry=registry,
+        )
         self.raw_activation_bytes = Counter(
             f"{prefix}_raw_activation_bytes",
             "What the activations sent would have taken at one byte a symbol, bytes.",
@@ -56,7 +61,7 @@ class LinkMetrics:
         )
         self.unanswered = Counter(
             f"{prefix}_frames_unanswered",
-            "Frames that got no answer in time, by cause.",
+            "Frames that got no answer in time, by cause; without audits.",
             ["cause"],
             registry=registry,
         )
@@ -80,7 +85,7 @@ class LinkMetrics:
         )
         self.round_trip_seconds = Histogram(
             f"{prefix}_round_trip_seconds",
-            "From handing a frame to the link to its reply.",
+            "From handing a frame to the link to its reply, without audits.",
             buckets=ROUND_TRIP_BUCKETS,
             registry=registry,
         )

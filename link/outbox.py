@@ -11,6 +11,8 @@ Rules this module keeps:
 - One message holds frames whose numbers follow each other, within the server's limits.
 - Frames wait for others to share a message no longer than ``Pace.coalesce``, and not at all if no other can
   come.
+- A frame that stands ``behind`` goes out while no other waits, few at a time, and once: a stream that breaks
+  leaves it without an answer. It takes no room in the window.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ MESSAGE_OVERHEAD = 32
 """Most bytes that a message takes beside its frames: ``first_sequence``, tags of ``codecs``."""
 FRAME_OVERHEAD = 14
 """Most bytes that a frame takes beside its payload and its trace context: tags, lengths, CRC-32, codec."""
+BEHIND_MOST = 16
+"""Frames that wait behind all others, at most: more would only be too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class Offload:
     start: float
     deadline: float
     trace: bytes = b""
+    behind: bool = False
+    """Whether it gives way to every other frame."""
     probe: bool = field(default=False, init=False)
     sequence: int = field(default=0, init=False)
     """0 until it is sent for the first time."""
@@ -91,6 +97,8 @@ class Outbox:
         self.limits: Limits | None = None
         """The current stream's; None until the server has accepted it."""
         self.waiting: deque[Offload] = deque()
+        self.behind: deque[Offload] = deque()
+        """Those that wait until no other does."""
         self.sent: dict[int, Offload] = {}
         """On the current stream, by sequence number, rising."""
         self.late: dict[int, Offload] = {}
@@ -98,11 +106,13 @@ class Outbox:
         self.hurry = 0
         """Above 0 while somebody waits for all outcomes: nothing is held back to share a message."""
         self._next_sequence = 1
+        self._behind_sent = 0
+        """How many of ``sent`` stood behind."""
         self._owed = 0
         """Replies that may still come on this stream, one for each frame that was sent on it."""
 
     def __len__(self) -> int:
-        return len(self.waiting) + len(self.sent)
+        return len(self.waiting) + len(self.behind) + len(self.sent)
 
     # --- frames come in ---
 
@@ -114,7 +124,8 @@ class Outbox:
 
     def has_room(self, background: bool = False) -> bool:
         """Whether another frame may come in. background: half of the window is for others."""
-        return len(self) < (max(1, self.window // 2) if background else self.window)
+        in_window = len(self.waiting) + len(self.sent) - self._behind_sent
+        return in_window < (max(1, self.window // 2) if background else self.window)
 
     def takes(self, item: Offload) -> bool:
         """Whether the server takes this frame, as far as it has said so; only pictures can be refused."""
@@ -126,7 +137,7 @@ class Outbox:
 
     def add(self, item: Offload) -> None:
         """Put a frame behind those that wait; the caller has checked ``has_room`` and ``takes``."""
-        self.waiting.append(item)
+        (self.behind if item.behind else self.waiting).append(item)
 
     def drop_probes(self) -> bool:
         """No frame that waits is a probe any more; whether one was."""
@@ -146,11 +157,13 @@ class Outbox:
     def due_in(self, now: float) -> float | None:
         """Seconds until a message is to go out, 0 or less: now; None if something must happen first."""
         limits = self.limits
-        if not self.waiting or limits is None:
+        if limits is None:
             return None
         room = limits.frames_in_flight - len(self.sent)
         if room <= 0:
             return None
+        if not self.waiting:
+            return 0.0 if self._room_behind else None
         first, coalesce = self.waiting[0], self.pace.coalesce
         # A picture has waited for a reply already.
         if not coalesce or self.hurry or first.sends or first.codec is CodecId.PICTURE:
@@ -160,8 +173,17 @@ class Outbox:
             return 0.0
         return first.start + coalesce - now
 
+    @property
+    def _room_behind(self) -> int:
+        """How many of those behind may go out now, were no other frame to."""
+        # A quarter of the window: what waits for the server is soon the others' again.
+        most = max(1, self.window // 4) - self._behind_sent
+        return max(0, min(len(self.behind), most))
+
     def take(self) -> list[Offload]:
         """The frames of the next message, numbered: all that wait and fit into it, at least one.
+
+        Those behind go alone, or at the end of a message that has waited to be shared.
 
         To be called only if ``due_in`` says that one is due; ``mark_sent`` follows.
         """
@@ -170,8 +192,15 @@ class Outbox:
         bytes_left = limits.message_bytes - MESSAGE_OVERHEAD
         most = min(limits.frames_per_message, self.room)
         items: list[Offload] = []
-        while self.waiting and len(items) < most:
-            item = self.waiting[0]
+        shared = not self.waiting or self.pace.coalesce > 0
+        behind = self._room_behind
+        while len(items) < most:
+            queue = self.waiting
+            if not queue:
+                if not shared or not behind:
+                    break
+                queue, behind = self.behind, behind - 1
+            item = queue[0]
             bytes_left -= len(item.payload) + len(item.trace) + FRAME_OVERHEAD
             sequence = item.sequence or self._next_sequence
             if items and (bytes_left < 0 or sequence != items[-1].sequence + 1):
@@ -179,7 +208,7 @@ class Outbox:
             if not item.sequence:
                 item.sequence = sequence
                 self._next_sequence += 1
-            items.append(self.waiting.popleft())
+            items.append(queue.popleft())
         return items
 
     def mark_sent(self, items: Sequence[Offload], message_bytes: int, now: float) -> None:
@@ -193,6 +222,7 @@ class Outbox:
             item.envelope_bytes += envelope
             item.sends += 1
             self.sent[item.sequence] = item
+            self._behind_sent += item.behind
         self._owed += len(items)
 
     # --- replies come back ---
@@ -206,6 +236,8 @@ class Outbox:
     def settle(self, sequence: int) -> tuple[Offload | None, Offload | None]:
         """The frame that this reply answers, and the one that it answers too late; at most one of them."""
         item = self.sent.pop(sequence, None)
+        if item is not None:
+            self._behind_sent -= item.behind
         return item, self.late.pop(sequence, None) if item is None else None
 
     def was_sent(self, sequence: int) -> bool:
@@ -217,7 +249,7 @@ class Outbox:
     def next_deadline(self, now: float) -> float:
         """The first one; ``now`` and the timeout if there are no frames."""
         deadlines = [now + self.pace.timeout]
-        deadlines += [item.deadline for item in self.waiting]
+        deadlines += [item.deadline for queue in (self.waiting, self.behind) for item in queue]
         deadlines += [item.deadline for item in self.sent.values()]
         return min(deadlines)
 
@@ -226,14 +258,16 @@ class Outbox:
 
         heard: when it last said something. Sent ones are kept for a late reply if they want it.
         """
-        overdue = [item for item in self.waiting if item.deadline <= now]
+        overdue = [item for queue in (self.waiting, self.behind) for item in queue if item.deadline <= now]
         if overdue:
             self.waiting = deque(item for item in self.waiting if item.deadline > now)
+            self.behind = deque(item for item in self.behind if item.deadline > now)
         silence: float | None = None
         for sequence, item in list(self.sent.items()):
             if item.deadline > now:
                 continue
             overdue.append(self.sent.pop(sequence))
+            self._behind_sent -= item.behind
             if item.late is not None:
                 self.late[sequence] = item
                 if len(self.late) > LATE_MOST:
@@ -266,12 +300,14 @@ class Outbox:
         sent = list(self.sent.values())
         self.sent.clear()
         self.late.clear()
+        self._behind_sent = 0
         if not again:
-            lost = [*sent, *self.waiting]
+            lost = [*sent, *self.waiting, *self.behind]
             self.waiting.clear()
+            self.behind.clear()
             return 0, lost
-        repeated = [item for item in sent if item.sends < SENDS and item.deadline > now]
-        lost = [item for item in sent if item.sends >= SENDS or item.deadline <= now]
+        repeated = [i for i in sent if i.sends < SENDS and i.deadline > now and not i.behind]
+        lost = [i for i in sent if i.sends >= SENDS or i.deadline <= now or i.behind]
         # Numbers in a stream only rise. Those that waited here were given theirs later, or have none yet.
         self.waiting.extendleft(reversed(repeated))
         return len(repeated), lost

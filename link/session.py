@@ -215,6 +215,7 @@ class Session:
             metrics.payload_bytes.inc(sum(len(item.payload) for item in items))
             pictures = [len(item.payload) for item in items if item.codec is CodecId.PICTURE]
             metrics.picture_bytes.inc(sum(pictures))
+            metrics.audit_bytes.inc(sum(len(item.payload) for item in items if item.behind))
             metrics.raw_activation_bytes.inc(terms.raw_bytes * (len(items) - len(pictures)))
             if items[0].sends > 1:
                 metrics.frames_resent.inc(sum(item.sends > 1 for item in items))
@@ -295,7 +296,8 @@ class Session:
             sends=answered.sends,
         )
         if item is not None:
-            metrics.round_trip_seconds.observe(self.last_received - item.start)
+            if not item.behind:
+                metrics.round_trip_seconds.observe(self.last_received - item.start)
             item.done(answer)
         elif answered.late is not None:
             answered.late(answer)

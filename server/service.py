@@ -42,7 +42,7 @@ from offramp.server.catalog import Catalog, Served
 from offramp.server.lifetime import watch_period
 from offramp.server.limits import StreamLimits
 from offramp.server.metrics import ServerMetrics
-from offramp.server.stream import Shared, Stream
+from offramp.server.stream import Shared, Stream, StreamSummary
 from offramp.v1 import inference_pb2 as pb
 
 log = logging.getLogger("offramp.cloud-server")
@@ -83,6 +83,11 @@ class InferenceService:
         self._shared = Shared(catalog, batcher, metrics, limits, tracing, self._decoders, self.quiet)
         self._draining = False
         self._streams: set[Stream] = set()
+
+    def streams(self) -> list[StreamSummary]:
+        """What each open stream has done so far; from any thread."""
+        # One step of the interpreter, while the loop's thread may change the set.
+        return [stream.summary() for stream in list(self._streams)]
 
     def drain(self) -> None:
         """Ask every stream to end, those to come as well."""

@@ -122,3 +122,6 @@ class ServerSettings(Settings):
     metrics_port: Port | None = Field(
         None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
     )
+    page: bool = Field(
+        False, description="serve a live page at / beside /metrics; shows the addresses of devices"
+    )

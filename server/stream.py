@@ -67,6 +67,23 @@ class Shared:
     quiet: QuietLog
 
 
+@dataclass(frozen=True)
+class StreamSummary:
+    """One stream, for the live page."""
+
+    peer: str
+    bundle: str | None
+    """None before its hello."""
+    seconds: float
+    """Since it was opened."""
+    taken: int
+    """Frames that were taken."""
+    unanswered: int
+    """Those without a reply."""
+    strikes: int
+    """Frames that were bad."""
+
+
 class Stream:
     """One device's stream, from hello to its end. It owns its jobs in the batcher."""
 
@@ -81,6 +98,8 @@ class Stream:
         self._context = context
         self._lifetime = Lifetime(shared.limits, time.monotonic(), random.uniform(-1, 1))
         self._account = Account(shared.limits.frames_in_flight, shared.limits.strikes)
+        self._opened = time.monotonic()
+        self._peer = context.peer()
         self._task: asyncio.Task[Any] | None = None
         self._verdict: OfframpError | None = None
         self._replies: list[Answer | pb.Reply] = []
@@ -92,6 +111,17 @@ class Stream:
         self._ended = False
 
     # --- what the service asks of it ---
+
+    def summary(self) -> StreamSummary:
+        """What it has done so far; from any thread."""
+        return StreamSummary(
+            peer=self._peer,
+            bundle=None if self.served is None else self.served.bundle.manifest.name,
+            seconds=time.monotonic() - self._opened,
+            taken=self._account.taken,
+            unanswered=self._account.unanswered,
+            strikes=self._account.strikes,
+        )
 
     def drain(self, end_in: float = math.inf) -> None:
         """Ask the device to go; end the stream if it has not gone by then, seconds from now."""

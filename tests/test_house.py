@@ -38,9 +38,7 @@ WITHOUT = {
     "training/calibrate/frontier.py": "tests/training/calibrate/test_threshold.py",
     "training/calibrate/run_huffman_tables.py": "tests/training/calibrate/test_codebook.py",
     "training/calibrate/sent_pictures.py": "tests/training/calibrate/test_threshold_command.py",
-    "training/data/held_out.py": "tests/research/pareto/test___main__.py",
     "training/data/recipe.py": "fields alone: tests/training/test_recipe.py",
-    "training/fields.py": "types alone: tests/training/test_recipe.py",
     "training/make_bundle.py": "tests/training/test_app.py",
     "training/models/backbone.py": "types alone: tests/training/models/test_networks.py",
     "training/models/recipe.py": "fields alone: tests/training/test_recipe.py",
@@ -50,6 +48,7 @@ WITHOUT = {
     "training/quantize/recipe.py": "fields alone: tests/training/test_recipe.py",
     "training/record.py": "tests/research/paper/test_runs.py",
     "training/run.py": "tests/training/test_app.py",
+    "training/split/compared.py": "tests/cli/test_split.py",
     "training/split/macs.py": "tests/cli/test_cuts.py",
     "training/stages/exit.py": "tests/training/stages/test_schedule.py",
 }

@@ -44,7 +44,7 @@ def head(dtype: int = TensorProto.UINT8, tokens: bool = False) -> onnx.ModelProt
         helper.make_node("Flatten", ["features"], ["flat"]),
         helper.make_node("MatMul", ["flat", "dense"], ["logits"]),
     ]
-    values = {
+    values: dict[str, NDArray[Any]] = {
         "unit": np.array(1 / 255 if dtype == TensorProto.UINT8 else 1, np.float32),
         "kernel": rng.normal(0, 0.6, (SHAPE[0], 1, 3, 3)).astype(np.float32),
         "tokens": np.array([-1, *TOKENS], np.int64),
@@ -72,7 +72,11 @@ def tail(tokens: bool = False) -> onnx.ModelProto:
         helper.make_node("Flatten", ["activation"], ["flat"]),
         helper.make_node("MatMul", ["flat", "dense"], ["logits"]),
     ]
-    values = {"dense": dense, "scale": np.array(SCALE, np.float32), "zero": np.array(0, np.uint8)}
+    values: dict[str, NDArray[Any]] = {
+        "dense": dense,
+        "scale": np.array(SCALE, np.float32),
+        "zero": np.array(0, np.uint8),
+    }
     return toy.model(
         nodes,
         [toy.port("symbols", TensorProto.UINT8, *(TOKENS if tokens else SHAPE))],

@@ -17,6 +17,7 @@ from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.bundle.manifest import Context, Raw
 from offramp.common.errors import BundleError, ConfigError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY
+from offramp.training.display import Bar, Screen
 
 # What needs torch is imported once there is something to train: --help answers at once.
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status. Progress goes to stderr, the figures to stdout."""
     try:
         arguments = _parser().parse_args(argv)
-        for bundle in _bundles(arguments):
-            print(json.dumps(_report(bundle)) if arguments.json else _table(bundle), flush=True)
+        with Screen() as screen:
+            for bundle in _bundles(arguments, screen):
+                print(json.dumps(_report(bundle)) if arguments.json else _table(bundle), flush=True)
     except _Stopped as stop:
         print(f"offramp train: {stop}; --resume goes on", file=sys.stderr)
         return ExitCode.INTERRUPTED
@@ -178,11 +180,12 @@ def _positive(text: str) -> float:
     return value
 
 
-def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
+def _bundles(arguments: argparse.Namespace, screen: Screen) -> Iterator[Bundle]:
     """Make each bundle in turn, or leave it as it is where that is asked for and right.
 
     Of several processes that train together, the main one alone has them."""
     from offramp.training.data.datasets import write_images
+    from offramp.training.data.held_out import write_beside
     from offramp.training.progress import Clock, OutOfTime
     from offramp.training.recipe_file import has_variants, read
     from offramp.training.run import Job, run
@@ -190,7 +193,7 @@ def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
     clock = Clock(arguments.seconds)
     found = read(arguments.recipe, settings=arguments.settings, only=arguments.only)
     hardware = choose_hardware(arguments.device, arguments.precision, arguments.compile)
-    display = _Display(hardware.is_main)
+    display = _Display(hardware.is_main, screen)
     datasets = _Datasets(arguments.train_data, arguments.test_data, arguments.skip_bad, display)
     nested = has_variants(arguments.recipe)
     for recipe, text in found:
@@ -222,6 +225,7 @@ def _bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
         except OutOfTime:
             raise _Stopped(f"{arguments.seconds:g} s are over in {recipe.name}") from None
         if bundle is not None:
+            write_beside(bundle.path, text, datasets.recipe_of(recipe))
             yield bundle
             if arguments.export_test is not None:
                 write_images(data.test, data.classes, arguments.export_test)
@@ -259,12 +263,15 @@ class _Datasets:
         self._skipped = (lambda line: display.line(f"left out: {line}")) if skip_bad else None
         self._loaded: dict[str, Dataset] = {}
 
+    def recipe_of(self, recipe: Recipe) -> Recipe:
+        """A recipe with the files that were given in its data's place, if any were."""
+        return recipe if self._files is None else recipe.with_files(*self._files)
+
     def of(self, recipe: Recipe) -> Dataset:
         """The data of a recipe, or the files that were given in its data's place."""
         from offramp.training.data import sources
 
-        if self._files is not None:
-            recipe = recipe.with_files(*self._files)
+        recipe = self.recipe_of(recipe)
         key = f"{recipe.seed} {recipe.data.model_dump_json()}"
         if key not in self._loaded:
             self._loaded[key] = sources.load(recipe.data, seed=recipe.seed, skipped=self._skipped)
@@ -343,24 +350,29 @@ def _table(bundle: Bundle) -> str:
 
 
 class _Display:
-    """A bar on a terminal, one line per epoch elsewhere; all of it on stderr. ``shown``: or nothing."""
+    """A line for each epoch, and within one a bar, or a line every ten seconds where there is no terminal.
 
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown
+    All of it on stderr. shown: or nothing.
+    """
+
+    def __init__(self, shown: bool, screen: Screen) -> None:
+        self._shown, self._screen = shown, screen
         self._bar: tqdm[NoReturn] | None = None
+        self._lines: Bar | None = None
         self._since = time.monotonic()
 
     def progress(self) -> Progress:
         from offramp.training.progress import Progress
 
         self._since = time.monotonic()
-        if sys.stderr.isatty():
-            return Progress(batch=self._batch, epoch=self._epoch)
-        return Progress(epoch=self._epoch)
+        if not self._shown:
+            return Progress()
+        batch = self._batch if sys.stderr.isatty() else self._batch_by_lines
+        return Progress(batch=batch, epoch=self._epoch, say=self.line)
 
     def line(self, text: str) -> None:
         if self._shown:
-            tqdm.write(text, file=sys.stderr)
+            self._screen.say(text)
 
     def _batch(self, stage: str, epoch: int, step: int, steps: int) -> None:
         bar = self._bar
@@ -370,6 +382,12 @@ class _Display:
         if step == steps:
             bar.close()
         self._bar = None if step == steps else bar
+
+    def _batch_by_lines(self, stage: str, epoch: int, step: int, steps: int) -> None:
+        self._lines = self._lines or self._screen.lines(f"{stage} {epoch}")
+        self._lines(step, steps)
+        if step == steps:
+            self._lines = None
 
     def _epoch(self, epoch: Epoch) -> None:
         figures = "  ".join(

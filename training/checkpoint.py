@@ -33,14 +33,20 @@ def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
     Raises:
         ConfigError: a file that cannot be read, or one of another identity.
     """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigError(
-            f"checkpoint {path} cannot be read: remove it to train this stage from the start"
-        ) from error
-    if not isinstance(state, dict) or state.get("identity") != identity or "epochs" not in state:
+    state = read_any(path)
+    if state.get("identity") != identity or "epochs" not in state:
         raise ConfigError(
             f"checkpoint {path} is of another recipe, data set or release than its name says: remove it"
         )
     return state
+
+
+def read_any(path: Path) -> dict[str, Any]:
+    """A checkpoint of whatever recipe. Raises ConfigError for a file that cannot be read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(
+            f"checkpoint {path} cannot be read: remove it to train this stage from the start"
+        ) from error
+    return state if isinstance(state, dict) else {}

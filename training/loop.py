@@ -27,6 +27,7 @@ from offramp.training.recipe import Recipe
 from offramp.training.stages.schedule import STAGES
 from offramp.training.stages.stage import Plan, Task, Work
 from offramp.training.steps import Steps
+from offramp.training.unfit import kept_of, why
 
 _EVALUATION_BATCH = 256
 # Samples of the entropy that an epoch leaves (Fig. 8).
@@ -91,6 +92,7 @@ def train(
     images, labels = (
         torch.from_numpy(values).to(hardware.device) for values in (data.train.images, data.train.labels)
     )
+    kept = kept_of(recipe, data.sha256)
     epochs: list[Epoch] = []
     entropy: tuple[tuple[int, float], ...] = ()
     machine = hardware.describe()
@@ -114,6 +116,7 @@ def train(
         identity = f"{stage.name}-{recipe.stage_sha256(stage.name)[:12]}-{data.sha256[:12]}"
         run = _StageRun(stage.name, settings.epochs, task, steps, batches, hardware, progress)
         run.samples_entropy = stage.samples_entropy
+        run.recipe = kept
         history = run.complete(
             data.validation, checkpoints / f"{identity}.pt", identity, resume=resume, clock=clock
         )
@@ -179,6 +182,8 @@ class _StageRun:
     hardware: Hardware
     progress: Progress
     samples_entropy: bool = False
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What a checkpoint keeps of it, to say later why it does not fit."""
 
     def complete(
         self, validation: Labelled, path: Path, identity: str, *, resume: bool, clock: Clock
@@ -186,6 +191,8 @@ class _StageRun:
         """Run the epochs that are left, then put the best epoch's values into the task."""
         hardware = self.hardware
         history = _History(hardware.describe(), _copy(self.task.state_dict()))
+        if hardware.is_main and self.epochs:
+            self._compare(path, resume)
         kept = hardware.from_main(
             lambda: read_checkpoint(path, identity) if resume and path.exists() else None
         )
@@ -207,6 +214,14 @@ class _StageRun:
                 saved, saved_at = history.done, time.monotonic()
         self.task.load_state_dict(history.best)
         return history
+
+    def _compare(self, path: Path, resume: bool) -> None:
+        """Say why it begins at the start, where something is there that looks as if it did not have to."""
+        if path.exists():
+            if not resume:
+                self.progress.say(f"{self.name}: begins again; --resume would go on from {path}")
+        elif resume and (reason := why(path.parent, self.name, self.recipe)):
+            self.progress.say(f"{self.name}: begins at the start: {reason}")
 
     def _epoch(self, history: _History, validation: Labelled) -> None:
         loss = self._learn(history)
@@ -268,6 +283,7 @@ class _StageRun:
             "entropy": history.entropy,
             "torch_rng": torch.get_rng_state(),
             "machine": history.machine,
+            "recipe": self.recipe,
         }
         if history.done < self.epochs:
             state |= {

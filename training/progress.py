@@ -22,10 +22,14 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Callbacks: ``batch`` of (stage, epoch, step, steps) after each step, ``epoch`` after each epoch."""
+    """Callbacks: ``batch`` of (stage, epoch, step, steps) after each step, ``epoch`` after each epoch.
+
+    ``say`` of a line about what it does.
+    """
 
     batch: Callable[[str, int, int, int], None] = lambda *_: None
     epoch: Callable[[Epoch], None] = lambda _: None
+    say: Callable[[str], None] = lambda _: None
 
 
 class OutOfTime(Exception):

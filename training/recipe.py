@@ -26,7 +26,7 @@ from offramp.training.data.recipe import (
     PicturesRecipe,
     listed,
 )
-from offramp.training.fields import Section, Weight
+from offramp.training.fields import Section, Weight, problem
 from offramp.training.models.recipe import ModelRecipe
 from offramp.training.quantize.recipe import QuantizeRecipe
 from offramp.training.stages.schedule import STAGES
@@ -106,9 +106,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"] if part not in SOURCES) or "top level"
-            raise ConfigError(f"{origin}: {field}: {first['msg']}") from error
+            raise ConfigError(f"{origin}: {problem(error, cls, SOURCES)}") from None
 
     def with_files(self, train: Sequence[str], test: Sequence[str]) -> Recipe:
         """This recipe on local Parquet files of the same columns, or on one folder of class folders each.

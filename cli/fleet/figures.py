@@ -85,6 +85,19 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
+Z = 1.96
+"""Of a 95 % interval."""
+
+
+def wilson(successes: float, trials: float) -> tuple[float, float] | None:
+    """Wilson's interval of a share, 95 %; None of no trials."""
+    if trials <= 0:
+        return None
+    share, spread = successes / trials, Z * Z / trials
+    half = Z * math.sqrt((share * (1 - share) + spread / 4) / trials)
+    return (share + spread / 2 - half) / (1 + spread), (share + spread / 2 + half) / (1 + spread)
+
+
 def device_row(watched: Watched) -> dict[str, Any]:
     """The figures of a device. Rates are per second, bytes of the wire are TCP payload."""
     images = {
@@ -92,11 +105,17 @@ def device_row(watched: Watched) -> dict[str, Any]:
         for source in ("early_exit", "server", "fallback")
     }
     total = sum(images.values())
+    # Since the device started: a window has few.
+    page = watched.pages[-1]
+    audits = {
+        result: page.get("offramp_device_audits_total", result=result)
+        for result in ("agrees", "differs", "lost")
+    }
+    compared = audits["agrees"] + audits["differs"]
     raw = watched.change("offramp_device_raw_activation_bytes_total")
     payload = watched.change("offramp_device_payload_bytes_total")
     # Pictures have no activation that they would save anything of.
     saved = raw - (payload - watched.change("offramp_device_picture_bytes_total"))
-    page = watched.pages[-1]
     # A device that cannot count its bytes exports none: they are unknown, not 0.
     wire = "offramp_device_wire_bytes_total"
     counted = all(any(name == wire for name, _ in seen.values) for seen in watched.pages)
@@ -114,6 +133,11 @@ def device_row(watched: Watched) -> dict[str, Any]:
         "exit_rate": ratio(images["early_exit"], total),
         "fallbacks": images["fallback"],
         "fallback_share": ratio(images["fallback"], images["server"] + images["fallback"]),
+        "audits": compared,
+        "audits_agree": ratio(audits["agrees"], compared),
+        "audits_agree_interval": wilson(audits["agrees"], compared),
+        "audits_lost": audits["lost"],
+        "audits_expected": page.values.get(("offramp_device_expected_agreement_ratio", ())),
         "payload_bytes": payload,
         "raw_activation_bytes": raw,
         "saved_bytes": saved,

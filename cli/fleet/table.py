@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from offramp.cli.fleet.figures import ratio
+from offramp.cli.fleet.figures import ratio, wilson
 from offramp.cli.fleet.fleet import View
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
@@ -31,6 +31,14 @@ def milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value * 1e3:.1f}"
 
 
+def audits(row: dict[str, Any]) -> str:
+    """How often the server agrees with the early exit, its 95 % interval, and of how many."""
+    if row["audits_agree"] is None:
+        return "–"
+    low, high = row["audits_agree_interval"]
+    return f"{row['audits_agree']:.1%} ({low * 100:.0f}–{high * 100:.0f}) of {row['audits']:,.0f}"
+
+
 def connection(row: dict[str, Any]) -> str:
     """How a device is connected."""
     return "breaker" if row["breaker_open"] else "up" if row["connected"] else "down"
@@ -43,6 +51,7 @@ DEVICE: list[Column] = [
     ("images/s", lambda row: figure(row["images_per_second"])),
     ("exit", lambda row: percent(row["exit_rate"])),
     ("fallback", lambda row: f"{row['fallbacks']:,.0f}"),
+    ("audits agree", audits),
     ("wire B/s", lambda row: figure(row["wire_bytes_sent_per_second"], 0)),
     ("B/image", lambda row: figure(row["wire_bytes_sent_per_image"])),
     ("saved", lambda row: percent(row["saved"])),
@@ -64,7 +73,17 @@ SERVER: list[Column] = [
 ]
 
 
-HIDDEN_FIRST = ("bundle", "head ms", "B/image", "decode ms", "p99", "aborted", "queue ms", "fallback")
+HIDDEN_FIRST = (
+    "bundle",
+    "head ms",
+    "audits agree",
+    "B/image",
+    "decode ms",
+    "p99",
+    "aborted",
+    "queue ms",
+    "fallback",
+)
 """What goes first where the terminal is narrow."""
 
 
@@ -96,9 +115,14 @@ def fleet_line(devices: list[dict[str, Any]]) -> str:
     known = all(row["wire_bytes_sent"] is not None for row in devices)
     wire = f"{sum(row['wire_bytes_sent_per_second'] or 0.0 for row in devices):,.0f}" if known else "unknown"
     saved = ratio(sum(row["saved_bytes"] for row in devices), raw)
+    audited = sum(row["audits"] for row in devices)
+    agreed = sum((row["audits_agree"] or 0.0) * row["audits"] for row in devices)
+    row = {"audits": audited, "audits_agree": ratio(agreed, audited)}
+    shown = audits(row | {"audits_agree_interval": wilson(agreed, audited)})
     return (
         f"{len(devices)} devices: {rate:,.1f} images/s, {percent(ratio(exits, images))} exit early, "
         f"{wire} wire B/s, {percent(saved)} of the raw activations' bytes saved"
+        + (f", audits agree {shown}" if audited else "")
     )
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from offramp.common.bundle.signature import SIGNATURE
+from offramp.common.bundle.unknown import MayKnowUnknown
 from offramp.common.codec.lanes import MAX_LANES
 from offramp.common.errors import BundleError
 from offramp.common.inputs.spec import Input, Preprocessing, Sides, Strict
@@ -190,6 +191,25 @@ class ThresholdFigures(Strict):
     payload_bytes_mean: Annotated[float, Field(ge=0)]
 
 
+class AgreementFigures(Strict):
+    """Of the images that exit early at a threshold: how many, and for how many the server says the same."""
+
+    threshold: Fraction
+    exits: Count
+    agree: Count
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.agree > self.exits:
+            raise ValueError(f"{self.agree} of {self.exits} images agree, expected no more than exit")
+        return self
+
+    @property
+    def ratio(self) -> float:
+        """The share that agrees; 0 images have none."""
+        return self.agree / self.exits
+
+
 class Figures(Strict):
     """What this bundle measured on images that neither trained, chose nor calibrated it."""
 
@@ -205,6 +225,8 @@ class Figures(Strict):
     entropy_bits_channel: Annotated[float, Field(ge=0, le=8)]
     """The same, one distribution for each channel."""
     thresholds: list[ThresholdFigures]
+    agreement: list[AgreementFigures] | None = None
+    """What audits are compared with; bundles of before do not have it."""
 
     @property
     def in_float(self) -> tuple[float, float]:
@@ -233,7 +255,7 @@ class Provenance(Strict):
     libraries: dict[Name, Text]
 
 
-class Manifest(Strict):
+class Manifest(MayKnowUnknown, Strict):
     """A bundle's manifest, of either version.
 
     ``format_version`` is that of the document it was read from or is to be written as: a bundle of version 1
@@ -276,6 +298,10 @@ class Manifest(Strict):
             raise ValueError("the last part has an exit or a cut, expected neither: the network ends there")
         if any(part.cut is None for part in self.parts[:-1]):
             raise ValueError("a part but the last has no cut, expected where it ends")
+        if self.unknown is not None:
+            if self.activation.channel_axis:
+                raise ValueError("unknown: expected an activation whose channel_axis is 0")
+            self.unknown.check(self.activation.shape[0], len(self.classes))
         return self
 
     # --- of the pair that a device and a server run ---

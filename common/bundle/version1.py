@@ -30,6 +30,7 @@ from offramp.common.bundle.manifest import (
     check_codec,
     check_symbols,
 )
+from offramp.common.bundle.unknown import MayKnowUnknown
 from offramp.common.errors import BundleError
 from offramp.common.inputs.spec import PictureInput, Preprocessing, Side, Strict
 
@@ -56,7 +57,7 @@ class Activation(Strict):
         return self
 
 
-class Version1(Strict):
+class Version1(MayKnowUnknown, Strict):
     """``manifest.json`` of format version 1, field by field in the order in which it is written."""
 
     format_version: Literal[1]
@@ -110,6 +111,7 @@ class Version1(Strict):
             answers="all" if self.sent_answer == "both" else "last",
             provenance=self.provenance,
             figures=self.figures,
+            unknown=self.unknown,
         )
 
     @classmethod
@@ -137,4 +139,5 @@ class Version1(Strict):
             sent_answer=manifest.sent_answer,
             provenance=manifest.provenance,
             figures=manifest.figures,
+            unknown=manifest.unknown,
         )

@@ -54,7 +54,7 @@ def quantized(values: NDArray[np.floating], spec: TensorInput) -> NDArray[np.uin
     clipped = np.clip(values, low, high)
     if spec.dtype == "float32":
         return np.asarray(clipped, np.float32)
-    return np.rint((clipped - low) * (255 / (high - low))).astype(np.uint8)
+    return np.asarray(np.rint((clipped - low) * (255 / (high - low))), np.uint8)
 
 
 def samples_of(wav: Wav, spec: WavFile) -> Samples:

@@ -52,6 +52,8 @@ def _subjects(bundle: Bundle) -> list[trial.Subject]:
         found.append(trial.Subject(part.graph, graph, inputs, outputs))
         inputs = following
     return found
+
+
 _on_cpu_only: dict[tuple[bytes, str, Providers], str] = {}
 """Graphs, by bundle and name, that a trial passed on the CPU but not on these providers, and why not."""
 

@@ -141,6 +141,28 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
+            "Audits: agreement with the server",
+            "Of images that exited early, over a day, with the 95 % interval of all, beside the bundle's own "
+            "on its test images. Not accuracy: the server can be wrong too.",
+            "percentunit",
+            (
+                Query("instance:offramp_device_audits_agree:ratio_increase1d", "{{instance}}"),
+                Query("instance:offramp_device_agreement_expected:avg1d", "{{instance}}, expected"),
+                Query(f"job:offramp_device_audits_agree:ratio_increase1d{{{DEVICE}}}", "all"),
+                Query(f"job:offramp_device_audits_agree:low1d{{{DEVICE}}}", "all, at least"),
+                Query(f"job:offramp_device_audits_agree:high1d{{{DEVICE}}}", "all, at most"),
+            ),
+        ),
+        Panel(
+            "Audits a day, and lost ones",
+            "Answered audits of each device over a day; the share that got no answer, which biases the rest.",
+            "short",
+            (
+                Query("instance:offramp_device_audits:increase1d", "{{instance}}"),
+                Query("instance:offramp_device_audits_lost:ratio_increase1d", "{{instance}}, share lost"),
+            ),
+        ),
+        Panel(
             "Bytes a day",
             "TCP payload of each device's connection, both directions, over the last 24 hours.",
             "decbytes",

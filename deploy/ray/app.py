@@ -40,6 +40,7 @@ from offramp.server.batch import Batcher
 from offramp.server.calls import Context, end
 from offramp.server.catalog import Catalog, Loaded
 from offramp.server.limits import StreamLimits
+from offramp.server.live import page_of
 from offramp.server.loader import find_bundles
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
@@ -195,8 +196,9 @@ class Ingress:
         self._service = InferenceService(catalog, batcher, metrics, StreamLimits.of(settings))
         self._watch: asyncio.Task[None] | None = None
         self._open = ExitStack()
+        page = page_of(self._service, settings) if settings.page else None
         port = self._open.enter_context(
-            serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
+            serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port, page)
         )
         if port is not None:
             log.info("metrics on %s", join_address(settings.metrics_host, port))

@@ -172,9 +172,7 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "text", LARGE, ids=["fields", "classes", "nested", "a string", "objects"]
-)
+@pytest.mark.parametrize("text", LARGE, ids=["fields", "classes", "nested", "a string", "objects"])
 def test_megabytes_of_what_is_wrong_take_bounded_memory(text: bytes) -> None:
     assert len(text) < MANIFEST_BYTES
     tracemalloc.start()

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from offramp.bench import plan
-from offramp.common.errors import ConfigError
 from offramp.training.models.mobilenet import mobilenet_v2
 from offramp.training.models.split_model import SplitModel
+from offramp.training.profile import Profile
 from offramp.training.record import RECORD, SHIPPED, Cost, Record, measure_cost
 from tests.records import record
 
-PROFILE = plan.Profile(
+PROFILE = Profile(
     macs_per_second=1e9,
     memory_bytes=1e9,
     link_bits_per_second=8000,
@@ -90,27 +90,16 @@ def test_rows_are_spread_over_the_accuracies() -> None:
     assert plan.thinned(found, 100) == found
 
 
-def test_profiles(tmp_path: Path) -> None:
-    path = tmp_path / "device.toml"
-    path.write_text("macs_per_second = 3e9\nround_trip_seconds = 0.1\n")
-    profile = plan.read_profile(path, ["round_trip_seconds=0.2"])
-    assert (profile.macs_per_second, profile.round_trip_seconds) == (3e9, 0.2)
+def test_flash_and_time_of_a_profile_count() -> None:
+    curve = plan.measured_curve(real(5))
+    weights, macs = curve.device_weights, curve.device_macs
+    small = {"memory_bytes": curve.memory_bytes - weights}
 
+    def fits(**update: object) -> bool:
+        return bool(plan.choices([curve], PROFILE.model_copy(update=update)))
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("speed = 3", "speed: Extra inputs are not permitted"),
-        ("macs_per_second = 0", "macs_per_second: Input should be greater than 0"),
-        ("macs_per_second = nan", "macs_per_second: Input should be a finite number"),
-        ("macs_per_second =", "is not TOML"),
-    ],
-)
-def test_bad_profiles_are_one_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "device.toml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        plan.read_profile(path)
+    assert not fits(**small) and fits(**small, flash_bytes=weights) and not fits(flash_bytes=weights - 1)
+    assert fits(head_seconds=1.01 * macs / 1e9) and not fits(head_seconds=0.99 * macs / 1e9)
 
 
 @pytest.fixture

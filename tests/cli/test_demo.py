@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
+import signal
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from offramp.bench.labels import labels_of
 from offramp.cli import demo
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.write import write_bundle
 from offramp.common.errors import ConfigError
 from offramp.common.part.engine import Engine
 from tests import toy
+from tests.processes import WAIT, processes, scrape, until
 
 
 @pytest.fixture
@@ -82,11 +89,38 @@ def test_a_bundle_that_sends_nothing_or_all_has_a_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(demo, "THRESHOLDS", (1.0,))
+    # As class folders, whose files have the same names.
+    images = tmp_path / "folders"
+    for name, label in labels_of(pictures, list(toy.CLASSES)).items():
+        (images / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / name, images / label / f"{len(list((images / label).iterdir()))}.png")
     changed = toy_bundle.manifest.model_copy(update={"threshold": threshold})
     files: dict[str, bytes] = {name: (toy_bundle.path / name).read_bytes() for name in changed.files}
     bundle = write_bundle(tmp_path / "changed", changed, files)
-    assert demo.main(["--bundle", str(bundle.path), "--images", str(pictures)]) == 0
+    assert demo.main(["--bundle", str(bundle.path), "--images", str(images)]) == 0
     printed = capsys.readouterr().out
+    assert "T_c = 1                            100.00%" in printed
     assert f"At the bundle's own threshold (T_c = {threshold:g}" in printed
     assert ("0.0 B, where nothing is sent here (WebP quality 90, T_c = 0, " in printed) == (threshold == 0)
     assert ("times as many (" in printed) == (threshold == 1)
+
+
+def test_its_pages_are_live_until_ctrl_c(toy_bundle: Bundle, pictures: Path) -> None:
+    with processes(toy_bundle.path) as run:
+        flags = ["--bundle", str(toy_bundle.path), "--images", str(pictures), "--threshold", "0.7", "--page"]
+        program = run.start([sys.executable, "-m", "offramp.cli.app", "demo", *flags])
+        until(lambda: len(program.stdout) == 2 or program.process.poll() is not None, "the addresses")
+        pages = re.findall(r"http://127.0.0.1:\d+/", program.stdout[0])
+        assert len(pages) == 2, program.errors
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for page in pages:
+            with direct.open(page, timeout=WAIT) as response:
+                assert b"<!doctype html>" in response.read()
+        assert scrape(f"{pages[0]}metrics")["offramp_device_threshold_ratio"] == 0.7
+        answered = "offramp_server_frames_total{result=answered}"
+        until(lambda: scrape(f"{pages[1]}metrics")[answered] > 0, "the server's first answer")
+        program.send(signal.SIGINT)
+        assert program.wait() == 0
+        for page in pages:
+            with pytest.raises(OSError):
+                direct.open(page, timeout=WAIT)

@@ -10,6 +10,7 @@ import pytest
 from offramp.cli import inspect
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import BundleError
+from tests.toy import BundleFolder
 
 MODELS = Path(__file__).parents[2] / "models"
 SHIPPED = sorted(path.parent for path in MODELS.glob("*/manifest.json"))
@@ -40,3 +41,18 @@ def test_a_damaged_bundle_has_no_card(tmp_path: Path) -> None:
     (tmp_path / "tail.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"tail\.onnx"):
         inspect.main([str(tmp_path)])
+
+
+def test_a_card_has_the_agreement_that_its_bundle_measured(
+    damaged: BundleFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = damaged.manifest["figures"]["thresholds"]
+    measured = [
+        {"threshold": row["threshold"], "exits": exits, "agree": exits and exits - 1}
+        for row, exits in zip(rows, (40, 0), strict=False)
+    ]
+    damaged.edit("figures", "agreement", value=measured)
+    assert inspect.main([str(damaged.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith("server agrees") for line in lines) == 1
+    assert any(line.endswith(" 97.50%") for line in lines)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from offramp.cli import split
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, DataError, OfframpError
 from offramp.common.inputs.pictures import decode
+from offramp.training.calibrate import threshold_command
 from offramp.training.calibrate.measure import run_graphs
 from offramp.training.data.datasets import Labelled
 from offramp.training.data.held_out import load_data
@@ -70,8 +73,11 @@ def test_photos_become_a_bundle_that_has_learned(made: Path) -> None:
     assert (manifest.model, manifest.cut.name) == ("tests.training.split.tiny:build", "2")
     assert (manifest.activation.scale, manifest.activation.zero_point) == (1.0, 128)
     assert manifest.activation.shape[1:] == (4, 4)
-    assert 'cut = "2"' in manifest.provenance.recipe
-    assert (made / "recipe.toml").read_text() == manifest.provenance.recipe
+    recipe = manifest.provenance.recipe
+    assert 'cut = "2"' in recipe and 'data = "photos"' in recipe and str(made.parent) not in recipe
+    # Beside the bundle the same, with paths from there.
+    beside = (made / "recipe.toml").read_text()
+    assert beside == recipe.replace('data = "photos"', 'data = "../photos"').replace('"made"', '"."')
     found = report_of(made)
     accuracy = found["accuracy"]
     assert accuracy["unsplit"] > 0.6 and accuracy["pair"] > accuracy["unsplit"] - 0.2 > 0.4
@@ -133,14 +139,16 @@ def run_split(photos: Path, out: Path) -> Program:
 
 def test_a_killed_run_goes_on_to_the_same_bundle(made: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    for stage, file in (("cache", "done.json"), ("code", "code.pt")):
+    for stage, file, by in (("cache", "done.json", signal.SIGKILL), ("code", "stage.json", signal.SIGINT)):
         program = run_split(photos, out)
         try:
             until(lambda s=stage, f=file: (out / "work" / s / f).exists(), f"{stage} to begin")  # type: ignore[misc]
-            program.send(signal.SIGKILL)
-            program.wait()
+            program.send(by)
+            status = program.wait()
         finally:
             program.end()
+    assert status == 130
+    assert program.errors.splitlines()[-1].startswith("offramp split: interrupted; the same command goes on")
     assert not (out / "report.json").exists()
     before = (out / "work" / "cache" / "activations.f16").stat().st_mtime_ns
     last = run_split(photos, out)
@@ -154,21 +162,52 @@ def test_a_killed_run_goes_on_to_the_same_bundle(made: Path, photos: Path, tmp_p
         assert (out / name).read_bytes() == (made / name).read_bytes(), name
 
 
-def test_another_goal_repeats_no_training(
-    made: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+def test_another_goal_repeats_no_training_by_the_recipe_beside_it_from_elsewhere(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     before = (made / "head.onnx").read_bytes()
     trained = (made / "work" / "code" / "code.pt").read_bytes()
-    assert split.main(command(photos, made, "--budget", "0", "--json")) == 0
+    assert split.main([str(made / "recipe.toml"), "--budget", "0", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["bytes_mean"] == 0 and "begins again" not in err
     assert (made / "head.onnx").read_bytes() == before
     assert (made / "work" / "code" / "code.pt").read_bytes() == trained
+    kept = tomllib.loads((made / "recipe.toml").read_text())["split"]
+    assert kept["budget"] == 0 and "drop" not in kept
+    with pytest.raises(ConfigError, match=r"recipe\.toml and --recipe x\.toml: expected one recipe"):
+        split.main([str(made / "recipe.toml"), "--recipe", "x.toml"])
 
 
-def test_offramp_threshold_says_what_takes_its_place(made: Path) -> None:
-    with pytest.raises(ConfigError, match="was made by `offramp split`; run that again with another --drop"):
-        load_data(load_bundle(made))
+def test_offramp_threshold_finds_the_photos_from_elsewhere(
+    made: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, tmp_path / "pair", ignore=shutil.ignore_patterns("work"))
+    before = load_bundle(tmp_path / "pair")
+    # Not where the copied recipe says.
+    assert threshold_command.main(["pair", "--bytes", "1000"]) == 2
+    error = capsys.readouterr().err
+    assert "photos: no such folder or file; expected --data FOLDER" in error
+    assert threshold_command.main(["pair", "--bytes", "1000", "--data", str(photos)]) == 0
+    after = load_bundle(tmp_path / "pair")
+    # A test before this one chose 0 bytes.
+    assert before.manifest.threshold == 0 < after.manifest.threshold
+    assert capsys.readouterr().err == (
+        f"pair: its digest was {before.digest.hex()[:16]}, now {after.digest.hex()[:16]}; device and server "
+        "both need the bundle again, or the server refuses the device\n"
+    )
+    data = load_data(load_bundle(made))
+    assert (len(data.train), len(data.validation), len(data.test)) == (78, 18, 24)
+    assert threshold_command.main([str(made), "--drop", "1", "--train-data", "a", "--test-data", "b"]) == 2
+    assert "was made by `offramp split`; expected --data" in capsys.readouterr().err
+    (tmp_path / "pair" / "recipe.toml").unlink()
+    with pytest.raises(ConfigError, match=r"recipe.toml: is not there .* expected --data FOLDER"):
+        load_data(after)
 
 
 def test_what_cannot_be_split_is_one_clear_error(photos: Path, tmp_path: Path) -> None:
@@ -193,7 +232,15 @@ def test_what_cannot_be_split_is_one_clear_error(photos: Path, tmp_path: Path) -
     assert refused("--out", tmp_path / "file") == "--out …/file: is a file; expected a folder"
     assert "no such cut" in refused("--cut", "9.nothing")
     assert "0 needs" in refused("--head-macs", 0.05)
-    assert "holds at most 10 bytes" in refused("--head-memory", 10)
+    assert "at most 10 bytes of activations" in refused("--head-memory", 10)
+    profile = tmp_path / "device.toml"
+    profile.write_text("flash_bytes = 100\n")
+    assert "at most 100 bytes of weights (0 needs" in refused("--profile", profile)
+    profile.write_text("flash = 100\n")
+    assert refused("--profile", profile) == "…/device.toml: flash: no such field; expected flash_bytes"
+    assert refused("--drop", "0.01").endswith(
+        "expected points, 0 or 0.1 … 100; 1 is one of 100 (see offramp split --help)"
+    )
     assert "expected a size, as 500kB" in refused("--head-memory", "large")
     assert "bad.pth: not a safetensors file" in refused("--weights", tmp_path / "bad.pth")
     assert "its last step is not a linear layer" in refused(
@@ -211,7 +258,9 @@ def test_an_interrupted_run_says_how_it_goes_on(
 
     monkeypatch.setattr(split, "_run", interrupted)
     assert split.main(command(photos, tmp_path / "out")) == 130
-    assert capsys.readouterr().err == "offramp split: interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == (
+        "offramp split: interrupted; the same command goes on, and repeats half a minute at most\n"
+    )
 
 
 def test_help_has_examples_and_needs_no_torch() -> None:

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from offramp.common import metrics_page
 from offramp.common.errors import AddressError
 from offramp.common.metrics_page import CONNECTIONS, serve_page
+from offramp.common.page.site import Page
+from offramp.common.page.viewers import VIEWERS
 from tests.processes import WAIT, scrape, until
 
 
@@ -116,3 +118,98 @@ def test_a_port_that_is_taken_is_an_error_of_ours(port: int) -> None:
         serve_page(CollectorRegistry(), "127.0.0.1", port),
     ):
         pass
+
+
+@pytest.fixture
+def paged() -> Iterator[int]:
+    """A port with the live page beside the metrics; T_c is in `answer`."""
+    registry = CollectorRegistry()
+    gauge = Gauge("answer", "Everything.", registry=registry)
+    gauge.set(42)
+
+    def change(value: float) -> float:
+        gauge.set(value)
+        return 42
+
+    before = threading.active_count()
+    with serve_page(registry, "127.0.0.1", 0, Page("edge-device", lambda: {"bundle": "toy"}, change)) as port:
+        yield port
+    until(lambda: threading.active_count() <= before, "the page's threads to end")
+
+
+def ask(port: int, text: str) -> bytes:
+    """What is sent for this request, to its end."""
+    with connect(port) as client:
+        client.sendall(text.encode())
+        said = b""
+        while read := client.recv(1 << 16):
+            said += read
+    return said
+
+
+def get(path: str, *lines: str, host: str = "localhost") -> str:
+    return "\r\n".join((f"GET {path} HTTP/1.1", f"Host: {host}", *lines, "", ""))
+
+
+def look(port: int) -> socket.socket:
+    """A viewer, once it has been sent a state, or a refusal."""
+    client = connect(port)
+    client.sendall(get("/events").encode())
+    return client
+
+
+def test_without_the_flag_there_is_no_page(port: int) -> None:
+    assert b"answer 42.0" in ask(port, get("/"))
+    assert b"answer 42.0" in ask(port, get("/events"))
+    assert b" 501 " in ask(port, get("/").replace("GET", "POST"))
+
+
+def test_the_page_is_beside_the_metrics(paged: int) -> None:
+    assert ask(paged, get("/")).startswith(b"HTTP/1.0 200 OK\r\n")
+    assert b"<!doctype html>" in ask(paged, get("/?x=1"))
+    assert scrape(f"http://127.0.0.1:{paged}/metrics") == {"answer": 42}
+    # Prometheus may know the machine by any name.
+    assert b"answer 42.0" in ask(paged, get("/metrics", host="camera-1.example"))
+    assert ask(paged, get("/", host="camera-1.example")).startswith(b"HTTP/1.0 403 Forbidden\r\n")
+    assert ask(paged, "GET /\r\n\r\n").startswith(b"HTTP/1.0 403 Forbidden\r\n")
+
+
+def test_a_post_sets_what_the_metrics_then_say(paged: int) -> None:
+    body = '{"threshold": 0.25}'
+    head = f"POST /threshold HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    assert b" 415 " in ask(paged, f"{head}Content-Type: text/plain\r\n\r\n{body}")
+    assert scrape(f"http://127.0.0.1:{paged}/metrics") == {"answer": 42}
+    assert b" 200 " in ask(paged, f"{head}Content-Type: application/json\r\n\r\n{body}")
+    assert scrape(f"http://127.0.0.1:{paged}/metrics") == {"answer": 0.25}
+    assert b" 501 " in ask(paged, "OPTIONS /threshold HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+def test_hundreds_of_viewers_are_refused_and_scrapes_go_on(
+    paged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_page, "CONNECTION_SECONDS", 1.0)  # a viewer has no such end
+    before = threading.active_count()
+    viewers = []
+    try:
+        for _ in range(VIEWERS):
+            viewers.append(look(paged))
+            assert viewers[-1].recv(1 << 16).startswith(b"HTTP/1.0 200 OK")
+        for _ in range(200):
+            refused = ask(paged, get("/events"))
+            assert refused.startswith(b"HTTP/1.0 503 Service Unavailable")
+            assert b"Retry-After: 10" in refused
+        assert threading.active_count() <= before + CONNECTIONS
+        assert scrape(f"http://127.0.0.1:{paged}/metrics")["answer"] == 42
+        for viewer in viewers:
+            for _ in range(4):  # two seconds of states
+                assert viewer.recv(1 << 16)
+        viewers.pop().close()
+
+        def room() -> bool:
+            viewers.append(look(paged))
+            return viewers[-1].recv(12) == b"HTTP/1.0 200"
+
+        until(room, "room for another")
+    finally:
+        for viewer in viewers:
+            viewer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from offramp.common.bundle.load import Bundle
+from offramp.common.errors import ConfigError
 from offramp.device.ledger import EXPECTED_BYTES, Cost, Ledger
 from offramp.device.options import SteeringOptions
 from offramp.link.outcome import Answer, Cause, Refusal
@@ -131,6 +132,18 @@ def test_a_latency_target_counts_every_image(toy_bundle: Bundle, kernel: Kernel)
     high = level(book)
     book.send(100_000)
     assert level(book) == high
+
+
+def test_t_c_is_set_where_nothing_steers_it(toy_bundle: Bundle, kernel: Kernel) -> None:
+    book = ledger(toy_bundle, kernel)
+    assert not book.varies
+    book.set(0.25)
+    assert (book.threshold, book.steer(1.0), book.varies) == (0.25, 0.25, True)
+    steered = ledger(toy_bundle, kernel, byte_budget=RATE)
+    before = steered.threshold
+    with pytest.raises(ConfigError, match="steered"):
+        steered.set(0.25)
+    assert (steered.threshold, steered.varies) == (before, True)
 
 
 def test_a_cost_without_an_answer_has_no_message() -> None:

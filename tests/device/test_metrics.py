@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import ThresholdFigures
+from offramp.common.bundle.manifest import AgreementFigures, ThresholdFigures
 from offramp.device.metrics import SOURCES, SPOOL_CAUSES, DeviceMetrics
 
 
@@ -46,3 +46,31 @@ def test_every_source_and_cause_is_there_before_it_is_counted(toy_bundle: Bundle
     dropped = [value("offramp_device_spool_dropped_total", {"cause": cause}) for cause in SPOOL_CAUSES]
     assert dropped == [0] * len(SPOOL_CAUSES)
     assert value("offramp_device_raw_size_bytes", {"of": "activation"}) == toy_bundle.codec.raw_bytes
+
+
+def test_what_audits_are_compared_with_is_that_of_the_nearest_threshold(toy_bundle: Bundle) -> None:
+    """A threshold at which nothing exits has measured nothing."""
+    measured = [
+        AgreementFigures(threshold=threshold, exits=exits, agree=agree)
+        for threshold, exits, agree in ((0.5, 80, 60), (0.9, 40, 38), (1.0, 0, 0))
+    ]
+    figures = toy_bundle.manifest.figures.model_copy(update={"agreement": measured})
+    manifest = toy_bundle.manifest.model_copy(update={"figures": figures})
+    metrics = DeviceMetrics(replace(toy_bundle, manifest=manifest))
+    in_force = [0.99]
+    metrics.watch_threshold(lambda: in_force[0])
+    value = metrics.registry.get_sample_value
+    found = []
+    for in_force[0] in (0.99, 0.6):
+        found.append(
+            tuple(value(f"offramp_device_expected_agreement_{name}") for name in ("ratio", "images"))
+        )
+    assert found == [(0.95, 40), (0.75, 80)]
+
+
+def test_a_bundle_of_before_has_nothing_to_compare_audits_with(toy_bundle: Bundle) -> None:
+    metrics = DeviceMetrics(toy_bundle)
+    metrics.watch_threshold(lambda: 0.5)
+    ratio = metrics.registry.get_sample_value("offramp_device_expected_agreement_ratio")
+    assert ratio is not None and math.isnan(ratio)
+    assert metrics.registry.get_sample_value("offramp_device_expected_agreement_images") == 0

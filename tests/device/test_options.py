@@ -13,7 +13,7 @@ import pytest
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
 from offramp.common.settings import check_argument
-from offramp.device import Device, LinkOptions, PictureOptions, SpoolOptions, SteeringOptions
+from offramp.device import AuditOptions, Device, LinkOptions, PictureOptions, SpoolOptions, SteeringOptions
 from offramp.device.settings import DeviceSettings
 
 GROUPS: dict[str, Any] = {
@@ -21,6 +21,7 @@ GROUPS: dict[str, Any] = {
     "steering": SteeringOptions,
     "pictures": PictureOptions,
     "spool": SpoolOptions,
+    "audits": AuditOptions,
 }
 
 
@@ -52,6 +53,8 @@ WRONG: dict[str, tuple[object, ...]] = {
     "spool_bytes": (0, -1, 1e9, NAN, 1 << 50),
     "picture_threshold": (NAN, 2, -1),
     "picture_quality": (-1, 101, 20.0, None),
+    "audit": (NAN, -0.1, 1.5, "0.01", None, True),
+    "audit_seed": (-1, 1.5, 1 << 32, "7", True),
     "server": (50051, [], [1], None, b"a:1", "nonsense", ["a:1", None]),
     "providers": (5, None, [], [1], b"cpu", "tpu", "cpu,cuda", "cuda:x"),
     "on_correction": (5, "print"),

@@ -46,6 +46,23 @@ def answered(source: str = "server") -> Future[Result]:
     return future
 
 
+def test_each_answer_is_seen_at_once_whatever_stdout_does() -> None:
+    out, seen = Stuck(), list[tuple[int, str, str]]()
+    printer = Printer(
+        Report(True, False, None, out),
+        Totals(),
+        64,
+        Stop(Notifier({})),
+        lambda index, name, result: seen.append((index, name, result.source)),
+    )
+    printer.expect(3, "a.png", answered("early"))
+    printer.expect(4, "b.png", answered())
+    printer.unreadable(5, "c.png", DataError("c.png: no picture"))
+    assert seen == [(3, "a.png", "early_exit"), (4, "b.png", "server")]
+    out.read_on.set()
+    printer.finish()
+
+
 def test_what_is_handed_in_is_printed_and_counted_once() -> None:
     out = io.StringIO()
     printer, totals, _ = printing(out)

@@ -42,13 +42,22 @@ def test_a_flag_that_is_no_setting_is_documented(tables: ModuleType) -> None:
     assert {flag for flag in flags if f"`{flag}`" not in text and not flag.startswith("--no-")} == set()
 
 
-@pytest.mark.parametrize("page", ["docs/tutorials/your-own-model.md", "docs/reference/recipe.md"])
+@pytest.mark.parametrize("page", ["docs/how-to/train-the-papers-networks.md", "docs/reference/recipe.md"])
 def test_a_recipe_that_a_page_shows_is_one(page: str) -> None:
     recipe = pytest.importorskip("offramp.training.recipe")
     text = (ROOT / page).read_text(encoding="utf-8")
     shown = re.findall(r"^name = .*?(?=^END|^```)", text, re.MULTILINE | re.DOTALL)
 
     assert [recipe.Recipe.parse(block).data.source for block in shown] == ["imagefolder"]
+
+
+@pytest.mark.parametrize("page", ["docs/tutorials/your-own-model.md", "docs/reference/recipe.md"])
+def test_a_recipe_of_a_split_that_a_page_shows_is_one(page: str) -> None:
+    recipe = pytest.importorskip("offramp.training.split_recipe")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = re.findall(r"^\[split\]\n.*?(?=^```)", text, re.MULTILINE | re.DOTALL)
+
+    assert [recipe.together(recipe.parse_recipe(b.encode(), page), {})["drop"] for b in shown] == [1.0]
 
 
 def numbers(text: str) -> set[str]:

@@ -26,11 +26,12 @@ from offramp.common.wire import frame
 from offramp.common.wire.frame import ENVELOPE_BYTES
 from offramp.link.backoff import BACKOFF_FIRST
 from offramp.link.link import SENDS, Answer, Cause, Refusal
+from offramp.link.outbox import BEHIND_MOST
 from offramp.v1 import inference_pb2 as pb
 from tests import toy
 from tests.device import hostile
 from tests.device.hostile import STEPS, answering_each, leaving
-from tests.device.linked import LinkTo, answered, refused
+from tests.device.linked import PAYLOAD, LinkTo, answered, refused
 from tests.processes import WAIT, Processes, closed_port, tcp_peer, until
 
 
@@ -392,6 +393,49 @@ def test_background_frames_give_way(linked: LinkTo) -> None:
         outcomes = device.settled()
         answered(outcomes[1:3] + outcomes[4:])
         assert device.sample("offramp_device_frames_unanswered_total", cause="window") == 0
+
+
+def test_frames_behind_go_after_the_others_and_are_counted_apart(linked: LinkTo) -> None:
+    go = threading.Event()
+    read: list[int] = []
+
+    def script(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        go.wait(WAIT)
+        yield hostile.accepted()
+        for number in hostile.sequences(requests):
+            read.append(number)
+            yield hostile.reply(number)
+
+    with hostile.hostile(script) as server, linked(server.port, window=4) as device:
+        # They begin the connection too, and wait for it.
+        device.offload(BEHIND_MOST + 1, behind=True)
+        (away,) = refused(device.outcomes[BEHIND_MOST])
+        assert away.cause is Cause.WINDOW and not away.sends
+        device.offload(4)
+        others = list(device.link._outbox.waiting)
+        go.set()
+        outcomes = device.settled()
+        answered(outcomes[:BEHIND_MOST] + outcomes[BEHIND_MOST + 1 :])
+        assert [each.sequence for each in others] == [1, 2, 3, 4]
+        assert read == list(range(1, BEHIND_MOST + 5))
+        assert device.sample("offramp_device_audit_bytes_total") == BEHIND_MOST * len(PAYLOAD)
+        assert device.sample("offramp_device_payload_bytes_total") == (BEHIND_MOST + 4) * len(PAYLOAD)
+        assert device.sample("offramp_device_round_trip_seconds_count") == 4
+        assert device.sample("offramp_device_frames_unanswered_total", cause="window") == 0
+
+
+def test_frames_behind_are_no_probes(linked: LinkTo) -> None:
+    """While frames are turned away they are too, and say nothing of the server by waiting here."""
+    with closed_port() as port, linked(port) as device:
+        device.offload(3, behind=True)
+        assert {each.cause for each in refused(device.settled())} == {Cause.UNAVAILABLE}
+        until(lambda: device.sample("offramp_device_reconnects_total") > 0, "another attempt")
+        device.offload(1, behind=True)
+        (away,) = refused(device.outcomes[3])
+        assert not away.sends
+        assert device.sample("offramp_device_frames_unanswered_total", cause="unavailable") == 0
+        assert device.sample("offramp_device_breaker_opens_total") == 0
 
 
 # --- time ---

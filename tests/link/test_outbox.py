@@ -389,3 +389,80 @@ def test_whatever_happens_each_frame_leaves_once_and_the_bounds_hold() -> None:
         assert all(each.sends <= SENDS for each in left)
         numbered = sorted(each.sequence for each in left if each.sequence)
         assert all(a < b for a, b in itertools.pairwise(numbered))
+
+
+# --- behind all others ---
+
+
+def test_a_frame_behind_goes_when_no_other_waits() -> None:
+    box = outbox()
+    box.add(item(behind=True))
+    box.add(item())
+    assert box.due_in(0) == 0 and send(box) == [1]
+    assert not box.sent[1].behind
+    assert box.due_in(0) == 0 and send(box) == [2]
+    assert box.sent[2].behind and box.due_in(0) is None
+
+
+def test_frames_behind_take_no_room_and_few_are_sent() -> None:
+    box = outbox(window=16)
+    for _ in range(10):
+        box.add(item(behind=True))
+    assert send(box) == [1, 2, 3, 4]  # a quarter of the window
+    assert box.due_in(0) is None and len(box) == 10
+    for _ in range(16):
+        assert box.has_room()
+        box.add(item())
+    assert not box.has_room()
+    assert send(box) == list(range(5, 21))
+    box.settle(2)
+    assert box.due_in(0) == 0 and send(box) == [21]
+
+
+def test_frames_behind_wait_where_the_server_takes_no_more() -> None:
+    box = outbox(3, limits=Limits(frames_in_flight=3, frames_per_message=64, message_bytes=16_384))
+    box.add(item(behind=True))
+    assert send(box) == [1, 2, 3] and box.due_in(0) is None
+    box.settle(1)
+    assert box.due_in(0) == 0 and send(box) == [4]
+
+
+def test_what_is_behind_ends_a_message_that_waited_to_be_shared() -> None:
+    box = outbox(coalesce=1.0)
+    box.add(item(behind=True))
+    box.add(item(start=0.0))
+    assert box.due_in(0.0) == 1.0
+    assert send(box) == [1, 2]
+    assert [box.sent[number].behind for number in (1, 2)] == [False, True]
+
+
+def test_a_frame_behind_is_sent_once() -> None:
+    box = outbox()
+    box.add(item(behind=True))
+    box.add(item())
+    send(box), send(box)
+    late = item(behind=True)
+    box.add(late)
+    again, lost = box.end(1.0, again=True)
+    assert again == 1 and [each.sequence for each in lost] == [2]
+    # One that was not sent goes on the next stream, behind the one that is sent again.
+    box.begin()
+    box.accept(LIMITS)
+    assert send(box) == [1] and send(box) == [3] and box.sent[3] is late
+    first, second = box.sent.values()
+    box.add(item(behind=True))
+    again, lost = box.end(2.0, again=False)
+    assert (again, lost[:2], len(lost), len(box)) == (0, [first, second], 3, 0)
+
+
+def test_the_time_of_frames_behind_runs_out_wherever_they_are() -> None:
+    box = outbox(window=4)
+    for _ in range(2):
+        box.add(item(behind=True, deadline=5.0))
+    assert send(box) == [1]
+    assert box.next_deadline(0.0) == 5.0
+    overdue, silence = box.overdue(5.0, heard=0.0)
+    assert [each.sends for each in sorted(overdue, key=lambda each: each.sends)] == [0, 1]
+    assert silence is None and len(box) == 0
+    box.add(item(behind=True))
+    assert send(box) == [2]

@@ -59,6 +59,7 @@ CHECKED = {
     "image-size.sh": "bootstraps Debian and builds containers",
     "imagenette-lite0.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",
     "ray.sh": "needs Ray, 0.7 GB: make test-ray has its tests",
+    "spoken-digits.sh": "needs recordings; tests/cli/test_split_sounds.py runs the commands whole",
     "trashnet.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",
 }
 """Only their syntax is checked, and why."""

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from offramp.bench.answers import tail_answers
 from offramp.common.bundle.load import load_bundle
 from offramp.common.bundle.manifest import Rans, RunHuffman
 from offramp.common.part.engine import Engine
-from offramp.training.app import main
+from offramp.training.app import _Display, main
 from offramp.training.data.datasets import Dataset
+from offramp.training.display import Screen
 from offramp.training.record import CODECS, RECORD, read_record, read_records
 
 
@@ -153,6 +155,19 @@ def test_a_run_that_is_out_of_time_says_how_to_go_on(
     printed = capsys.readouterr()
     assert "1e-06 s are over in tiny-digits; --resume goes on" in printed.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_within_an_epoch_a_line_says_what_is_left() -> None:
+    stream, now = io.StringIO(), [0.0]
+    progress = _Display(True, Screen(stream, clock=lambda: now[0])).progress()
+    for epoch in (1, 2):
+        for step in range(1, 31):
+            progress.batch("base", epoch, step, 30)
+            now[0] += 1
+    lines = ["base 1: 11 of 30; 19 s left", "base 1: 21 of 30; 9 s left"]
+    assert stream.getvalue().splitlines() == lines + [line.replace("base 1", "base 2") for line in lines]
+    _Display(False, Screen(stream)).progress().say("nothing")
+    assert len(stream.getvalue().splitlines()) == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -59,8 +59,13 @@ def test_recipes_share_the_stages_in_which_they_agree(recipe: Recipe, few: Datas
     harder = recipe.train.regularised.model_copy(update={"entropy": 5.0})
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"regularised": harder})})
     epochs: list[Epoch] = []
-    train(other, few, tmp_path, resume=True, progress=Progress(epoch=epochs.append))
+    lines: list[str] = []
+    train(other, few, tmp_path, resume=True, progress=Progress(epoch=epochs.append, say=lines.append))
     assert [epoch.stage for epoch in epochs] == ["regularised"]
+    # And says why one of them begins at the start.
+    (line,) = lines
+    assert line.startswith("regularised: begins at the start: regularised-")
+    assert line.endswith(" has train.regularised.entropy = 1.0, now 5.0")
 
 
 def test_what_trained_a_stage_is_kept_with_it(recipe: Recipe, few: Dataset, tmp_path: Path) -> None:
@@ -100,8 +105,12 @@ def test_a_stage_begun_on_a_gpu_goes_on_without_one(recipe: Recipe, few: Dataset
 def test_without_resume_training_starts_again(recipe: Recipe, few: Dataset, tmp_path: Path) -> None:
     train(recipe, few, tmp_path)
     epochs: list[Epoch] = []
-    train(recipe, few, tmp_path, progress=Progress(epoch=epochs.append))
+    lines: list[str] = []
+    train(recipe, few, tmp_path, progress=Progress(epoch=epochs.append, say=lines.append))
     assert [(epoch.stage, epoch.number) for epoch in epochs] == SCHEDULE
+    assert [line.partition(";")[0] for line in lines] == [
+        "base: begins again", "exit: begins again", "regularised: begins again"
+    ]  # fmt: skip
 
 
 def test_rho_needs_a_weight_for_each_exit(recipe: Recipe, few: Dataset, tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.common.bundle.manifest import DatasetEntry, Figures, Provenance, ThresholdFigures
+from offramp.common.bundle.manifest import (
+    AgreementFigures,
+    DatasetEntry,
+    Figures,
+    Provenance,
+    ThresholdFigures,
+)
 from offramp.common.codec.huffman import entropy_bits
 from offramp.training.calibrate.codebook import symbol_counts
 from offramp.training.calibrate.measure import Answers
@@ -50,6 +56,14 @@ def figures(
                 accuracy=answers.accuracy(value),
                 exit_rate=float(answers.exits(value).mean()),
                 payload_bytes_mean=float(np.where(answers.exits(value), 0, payloads).mean()),
+            )
+            for value in sorted({*CARD_THRESHOLDS, threshold})
+        ],
+        agreement=[
+            AgreementFigures(
+                threshold=value,
+                exits=int(answers.exits(value).sum()),
+                agree=int((answers.exits(value) & answers.agree).sum()),
             )
             for value in sorted({*CARD_THRESHOLDS, threshold})
         ],

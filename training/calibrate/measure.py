@@ -62,6 +62,11 @@ class Answers:
         return np.asarray(self.final.argmax(axis=1) == self.labels)
 
     @cached_property
+    def agree(self) -> NDArray[np.bool_]:
+        """Where both exits name the same class, bool [N]."""
+        return np.asarray(self.early.argmax(axis=1) == self.final.argmax(axis=1))
+
+    @cached_property
     def replied(self) -> Replied:
         """The answers of both exits together, were all images sent."""
         early = softmax(self.early, self.temperature)

@@ -204,6 +204,8 @@ def _write(out: Path, bundle: Bundle, made: _Made, data: Dataset) -> Bundle:
         sent_answer=found.sent_answer,
         # The float model's are of the step that it was trained with.
         figures=figures(answers, manifest.figures.in_float, payloads, found.threshold),
+        # It is measured in symbols of the old step; `offramp unknown` adds another.
+        unknown=None,
     )
     return write_bundle(out, changed, files)
 

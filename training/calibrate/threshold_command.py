@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.common.arguments import Parser, fraction, number
+from offramp.common.arguments import Parser, fraction, number, points
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.part.answer import ANSWERED_BY
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from offramp.common.bundle.load import Bundle
+    from offramp.common.bundle.unknown import Unknown
     from offramp.training.calibrate.measure import Answers
     from offramp.training.calibrate.sent_pictures import SentAsPictures
     from offramp.training.calibrate.threshold import ThresholdChoice
@@ -41,16 +42,18 @@ the threshold and the quality for `edge-device --picture-threshold --picture-qua
 no more confident than that are sent once more, as pictures, and --drop counts from the best of all that. The
 bundle keeps T_c alone; the other two are flags of the device, since a picture leaves it then.
 
-The bundle's recipe says where its images are; for files elsewhere, name them. The card in the manifest is
-measured again on the test images, without pictures; nothing is chosen by them.
+The recipe.toml beside the bundle says where its images are; for files elsewhere, name them. The card in the
+manifest is measured again on the test images, without pictures; nothing is chosen by them. A bundle that was
+written has another digest: device and server both need it again.
 """
 
 _EXAMPLES = """\
 examples:
-  offramp threshold models/digits-mobilenetv2-exit12 --drop 0.01
+  offramp threshold models/digits-mobilenetv2-exit12 --drop 1      # one point below the best
   offramp threshold my-bundle --accuracy 0.9 --sure --temperature
   offramp threshold my-bundle --bytes 500 --dry-run --json | jq .threshold
-  offramp threshold my-bundle --drop 0.005 --pictures my-whole-bundle --picture-quality 20 75
+  offramp threshold my-split --drop 2 --data photos                  # made by `offramp split`
+  offramp threshold my-bundle --drop 0.5 --pictures my-whole-bundle --picture-quality 20 75
 
 exit status: 0 done, 2 wrong flags, 4 unusable bundle, 5 no threshold will do, or unusable data
 """
@@ -85,7 +88,10 @@ def _parser() -> Parser:
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--accuracy", type=fraction, metavar="A", help="at least this accuracy, 0 … 1")
     goal.add_argument(
-        "--drop", type=fraction, metavar="D", help="at most this much below the best accuracy of any T_c"
+        "--drop",
+        type=points,
+        metavar="POINTS",
+        help="at most so many points below the best accuracy of any T_c; 1: one point of 100",
     )
     goal.add_argument(
         "--bytes",
@@ -108,6 +114,9 @@ def _parser() -> Parser:
         + ")",
     )
     parser.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="the photos that `offramp split` had, if they moved"
+    )
     parser.add_argument("--train-data", nargs="+", metavar="PATH", help="files or a folder, as for `train`")
     parser.add_argument("--test-data", nargs="+", metavar="PATH", help="files or a folder, as for `train`")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -125,6 +134,7 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
     from offramp.training.calibrate.measure import run_graphs, with_better_answer
     from offramp.training.calibrate.sent_pictures import as_pictures, require_same_images
     from offramp.training.calibrate.threshold import choose_threshold
+    from offramp.training.calibrate.unknown import with_threshold
     from offramp.training.data.held_out import load_data
 
     if arguments.picture_quality and not arguments.pictures:
@@ -134,7 +144,7 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
     if whole is not None:
         require_webp("--pictures")
         require_same_images(bundle, whole)
-    data = load_data(bundle, arguments.train_data, arguments.test_data)
+    data = load_data(bundle, arguments.train_data, arguments.test_data, photos=arguments.data)
     graphs = _graphs(bundle)
     before = replace(run_graphs(graphs, data.validation), temperature=bundle.manifest.temperature)
     seen = before
@@ -158,7 +168,7 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
         _payloads(bundle, seen),
         pictures=pictures,
         accuracy=arguments.accuracy,
-        drop=arguments.drop,
+        drop=None if arguments.drop is None else arguments.drop / 100,
         budget=arguments.bytes,
         sure=arguments.sure,
         seed=bundle.manifest.provenance.seed,
@@ -168,11 +178,22 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
         test = replace(
             run_graphs(graphs, data.test), temperature=choice.temperature, sent_answer=choice.sent_answer
         )
-        write(bundle, choice, test, _payloads(bundle, test))
+        unknown = bundle.manifest.unknown
+        if unknown is not None:
+            # Another temperature is another confidence, which its score has a part of.
+            unknown = with_threshold(unknown, seen)
+        written = write(bundle, choice, test, _payloads(bundle, test), unknown)
+        print(_both_sides(bundle, written), file=sys.stderr)
     return choice
 
 
-def write(bundle: Bundle, choice: ThresholdChoice, answers: Answers, payloads: NDArray[np.int64]) -> Bundle:
+def write(
+    bundle: Bundle,
+    choice: ThresholdChoice,
+    answers: Answers,
+    payloads: NDArray[np.int64],
+    unknown: Unknown | None = None,
+) -> Bundle:
     """The bundle with this threshold and temperature, its card measured again.
 
     Args:
@@ -180,6 +201,7 @@ def write(bundle: Bundle, choice: ThresholdChoice, answers: Answers, payloads: N
         choice: what goes into the manifest.
         answers: of its graphs on test images, at the new temperature and answered as was chosen.
         payloads: bytes that each of these images' activations takes, int64 [N].
+        unknown: its score for unknown images at this temperature.
     """
     from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
     from offramp.common.bundle.write import write_bundle
@@ -191,11 +213,25 @@ def write(bundle: Bundle, choice: ThresholdChoice, answers: Answers, payloads: N
         temperature=choice.temperature,
         sent_answer=choice.sent_answer,
         figures=figures(answers, manifest.figures.in_float, payloads, choice.threshold),
+        unknown=unknown,
     )
     files = {HEAD: bundle.head, TAIL: bundle.tail}
     if bundle.tables is not None:
         files[CODEBOOK] = bundle.tables.to_bytes()
     return write_bundle(bundle.path, changed, files)
+
+
+def _both_sides(before: Bundle, after: Bundle) -> str:
+    """What has to happen now."""
+    from offramp.common.bundle.signature import SIGNATURE
+
+    if after.digest == before.digest:
+        return f"{after.path}: its digest stays {after.digest.hex()[:16]}"
+    signed = "; sign it again" if (after.path / SIGNATURE).exists() else ""
+    return (
+        f"{after.path}: its digest was {before.digest.hex()[:16]}, now {after.digest.hex()[:16]}{signed}; "
+        "device and server both need the bundle again, or the server refuses the device"
+    )
 
 
 def _graphs(bundle: Bundle) -> Graphs:

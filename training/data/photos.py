@@ -8,11 +8,12 @@ photos.csv, photos/labels.csv               columns file and label, files relati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from offramp.common.errors import ConfigError, printable
+from offramp.common.inputs.folder import suffix_of
 from offramp.common.inputs.headers import EXTENSIONS
 from offramp.common.inputs.labels import LABELS, read_labels
 from offramp.training.data import sources
@@ -128,7 +129,7 @@ def find_parts(
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder or file; expected photos in class folders, Parquet or CSV")
     try:
-        inside = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+        inside = sorted(each for each in path.iterdir() if not sources.hidden(each.name))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; expected a folder to read") from None
     if parquet := [each for each in inside if each.suffix.lower() == ".parquet"]:
@@ -147,12 +148,53 @@ def find_parts(
             sources.folder_part(name, str(folders[name]), recipe, suffixes, images)
             for name in ("train", held_out[0])
         )
-        return train, test, tuple(notes)
+        held_out_notes = tuple(
+            note for name in ("train", held_out[0]) for note in _left_out(folders[name], suffixes, images)
+        )
+        return train, test, (*notes, *held_out_notes)
     if (path / LABELS).is_file() and not folders:
         return _csv(path / LABELS, recipe), None, ()
     if not folders:
         raise ConfigError(f"{path}: has no class folders, Parquet files or {LABELS}")
-    return sources.folder_part(path.name, str(path), recipe, suffixes, images), None, ()
+    if (inner := _only_folder(inside, suffixes)) is not None:
+        whole, held, said = find_parts(inner, recipe, suffixes, images)
+        return whole, held, (f"read from its only folder, {printable(inner.name)}", *said)
+    part = sources.folder_part(path.name, str(path), recipe, suffixes, images)
+    return part, None, _left_out(path, suffixes, images)
+
+
+def _only_folder(inside: list[Path], suffixes: tuple[str, ...]) -> Path | None:
+    """The one folder that is there, if it has folders itself: an archive, unpacked one level too deep."""
+    if len(inside) != 1 or not inside[0].is_dir():
+        return None
+    try:
+        below = [each for each in inside[0].iterdir() if not sources.hidden(each.name)]
+    except OSError:
+        return None
+    return inside[0] if any(each.is_dir() for each in below) and not _of(below, suffixes) else None
+
+
+def _of(files: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    return [each for each in files if suffix_of(each.name) in suffixes and not each.is_dir()]
+
+
+def _left_out(root: Path, suffixes: tuple[str, ...], images: str) -> tuple[str, ...]:
+    """What a user of class folders might not expect, a sentence each."""
+    notes = []
+    inside = [each for each in root.iterdir() if not sources.hidden(each.name)]
+    if loose := _of(inside, suffixes):
+        notes.append(f"{len(loose):,} {images} in {printable(root.name)} are in no class folder: left out")
+    nested = [
+        printable(each.name)
+        for each in sorted(inside)
+        if each.is_dir() and any(one.is_dir() and not sources.hidden(one.name) for one in each.iterdir())
+    ]
+    if nested:
+        shown = ", ".join(nested[:3]) + (", …" if len(nested) > 3 else "")
+        notes.append(
+            f"{images} in folders below {shown} count as {'that class' if len(nested) == 1 else 'these'}"
+        )
+    return tuple(notes)
 
 
 def _parquet(path: Path, files: list[Path]) -> Parts:

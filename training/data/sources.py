@@ -132,7 +132,7 @@ def read(
     """
     reader = reader or picture_reader(recipe.size)
     parts = [train] if test is None else [train, test]
-    found = [_labels(part, recipe.label, recipe.classes, reader) for part in parts]
+    found = [labels_in(part, recipe.label, recipe.classes, reader) for part in parts]
     labels_of, names_of = [labels for labels, _ in found], [names for _, names in found]
     classes = names_of[0] or tuple(str(label) for label in range(int(labels_of[0].max()) + 1))
     if names_of[-1] and names_of[-1] != classes:
@@ -179,7 +179,7 @@ def _unusable(messages: Sequence[str], pictures: str) -> str:
     return f"{len(messages)} {pictures} cannot be used (--skip-bad leaves them out): {named}{more}"
 
 
-def _labels(
+def labels_in(
     part: Part, column: str, given: Sequence[str], reader: Reader
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels, int64 [N], and class names, which may be none."""
@@ -312,7 +312,7 @@ def folder_part(
     if not root.is_dir():
         raise ConfigError(f"{name}: {folder} is no folder")
     try:
-        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not hidden(path.name))
         if not classes:
             raise DataError(f"{name}: {folder} has no sub-folders, expected one a class")
         if recipe.classes and sorted(recipe.classes) != classes:
@@ -352,7 +352,7 @@ def listed_part(
 def _files_of(name: str, folder: Path, suffixes: tuple[str, ...], images: str) -> list[Path]:
     found = find(folder, suffixes)
     # What programs leave behind, as ._1.jpg or .thumbnails, is not a user's picture.
-    files = [path for path in found.files if not any(map(_hidden, path.relative_to(folder).parts))]
+    files = [path for path in found.files if not any(map(hidden, path.relative_to(folder).parts))]
     for path, error in found.faults.items():
         raise DataError(f"{name}: {path} cannot be listed: {error.strerror}")
     if not files:
@@ -361,8 +361,10 @@ def _files_of(name: str, folder: Path, suffixes: tuple[str, ...], images: str) -
     return files
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
+def hidden(name: str) -> bool:
+    """Whether a file or folder is what programs leave behind."""
+    # The second is what a Mac puts into archives.
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _library() -> Any:

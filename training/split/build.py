@@ -26,6 +26,7 @@ from offramp.training.calibrate.codebook import Candidate, choose_codec, payload
 from offramp.training.calibrate.confidence import fit_temperature
 from offramp.training.calibrate.measure import Answers, run_graphs, with_better_answer
 from offramp.training.calibrate.threshold import choose_threshold
+from offramp.training.calibrate.unknown import unknown_or_none
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.export import Graphs
 from offramp.training.split.code import ZERO_POINT, Code
@@ -47,7 +48,7 @@ from offramp.training.split.whole import WholeCode
 
 CALIBRATION = 200
 """Photos on which ranges are measured."""
-_TABLES = 4000
+TABLES = 4000
 """Training photos on whose symbols code tables are counted, at most."""
 
 
@@ -110,7 +111,8 @@ def build(
     )
     say("counting code tables and choosing T_c")
     seen = run_graphs(graphs, data.validation)
-    codec = choose_codec(run_graphs(graphs, _some(data.train, _TABLES)).symbols, seen.symbols)
+    known = run_graphs(graphs, _some(data.train, TABLES))
+    codec = choose_codec(known.symbols, seen.symbols)
     temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
     seen = with_better_answer(replace(seen, temperature=temperature))
     chosen = choose_threshold(
@@ -124,7 +126,8 @@ def build(
     answers = replace(run_graphs(graphs, data.test), temperature=temperature, sent_answer=seen.sent_answer)
     payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
     manifest, files = _manifest(split, data, graphs, codec, answers, payloads, chosen.threshold)
-    bundle = write_bundle(out, manifest, files)
+    unknown = unknown_or_none(replace(known, temperature=temperature), seen)
+    bundle = write_bundle(out, manifest.changed(unknown=unknown), files)
     return Built(bundle, answers, payloads, codec.name, head, tail, chosen.accuracy)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.split.capture import Captured, capture, find_logits
-from offramp.training.split.photos import Normalise, answers, batches, fast
+from offramp.training.split.photos import Normalise, answers, batches, fast, seconds_a_photo
 from offramp.training.split.work import SAVE_SECONDS, Clock, Pace, Pacer, Stage, schedule, seeded
 
 Choice = Literal["auto", "keep", "new"]
@@ -28,7 +28,7 @@ CLEARLY_BETTER = 0.3
 """How far above chance, on the way to certain, a classifier's own answers show that its classes are these."""
 BATCH = 32
 MOST_EPOCHS = 40
-_PROBED = 20_000
+_PROBED, _LEAST_PROBED = 20_000, 500
 _LEARNING_RATE, _LAST_RATE, _DECAY = 6e-4, 3e-3, 0.02
 _LAST = (torch.ops.aten.linear.default, torch.ops.aten.addmm.default)
 
@@ -71,7 +71,7 @@ def make_classifier(
     *,
     until: float,
     name: str,
-    tick: Callable[[int, int, float], object] = lambda *_: None,
+    tick: Callable[[int, int, float | None], object] = lambda *_: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Made:
     """Keep, probe and tune; ``module`` itself is changed.
@@ -80,7 +80,7 @@ def make_classifier(
         stage: keeps its checkpoints.
         until: share of the clock's time after which it ends.
         name: of the model, for errors.
-        tick: called with the step, of how many, and the loss.
+        tick: called with the step, of how many, and the loss; None while features are computed.
 
     Raises:
         ConfigError: a last layer is needed and cannot be replaced, or the asked choice is not possible.
@@ -98,7 +98,7 @@ def make_classifier(
             say("its weights are random: all of them are trained")
         elif kept is None:
             say("fitting a new last layer")
-            _probe(module, last, data, normalise)
+            _probe(module, last, data, normalise, clock.left(until), lambda d, n: tick(d, n, None))
             stage.save("probed.pt", last.state_dict())
         else:
             last.load_state_dict(kept)
@@ -186,21 +186,33 @@ def _is_untrained(module: nn.Module) -> bool:
     )
 
 
-def _probe(module: nn.Module, last: nn.Linear, data: Dataset, normalise: Normalise) -> None:
-    """Fit the last layer alone on the features of at most `_PROBED` training photos."""
+def _probe(
+    module: nn.Module,
+    last: nn.Linear,
+    data: Dataset,
+    normalise: Normalise,
+    left: float,
+    tick: Callable[[int, int], object],
+) -> None:
+    """Fit the last layer alone on the features of at most `_PROBED` training photos, fewer if time is short.
+
+    left: seconds until the stage has to end; features take half of them at most.
+    """
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0].detach().float().reshape(-1, last.in_features))
 
     module.eval()
-    step = -(-len(data.train) // _PROBED)
-    part = data.train.take(np.arange(0, len(data.train), step))
+    each = seconds_a_photo(module, data.train, normalise)
+    most = max(_LEAST_PROBED, min(_PROBED, int(min(1e9, left / 2 / each))))
+    part = data.train.take(np.arange(0, len(data.train), -(-len(data.train) // most)))
     handle = last.register_forward_pre_hook(keep)
     try:
         with torch.no_grad(), fast():
             for images in batches(part.images):
                 module(normalise(images))
+                tick(sum(map(len, seen)), len(part))
     finally:
         handle.remove()
     x, y = torch.cat(seen), torch.from_numpy(part.labels)
@@ -233,7 +245,7 @@ def tune(
     pace: Pace,
     *,
     until: float,
-    tick: Callable[[int, int, float], object] = lambda *_: None,
+    tick: Callable[[int, int, float | None], object] = lambda *_: None,
     changed: Callable[[NDArray[np.uint8], torch.Generator], NDArray[np.uint8]] = lambda images, _: images,
 ) -> None:
     """Tune all weights with the labels; ends in evaluation.

@@ -29,7 +29,7 @@ FORMS = (
     "vgg19, resnet32, mobilenetv2"
 )
 PAPERS = {"vgg19": "vgg-19", "resnet32": "resnet-32", "mobilenetv2": "mobilenet-v2"}
-_SIDE = 224
+SIDE = 224
 _SMALL_SIDE, _SMALL_CLASSES = 32, 10
 
 
@@ -100,7 +100,7 @@ def _paper(name: str, classes: int | None, side: int | None) -> Model:
     backbone = PAPERS.get(name, name)
     if backbone not in BACKBONES:
         raise ConfigError(f"{printable(name)}: not a model; expected {FORMS}")
-    side = side or (_SIDE if backbone.endswith("large") else _SMALL_SIDE)
+    side = side or (SIDE if backbone.endswith("large") else _SMALL_SIDE)
     return Model(name, BACKBONES[backbone](classes or _SMALL_CLASSES, side), (3, side, side))
 
 
@@ -205,7 +205,7 @@ def _function(package: str, function: str, classes: int | None, side: int | None
 
 def _with_side(module: nn.Module, channels: int, side: int | None, found: Preprocessing | None) -> Model:
     if side is None:
-        side = found.side if found is not None else _SIDE
+        side = found.side if found is not None else SIDE
     if found is not None and found.side != side:
         found = replace(found, side=side)
     return Model("", module, (channels, side, side), found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -14,6 +15,7 @@ from offramp.training.data.datasets import Labelled, cropped, pasted
 from offramp.training.split.preprocessing import Preprocessing
 
 BATCH = 64
+_TIMED = 32
 _AREA = 0.5
 """The least share of a photo that a random crop keeps."""
 
@@ -80,3 +82,16 @@ def answers(network: Callable[[Tensor], Tensor], data: Labelled, normalise: Norm
     """Logits, float32 [N, K], of a network in evaluation; float32 arithmetic."""
     found = [network(normalise(images)).float() for images in batches(data.images)]
     return torch.cat(found).numpy()
+
+
+def seconds_a_photo(whole: Callable[[Tensor], Tensor], data: Labelled, normalise: Normalise) -> float:
+    """What the unsplit model takes for a photo here, in batches, float32."""
+    images = normalise(torch.from_numpy(data.images[:_TIMED]))
+    seconds = 0.0
+    with torch.inference_mode():
+        for _ in range(2):
+            # The first warms caches up.
+            began = time.perf_counter()
+            whole(images)
+            seconds = time.perf_counter() - began
+    return seconds / len(images)

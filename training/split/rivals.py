@@ -113,7 +113,7 @@ def tune_on_pictures(
     seed: int,
     stage: Stage,
     minutes: float,
-    tick: Callable[[int, int, float], object] = lambda *_: None,
+    tick: Callable[[int, int, float | None], object] = lambda *_: None,
 ) -> float:
     """Tune a copy of the unsplit model on WebP of its training photos, every batch at another quality.
 

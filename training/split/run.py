@@ -1,60 +1,62 @@
 """One command from a classifier and a folder of photos to a bundle and its report, stage by stage.
 
-    classifier   kept, or tuned to the folder's classes       ends at 35 % of the time
-    cache        what the frozen head makes of every photo    ends at 50 %
-    code         what is sent, fitted to the tail's answers   ends at 82 %
+    classifier   kept, or tuned to the folder's classes
+    cache        what the frozen head makes of every photo
+    code         what is sent, fitted to the tail's answers
     bundle       quantized, measured, written; the report
 
 Each stage keeps what it made under ``OUT/work``; one that was done with the same settings is not repeated.
+`shares` says when each has to end.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES
 from offramp.common.errors import ConfigError, printable
+from offramp.common.files import replace_file
 from offramp.training.data.datasets import PIXEL_SCALE, PIXEL_ZERO, Dataset
-from offramp.training.data.held_out import SPLIT_RECIPE
 from offramp.training.data.photos import Columns, read_photos
 from offramp.training.data.tensors import Kind, Options
+from offramp.training.display import Bar
+from offramp.training.profile import Profile, read_profile
 from offramp.training.split import cache, classifier, fit
 from offramp.training.split.build import Built, Goal, Split, build, bundle_name
 from offramp.training.split.capture import Captured, capture
-from offramp.training.split.code import Code, CodeShape, choose_shape, encoder_macs
-from offramp.training.split.cuts import Cut, Cuts, find_cuts
+from offramp.training.split.code import Code
+from offramp.training.split.compared import compared
+from offramp.training.split.cuts import Cuts, find_cuts
 from offramp.training.split.halves import Halves, split
-from offramp.training.split.layout import Layout
-from offramp.training.split.model import PAPERS, Model, load_model
-from offramp.training.split.photos import Normalise, answers, fast
+from offramp.training.split.model import PAPERS, SIDE, Model, load_model
+from offramp.training.split.photos import Normalise, answers, fast, seconds_a_photo
+from offramp.training.split.place import Place, Wanted, at_the_same, choose_place
 from offramp.training.split.report import PHOTOS, Device, Report, make_report, words_of, write
-from offramp.training.split.rivals import FORMATS, Comparison, compare, tune_on_pictures
-from offramp.training.split.sound_rivals import compare_tensors
+from offramp.training.split.shares import MOST_AFTER, Shares, seconds_after, shares, slowness
 from offramp.training.split.taken import Taken, take_for
 from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
+from offramp.training.split_recipe import BY_NAME, OF_TENSORS, RECIPE, recipe_toml
 
-CLASSIFIER_ENDS, CACHE_ENDS, CODE_ENDS = 0.35, 0.5, 0.82
-ENCODER_SHARE = 0.08
-"""Of the whole model's multiply-accumulates, for encoder and early exit."""
 SHORT = 300
 """Steps of the code's training under which more time is worth it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that ``offramp split`` was asked for; None: as the data and the model suggest."""
+    """All that ``offramp split`` was asked for; None: as the data and the model suggest.
+
+    module, dataset: in place of what ``model`` and ``data`` name, from Python; the module stays as it is.
+    """
 
     model: str
     data: Path
@@ -65,8 +67,9 @@ class Job:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     cut: str | None = None
-    head_macs: float = 0.5
+    head_macs: float | None = None
     head_memory: int | None = None
+    profile: Profile | None = None
     bytes: float = 60.0
     drop: float | None = 1.0
     budget: float | None = None
@@ -83,12 +86,22 @@ class Job:
     tensors: Options = field(default_factory=Options)
     rival_minutes: float = 0
     whole: Path | None = None
+    module: nn.Module | None = None
+    dataset: Dataset | None = None
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], **more: Any) -> Job:
+        """A job from all fields of `recipe.together`; more: fields that a recipe does not have.
 
-class Bar(Protocol):
-    """A progress bar: moved to a position of a total, which may change, with a text behind it."""
-
-    def __call__(self, done: int, total: int, text: str = "") -> None: ...
+        Raises ConfigError for a profile that is not one.
+        """
+        given = dict(values)
+        names = (given.pop(name) for name in ("image_column", "label_column", "classes"))
+        given["columns"] = Columns(*names)
+        given["tensors"] = Options(**{own: given.pop(name) for name, own in OF_TENSORS.items()})
+        if given.get("profile") is not None:
+            given["profile"] = read_profile(given["profile"])
+        return cls(**given, **more)
 
 
 @dataclass(frozen=True)
@@ -107,41 +120,47 @@ class Done:
     report: Report
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where it is cut, and what is learned there."""
-
-    cut: Cut
-    number: int
-    layout: Layout
-    code: CodeShape
-
-
 def run(job: Job, display: Display) -> Done:
     """Do all of it. Raises ConfigError, DataError or BundleError, each with one line."""
     clock = Clock(None if job.minutes is None else 60 * job.minutes)
     torch.manual_seed(job.seed)
-    model = load_model(job.model, weights=job.weights, pretrained=job.pretrained, side=job.side)
-    taken = take_for(job, display)
+    model = _model(job)
+    taken = None if job.dataset is not None else take_for(job, display)
     if taken is None:
         normalise, sources = _normalise(job, model)
         side = _square(model)
     else:
         normalise, sources, side = taken.normalise, [], 0
         model = replace(model, shape=taken.spec.shape)
+    display.say("looking for places to cut")
     captured = capture(model.module, model.shape, name=printable(model.name))
     cuts = find_cuts(captured)
-    place = choose_place(cuts, job)
+    wanted = Wanted(job.cut, job.head_macs, job.head_memory, job.profile, job.bytes)
+    place = choose_place(cuts, wanted)
     for note in (*model.notes, *sources):
         display.say(printable(note, 300))
-    data = _photos(job, side, display) if taken is None else taken.data
-    display.say(_plan(job, model, cuts, place, data))
-    made = _classifier(job, model, captured, data, normalise, clock, display)
+    data = job.dataset or (_photos(job, side, display) if taken is None else taken.data)
+    if data.train.images.shape[1:] != model.shape:
+        shapes = ("×".join(map(str, shape)) for shape in (data.train.images.shape[1:], model.shape))
+        raise ConfigError("the data are {}, the model takes {}; expected the same".format(*shapes))
+    each = seconds_a_photo(classifier.module_logits(captured), data.train, normalise)
+    after = seconds_after(data, each, models=2 if job.rival_minutes else 1, slow=slowness(clock))
+    ends = shares(clock, after)
+    for line in _plan(job, model, cuts, place, clock, after):
+        display.say(line)
+    made = _classifier(job, model, captured, data, normalise, clock, ends, display)
     cuts = find_cuts(made.captured)
-    place = replace(place, cut=cuts.find(place.cut.name))
+    place = at_the_same(place, cuts)
     halves = split(made.captured, place.cut)
-    code = _fit(job, made, halves, place, data, normalise, clock, display)
+    code = _fit(job, made, halves, place, data, normalise, clock, ends, display)
     return _finish(job, made, halves, code, place, cuts, data, normalise, display, taken)
+
+
+def _model(job: Job) -> Model:
+    if job.module is None:
+        return load_model(job.model, weights=job.weights, pretrained=job.pretrained, side=job.side)
+    side = job.side or SIDE
+    return Model(job.model, copy.deepcopy(job.module), (3, side, side))
 
 
 def _normalise(job: Job, model: Model) -> tuple[Normalise, list[str]]:
@@ -175,59 +194,6 @@ def _square(model: Model) -> int:
     return model.shape[1]
 
 
-def choose_place(cuts: Cuts, job: Job) -> _Place:
-    """The cut by name, or the one that uses the device's share well and sends least.
-
-    Raises ConfigError where no cut will do.
-    """
-    if not cuts.cuts:
-        raise ConfigError("nowhere does one tensor cross the model alone, so it cannot be cut")
-    if job.cut is not None:
-        cut = cuts.find(job.cut)
-        return _place(cuts, cut, job)
-    fitting: list[_Place] = []
-    refused, least = "", float("inf")
-    for cut in cuts.places():
-        if job.head_memory is not None and cut.peak_bytes > job.head_memory:
-            continue
-        try:
-            place = _place(cuts, cut, job)
-        except ConfigError as error:
-            refused = str(error)
-            continue
-        extra = encoder_macs(place.layout, place.code)
-        if (share := (cut.head.macs + extra) / max(1, cuts.whole.macs)) < least:
-            refused, least = (
-                f"{printable(cut.name)} needs {share:.0%}, encoder and early exit included",
-                share,
-            )
-        if cut.head.macs + extra <= job.head_macs * cuts.whole.macs:
-            fitting.append(place)
-    if not fitting:
-        memory = "" if job.head_memory is None else f" and holds at most {job.head_memory:,} bytes"
-        raise ConfigError(
-            f"no cut leaves the device at most {job.head_macs:.0%} of the multiply-accumulates{memory} "
-            f"({refused or 'all hold more'}); `offramp cuts` lists them"
-        )
-    most = max(each.cut.head.macs for each in fitting)
-    deep = [each for each in fitting if each.cut.head.macs >= 0.7 * most]
-    return min(reversed(deep), key=lambda each: each.cut.int8_bytes)
-
-
-def _place(cuts: Cuts, cut: Cut, job: Job) -> _Place:
-    layout = Layout.of(cut.shape, printable(cut.name))
-    code = choose_shape(layout, target=job.bytes, most_macs=ENCODER_SHARE * cuts.whole.macs)
-    if cut.tail.weights > FILE_BYTES:
-        raise ConfigError(
-            f"{printable(cut.name)}: the server's half has {cut.tail.weights:,} weights; expected at most "
-            f"{FILE_BYTES:,}, one byte each"
-        )
-    if code.channels * cut.int8_bytes > ACTIVATION_SYMBOLS * cut.shape[0]:
-        raise ConfigError(f"{printable(cut.name)}: its code has over {ACTIVATION_SYMBOLS:,} symbols")
-    order = [each.node for each in cuts.cuts]
-    return _Place(cut, min(10_000, order.index(cut.node) + 1), layout, code)
-
-
 def _photos(job: Job, side: int, display: Display) -> Dataset:
     with display.bar("reading photos") as bar:
 
@@ -251,19 +217,39 @@ def _photos(job: Job, side: int, display: Display) -> Dataset:
     return data
 
 
-def _plan(job: Job, model: Model, cuts: Cuts, place: _Place, data: Dataset) -> str:
-    head = place.cut.head.macs + encoder_macs(place.layout, place.code)
+def _plan(job: Job, model: Model, cuts: Cuts, place: Place, clock: Clock, after: float) -> Iterator[str]:
+    """What is done, and how long it takes."""
+    head = place.head.macs
     _, height, width = place.layout.map_shape
     for _ in range(place.code.halvings):
         height, width = -(-height // 2), -(-width // 2)
-    time_ = "as long as its steps take" if job.minutes is None else f"at most {job.minutes:g} minutes"
-    return (
+    on_it = "" if job.profile is None else f", {head / job.profile.speed:.2g} s a photo by the profile"
+    yield (
         f"{printable(model.name)} is cut after {printable(place.cut.name)}: the device computes "
-        f"{head / max(1, cuts.whole.macs):.0%} of {cuts.whole.macs / 1e6:,.1f} M multiply-accumulates and "
-        f"sends {place.code.channels}×{height}×{width} symbols, about {job.bytes:g} B coded, for photos that "
-        f"it is unsure of. Classifier, code, quantization and report take {time_}; Ctrl-C is safe, and the "
-        "same command goes on."
+        f"{head / max(1, cuts.whole.macs):.0%} of {cuts.whole.macs / 1e6:,.1f} M multiply-accumulates{on_it} "
+        f"and sends {place.code.channels}×{height}×{width} symbols, about {job.bytes:g} B coded, for photos "
+        "that it is unsure of"
     )
+    safe = "Ctrl-C is safe, the same command goes on"
+    if clock.seconds is None:
+        yield f"it takes as long as its steps do, and then about {_about(after)}; {safe}"
+        return
+    least = clock.spent + after
+    end = time.strftime("%H:%M", time.localtime(time.time() + clock.left()))
+    if least > MOST_AFTER * clock.seconds:
+        yield (
+            f"--minutes {job.minutes:g} is too short: quantization and report alone take about "
+            f"{_about(after)}, so it will take longer; expected {least / 60 / MOST_AFTER:.0f} or more"
+        )
+    else:
+        yield (
+            f"it takes at most {job.minutes:g} minutes, until {end}; of these about {_about(after)} for "
+            f"quantization and report; {safe}"
+        )
+
+
+def _about(seconds: float) -> str:
+    return f"{max(5, 5 * round(seconds / 5)):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _classifier(
@@ -273,6 +259,7 @@ def _classifier(
     data: Dataset,
     normalise: Normalise,
     clock: Clock,
+    ends: Shares,
     display: Display,
 ) -> classifier.Made:
     identity = {
@@ -299,9 +286,9 @@ def _classifier(
             settings,
             stage,
             clock,
-            until=CLASSIFIER_ENDS,
+            until=ends.classifier,
             name=printable(model.name),
-            tick=lambda step, steps, loss: bar(step, steps, f"loss {loss:.3f}"),
+            tick=lambda at, of, loss: bar(at, of, "features" if loss is None else f"loss {loss:.3f}"),
             say=display.say,
         )
 
@@ -324,10 +311,11 @@ def _fit(
     job: Job,
     made: classifier.Made,
     halves: Halves,
-    place: _Place,
+    place: Place,
     data: Dataset,
     normalise: Normalise,
     clock: Clock,
+    ends: Shares,
     display: Display,
 ) -> Code:
     for half in (halves.head, halves.tail):
@@ -342,7 +330,7 @@ def _fit(
         "minutes": time_for(job, job.versions),
     }
     stage = Stage(job.out / "work" / "cache", identity, display.say)
-    versions = job.versions or _versions(stage, halves, data, normalise, place, clock)
+    versions = job.versions or _versions(stage, halves, data, normalise, place, clock.left(ends.cache))
     with display.bar(f"activations of {versions} versions") as bar:
         cached = cache.fill(
             stage,
@@ -375,7 +363,7 @@ def _fit(
             fit.Settings(job.bytes, job.steps, job.seed),
             fitted,
             clock,
-            until=CODE_ENDS,
+            until=ends.code,
             tick=lambda s: bar(s.step, s.steps, f"loss {s.loss:.3f}, {s.bytes:.0f} B"),
         )
     display.say(f"the code took {state.step:,} steps and costs about {state.bytes:,.0f} B a photo")
@@ -385,7 +373,7 @@ def _fit(
 
 
 def _versions(
-    stage: Stage, halves: Halves, data: Dataset, normalise: Normalise, place: _Place, clock: Clock
+    stage: Stage, halves: Halves, data: Dataset, normalise: Normalise, place: Place, left: float
 ) -> int:
     """How many versions of each photo there is time for, decided once."""
     if (kept := stage.load("versions.pt")) is not None:
@@ -397,7 +385,6 @@ def _versions(
             began = time.perf_counter()
             halves.tail(halves.head(images))
             seconds = time.perf_counter() - began
-    left = clock.left(CACHE_ENDS)
     versions = cache.versions_for(
         len(data.train), place.cut.shape, seconds_a_photo=1.3 * seconds / len(images), left=left
     )
@@ -410,7 +397,7 @@ def _finish(
     made: classifier.Made,
     halves: Halves,
     code: Code,
-    place: _Place,
+    place: Place,
     cuts: Cuts,
     data: Dataset,
     normalise: Normalise,
@@ -426,7 +413,7 @@ def _finish(
         model=job.model,
         cut=place.cut.name,
         number=place.number,
-        recipe=recipe_text(job, place),
+        recipe=recipe_text(job, place, None),
         seed=job.seed,
         tensor=None if taken is None else taken.spec,
     )
@@ -435,8 +422,9 @@ def _finish(
         display.say(f"writing the unsplit classifier to {job.whole}")
         unsplit = replace(ours, code=WholeCode(code), name=bundle_name(job.whole))
         build(job.whole, unsplit, data, Goal(job.drop, job.budget), display.say)
-    comparison = _compared(job, made, data, built, normalise, display, taken)
-    device = Device(place.cut.head, cuts.whole, encoder_macs(place.layout, place.code), place.cut.peak_bytes)
+    comparison = compared(job, made, data, built, normalise, display, taken, _digest(made.module))
+    more = place.head.macs - place.cut.head.macs
+    device = Device(place.cut.head, cuts.whole, more, place.cut.peak_bytes)
     report = make_report(
         built,
         data,
@@ -450,89 +438,24 @@ def _finish(
         words=PHOTOS if taken is None else words_of(taken.spec),
     )
     write(report, job.out)
-    path = job.out / "recipe.toml"
-    path.write_text(ours.recipe, encoding="utf-8")
+    replace_file(job.out / RECIPE, recipe_text(job, place, job.out).encode())
     return Done(built, report)
 
 
-def _rival(
-    job: Job, made: classifier.Made, data: Dataset, normalise: Normalise, display: Display
-) -> tuple[Callable[[Tensor], Tensor], float]:
-    """A copy of the classifier that was tuned on pictures, and for how many epochs."""
-    module = copy.deepcopy(made.module).requires_grad_(True)
-    captured = capture(module, made.captured.shape, name=printable(job.model))
-    identity = {"classifier": _digest(module), "photos": data.sha256, "minutes": job.rival_minutes}
-    stage = Stage(job.out / "work" / "rival", identity, display.say)
-    with display.bar("a rival that knows pictures") as bar:
-        epochs = tune_on_pictures(
-            module,
-            captured,
-            data.train,
-            normalise,
-            flip=job.flip,
-            seed=job.seed,
-            stage=stage,
-            minutes=job.rival_minutes,
-            tick=lambda step, steps, loss: bar(step, steps, f"loss {loss:.3f}"),
-        )
-    return classifier.module_logits(captured), epochs
-
-
-def _compared(
-    job: Job,
-    made: classifier.Made,
-    data: Dataset,
-    built: Built,
-    normalise: Normalise,
-    display: Display,
-    taken: Taken | None,
-) -> Comparison:
-    whole = classifier.module_logits(made.captured)
-    if taken is not None:
-        with display.bar("comparing with files") as bar:
-            return compare_tensors(
-                whole, taken, built.answers, built.payloads, say=display.say, tick=lambda *at: bar(*at)
-            )
-    rival, tuned = _rival(job, made, data, normalise, display) if job.rival_minutes else (None, 0.0)
-    with display.bar("comparing with pictures") as bar:
-        done = iter(range(1, len(FORMATS) + 1))
-        return compare(
-            [whole] if rival is None else [whole, rival],
-            normalise,
-            data.test,
-            built.answers,
-            built.payloads,
-            tuned=tuned,
-            tick=lambda: bar(next(done), len(FORMATS)),
-        )
-
-
-def recipe_text(job: Job, place: _Place) -> str:
-    """What made a bundle, as TOML; folders by their own names only."""
-    values: dict[str, Any] = {
-        "model": job.model,
-        "weights": "" if job.weights is None else job.weights.name,
-        "pretrained": job.pretrained,
-        "data": job.data.name,
-        "cut": place.cut.name,
-        "channels": place.code.channels,
-        "halvings": place.code.halvings,
-        "width": place.code.width,
-        "bytes": float(job.bytes),
-        "seed": job.seed,
-        "classifier": job.classifier,
-        "flip": job.flip,
-    }
-    optional = {
-        name: getattr(job, name)
-        for name in ("side", "mean", "std", "drop", "budget", "minutes", "epochs", "versions", "steps")
-    }
-    values |= {name: value for name, value in optional.items() if value is not None}
-    values |= {name: value for name, value in asdict(job.tensors).items() if value is not None}
-    values |= {"input": job.input} if job.input != "auto" else {}
-    lines = ["[split]"]
-    lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
-    return SPLIT_RECIPE + "\n".join(lines) + "\n"
+def recipe_text(job: Job, place: Place, beside: Path | None) -> str:
+    """What made a bundle, as TOML; beside: the folder that it is for, None: not where things lie."""
+    values = {name: getattr(job, name) for name in BY_NAME if hasattr(job, name)}
+    # The cut says where, whatever it was chosen for.
+    values |= {"cut": place.cut.name, "head_macs": None, "head_memory": None, "profile": None}
+    columns = job.columns
+    values |= {"image_column": columns.image, "label_column": columns.label}
+    values["classes"] = tuple(columns.classes)
+    values |= {name: getattr(job.tensors, own) for name, own in OF_TENSORS.items()}
+    code = place.code
+    notes = [f"the code: {code.channels} channels, {code.halvings} halvings, {code.width} wide"]
+    if job.module is not None or job.dataset is not None:
+        notes.append("made from Python: a module or data that no recipe can name")
+    return recipe_toml(values, beside=beside, notes=notes)
 
 
 @contextmanager

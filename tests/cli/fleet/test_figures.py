@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from offramp.cli.fleet.figures import Watched, server_row
+from offramp.cli.fleet.figures import Watched, server_row, wilson
 from offramp.cli.fleet.pages import Key, Page
 from offramp.cli.fleet.targets import Target
 
@@ -43,3 +43,12 @@ def test_quantiles_are_interpolated() -> None:
     assert watched.quantile("h", 0.75) == pytest.approx(0.15)
     watched.add(page(2, 2, 4, 8), 30)
     assert watched.quantile("h", 0.99) == pytest.approx(0.2)
+
+
+def test_wilson_s_interval() -> None:
+    """As scipy's binomtest gives it."""
+    assert wilson(27, 30) == pytest.approx((0.743786, 0.965401), abs=1e-6)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.277540), abs=1e-5)
+    low, high = wilson(10, 10) or (0.0, 0.0)
+    assert low == pytest.approx(1 - 0.277540, abs=1e-5) and high == pytest.approx(1)
+    assert wilson(0, 0) is None

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from offramp.cli.fleet.figures import Watched, device_row, server_row
 from offramp.cli.fleet.pages import read_page
-from offramp.cli.fleet.table import SERVER, fleet_line, table
+from offramp.cli.fleet.table import DEVICE, SERVER, fleet_line, table
 from offramp.cli.fleet.targets import Target
 
 GOOD = 'offramp_server_frames_total{result="answered"} 3\n'
@@ -32,3 +32,27 @@ def test_bytes_that_a_device_cannot_count_are_unknown_and_not_0() -> None:
     row = device_row(watched)
     assert {row[name] for name in row if name.startswith("wire_bytes")} == {None}
     assert "unknown wire B/s" in fleet_line([row])
+
+
+def audited(agrees: int, differs: int) -> Watched:
+    """A device with these audits since it started."""
+    page = read_page(
+        f'offramp_device_images_total{{source="early_exit"}} 500\n'
+        f'offramp_device_audits_total{{result="agrees"}} {agrees}\n'
+        f'offramp_device_audits_total{{result="differs"}} {differs}\n'
+        'offramp_device_audits_total{result="lost"} 7\n'
+        "offramp_device_expected_agreement_ratio NaN\n",
+        at=0.0,
+    )
+    watched = Watched(Target("device:9102", "http://device:9102/metrics"))
+    watched.add(page, 60)
+    return watched
+
+
+def test_audits_have_an_interval_and_a_fleet_adds_them_up() -> None:
+    one, other, none = (device_row(audited(*counts)) for counts in ((27, 3), (117, 13), (0, 0)))
+    column = dict(DEVICE)["audits agree"]
+    assert [column(row) for row in (one, other, none)] == ["90.0% (74–97) of 30", "90.0% (84–94) of 130", "–"]
+    assert (one["audits_lost"], one["audits_expected"]) == (7, None)
+    assert fleet_line([one, other, none]).endswith("audits agree 90.0% (84–94) of 160")
+    assert "audits" not in fleet_line([none])

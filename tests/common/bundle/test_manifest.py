@@ -69,3 +69,20 @@ def test_only_a_bundle_for_pictures_has_preprocessing(tmp_path: Path, toy_bundle
     assert toy_bundle.manifest.preprocessing.height == 8
     with pytest.raises(BundleError, match="toy-tensor: takes sounds, expected a bundle for pictures"):
         _ = toy_tensor.write(tmp_path).manifest.preprocessing
+
+
+def test_agreement_is_of_no_more_images_than_exit(damaged: BundleFolder) -> None:
+    assert load_bundle(damaged.path).manifest.figures.agreement is None
+    damaged.edit("figures", "agreement", value=[{"threshold": 0.5, "exits": 40, "agree": 38}])
+    (found,) = load_bundle(damaged.path).manifest.figures.agreement or []
+    assert found.ratio == 0.95
+    damaged.edit("figures", "agreement", value=[{"threshold": 0.5, "exits": 40, "agree": 41}])
+    with pytest.raises(BundleError, match=r"figures\.agreement\.0: .*41 of 40 images agree"):
+        load_bundle(damaged.path)
+
+
+def test_a_bundle_of_before_has_no_agreement(damaged: BundleFolder) -> None:
+    document = damaged.manifest
+    del document["figures"]["agreement"]
+    damaged.write_manifest(document)
+    assert load_bundle(damaged.path).manifest.figures.agreement is None

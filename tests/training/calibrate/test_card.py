@@ -32,3 +32,14 @@ def test_a_row_for_each_threshold_and_the_bundles_own() -> None:
     assert own.exit_rate == exits.mean()
     assert own.payload_bytes_mean == np.where(exits, 0, payloads).mean()
     assert own.accuracy == seen.accuracy(0.55)
+
+
+def test_agreement_is_of_the_images_that_exit() -> None:
+    seen = answers()
+    found = figures(seen, (0.25, 0.75), np.arange(100, 140), 0.55).agreement
+    assert found is not None and [row.threshold for row in found] == sorted({*CARD_THRESHOLDS, 0.55})
+    same = seen.early.argmax(axis=1) == seen.final.argmax(axis=1)
+    for row in found:
+        exits = seen.exits(row.threshold)
+        assert (row.exits, row.agree) == (exits.sum(), (exits & same).sum())
+    assert found[0].exits == 40 and found[-1].exits == 0 and 0 < found[0].agree < 40

@@ -1,48 +1,19 @@
-"""Where a model is cut for a device; tests/cli/test_split.py has whole runs."""
+"""The recipe that a run leaves; tests/cli/test_split.py has whole runs."""
 
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from offramp.common.errors import ConfigError
-from offramp.training.split.code import encoder_macs
-from offramp.training.split.run import Job, choose_place, recipe_text, time_for
+from offramp.training.data.photos import Columns
+from offramp.training.split.place import Place, Wanted, choose_place
+from offramp.training.split.run import Job, recipe_text, time_for
+from offramp.training.split_recipe import parse_recipe, read_recipe, together
 from tests.training.split import networks
 
 MODEL = "paper-mobilenetv2"
 
 
-def job(data: Path = Path("photos"), **more: object) -> Job:
-    return Job(MODEL, data, Path("out"), **more)  # type: ignore[arg-type]
-
-
-def test_the_cut_keeps_to_the_devices_share_and_memory() -> None:
-    cuts = networks.found(MODEL)[1]
-    for share in (0.3, 0.5, 0.9):
-        place = choose_place(cuts, job(head_macs=share))
-        needed = (place.cut.head.macs + encoder_macs(place.layout, place.code)) / cuts.whole.macs
-        assert 0.6 * share < needed <= share
-    most = choose_place(cuts, job(head_macs=0.9)).cut
-    small = choose_place(cuts, job(head_macs=0.9, head_memory=most.peak_bytes - 1)).cut
-    assert small.peak_bytes < most.peak_bytes
-
-
-def test_a_name_decides_whatever_it_costs() -> None:
-    cuts = networks.found("resnet")[1]
-    assert choose_place(cuts, job(cut="layer2", head_macs=0.01)).cut.name == "layer2"
-    with pytest.raises(ConfigError, match="the nearest cut"):
-        choose_place(cuts, job(cut="layer1.0.conv1"))
-
-
-def test_a_vector_of_tokens_that_is_not_a_square_is_refused() -> None:
-    cuts = networks.found("sound")[1]
-    for cut in cuts.cuts:
-        if len(cut.shape) == 2:
-            with pytest.raises(ConfigError, match="a square number of tokens"):
-                choose_place(cuts, job(cut=cut.name))
-            return
-    pytest.fail("the network has no such cut")
+def job(data: Path = Path("photos"), out: Path = Path("out"), **more: object) -> Job:
+    return Job(MODEL, data, out, **more)  # type: ignore[arg-type]
 
 
 def test_more_minutes_count_where_no_number_is_fixed() -> None:
@@ -50,10 +21,32 @@ def test_more_minutes_count_where_no_number_is_fixed() -> None:
     assert time_for(job(minutes=5.0), 100) is None
 
 
+def place() -> Place:
+    return choose_place(networks.found("resnet")[1], Wanted("layer1", None, None, None, 60))
+
+
 def test_the_recipe_is_toml_without_paths() -> None:
-    cuts = networks.found("resnet")[1]
-    place = choose_place(cuts, job(cut="layer1"))
-    text = recipe_text(job(data=Path("/home/me/photos"), weights=Path("/home/me/w.pth"), minutes=5.0), place)
-    values = tomllib.loads(text)["split"]
+    made = job(data=Path("/home/me/photos"), weights=Path("/home/me/w.pth"), minutes=5.0, head_macs=0.2)
+    text = recipe_text(made, place(), None)
+    values = parse_recipe(text.encode(), "recipe")
     assert values["data"] == "photos" and values["weights"] == "w.pth" and "/home" not in text
     assert values["cut"] == "layer1" and values["minutes"] == 5 and values["drop"] == 1
+    # The cut was chosen for it.
+    assert "head_macs" not in values
+
+
+def test_the_recipe_that_is_written_is_the_same_job_again(tmp_path: Path) -> None:
+    made = job(
+        data=tmp_path / "photos", out=tmp_path / "out", mean=(0.1, 0.2, 0.3), std=(0.5,) * 3, seed=7,
+        drop=None, budget=12.5, columns=Columns("a", "b", ("x", "y")), flip=False, skip_bad=True,
+        cut="layer1", epochs=2, versions=3, steps=4, minutes=None,
+    )  # fmt: skip
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "recipe.toml"
+    path.write_text(recipe_text(made, place(), tmp_path / "out"))
+    again = Job.of(together(read_recipe(path), {}))
+    assert replace(again, data=again.data.resolve(), out=again.out.resolve()) == made
+    (tmp_path / "out").rename(tmp_path / "moved")
+    (tmp_path / "photos").mkdir()
+    moved = Job.of(together(read_recipe(tmp_path / "moved" / "recipe.toml"), {}))
+    assert moved.data.samefile(tmp_path / "photos") and moved.out.samefile(tmp_path / "moved")

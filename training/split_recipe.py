@@ -1,0 +1,497 @@
+"""What ``offramp split`` takes: one table for its flags, for a recipe's ``[split]`` and for the documents.
+
+A recipe is a TOML file; paths in it are relative to it. A flag wins over the recipe, that over the default.
+The recipe that is written beside a bundle is of the same format and can be run again.
+
+    [split]
+    model = "timm:efficientnet_lite0"
+    data = "photos"
+    out = "my-split"
+    head_macs = 0.4
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from offramp.common.arguments import LEAST_POINTS
+from offramp.common.errors import ConfigError, printable
+from offramp.common.files import read_bounded
+
+RECIPE_BYTES = 1 << 20
+TABLE = "split"
+MARK = "# Made by `offramp split`.\n"
+"""How the recipes begin that `offramp split` writes."""
+RECIPE = "recipe.toml"
+"""Beside a bundle."""
+MAX_SIDE = 4096
+_UNITS = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1_000_000, "kiB": 1024, "KiB": 1024, "MiB": 1 << 20}
+
+
+class Wrong(ValueError):
+    """A value that a field does not take."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field takes: from a flag's text or from TOML; ``expected`` in words."""
+
+    expected: str
+    toml: str
+
+    def from_text(self, text: str) -> Any:
+        """A flag's value. Raises Wrong."""
+        return self.from_toml(text)
+
+    def from_toml(self, value: object) -> Any:
+        """A recipe's value. Raises Wrong."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """Any text but none."""
+
+    expected: str = "text"
+    toml: str = "text"
+
+    def from_toml(self, value: object) -> str:
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise Wrong
+        return value
+
+
+@dataclass(frozen=True)
+class File(Text):
+    """A path."""
+
+    expected: str = "a path"
+    toml: str = "path"
+
+
+@dataclass(frozen=True)
+class Choice(Text):
+    """One of a few words."""
+
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, *words: str) -> Choice:
+        """One of these."""
+        listed = " or ".join(json.dumps(word) for word in words)
+        return cls(f"one of {', '.join(words)}", listed, words)
+
+    def from_toml(self, value: object) -> str:
+        if value not in self.words:
+            raise Wrong
+        return super().from_toml(value)
+
+
+@dataclass(frozen=True)
+class Switch(Kind):
+    """True or false; as a flag, with and without ``no-``."""
+
+    expected: str = "true or false"
+    toml: str = "true or false"
+
+    def from_toml(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise Wrong
+        return value
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number in a range, both ends included."""
+
+    whole: bool = False
+    low: float = 0.0
+    high: float = 0.0
+
+    @classmethod
+    def of(cls, low: float, high: float, *, whole: bool = False, unit: str = "") -> Number:
+        """From ``low`` to ``high``; unit: in words, for the error."""
+        name = "a whole number" if whole else "a number"
+        shown = f"{low:.10g} … {high:.10g}"
+        return cls(
+            f"{unit or name}, {shown}", f"{'integer' if whole else 'number'}, {shown}", whole, low, high
+        )
+
+    def from_text(self, text: str) -> float:
+        with suppress(ValueError):
+            return self.from_toml(int(text) if self.whole else float(text))
+        raise Wrong
+
+    def from_toml(self, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            raise Wrong
+        # NaN is in no range.
+        if not self.low <= value <= self.high:
+            raise Wrong
+        return value if self.whole else float(value)
+
+
+@dataclass(frozen=True)
+class Points(Number):
+    """Points of accuracy. A share of one, as 0.01, is not mistaken for points."""
+
+    expected: str = f"points, 0 or {LEAST_POINTS:g} … 100; 1 is one of 100"
+    toml: str = "number, 0 … 100"
+    high: float = 100.0
+
+    def from_toml(self, value: object) -> float:
+        if 0 < (points := super().from_toml(value)) < LEAST_POINTS:
+            raise Wrong
+        return points
+
+
+@dataclass(frozen=True)
+class Size(Kind):
+    """Bytes, from 1: a whole number, or text with a unit."""
+
+    expected: str = "a size, as 500kB or 2MB"
+    toml: str = 'size, as `"500kB"`'
+
+    def from_toml(self, value: object) -> int:
+        found = 0
+        if isinstance(value, int) and not isinstance(value, bool):
+            found = value
+        elif isinstance(value, str):
+            digits = value.rstrip("BkKMi ")
+            with suppress(ValueError, KeyError, OverflowError):
+                found = round(float(digits) * _UNITS[value[len(digits) :].strip()])
+        if found < 1:
+            raise Wrong
+        return found
+
+
+@dataclass(frozen=True)
+class Levels(Kind):
+    """Three numbers, one for each of R, G and B, or one for all."""
+
+    expected: str = "one or three numbers from 0 to 1, as 0.485,0.456,0.406"
+    toml: str = "number or list of three"
+
+    def from_text(self, text: str) -> tuple[float, ...]:
+        with suppress(ValueError):
+            return self.from_toml([float(part) for part in text.split(",")])
+        raise Wrong
+
+    def from_toml(self, value: object) -> tuple[float, ...]:
+        given = value if isinstance(value, list) else [value]
+        numbers = tuple(
+            float(each) for each in given if isinstance(each, int | float) and not isinstance(each, bool)
+        )
+        if len(given) == 1:
+            numbers *= 3
+        if len(numbers) != 3 or len(given) not in (1, 3) or not all(0 < each < 10 for each in numbers):
+            raise Wrong
+        return numbers
+
+
+@dataclass(frozen=True)
+class Values(Kind):
+    """Several numbers; as a flag with commas between them. rising: two, the first below the second."""
+
+    expected: str = "numbers with commas between them"
+    toml: str = "list of numbers"
+    rising: bool = False
+
+    def from_text(self, text: str) -> tuple[float, ...]:
+        with suppress(ValueError):
+            return self.from_toml([float(part) for part in text.split(",")])
+        raise Wrong
+
+    def from_toml(self, value: object) -> tuple[float, ...]:
+        if not isinstance(value, list) or not value:
+            raise Wrong
+        numbers = tuple(
+            float(each) for each in value if isinstance(each, int | float) and not isinstance(each, bool)
+        )
+        if len(numbers) != len(value) or not all(abs(each) < 1e30 for each in numbers):
+            raise Wrong
+        if self.rising and (len(numbers) != 2 or numbers[0] >= numbers[1]):
+            raise Wrong
+        return numbers
+
+
+@dataclass(frozen=True)
+class Names(Kind):
+    """Several names; as a flag with commas between them."""
+
+    expected: str = "names, with commas between them"
+    toml: str = "list of text"
+
+    def from_text(self, text: str) -> tuple[str, ...]:
+        return self.from_toml([name for name in text.split(",") if name])
+
+    def from_toml(self, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+            raise Wrong
+        return tuple(value)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: a flag, and a key of ``[split]``. text: help, without the default."""
+
+    name: str
+    kind: Kind
+    text: str
+    metavar: str = ""
+    default: Any = None
+    group: str = ""
+    shown: str = ""
+    """The default in words, where it is not a value."""
+
+    @property
+    def flag(self) -> str:
+        """``--head-macs``."""
+        return "--" + self.name.replace("_", "-")
+
+
+MODEL, WHERE, GOAL = "the model", "where to cut", "what for"
+EFFORT, PHOTOS, TENSORS = "how long", "the photos", "sounds and tensors"
+FIELDS = (
+    Field("model", Text("timm:NAME, torchvision:NAME, hf:DIRECTORY_OR_ID, package.module:function, vgg19, "
+        "resnet32 or mobilenetv2"), "timm:NAME, torchvision:NAME, hf:DIRECTORY_OR_ID, "
+        "package.module:function, or one of the paper's", "MODEL"),
+    Field("data", File("a folder of photos, or a Parquet or CSV file"), "folder of photos, or a file",
+        "FOLDER"),
+    Field("out", File("a folder"), "folder for bundle, report and work", "DIR"),
+    Field("whole", File("a folder"), "folder for the unsplit classifier, as a bundle for "
+        "cloud-server --pictures", "DIR"),
+    Field("weights", File(), "safetensors, or torch.save's state_dict", "FILE", group=MODEL),
+    Field("pretrained", Switch(), "its makers' weights, which may be downloaded", default=False, group=MODEL),
+    Field("side", Number.of(8, MAX_SIDE, whole=True), "of its pictures", "PIXELS", group=MODEL,
+        shown="its own"),
+    Field("mean", Levels(), "of pixels from 0 to 1, if not its own", "R,G,B", group=MODEL),
+    Field("std", Levels(), "deviation of pixels, the same way", "R,G,B", group=MODEL),
+    Field("classifier", Choice.of("auto", "keep", "new"),
+        "its last layer; auto keeps it if it answers the photos", "CHOICE", default="auto", group=MODEL),
+    Field("cut", Text("a name, as `offramp cuts` has it"), "as `offramp cuts` names it", "NAME", group=WHERE),
+    Field("head_macs", Number.of(0.01, 1),
+        "share of the multiply-accumulates for the device, code and early exit included", "SHARE",
+        group=WHERE, shown="0.5, unless the profile has head_seconds"),
+    Field("head_memory", Size(), "most bytes of activations that the device holds at once", "SIZE",
+        group=WHERE),
+    Field("profile", File("a TOML file of the device"), "TOML file of the device: memory, flash, speed",
+        "FILE", group=WHERE),
+    Field("bytes", Number.of(4, 100_000), "of a photo that is sent, about", "B", default=60.0, group=GOAL),
+    Field("drop", Points(),
+        "T_c for fewest bytes at most so many points below the pair's best", "POINTS", group=GOAL,
+        shown="1, unless --budget"),
+    Field("budget", Number.of(0, 1e9, unit="a number of bytes"),
+        "T_c for most accuracy at so many bytes a photo, on average over all photos", "B", group=GOAL),
+    Field("minutes", Number.of(0.1, 10_000), "for everything", "M", group=EFFORT,
+        shown="30, unless epochs, versions and steps are given"),
+    Field("rival_minutes", Number.of(0, 10_000),
+        "more, to tune a copy of the unsplit model on WebP, for a fair comparison", "M", default=0.0,
+        group=EFFORT),
+    Field("epochs", Number.of(0, 1000, whole=True), "of tuning all weights, in place of time", "N",
+        group=EFFORT),
+    Field("versions", Number.of(1, 64, whole=True),
+        "of each photo whose activations are kept, in place of time", "N", group=EFFORT),
+    Field("steps", Number.of(1, 1_000_000, whole=True), "of training the code, in place of time", "N",
+        group=EFFORT),
+    Field("seed", Number.of(0, 2**31 - 1, whole=True), "decides parts, first weights and augmentation", "N",
+        default=0, group=EFFORT),
+    Field("flip", Switch(), "a mirrored photo is still one of its class", default=True, group=PHOTOS),
+    Field("skip_bad", Switch(), "leave out what cannot be used, and name it", default=False, group=PHOTOS),
+    Field("image_column", Text(), "of Parquet", "NAME", default="image", group=PHOTOS),
+    Field("label_column", Text(), "of Parquet", "NAME", default="label", group=PHOTOS),
+    Field("classes", Names(), "names by label, or the order of folders", "A,B,…", default=(), group=PHOTOS),
+    Field("input", Choice.of("auto", "picture", "wav", "tensor"),
+        "what the data are: pictures, WAV files, or .npy files; auto looks", "KIND", default="auto",
+        group=TENSORS),
+    Field("rate", Number.of(4000, 48_000, whole=True), "Hz that sounds are resampled to", "N", group=TENSORS,
+        shown="the files' own"),
+    Field("seconds", Number.of(0.01, 600), "of each sound, its middle", "N", group=TENSORS,
+        shown="what 95 of 100 files last"),
+    Field("mels", Number.of(1, 512, whole=True), "bands of the spectrogram", "N", group=TENSORS, shown="40"),
+    Field("window", Number.of(16, 8192, whole=True), "samples of each of its frames", "N", group=TENSORS,
+        shown="32 ms"),
+    Field("hop", Number.of(1, 8192, whole=True), "samples from frame to frame", "N", group=TENSORS,
+        shown="12.5 ms"),
+    Field("fmin", Number.of(0, 96_000), "Hz where its bands begin", "N", group=TENSORS, shown="50"),
+    Field("fmax", Number.of(1, 96_000), "Hz where they end", "N", group=TENSORS, shown="half the rate"),
+    Field("floor", Number.of(-200, -1), "decibels of what is quieter", "N", group=TENSORS, shown="-80"),
+    Field("range", Values("two numbers, the lower first, as -1,1", "list of two numbers", True),
+        "of a tensor's values", "LOW,HIGH", group=TENSORS, shown="their own"),
+    Field("value_mean", Values(), "of the values that the model expects, one or one a channel", "N,…",
+        group=TENSORS, shown="their own"),
+    Field("value_std", Values(), "deviation of these values, the same way", "N,…", group=TENSORS,
+        shown="their own"),
+)  # fmt: skip
+BY_NAME = {each.name: each for each in FIELDS}
+OF_TENSORS = {field.name: field.name.removeprefix("value_") for field in FIELDS if field.group == TENSORS}
+"""Fields of sounds and tensors, by what `training.data.tensors.Options` calls them."""
+del OF_TENSORS["input"]
+REQUIRED = ("model", "data", "out")
+INSTEAD: dict[str, tuple[str, ...]] = {
+    "drop": ("budget",),
+    "budget": ("drop",),
+    "weights": ("pretrained",),
+    "pretrained": ("weights",),
+    "head_macs": ("cut",),
+    "head_memory": ("cut",),
+    "profile": ("cut",),
+}
+"""A flag takes the place of these fields of a recipe, too: of two such fields one alone counts."""
+ONE_OF = (("drop", "budget"), ("weights", "pretrained"))
+"""Of these a recipe, or flags, may have one."""
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The fields that a recipe has, paths joined with its folder.
+
+    Raises:
+        ConfigError: not such a file, or a field that is unknown or has a wrong value, by its name.
+    """
+    text = read_bounded(path, RECIPE_BYTES, expected="a TOML file that `offramp init` wrote")
+    values = parse_recipe(text, str(path))
+    for name, value in values.items():
+        if isinstance(BY_NAME[name].kind, File):
+            values[name] = path.parent / value
+    return values
+
+
+def parse_recipe(text: bytes, origin: str) -> dict[str, Any]:
+    """The same of a recipe's text, its paths as they stand there."""
+    try:
+        document = tomllib.loads(text.decode())
+    except RecursionError:
+        raise ConfigError(f"{origin}: is nested too deeply; expected the table [{TABLE}]") from None
+    except ValueError as error:
+        raise ConfigError(f"{origin}: not a TOML file: {printable(str(error))}") from None
+    table = document.pop(TABLE, None)
+    if not isinstance(table, dict):
+        training = {"data", "model", "train"} & document.keys()
+        hint = "; recipes with [data] and [train] are those of `offramp train`" if training else ""
+        raise ConfigError(
+            f"{origin}: has no table [{TABLE}]; expected one, as `offramp init` writes it{hint}"
+        )
+    if document:
+        raise ConfigError(
+            f"{origin}: {printable(next(iter(document)))}: unknown; expected the table [{TABLE}] alone"
+        )
+    values = {}
+    for name, value in table.items():
+        field = BY_NAME.get(name)
+        if field is None:
+            raise ConfigError(f"{origin}: {TABLE}.{printable(name)}: no such field; {_similar(name)}")
+        try:
+            values[name] = field.kind.from_toml(value)
+        except Wrong:
+            shown = printable(json.dumps(value, default=str), 60)
+            raise ConfigError(f"{origin}: {TABLE}.{name} = {shown}; expected {field.kind.expected}") from None
+    for first, second in ONE_OF:
+        if _is_set(values.get(first)) and _is_set(values.get(second)):
+            raise ConfigError(f"{origin}: {TABLE} has {first} and {second}; expected one of them")
+    return values
+
+
+def refuse_both(values: Mapping[str, Any], named: Callable[[str], str]) -> None:
+    """Raise ConfigError where two fields are set of which one alone counts; named: what they are called."""
+    for first, second in ONE_OF:
+        if _is_set(values.get(first)) and _is_set(values.get(second)):
+            raise ConfigError(f"{named(first)} and {named(second)}: expected one of them")
+
+
+def _is_set(value: object) -> bool:
+    return value is not None and value is not False
+
+
+def _similar(name: str) -> str:
+    near = get_close_matches(name, BY_NAME, 1, 0.6)
+    return f"expected {near[0]}" if near else f"expected one of {', '.join(BY_NAME)}"
+
+
+def together(recipe: Mapping[str, Any], flags: Mapping[str, Any], origin: str = "") -> dict[str, Any]:
+    """All fields: flags over a recipe over defaults.
+
+    Args:
+        recipe: of `read_recipe`; empty without one.
+        flags: those that were given, by field.
+        origin: the recipe's name, for errors.
+
+    Raises:
+        ConfigError: a required field is in neither, or two flags of which one alone counts.
+    """
+    refuse_both(flags, lambda name: BY_NAME[name].flag)
+    replaced = {other for name in flags for other in INSTEAD.get(name, ()) if _is_set(flags[name])}
+    values = {name: each for name, each in recipe.items() if name not in replaced} | dict(flags)
+    for name in REQUIRED:
+        if values.get(name) is None:
+            field = BY_NAME[name]
+            given = field.metavar if name == "model" else f"{field.flag} {field.metavar}"
+            where = f"{origin}: {TABLE}.{name} is missing" if origin else f"{given} is missing"
+            raise ConfigError(f"{where}; expected {field.kind.expected}")
+    return settled({field.name: field.default for field in FIELDS} | values)
+
+
+def settled(values: dict[str, Any]) -> dict[str, Any]:
+    """Values in which drop and minutes have their defaults, where nothing takes their place."""
+    if values.get("drop") is None and values.get("budget") is None:
+        values["drop"] = 1.0
+    if values.get("minutes") is None and None in (
+        values.get(name) for name in ("steps", "versions", "epochs")
+    ):
+        values["minutes"] = 30.0
+    return values
+
+
+def recipe_toml(values: Mapping[str, Any], *, beside: Path | None, notes: Sequence[str] = ()) -> str:
+    """A recipe's text: what differs from the defaults.
+
+    Args:
+        values: fields.
+        beside: the folder that it is written to, from which paths are; None: paths by their last part only,
+            for a manifest, which says nothing of where things lie.
+        notes: comments at its top.
+    """
+    lines = [*(f"# {note}" for note in notes), f"[{TABLE}]"]
+    for field in FIELDS:
+        value = values.get(field.name)
+        if value is None or (value == field.default and field.name != "seed"):
+            continue
+        if isinstance(field.kind, File):
+            value = Path(value).name if beside is None else path_from(Path(value), beside)
+        lines.append(f"{field.name} = {toml_value(value)}")
+    return MARK + "\n".join(lines) + "\n"
+
+
+def path_from(path: Path, folder: Path) -> str:
+    """A path as it is from a folder, for a recipe that is written there."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def toml_value(value: object) -> str:
+    """TOML text of a value: JSON's strings, numbers, booleans and lists are TOML's as well."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def table_rows() -> Iterable[tuple[str, str, str, str, str]]:
+    """Field, flag, what it takes, default and text of every field, for the documents."""
+    for field in FIELDS:
+        flag = f"--no-{field.flag[2:]}" if field.default is True else field.flag
+        shown = field.shown
+        if not shown and field.name in REQUIRED:
+            shown = "required"
+        elif not shown and field.default not in (None, ()):
+            shown = f"`{toml_value(field.default)}`"
+        yield (
+            f"`{field.name}`",
+            "`MODEL`" if field.name == "model" else f"`{flag}`",
+            field.kind.toml,
+            shown,
+            field.text,
+        )
