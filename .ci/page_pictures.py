@@ -22,8 +22,6 @@ from tests.processes import processes  # noqa: E402
 
 MINUTE = 62.0
 """Until the chart of the last minute is full."""
-COLORS = 128
-"""Of a picture's palette: it is small then, and looks the same."""
 
 
 def main() -> None:
@@ -48,23 +46,24 @@ def main() -> None:
         device = run.start_device("--server", server.address, *flags, "--repeat", "--quiet", arguments.images)
         page = device.wait_for(r"page on (\S+)")[1]
         with browser() as tab:
-            for name, url, width, dark in (
-                ("page-light", page, 1280, False),
-                ("page-dark", page, 1280, True),
-                ("page-phone", page, 390, True),
-                ("page-server", server.metrics_url.removesuffix("metrics"), 1280, False),
+            for url, looks in (
+                (page, (("light", 1280, 840, False), ("dark", 1280, 840, True), ("phone", 390, 980, True))),
+                (server.metrics_url.removesuffix("metrics"), (("server", 1280, 620, False),)),
             ):
-                tab.open(url, width=width, height=700, dark=dark)
+                tab.open(url)
                 tab.until("document.querySelector('#news')?.textContent === 'live'")
                 time.sleep(MINUTE)
-                save(ROOT / "docs" / f"{name}.png", tab.picture())
+                for name, width, height, dark in looks:
+                    tab.look(width=width, height=height, dark=dark)
+                    time.sleep(2)
+                    save(ROOT / "docs" / f"page-{name}.png", tab.picture())
             if tab.complaints:
                 raise SystemExit("\n".join(tab.complaints))
 
 
 def save(path: Path, png: bytes) -> None:
-    """Write a picture with a palette."""
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLORS)
+    """Write a picture with a palette, which also has the colours of a few pixels."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
     picture.save(path, optimize=True)
     print(f"{re.sub('.*/docs', 'docs', str(path))}: {path.stat().st_size / 1e3:.0f} kB, {picture.size}")
 

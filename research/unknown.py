@@ -23,9 +23,9 @@ from scipy.stats import rankdata
 
 from offramp.common.arguments import Parser
 from offramp.common.bundle.load import Bundle, load_bundle
-from offramp.common.bundle.manifest import Preprocessing
 from offramp.common.errors import ConfigError
 from offramp.common.inputs.arrays import to_pixels
+from offramp.common.inputs.spec import Preprocessing
 from offramp.common.part.engine import softmax
 from offramp.common.part.session import session
 from offramp.common.part.unknown import UnknownScore, features
@@ -343,7 +343,8 @@ def report(found: dict[str, list[Row]]) -> list[str]:
             for kind in kinds
         ]
         low, high = wilson(row.false_alarms, row.tested)
-        share = f"{row.false_alarms / row.tested:.1%} ({low:.1%} … {high:.1%}) of {row.tested:,}"
+        share = f"{100 * row.false_alarms / row.tested:.1f} % ({100 * low:.1f} … {100 * high:.1f})"
+        share += f" of {row.tested:,}"
         lines.append(f"| {name} | {' | '.join(cells)} | {share} |")
     return lines
 

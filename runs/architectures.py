@@ -246,7 +246,8 @@ def head_in_integers(row: Row, captured: Captured, cuts: Cuts, normalise: Normal
     with torch.no_grad():
         seen = layout.to_map(halves.head(normalise(torch.from_numpy(data.train.images[:32]))))
     shape = choose_shape(layout, target=60, most_macs=0.08 * cuts.whole.macs)
-    code = Code(layout, shape, len(data.classes), *fit.channel_statistics(seen)).eval()
+    code = Code(layout, shape, captured.classes, *fit.channel_statistics(seen)).eval()
+    data = replace(data, classes=tuple(map(str, range(captured.classes))))
     ours = Split(halves, code, normalise, "architecture", row.name, cut.name, 1, "", 0)
     with tempfile.TemporaryDirectory() as folder:
         built = build(Path(folder, "bundle"), ours, data, Goal(None, 1e9))

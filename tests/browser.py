@@ -51,6 +51,11 @@ class Browser:
 
     def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Open a page in a window of this size."""
+        self.look(width=width, height=height, dark=dark)
+        self.call("Page.navigate", url=url)
+
+    def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Make the window this large, and the system's colours light or dark."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -60,7 +65,6 @@ class Browser:
         )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.call("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
         """The value of an expression of JavaScript on the page; a promise is waited for."""
@@ -85,8 +89,8 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **key)
 
     def picture(self) -> bytes:
-        """The whole page as a PNG."""
-        said = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        """What the window shows, as a PNG."""
+        said = self.call("Page.captureScreenshot", format="png")
         return base64.b64decode(said["data"])
 
     def _next(self) -> Any:

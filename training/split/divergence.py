@@ -78,8 +78,8 @@ def signal_to_noise(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     x = logits.astype(np.float64)
     x = x - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.exp(_log_softmax(logits))
+    return np.asarray(np.exp(_log_softmax(logits)))

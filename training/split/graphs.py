@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, fx, nn
 
@@ -29,9 +30,9 @@ LAST = "to_symbols"
 
 
 def float_graphs(
-    halves: Halves, code: Code | WholeCode, normalise: Normalise, shape: tuple[int, ...], name: str = IMAGE
+    halves: Halves, code: Code | WholeCode, normalise: Normalise, shape: tuple[int, ...], source: str = IMAGE
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Head, its input called ``name``, and tail. Raises ConfigError for an operator that has no ONNX form."""
+    """Head, its input called ``source``, and tail. Raises ConfigError for what has no ONNX form."""
     activation = code.layout.shape
     hidden = _shape_of(code.features, activation)
     head = _part(in_allowed_operators(halves.head), shape, "head", "pixels", "activation")
@@ -44,7 +45,7 @@ def float_graphs(
     head = _keep_outputs(head, [CODE, LOGITS])
     decoder = _part(_traced(code.decoder), code.symbols_shape, "decoder", CODE, "activation")
     tail = _part(in_allowed_operators(halves.tail), activation, "tail", "in", LOGITS)
-    return _with_pixels(head, normalise, name), _joined(decoder, tail, {"activation": "in"})
+    return _with_pixels(head, normalise, source), _joined(decoder, tail, {"activation": "in"})
 
 
 def whole_graph(graph: fx.GraphModule, normalise: Normalise, shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -109,7 +110,7 @@ def _keep_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     return model
 
 
-def _with_pixels(model: onnx.ModelProto, normalise: Normalise, name: str) -> onnx.ModelProto:
+def _with_pixels(model: onnx.ModelProto, normalise: Normalise, name: str = IMAGE) -> onnx.ModelProto:
     """With bytes 0 … 255 for its input, called ``name``, and the normalisation inside.
 
     Where all channels have one mean, a whole number of levels, and one deviation, bytes are the integers that
@@ -121,6 +122,7 @@ def _with_pixels(model: onnx.ModelProto, normalise: Normalise, name: str) -> onn
     ones = [1] * (len(sides) - 1)
     levels = 255 * normalise.mean[0]
     cast_name, scale_name, shift_name = NORMALISE
+    constants: dict[str, NDArray[np.generic]]
     if len({*normalise.mean}) == len({*normalise.std}) == 1 and abs(levels - round(levels)) < 1e-3:
         step, zero = np.array(1 / (255 * normalise.std[0]), np.float32), np.array(round(levels), np.uint8)
         constants = {"pixel_scale": step, "pixel_zero": zero}

@@ -178,8 +178,9 @@ def _with_switches(
             helper.make_node("Where", [f"{name}/switch", f"{name}/rounded", source(name)], [result(name)])
         )
 
+    given = {each.name for each in graph.input} | {each.name for each in graph.initializer}
     for name in rounded:
-        if name in {each.name for each in (*graph.input, *graph.initializer)}:
+        if name in given:
             add_switch(name)
     for node in list(graph.node):
         node.input[:] = [result(name) if name in rounded else name for name in node.input]

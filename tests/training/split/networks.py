@@ -171,6 +171,9 @@ class ShiftedWindows(nn.Module):
     """A block of a Swin transformer on [N, H, W, C]: windows rolled by half, with a bias looked up by
     relative position, and a mask where the roll brought strangers together."""
 
+    index: Tensor
+    mask: Tensor
+
     def __init__(self, width: int, side: int, window: int, shift: int) -> None:
         super().__init__()
         self.side, self.window, self.shift, self.heads = side, window, shift, 2

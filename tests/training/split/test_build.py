@@ -49,7 +49,8 @@ def test_a_split_of_any_family_becomes_a_bundle_that_runs(tmp_path: Path, name: 
     code = Code(layout, shape, captured.classes, torch.zeros(channels), torch.ones(channels)).eval()
     halves, normalise = split(captured, at), Normalise((0.5,) * 3, (0.25,) * 3)
     ours = Split(halves, code, normalise, "tiny", name, cut, 1, "", 0)
-    data = Dataset("photos", tuple("abcdefghij"), *(photos(n, 32) for n in (40, 30, 30)), "0" * 64)
+    train, validation, test = (photos(count, 32) for count in (40, 30, 30))
+    data = Dataset("photos", tuple("abcdefghij"), train, validation, test, "0" * 64)
     built = build(tmp_path / "bundle", ours, data, Goal(None, 1e9))
     # Read and run as a server does, by the rules for strangers' graphs.
     engine = Engine(load_bundle(tmp_path / "bundle"))
