@@ -134,7 +134,7 @@ def with_statistics(module: nn.Module, x: torch.Tensor) -> None:
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for part in x.split(16):
+        for part in torch.split(x, 16):
             module(part)
     module.eval()
 
@@ -219,7 +219,8 @@ def whole_in_integers(row: Row, captured: Captured, normalise: Normalise, data: 
     accuracy = None
     if row.weights != "random" and len(data.classes) == len(IMAGENETTE) and before.shape[1] == 1000:
         truth = np.array(IMAGENETTE)[labels]
-        accuracy = tuple(float((each.argmax(1) == truth).mean()) for each in (before, after))
+        right = [float((each.argmax(1) == truth).mean()) for each in (before, after)]
+        accuracy = right[0], right[1]
     return replace(
         row, decibels=off.decibels, agreement=off.agreement, accuracy=accuracy, in_float=done.kinds
     )
