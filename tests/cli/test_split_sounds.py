@@ -52,7 +52,7 @@ def test_sounds_become_a_bundle_of_version_2_that_has_learned(made: Path) -> Non
 
 def test_the_report_speaks_of_sounds(made: Path) -> None:
     text = (made / "pair" / "report.md").read_text()
-    assert "sounds to train" in text and "| sound | bytes | right |" in text and "raw 16-bit samples" in text
+    assert "\n- sounds: " in text and "| sound | bytes | right |" in text and "raw 16-bit samples" in text
     assert "photo" not in text and "WebP" not in text
 
 
