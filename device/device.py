@@ -125,13 +125,9 @@ class Device:
         pictures = group(PictureOptions, "pictures", pictures)
         spool = group(SpoolOptions, "spool", spool)
         audits = group(AuditOptions, "audits", audits)
-        if not isinstance(bundle, Bundle):
-            raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
+        _check(bundle, pictures)
         if on_correction is not None and not callable(on_correction):
             raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
-        bundle.require_pair()
-        if pictures.picture_threshold is not None:
-            require_pictures(bundle.manifest)
         servers = addresses(server)
         for address in servers:
             link.security.check(split_address("--server", address)[0], link.insecure)
@@ -503,6 +499,14 @@ class Device:
                 unknown=unknown,
             )
         )
+
+
+def _check(bundle: Bundle, pictures: PictureOptions) -> None:
+    if not isinstance(bundle, Bundle):
+        raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
+    bundle.require_pair()
+    if pictures.picture_threshold is not None:
+        require_pictures(bundle.manifest)
 
 
 def preprocess(image: Input, like: Bundle | Spec) -> Prepared:

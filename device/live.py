@@ -154,4 +154,5 @@ def _shown(index: int, name: str, result: Result) -> dict[str, Any]:
         "source": result.source,
         "latency_seconds": result.latency_seconds,
         "payload_bytes": result.payload_bytes,
+        "unknown": result.unknown,
     }

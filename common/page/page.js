@@ -193,7 +193,7 @@ function showDevice() {
   showBytes(images);
   showThreshold();
   showLink();
-  rows($("recent"), state.recent.map((one) => [one.source, one.name.split("/").pop() || `#${one.index}`, one.label,
+  rows($("recent"), state.recent.map((one) => [one.source, one.name.split("/").pop() || `#${one.index}`, one.unknown ? `${one.label} (unknown)` : one.label,
     one.confidence.toFixed(4), (SOURCES.find(([source]) => source === one.source) ?? ["", one.source])[1],
     ms(one.latency_seconds), count(one.payload_bytes)]), ["long", "text long", "", "key text", "", ""]);
 }
@@ -339,14 +339,20 @@ function stages() {
   return [...found, ["round trip", "offramp_device_round_trip_seconds", {}]];
 }
 
-function showAudits() {
-  const found = [];
-  for (const key in state.metrics) {
-    const { name, labels } = parse(key);
-    if (/^offramp_\w*_audits_total$/.test(name)) found.push([Object.values(labels).join(" ") || "audits", count(state.metrics[key])]);
+// Where nothing was audited and nothing unknown there is nothing to show.
+function showChecks() {
+  const prefix = "offramp_device_", found = [];
+  const audited = (result) => sum(state.metrics, `${prefix}audits_total`, { result });
+  const [agrees, differs, lost] = ["agrees", "differs", "lost"].map(audited);
+  if (agrees + differs + lost) {
+    found.push(["audits: the server agrees", `${count(agrees)} of ${count(agrees + differs)}, ${share(agrees / (agrees + differs))}`]);
+    found.push(["on the bundle’s test images", share(state.metrics[`${prefix}expected_agreement_ratio`] ?? NaN)]);
+    found.push(["audits without an answer", count(lost)]);
   }
-  $("audits-section").hidden = !found.length;
-  pairs($("audits"), found);
+  const unknown = sum(state.metrics, `${prefix}unknown_total`);
+  if (unknown) found.push(["unlike all that the bundle knows", count(unknown)]);
+  $("checks-section").hidden = !found.length;
+  pairs($("checks"), found);
 }
 
 function showAll() {
@@ -368,7 +374,7 @@ function show() {
     const found = latency(name, want);
     return ["", title, ms(found?.mean), ms(found?.half), ms(found?.most)];
   }));
-  showAudits();
+  showChecks();
   showAll();
 }
 

@@ -30,7 +30,7 @@ class Fleet:
 
     def __init__(self, run: Processes, images: Path) -> None:
         self.server: Server = run.server("--page")
-        flags = ("--threshold", "0.9", "--metrics-port", "0", "--page", "--hold", "--quiet")
+        flags = ("--threshold", "0.9", "--audit", "1", "--metrics-port", "0", "--page", "--hold", "--quiet")
         self.device: Program = run.start_device("--server", self.server.address, *flags, images)
         self.page = self.device.wait_for(r"page on (\S+)")[1]
         until(lambda: self.device.stdout, "the device's summary")
@@ -97,6 +97,14 @@ def test_its_numbers_are_those_of_the_metrics(fleet: Fleet, tab: Browser) -> Non
                 metrics.get(f"offramp_device_images_total{{source={name}}}", 0) for name in names
             ]
             assert metrics[figure] > 0
+            agrees, differs, lost = (
+                metrics[f"offramp_device_audits_total{{result={result}}}"]
+                for result in ("agrees", "differs", "lost")
+            )
+            said = tab.run("[...document.querySelector('#checks').children].map((pair) => pair.textContent)")
+            assert agrees + differs + lost > 0
+            assert said[0].startswith(f"audits: the server agrees{agrees:.0f} of {agrees + differs:.0f}")
+            assert said[2] == f"audits without an answer{lost:.0f}"
     assert tab.complaints == []
 
 

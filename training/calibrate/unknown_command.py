@@ -181,7 +181,7 @@ def _of_folder(bundle: Bundle, folder: Path) -> tuple[Answers, Answers, Answers]
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder, expected one with pictures")
-    paths = find(folder).pictures
+    paths = find(folder).files
     if not paths:
         raise DataError(f"{folder}: has no pictures")
     preprocessing = bundle.manifest.preprocessing

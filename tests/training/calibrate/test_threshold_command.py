@@ -29,7 +29,7 @@ def test_the_bundle_is_rewritten_and_measured_again(
     path = tmp_path / "bundle"
     shutil.copytree(trained, path)
     before = load_bundle(path)
-    command = [str(path), "--drop", "0.05", "--temperature", "--json"]
+    command = [str(path), "--drop", "5", "--temperature", "--json"]
     assert main([*command, "--dry-run"]) == 0
     assert load_bundle(path).digest == before.digest
     assert main(command) == 0
@@ -107,10 +107,11 @@ def test_with_pictures_it_says_what_to_set_on_a_device(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["none", "--drop", "0.1"], 4, "none"),
+        (["none", "--drop", "10"], 4, "none"),
         (["none"], 2, "one of the arguments --accuracy --drop --bytes is required"),
         (["none", "--accuracy", "2"], 2, "--accuracy: '2', expected 0 … 1"),
-        (["none", "--drop", "much"], 2, "--drop: 'much', expected 0 … 1"),
+        (["none", "--drop", "much"], 2, "--drop: 'much', expected points, 0 … 100"),
+        (["none", "--drop", "0.01"], 2, "--drop: '0.01', expected points, 0 or 0.1 … 100; 1 is one of 100"),
         (["none", "--bytes", "-1"], 2, "'-1', expected a number of bytes"),
         (["none", "--bytes", "few"], 2, "'few', expected a number of bytes"),
         (["none", "--drop", "0", "--picture-quality", "101"], 2, "'101', expected a whole number, 0 … 100"),
@@ -152,5 +153,5 @@ def test_other_data_than_the_bundles_are_refused(
         return Dataset(data.name, data.classes, data.train, data.validation, data.test, "0" * 64)
 
     monkeypatch.setattr(sources, "load", other)
-    assert main([str(trained), "--drop", "0.1"]) == 5
+    assert main([str(trained), "--drop", "10"]) == 5
     assert "these data have SHA-256 000000000000…, the bundle was made of" in capsys.readouterr().err

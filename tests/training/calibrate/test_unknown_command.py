@@ -55,7 +55,7 @@ def test_the_bundle_says_what_is_no_digit(scored: Path) -> None:
     photos = np.stack(
         [
             decode(path.name, path.read_bytes(), bundle.manifest.preprocessing)
-            for path in find(PHOTOS).pictures
+            for path in find(PHOTOS).files
         ]
     )
 
