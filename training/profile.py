@@ -12,7 +12,6 @@ round_trip_seconds = 0.3
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import read_bounded
+from offramp.training import toml
 from offramp.training.fields import problem
 
 PROFILE_BYTES = 1 << 20
@@ -80,11 +80,11 @@ def read_profile(path: Path | None, settings: Sequence[str] = ()) -> Profile:
                 f"cannot read profile {path}: is not UTF-8 text, expected a TOML file"
             ) from None
     try:
-        values = tomllib.loads(text)
+        values = toml.parsed(text)
         for setting in settings:
-            values |= tomllib.loads(setting)
+            values |= toml.parsed(setting)
         return Profile.model_validate(values)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{origin} is not TOML: {printable(str(error))}") from None
     except ValidationError as error:
         raise ConfigError(f"{origin}: {problem(error, Profile)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{origin} is not TOML: {printable(str(error))}") from None

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from offramp.common.errors import ConfigError
+from offramp.training import toml
 from offramp.training.data.recipe import (
     SOURCES,
     DataRecipe,
@@ -158,27 +157,9 @@ class Recipe(Section):
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-_PARTS = 100
-_QUOTED = re.compile(r"""\"[^"\n]*\"|'[^'\n]*'""")
-
-
-def _longest_key(text: str) -> int:
-    """Of how many parts the longest ``a.b.c`` is."""
-    longest = parts = 0
-    for part in _QUOTED.sub("q", text).split("."):
-        parts = 1 if any(each in part for each in "\n=,[]{}#") else parts + 1
-        longest = max(longest, parts)
-    return longest
-
-
 def toml_values(text: str, origin: str) -> dict[str, Any]:
     """The values in a TOML text. Raises ConfigError where it is something else."""
-    if _longest_key(text) > _PARTS:
-        # A key of n parts takes the parser n² steps.
-        raise ConfigError(f"{origin}: a key has over {_PARTS} parts; expected a recipe's fields")
     try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(f"{origin}: is nested too deeply, expected tables of settings") from None
-    except ValueError as error:  # tomllib's, or that of a number of thousands of digits
+        return toml.parsed(text)
+    except ValueError as error:
         raise ConfigError(f"{origin} is not TOML: {error}") from error

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 from offramp.common.arguments import LEAST_POINTS
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import read_bounded
+from offramp.training import toml
 
 RECIPE_BYTES = 1 << 20
 TABLE = "split"
@@ -367,9 +367,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def parse_recipe(text: bytes, origin: str) -> dict[str, Any]:
     """The same of a recipe's text, its paths as they stand there."""
     try:
-        document = tomllib.loads(text.decode())
-    except RecursionError:
-        raise ConfigError(f"{origin}: is nested too deeply; expected the table [{TABLE}]") from None
+        document = toml.parsed(text.decode())
     except ValueError as error:
         raise ConfigError(f"{origin}: not a TOML file: {printable(str(error))}") from None
     table = document.pop(TABLE, None)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from offramp.common.errors import ConfigError
+from offramp.training import split_recipe
+from offramp.training.profile import read_profile
 from offramp.training.recipe_file import RECIPE_BYTES, read
 
 DOTS = 200_000
@@ -39,3 +41,22 @@ def test_a_strangers_recipe_is_one_clear_line(tmp_path: Path, name: str) -> None
     with pytest.raises(ConfigError, match=expected) as caught:
         read(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
+
+
+SPLITS = (
+    "lists in lists",
+    "a key of many parts",
+    "a table of many parts",
+    "a number of many digits",
+    "not UTF-8",
+)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_strangers_recipe_of_a_split_too(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(CASES[name][0]().encode(errors="surrogateescape"))
+    for read_file in (split_recipe.read_recipe, read_profile):
+        with pytest.raises(ConfigError, match="TOML") as caught:
+            read_file(path)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
