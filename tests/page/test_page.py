@@ -30,7 +30,7 @@ class Fleet:
 
     def __init__(self, run: Processes, images: Path) -> None:
         self.server: Server = run.server("--page")
-        flags = ("--threshold", "0.9", "--audit", "1", "--metrics-port", "0", "--page", "--hold", "--quiet")
+        flags = ("--threshold", "0.5", "--audit", "1", "--metrics-port", "0", "--page", "--hold", "--quiet")
         self.device: Program = run.start_device("--server", self.server.address, *flags, images)
         self.page = self.device.wait_for(r"page on (\S+)")[1]
         until(lambda: self.device.stdout, "the device's summary")

@@ -53,10 +53,7 @@ def test_the_bundle_says_what_is_no_digit(scored: Path) -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (50, 3, 32, 32), dtype=np.uint8)
     photos = np.stack(
-        [
-            decode(path.name, path.read_bytes(), bundle.manifest.preprocessing)
-            for path in find(PHOTOS).files
-        ]
+        [decode(path.name, path.read_bytes(), bundle.manifest.preprocessing) for path in find(PHOTOS).files]
     )
 
     score, engine = UnknownScore(found), Engine(bundle)
