@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import offramp.common.libraries  # noqa: F401 - before whatever a program imports next
 from offramp.common.errors import ConfigError, OutputError
 from offramp.common.release import version_line
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 Number = TypeVar("Number", int, float)
 
@@ -21,11 +24,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         # argparse's own drops what a full disk or a closed pipe refuses, and ends with 0.
         stream = sys.stdout if file is None else file
         try:
-            print(message, end="", file=stream, flush=True)
+            stream.write(message)
+            sys.stdout.flush()
         except OSError as error:
             raise OutputError(f"stdout: {error.strerror}; stopped") from None
 

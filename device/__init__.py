@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp.device.device import Device, preprocess
+    from offramp.device.device import Device
     from offramp.device.options import (
         AuditOptions,
         LinkOptions,
@@ -43,7 +43,7 @@ _MODULES = {
     "Security": "offramp.link.security",
     "SpoolOptions": "offramp.device.options",
     "SteeringOptions": "offramp.device.options",
-    "preprocess": "offramp.device.device",
+    "preprocess": "offramp.device.inputs",
 }
 
 

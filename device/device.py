@@ -32,7 +32,7 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import HEAD
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
-from offramp.common.inputs.prepare import Prepared, Spec, prepare
+from offramp.common.inputs.prepare import Prepared, prepare
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
 from offramp.common.part.unknown import UnknownScore
@@ -41,6 +41,7 @@ from offramp.common.wire.address import split_address
 from offramp.device.audits import Audits
 from offramp.device.corrections import Corrections
 from offramp.device.head import EarlyExit, run_head
+from offramp.device.inputs import Input, require_runnable
 from offramp.device.inquiry import AskPicture, Inquiry, Settled, Verdict
 from offramp.device.ledger import Cost, Ledger
 from offramp.device.lifetime import Lifetime
@@ -56,7 +57,7 @@ from offramp.device.options import (
     check_option,
     group,
 )
-from offramp.device.pictures import PictureWriter, require_pictures
+from offramp.device.pictures import PictureWriter
 from offramp.device.result import Correction, Result
 from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
@@ -66,9 +67,6 @@ from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")
-
-Input = Any
-"""A picture, sound or tensor as ``preprocess`` takes it: a file's bytes, an array or a Pillow picture."""
 
 
 @dataclass(slots=True)
@@ -125,7 +123,7 @@ class Device:
         pictures = group(PictureOptions, "pictures", pictures)
         spool = group(SpoolOptions, "spool", spool)
         audits = group(AuditOptions, "audits", audits)
-        _check(bundle, pictures)
+        require_runnable(bundle, pictures)
         if on_correction is not None and not callable(on_correction):
             raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
         servers = addresses(server)
@@ -499,21 +497,3 @@ class Device:
                 unknown=unknown,
             )
         )
-
-
-def _check(bundle: Bundle, pictures: PictureOptions) -> None:
-    if not isinstance(bundle, Bundle):
-        raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
-    bundle.require_pair()
-    if pictures.picture_threshold is not None:
-        require_pictures(bundle.manifest)
-
-
-def preprocess(image: Input, like: Bundle | Spec) -> Prepared:
-    """One input as a bundle's head takes it, uint8 [3, H, W] or the tensor; what ``Device.infer`` does first.
-
-    image: for pictures, a picture file's bytes, a Pillow picture, or one array: uint8, uint16 or floats of
-    0 … 1, as [H, W, 3], [3, H, W], [H, W, 4], [4, H, W] or [H, W]. For tensors, the bytes of a WAV or an
-    ``.npy``, or an array of the bundle's shape. Raises DataError, saying shape and dtype, for anything else.
-    """
-    return prepare(image, like.manifest.input if isinstance(like, Bundle) else like)

@@ -62,29 +62,7 @@ class DeviceMetrics:
             "Answers of the server that came after the early exit's had gone out.",
             registry=registry,
         )
-        self.spooled = Counter("offramp_device_spooled", "Activations put into the spool.", registry=registry)
-        self.spool_dropped = Counter(
-            "offramp_device_spool_dropped",
-            "Spooled activations that were given up, by cause.",
-            ["cause"],
-            registry=registry,
-        )
-        for cause_of_drop in SPOOL_CAUSES:
-            self.spool_dropped.labels(cause_of_drop)
-        self.spool_repeats = Counter(
-            "offramp_device_spool_repeats",
-            "Spooled activations that were answered late while the disk was too slow: they are sent again.",
-            registry=registry,
-        )
-        self.spool_errors = Counter(
-            "offramp_device_spool_errors", "Failed reads and writes of the spool.", registry=registry
-        )
-        self.spool_entries = Gauge(
-            "offramp_device_spool_entries", "Activations in the spool.", registry=registry
-        )
-        self.spool_bytes = Gauge(
-            "offramp_device_spool_bytes", "What the activations in the spool take, bytes.", registry=registry
-        )
+        self._add_spool()
         self.jpeg_bytes = Counter(
             "offramp_device_jpeg_bytes",
             "What all images would have taken as JPEG, with --compare-jpeg only, bytes.",
@@ -106,6 +84,34 @@ class DeviceMetrics:
         self.encode_seconds = self.stage_seconds.labels("encode")
         add_info_metrics(registry, bundle)
         self.providers = ProviderMetrics(registry, "offramp_device")
+
+    def _add_spool(self) -> None:
+        registry = self.registry
+        self.spooled = Counter("offramp_device_spooled", "Activations put into the spool.", registry=registry)
+        self.spool_dropped = Counter(
+            "offramp_device_spool_dropped",
+            "Spooled activations that were given up, by cause.",
+            ["cause"],
+            registry=registry,
+        )
+        for cause_of_drop in SPOOL_CAUSES:
+            self.spool_dropped.labels(cause_of_drop)
+        self.spool_repeats = Counter(
+            "offramp_device_spool_repeats",
+            "Spooled activations that were answered late while the disk was too slow: they are sent again.",
+            registry=registry,
+        )
+        self.spool_errors = Counter(
+            "offramp_device_spool_errors", "Failed reads and writes of the spool.", registry=registry
+        )
+        self.spool_entries = Gauge(
+            "offramp_device_spool_entries", "Activations in the spool.", registry=registry
+        )
+        self.spool_bytes = Gauge(
+            "offramp_device_spool_bytes",
+            "What the activations in the spool take, bytes.",
+            registry=registry,
+        )
 
     def _add_sizes(self, bundle: Bundle) -> None:
         raw_size = Gauge(

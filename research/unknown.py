@@ -34,9 +34,9 @@ from offramp.training.calibrate.measure import Answers
 from offramp.training.calibrate.unknown import FALSE_ALARMS, fit_unknown
 from offramp.training.data import sources
 from offramp.training.data.datasets import Labelled, Source, split
-from offramp.training.data.held_out import SPLIT_RECIPE
 from offramp.training.data.photos import VALIDATION
 from offramp.training.recipe import Recipe
+from offramp.training.split_recipe import MARK
 from research.program import run_program
 
 PROGRAM = "python -m research.unknown"
@@ -143,7 +143,7 @@ def known_parts(bundle: Bundle, own: str, data: Path) -> dict[str, Pixels]:
     labels = np.concatenate([pq.read_table(file, columns=["label"])["label"].to_numpy() for file in files])
     # The division depends on labels alone: rows' numbers stand in for images, which need no decoding.
     numbers = Labelled(np.arange(len(labels), dtype=np.int64).view(np.uint8).reshape(-1, 8), labels)
-    parsed: Any = None if recipe.startswith(SPLIT_RECIPE) else Recipe.parse(recipe).data
+    parsed: Any = None if recipe.startswith(MARK) else Recipe.parse(recipe).data
     share = VALIDATION if parsed is None else parsed.validation
     parts = split(Source(own, tuple(manifest.classes), numbers, numbers), validation=share, seed=seed)
 

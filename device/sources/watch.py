@@ -135,8 +135,8 @@ def missing(data: bytes) -> str | None:
         # A program that cannot go back leaves 0 or this in its header.
         return "is shorter than its header says" if len(data) - 8 < size != UNKNOWN_SIZE else None
     if data.startswith(NPY):
-        size = npy_bytes(data)
-        return None if size is None or size <= len(data) else "is shorter than its header says"
+        whole = npy_bytes(data)
+        return None if whole is None or whole <= len(data) else "is shorter than its header says"
     if kind == "PNG":
         return _missing_of_png(data)
     if kind == "JPEG":

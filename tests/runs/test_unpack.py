@@ -23,7 +23,8 @@ def test_pictures_keep_their_bytes_and_labels(tmp_path: Path, each: int | None, 
         for number, data in enumerate(pictures)
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
-    command = [sys.executable, ROOT / "runs" / "unpack.py", tmp_path / "test.parquet", tmp_path / "out"]
+    paths = [ROOT / "runs" / "unpack.py", tmp_path / "test.parquet", tmp_path / "out"]
+    command = [sys.executable, *map(str, paths)]
     command += ["--classes", "a,b"] + ([] if each is None else ["--each", str(each)])
     subprocess.run(command, check=True)
     labels = read_labels(tmp_path / "out" / LABELS)

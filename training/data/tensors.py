@@ -30,6 +30,7 @@ from offramp.common.inputs.wav import Wav, is_wav, read_wav
 from offramp.training.data import photos, sources
 from offramp.training.data.photos import Columns, Photos
 
+Known = Literal["picture", "wav", "tensor"]
 Kind = Literal["auto", "picture", "wav", "tensor"]
 
 PLAIN = Columns()
@@ -42,7 +43,7 @@ _LASTS = 0.95
 _LOOKED_AT = 400
 """Files whose headers are looked at to choose."""
 _SOUNDS = (".wav", ".wave")
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, Known] = {
     ".npy": "tensor",
     **dict.fromkeys(_SOUNDS, "wav"),
     **dict.fromkeys(EXTENSIONS, "picture"),
@@ -99,7 +100,7 @@ class Tensors:
     originals: Originals
 
 
-def kind_of(path: Path, columns: Columns = PLAIN) -> Kind:
+def kind_of(path: Path, columns: Columns = PLAIN) -> Known:
     """What a folder or file holds: pictures, sounds or tensors. Raises ConfigError where it is mixed."""
     if path.is_dir():
         parquet = sorted(path.glob("*.parquet"))
@@ -125,7 +126,7 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _kind_of_csv(path: Path) -> Kind:
+def _kind_of_csv(path: Path) -> Known:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             lines = [file.readline(4096) for _ in range(2)]
@@ -136,7 +137,7 @@ def _kind_of_csv(path: Path) -> Kind:
     )
 
 
-def _kind_of_parquet(path: Path) -> Kind:
+def _kind_of_parquet(path: Path) -> Known:
     import pyarrow.parquet as parquet
 
     try:

@@ -179,7 +179,9 @@ def _manifest(
     return manifest, files
 
 
-def costs(halves: Halves, code: Code, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+def costs(
+    halves: Halves, code: Code | WholeCode, shape: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Multiply-accumulates for one input and weights, of the device's part and the server's, with the code.
 
     shape: of one input.

@@ -127,16 +127,15 @@ def take(
         ConfigError: options of another kind of input, or one of mean and std alone.
         DataError: data that cannot be used.
     """
-    if kind == "auto":
-        kind = kind_of(path, columns)
-    if kind == "picture":
+    known = kind_of(path, columns) if kind == "auto" else kind
+    if known == "picture":
         if options != Options():
             raise ConfigError(f"{path}: holds pictures; flags of sounds and tensors say nothing of them")
         return None
     mean, std = options.mean, options.std
     if (mean is None) != (std is None):
         raise ConfigError("--value-mean and --value-std: expected both or neither")
-    found = read_tensors(path, kind, options, seed=seed, columns=columns, counted=counted, skipped=skipped)
+    found = read_tensors(path, known, options, seed=seed, columns=columns, counted=counted, skipped=skipped)
     spec, data, notes = found.spec, found.photos.data, list(found.photos.notes)
     if mean is None or std is None:
         low, high = spec.range

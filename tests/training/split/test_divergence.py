@@ -43,6 +43,8 @@ def test_signal_to_noise() -> None:
 def test_a_code_of_large_numbers_is_judged_by_its_signal() -> None:
     rng = np.random.default_rng(0)
     code = rng.normal(0, 20, (50, 8, 4, 4)).astype(np.float32)
-    near, far = (divergence("code", code, code + rng.normal(0, s, code.shape)) for s in (1.0, 2.0))
+    near, far = (
+        divergence("code", code, code + rng.normal(0, s, code.shape).astype(np.float32)) for s in (1.0, 2.0)
+    )
     assert near.changed is not None and near.changed > 0.5
     assert near.cost == pytest.approx(0.5, rel=0.1) and far.cost == pytest.approx(2, rel=0.1)
