@@ -288,6 +288,8 @@ def print_saving(
 def _beside(own: Row, best: Row | None, most: float) -> str:
     if best is None:
         return f"not as often right at any quality tried ({most:.2%} at most)"
+    if not best.payload_bytes_mean:
+        return f"the early exit alone is as often right ({best.accuracy:.2%}), and sends nothing"
     if own.payload_bytes_mean:
         times = f"{best.payload_bytes_mean / own.payload_bytes_mean:,.1f} times as many"
     else:

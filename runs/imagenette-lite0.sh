@@ -1,5 +1,5 @@
 #!/bin/sh
-# docs/results/split.md's row of Imagenette: EfficientNet-Lite0 with ImageNet's weights, its ten rows of Imagenette's
+# Imagenette, not published yet: EfficientNet-Lite0 with ImageNet's weights, its ten rows of Imagenette's
 # classes and 160×160 pixels. Its photos are ImageNet's, so only the unsplit model is a fair comparison.
 #   runs/imagenette-lite0.sh FOLDER, with train-*.parquet and val.parquet (image, label). An hour on two idle cores.
 set -eu

@@ -101,7 +101,9 @@ def test_a_bundle_that_sends_nothing_or_all_has_a_table(
     printed = capsys.readouterr().out
     assert "T_c = 1                            100.00%" in printed
     assert f"At the bundle's own threshold (T_c = {threshold:g}" in printed
-    assert ("0.0 B, where nothing is sent here (WebP quality 90, T_c = 0, " in printed) == (threshold == 0)
+    assert ("early exit, then pictures: the early exit alone is as often right (" in printed) == (
+        threshold == 0
+    )
     assert ("times as many (" in printed) == (threshold == 1)
 
 
