@@ -13,7 +13,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from offramp.common.bundle.signature import SIGNATURE
 from offramp.common.bundle.unknown import MayKnowUnknown
@@ -226,7 +232,14 @@ class Figures(Strict):
     """The same, one distribution for each channel."""
     thresholds: list[ThresholdFigures]
     agreement: list[AgreementFigures] | None = None
-    """What audits are compared with; bundles of before do not have it."""
+    """What audits are compared with; bundles of before do not have it, and are written without it."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        if found["agreement"] is None:
+            del found["agreement"]
+        return found
 
     @property
     def in_float(self) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from offramp.common.inputs.wav import Wav, read_wav
 Samples = NDArray[np.float64]
 
 ZERO_CROSSINGS = 16
-_OUTPUTS, _WINDOWS = 1024, 256
+_OUTPUTS, _WINDOWS = 256, 256
 """Resampled values, and windows, that are computed at a time."""
 
 

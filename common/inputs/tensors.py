@@ -90,8 +90,10 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
             raise Refused(f"is .npy version {version}, expected (1, 0)")
         # Python's integers: NumPy's would wrap around.
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
-        raise Refused(f"is a damaged .npy: {error}") from None
+    except (
+        Exception
+    ) as error:  # NumPy reads the header as Python, whose tokenizer and parser raise what they like
+        raise Refused(f"is a damaged .npy: {error.args[0] if error.args else error}") from None
     if fortran or min(shape, default=0) < 0:
         order = " in Fortran order" * fortran
         raise Refused(f"is {dtype} {shape}{order}, expected C order and no negative side")

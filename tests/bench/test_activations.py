@@ -57,7 +57,7 @@ def test_a_bundle_s_activations_are_its_head_s_symbols_in_order(toy_bundle: Bund
 def test_pictures_that_cannot_be_used_are_an_error(toy_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a file or a folder"):
         bundle_activations(toy_bundle, tmp_path / "none")
-    with pytest.raises(DataError, match="0 pictures"):
+    with pytest.raises(DataError, match="has 0 inputs"):
         bundle_activations(toy_bundle, tmp_path)
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"a\.png"):

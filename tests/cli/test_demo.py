@@ -94,7 +94,7 @@ def test_a_bundle_that_sends_nothing_or_all_has_a_table(
     for name, label in labels_of(pictures, list(toy.CLASSES)).items():
         (images / label).mkdir(parents=True, exist_ok=True)
         shutil.copy(pictures / name, images / label / f"{len(list((images / label).iterdir()))}.png")
-    changed = toy_bundle.manifest.model_copy(update={"threshold": threshold})
+    changed = toy_bundle.manifest.changed(threshold=threshold)
     files: dict[str, bytes] = {name: (toy_bundle.path / name).read_bytes() for name in changed.files}
     bundle = write_bundle(tmp_path / "changed", changed, files)
     assert demo.main(["--bundle", str(bundle.path), "--images", str(images)]) == 0

@@ -20,6 +20,7 @@ import torch
 
 from offramp.cli import split
 from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.write import write_bundle
 from offramp.common.errors import ConfigError, DataError, OfframpError
 from offramp.common.inputs.pictures import decode
 from offramp.training.calibrate import threshold_command
@@ -188,15 +189,16 @@ def test_offramp_threshold_finds_the_photos_from_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made, tmp_path / "pair", ignore=shutil.ignore_patterns("work"))
-    before = load_bundle(tmp_path / "pair")
+    copied = load_bundle(tmp_path / "pair")
+    files = {name: (copied.path / name).read_bytes() for name in copied.manifest.files}
+    before = write_bundle(copied.path, copied.manifest.changed(threshold=0.123), files)
     # Not where the copied recipe says.
     assert threshold_command.main(["pair", "--bytes", "1000"]) == 2
     error = capsys.readouterr().err
     assert "photos: no such folder or file; expected --data FOLDER" in error
     assert threshold_command.main(["pair", "--bytes", "1000", "--data", str(photos)]) == 0
     after = load_bundle(tmp_path / "pair")
-    # A test before this one chose 0 bytes.
-    assert before.manifest.threshold == 0 < after.manifest.threshold
+    assert after.manifest.threshold != 0.123
     assert capsys.readouterr().err == (
         f"pair: its digest was {before.digest.hex()[:16]}, now {after.digest.hex()[:16]}; device and server "
         "both need the bundle again, or the server refuses the device\n"

@@ -138,7 +138,7 @@ def test_which_checkpoints_it_shares(recipe_text: str) -> None:
 def test_a_new_early_exit_needs_epochs(recipe_text: str) -> None:
     with pytest.raises(ConfigError, match=r"train\.branch: .*widths: expected none where"):
         with_code(recipe_text, WIDE.replace("epochs = 6", "epochs = 0"))
-    with pytest.raises(ConfigError, match=r"train\.branch\.widths\.1: .*greater than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"train\.branch\.widths\.1 = 0: .*greater than or equal to 1"):
         with_code(recipe_text, WIDE.replace("32]", "0]"))
 
 
