@@ -173,50 +173,53 @@ class Size(Kind):
         return found
 
 
+def _numbers(value: list[Any]) -> tuple[float, ...]:
+    """A list's numbers. Raises Wrong where another thing is in it."""
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in value):
+        raise Wrong
+    return tuple(map(float, value))
+
+
 @dataclass(frozen=True)
-class Levels(Kind):
+class _Listed(Kind):
+    """Numbers; as a flag with commas between them."""
+
+    def from_text(self, text: str) -> tuple[float, ...]:
+        with suppress(ValueError):
+            found: tuple[float, ...] = self.from_toml([float(part) for part in text.split(",")])
+            return found
+        raise Wrong
+
+
+@dataclass(frozen=True)
+class Levels(_Listed):
     """Three numbers, one for each of R, G and B, or one for all."""
 
     expected: str = "one or three numbers from 0 to 1, as 0.485,0.456,0.406"
     toml: str = "number or list of three"
 
-    def from_text(self, text: str) -> tuple[float, ...]:
-        with suppress(ValueError):
-            return self.from_toml([float(part) for part in text.split(",")])
-        raise Wrong
-
     def from_toml(self, value: object) -> tuple[float, ...]:
-        given = value if isinstance(value, list) else [value]
-        numbers = tuple(
-            float(each) for each in given if isinstance(each, int | float) and not isinstance(each, bool)
-        )
-        if len(given) == 1:
+        numbers = _numbers(value if isinstance(value, list) else [value])
+        if len(numbers) == 1:
             numbers *= 3
-        if len(numbers) != 3 or len(given) not in (1, 3) or not all(0 < each < 10 for each in numbers):
+        if len(numbers) != 3 or not all(0 < each < 10 for each in numbers):
             raise Wrong
         return numbers
 
 
 @dataclass(frozen=True)
-class Values(Kind):
-    """Several numbers; as a flag with commas between them. rising: two, the first below the second."""
+class Values(_Listed):
+    """Several numbers. rising: two, the first below the second."""
 
     expected: str = "numbers with commas between them"
     toml: str = "list of numbers"
     rising: bool = False
 
-    def from_text(self, text: str) -> tuple[float, ...]:
-        with suppress(ValueError):
-            return self.from_toml([float(part) for part in text.split(",")])
-        raise Wrong
-
     def from_toml(self, value: object) -> tuple[float, ...]:
         if not isinstance(value, list) or not value:
             raise Wrong
-        numbers = tuple(
-            float(each) for each in value if isinstance(each, int | float) and not isinstance(each, bool)
-        )
-        if len(numbers) != len(value) or not all(abs(each) < 1e30 for each in numbers):
+        numbers = _numbers(value)
+        if not all(abs(each) < 1e30 for each in numbers):
             raise Wrong
         if self.rising and (len(numbers) != 2 or numbers[0] >= numbers[1]):
             raise Wrong

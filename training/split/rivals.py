@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -58,6 +58,43 @@ class Comparison:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The pair on at most `MOST` of the test inputs.
+
+    part, seen: these inputs, and the pair's answers to them.
+    ours: its points at every T_c; exits: which of the inputs exit early at each, bool [N].
+    """
+
+    part: Labelled
+    seen: Answers
+    ours: tuple[Point, ...]
+    exits: tuple[NDArray[np.bool_], ...]
+
+    @classmethod
+    def of(cls, test: Labelled, seen: Answers, payloads: NDArray[np.int64]) -> Self:
+        """Of all test inputs, the pair's answers, and bytes of each, int64 [N]."""
+        index = np.arange(0, len(test), -(-len(test) // MOST))
+        part, seen, payloads = test.take(index), seen.take(index), payloads[index]
+        exits = tuple(seen.exits(at) for at in THRESHOLDS)
+        ours = tuple(
+            Point(f"T_c = {at:g}", float(np.where(out, 0, payloads).mean()), seen.accuracy(at))
+            for at, out in zip(THRESHOLDS, exits, strict=True)
+        )
+        return cls(part, seen, ours, exits)
+
+    def hybrids(self, name: str, sizes: NDArray[np.int64], right: NDArray[np.bool_]) -> list[Point]:
+        """The same early exit at every T_c, then a format of these bytes, right where ``right`` says so."""
+        return [
+            Point(
+                f"early exit at T_c = {at:g}, then {name}",
+                float(np.where(out, 0, sizes).mean()),
+                float(np.where(out, self.seen.early_right, right).mean()),
+            )
+            for at, out in zip(THRESHOLDS, self.exits, strict=True)
+        ]
+
+
 def compare(
     models: Sequence[Callable[[Tensor], Tensor]],
     normalise: Normalise,
@@ -76,13 +113,8 @@ def compare(
         seen: the pair's answers to all test photos; payloads: bytes of each, int64 [N].
         tick: called after each format.
     """
-    index = np.arange(0, len(test), -(-len(test) // MOST))
-    part, seen, payloads = test.take(index), seen.take(index), payloads[index]
-    exits = [seen.exits(at) for at in THRESHOLDS]
-    ours = tuple(
-        Point(f"T_c = {at:g}", float(np.where(out, 0, payloads).mean()), seen.accuracy(at))
-        for at, out in zip(THRESHOLDS, exits, strict=True)
-    )
+    pair = Measured.of(test, seen, payloads)
+    part = pair.part
     pictures, hybrids = [], []
     for form in formats:
         sizes, decoded = sent(form, part.images)
@@ -91,16 +123,9 @@ def compare(
         right = max(rights, key=lambda each: int(each.sum()))
         pictures.append(Point(form.name, float(sizes.mean()), float(right.mean())))
         if form.pillow == "WEBP":
-            hybrids += [
-                Point(
-                    f"early exit at T_c = {at:g}, then {form.name}",
-                    float(np.where(out, 0, sizes).mean()),
-                    float(np.where(out, seen.early_right, right).mean()),
-                )
-                for at, out in zip(THRESHOLDS, exits, strict=True)
-            ]
+            hybrids += pair.hybrids(form.name, sizes, right)
         tick()
-    return Comparison(len(part), ours, tuple(pictures), tuple(hybrids), tuned)
+    return Comparison(len(part), pair.ours, tuple(pictures), tuple(hybrids), tuned)
 
 
 def tune_on_pictures(

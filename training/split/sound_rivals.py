@@ -21,11 +21,10 @@ from torch import Tensor
 from offramp.common.inputs.sounds import Samples, middle_of, padded, to_tensor
 from offramp.common.inputs.spec import WavFile
 from offramp.common.inputs.wav import read_wav
-from offramp.training.calibrate.frontier import THRESHOLDS
 from offramp.training.calibrate.measure import Answers
 from offramp.training.data.datasets import Labelled
 from offramp.training.split.photos import answers
-from offramp.training.split.rivals import MOST, Comparison, Point
+from offramp.training.split.rivals import Comparison, Measured, Point
 from offramp.training.split.taken import Taken
 
 OPUS_KBITS = (6, 8, 12, 16, 24, 32)
@@ -123,34 +122,27 @@ def compare_tensors(
 
     The arguments are those of `rivals.compare`; tick: called with how many formats are done, of how many.
     """
-    test = taken.data.test
-    index = np.arange(0, len(test), -(-len(test) // MOST))
-    part, seen, payloads = test.take(index), seen.take(index), payloads[index]
-    exits = [seen.exits(at) for at in THRESHOLDS]
-    ours = tuple(
-        Point(f"T_c = {at:g}", float(np.where(out, 0, payloads).mean()), seen.accuracy(at))
-        for at, out in zip(THRESHOLDS, exits, strict=True)
-    )
+    pair = Measured.of(taken.data.test, seen, payloads)
+    part = pair.part
     if not isinstance(taken.spec.file, WavFile):
         right = answers(whole, part, taken.normalise).argmax(axis=1) == part.labels
         sizes = np.array([len(zlib.compress(each.tobytes(), 9)) for each in part.images])
         plain = [("raw bytes", np.full(len(part), part.images[0].size)), ("deflated bytes", sizes)]
         pictures = tuple(Point(name, float(each.mean()), float(right.mean())) for name, each in plain)
-        return Comparison(
-            len(part), ours, pictures, tuple(_hybrids("deflated bytes", exits, seen, sizes, right))
-        )
+        hybrids = pair.hybrids("deflated bytes", sizes, right)
+        return Comparison(len(part), pair.ours, pictures, tuple(hybrids))
     sounds = _sounds(part, taken)
     formats, missing = sound_formats(taken.spec.file.rate)
     if missing:
         say(missing)
-    points, hybrids = list[Point](), list[Point]()
+    points, hybrids = [], []
     for number, form in enumerate(formats, 1):
         sizes, right = _sent(form, sounds, part, whole, taken)
         points.append(Point(form.name, float(sizes.mean()), float(right.mean())))
         if form.lossy or len(formats) < 3:
-            hybrids += _hybrids(form.name, exits, seen, sizes, right)
+            hybrids += pair.hybrids(form.name, sizes, right)
         tick(number, len(formats))
-    return Comparison(len(part), ours, tuple(points), tuple(hybrids))
+    return Comparison(len(part), pair.ours, tuple(points), tuple(hybrids))
 
 
 def _sounds(part: Labelled, taken: Taken) -> list[Samples]:
@@ -174,20 +166,3 @@ def _sent(
         decoded[number] = to_tensor(padded(heard[: len(samples)], file), spec)
     found = answers(whole, Labelled(decoded, part.labels), taken.normalise)
     return sizes, found.argmax(axis=1) == part.labels
-
-
-def _hybrids(
-    name: str,
-    exits: Sequence[NDArray[np.bool_]],
-    seen: Answers,
-    sizes: NDArray[np.int64],
-    right: NDArray[np.bool_],
-) -> list[Point]:
-    return [
-        Point(
-            f"early exit at T_c = {at:g}, then {name}",
-            float(np.where(out, 0, sizes).mean()),
-            float(np.where(out, seen.early_right, right).mean()),
-        )
-        for at, out in zip(THRESHOLDS, exits, strict=True)
-    ]

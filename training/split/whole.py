@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from offramp.common.errors import ConfigError
@@ -75,11 +74,3 @@ class WholeCode(nn.Module):
         self.exit = nn.Sequential(fitted.features.layers, fitted.exit)
         self.decoder = _Back(fitted.features)
         self.eval()
-
-
-@torch.inference_mode()
-def through(code: WholeCode, activation: Tensor) -> Tensor:
-    """What the tail gets in place of an activation, float32 [N, *layout.shape]."""
-    symbols = code.symbols(code.features(activation)).clamp(-128, 127).round()
-    restored: Tensor = code.decoder(symbols)
-    return restored

@@ -20,11 +20,11 @@ def _unit(c_in: int, c_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
 
-def build(classes: int = 7) -> nn.Module:
+def build(classes: int = 7, channels: int = 3) -> nn.Module:
     """Cuts after "0" (8x16x16), "1" (16x8x8), "2" (32x4x4)."""
     torch.manual_seed(0)
     return nn.Sequential(
-        _unit(3, 8, 2),
+        _unit(channels, 8, 2),
         _unit(8, 16, 2),
         _unit(16, 32, 2),
         _unit(32, 48, 1),
@@ -60,16 +60,7 @@ def write_photos(folder: Path, count: int = 40, seed: int = 0) -> Path:
 
 def hears() -> nn.Module:
     """Of log-mel spectrograms [1, mels, frames], for the three classes of `write_sounds`; cuts as `build`."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        _unit(1, 8, 2),
-        _unit(8, 16, 2),
-        _unit(16, 32, 2),
-        _unit(32, 48, 1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(48, 3),
-    )
+    return build(len(CLASSES), channels=1)
 
 
 def write_sounds(folder: Path, count: int = 40, seed: int = 0) -> Path:
