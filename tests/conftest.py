@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.torch)
         if ROOT.search(source):
             item.add_marker(pytest.mark.root)
+
+
+@pytest.fixture(autouse=True)
+def _no_log_stays() -> Iterator[None]:
+    """A program's main that ran in this process logs to a stderr that pytest has since closed."""
+    yield
+    for handler in list(logging.root.handlers):
+        if type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
+    logging.getLogger("offramp").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
