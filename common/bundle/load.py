@@ -83,12 +83,16 @@ class Bundle:
 
     @cached_property
     def codec(self) -> ActivationCodec:
-        """The codec of what crosses behind the first part, which this bundle's frames are coded with."""
-        crossing = self.manifest.activation
+        """The codec of what crosses behind the first part, which a device's frames are coded with."""
+        return self.codec_of(0)
+
+    def codec_of(self, crossing: int) -> ActivationCodec:
+        """The codec of one crossing, from 0: a new one with each call. Raises IndexError."""
+        described, tables = self.manifest.crossings[crossing], self.all_tables[crossing]
         coder = None
-        if self.tables is not None and not isinstance(crossing.codec, Raw):
-            coder = make_coder(crossing.coded_shape, self.tables, crossing.codec.lanes)
-        return ActivationCodec(crossing.shape, coder, crossing.channel_axis)
+        if tables is not None and not isinstance(described.codec, Raw):
+            coder = make_coder(described.coded_shape, tables, described.codec.lanes)
+        return ActivationCodec(described.shape, coder, described.channel_axis)
 
 
 def load_bundle(directory: Path | str, trusted: TrustedKeys | None = None) -> Bundle:

@@ -82,6 +82,7 @@ class Engine:
         self._asked = providers
         self._cancelled = cancelled
         manifest = bundle.manifest
+        self.manifest = manifest
         self._temperature = manifest.temperature
         self._subjects = dict(zip(self.names(manifest), _subjects(bundle), strict=True))
         self._graphs: dict[str, Graph] = {}
@@ -190,6 +191,13 @@ class Engine:
         except BundleError as error:
             raise type(error)(f"{self._path}: {error}") from None
 
+    def name(self, number: int) -> str:
+        """What ``load`` calls part 1, 2, …. Raises BundleError for one that the bundle does not have."""
+        names = self.names(self.manifest)
+        if not 1 <= number <= len(names):
+            raise BundleError(f"{self._path}: part {number}: has parts 1 … {len(names)}")
+        return names[number - 1]
+
     def load_head(self) -> None:
         """Load the head now; see ``load``."""
         self.load(HEAD)
@@ -215,3 +223,20 @@ class Engine:
         """Symbols, uint8 [N, …] → class probabilities, float32 [N, K]."""
         (logits,) = self._graph(TAIL).run(symbols)
         return softmax(logits.astype(np.float32, copy=False))
+
+    def part(
+        self, number: int, inputs: NDArray[Any]
+    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.float32] | None]:
+        """Part 1, 2, … of the chain: inputs [N, …] → symbols, uint8 [N, …], and probabilities, float32 [N, K].
+
+        None for the symbols of the last part, and for the probabilities of one without an exit. Raises
+        BundleError for a part that the bundle does not have.
+        """
+        results = list(self._graph(self.name(number)).run(inputs))
+        part, symbols, probabilities = self.manifest.parts[number - 1], None, None
+        if number <= len(self.manifest.crossings):
+            symbols = results.pop(0).astype(np.uint8, copy=False)
+        if results:
+            temperature = 1.0 if part.exit is None else part.exit.temperature
+            probabilities = softmax(results[0].astype(np.float32, copy=False), temperature)
+        return symbols, probabilities
