@@ -23,7 +23,7 @@ CHANNELS = (SHAPE[0], 6, 5, 3)
 
 
 def later(number: int, parts: int) -> onnx.ModelProto:
-    """Part 2, 3, …: ``symbols`` → ``next_symbols`` where another part follows, and ``logits`` float [N, 3]."""
+    """Part 2, 3, …: ``symbols`` → ``next_symbols`` where a part follows, and ``logits`` float [N, 3]."""
     taken, last = CHANNELS[number - 2], number == parts
     given = 6 if last else CHANNELS[number - 1]
     rng = np.random.default_rng(40 + number)

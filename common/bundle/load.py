@@ -76,10 +76,10 @@ class Bundle:
         """What the codec codes with that crosses behind the first part; None for raw symbols."""
         return self.all_tables[0]
 
-    def require_pair(self) -> None:
-        """Raise BundleError for a chain that this release does not run: it runs two parts."""
+    def require_pair(self, what: str) -> None:
+        """Raise BundleError for a chain of more than two parts, which ``what`` does not take."""
         if (parts := len(self.manifest.parts)) != 2:
-            raise BundleError(f"{self.path}: has {parts} parts, this release runs bundles of 2")
+            raise BundleError(f"{self.path}: has {parts} parts, {what} takes bundles of 2")
 
     @cached_property
     def codec(self) -> ActivationCodec:

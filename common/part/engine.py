@@ -76,7 +76,7 @@ class Engine:
         providers: Providers = CPU,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._path = bundle.path
         self._threads = threads
         self._asked = providers
@@ -163,7 +163,7 @@ class Engine:
         return self._asked != CPU and self._asked[-1] in CPU
 
     def _key(self, name: str) -> tuple[bytes, str, Providers]:
-        return self._bundle.digest, name, self._asked
+        return self.bundle.digest, name, self._asked
 
     @property
     def placements(self) -> dict[str, Placement]:
@@ -227,7 +227,7 @@ class Engine:
     def part(
         self, number: int, inputs: NDArray[Any]
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.float32] | None]:
-        """Part 1, 2, … of the chain: inputs [N, …] → symbols, uint8 [N, …], and probabilities, float32 [N, K].
+        """Part 1, 2, … of the chain: inputs [N, …] → symbols, uint8 [N, …], probabilities, float32 [N, K].
 
         None for the symbols of the last part, and for the probabilities of one without an exit. Raises
         BundleError for a part that the bundle does not have.
