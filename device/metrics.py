@@ -28,7 +28,7 @@ class DeviceMetrics:
             "offramp_device_images", "Images answered, by who answered.", ["source"], registry=registry
         )
         self.answered_by = {source: self.images.labels(source) for source in SOURCES}
-        self._add_parts(len(bundle.manifest.parts))
+        self.add_parts(len(bundle.manifest.parts))
         self.unknown = Counter(
             "offramp_device_unknown",
             "Images unlike all that the bundle knows, where it can say so; they are answered as any other.",
@@ -86,7 +86,7 @@ class DeviceMetrics:
         add_info_metrics(registry, bundle)
         self.providers = ProviderMetrics(registry, "offramp_device")
 
-    def _add_parts(self, parts: int) -> None:
+    def add_parts(self, parts: int) -> None:
         """Of a chain: with two parts the sources say it all."""
         self._answers: dict[tuple[int, bool], Counter] = {}
         if parts == 2:
