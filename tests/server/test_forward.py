@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,9 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from offramp.common.bundle.load import Bundle
+from offramp.common.codec.activation import CodecId
+from offramp.common.errors import OverloadError
 from offramp.common.part.chain import run_chain
 from offramp.common.part.engine import Engine
 from offramp.device import Device, LinkOptions
+from offramp.link.link import Answer, Cause, Link, Outcome, Refusal
+from offramp.server.batch import Answers, Job
+from offramp.server.forward import Forward, ForwardMetrics, Middle
+from offramp.server.metrics import ServerMetrics
 from tests import toy, toy_chain
 from tests.processes import Processes, Server, processes
 
@@ -57,9 +66,94 @@ def expects(engine: Engine, *thresholds: float) -> tuple[list[int], list[int], A
     return answered.best.tolist(), answered.part.tolist(), pytest.approx(answered.probability, abs=2e-6)
 
 
-def answers(metrics: dict[str, float]) -> list[float]:
+def answers(metrics: dict[str, float] | ServerMetrics) -> list[float]:
     """By a gateway's exit, by those behind it, and by its exit because they did not."""
-    return [metrics[f"offramp_server_answers_total{{by={by}}}"] for by in ("exit", "upstream", "fallback")]
+    by = ("exit", "upstream", "fallback")
+    if isinstance(metrics, dict):
+        return [metrics[f"offramp_server_answers_total{{by={each}}}"] for each in by]
+    value = metrics.registry.get_sample_value
+    return [value("offramp_server_answers_total", {"by": each}) or 0.0 for each in by]
+
+
+class FakeLink:
+    """Keeps what is handed in, until a test says what becomes of it."""
+
+    timeout = 2.0
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[float, Callable[[Outcome], None]]] = []
+
+    def offload(
+        self, _: CodecId, __: bytes, done: Callable[[Outcome], None], *, deadline: float, trace: bytes
+    ) -> None:
+        self.frames.append((deadline - time.monotonic(), done))
+
+
+class Owner:
+    """Owns jobs, and keeps what it is answered."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.said: list[tuple[int, int, float, int, bool]] = []
+
+    def answered(
+        self, job: Job, class_index: int, probability: float, part: int = 0, fallback: bool = False
+    ) -> None:
+        self.said.append((job.sequence, class_index, round(probability, 3), part, fallback))
+
+    def refused(self, job: Job, error: Exception) -> None:
+        raise AssertionError(error)
+
+
+def in_loop(scenario: Callable[[Forward, FakeLink, Owner], Awaitable[None]], engine: Engine) -> ServerMetrics:
+    metrics, link = ServerMetrics(), FakeLink()
+    counts = ForwardMetrics(metrics.registry)
+
+    async def body() -> None:
+        await scenario(Forward(Middle(engine, 2, 0.8), cast(Link, link), 3, counts), link, Owner())
+
+    asyncio.run(body())
+    return metrics
+
+
+def batch(owner: Owner, *seconds: float, sure: bool = False) -> tuple[list[Job], Answers]:
+    """Jobs numbered from 1 whose devices wait so long, and what the part says of them: class 1 at 0.5."""
+    now = time.perf_counter()
+    jobs = [Job(owner, n, np.zeros(1, np.uint8), now, now + left) for n, left in enumerate(seconds, 1)]
+    count = len(jobs)
+    coded: list[tuple[CodecId, bytes] | None] = [None if sure else (CodecId.RAW, b"x")] * count
+    return jobs, Answers([1] * count, [0.5] * count, coded, np.full((count, 3), 1 / 3, np.float32))
+
+
+def test_upstream_gets_a_share_of_what_a_frame_has_left_and_the_exit_answers_for_it(engine: Engine) -> None:
+    async def scenario(forward: Forward, link: FakeLink, owner: Owner) -> None:
+        forward.deliver(*batch(owner, 1.0, 60.0, math.inf))
+        assert [left for left, _ in link.frames] == pytest.approx([0.8, 2.0, 2.0], abs=0.1)
+        with pytest.raises(OverloadError, match=r"^3 frames wait for the upstream server already") as full:
+            forward.check_room()
+        assert full.value.retry_after_ms >= 20
+        outcomes = (
+            Refusal("no", Cause.TIMEOUT),
+            Answer(2, 0.75, None, 1, 1, part=3),
+            Answer(0, 0.6, None, 1, 1, part=3, fallback=True),
+        )
+        for (_, done), outcome in zip(link.frames, outcomes, strict=True):
+            done(outcome)
+        await asyncio.sleep(0)
+        assert owner.said == [(1, 1, 0.5, 0, True), (2, 2, 0.75, 3, False), (3, 0, 0.6, 3, True)]
+        forward.check_room()
+
+    assert answers(in_loop(scenario, engine)) == [0, 2, 1]
+
+
+def test_what_the_exit_is_sure_of_or_nobody_waits_for_does_not_go_on(engine: Engine) -> None:
+    async def scenario(forward: Forward, link: FakeLink, owner: Owner) -> None:
+        forward.deliver(*batch(owner, 1.0, sure=True))
+        owner.gone = True
+        forward.deliver(*batch(owner, 1.0))
+        assert not link.frames and owner.said == [(1, 1, 0.5, 0, False)] * 2
+
+    assert answers(in_loop(scenario, engine)) == [1, 0, 0]
 
 
 def pixels(folder: Path) -> NDArray[np.uint8]:
