@@ -26,6 +26,7 @@ from offramp.server.forward import Forward, ForwardMetrics, Middle
 from offramp.server.metrics import ServerMetrics
 from tests import toy, toy_chain
 from tests.processes import Processes, Server, processes
+from tests.server.test_live import state_of
 
 IMAGES = toy.images(40, seed=2)
 
@@ -164,7 +165,8 @@ def test_three_processes_say_what_one_says_and_count_the_same(
     run: Processes, chain: Bundle, engine: Engine, toy_images: Path
 ) -> None:
     server = run.server("--part", "last")
-    gateway = run.server("--upstream", server.address, program="edge-server")
+    gateway = run.server("--upstream", server.address, "--page", program="edge-server")
+    assert state_of(gateway.metrics_url)["upstream"] == [server.address]
     status, device = run.device(toy_images, "--server", gateway.address, "--json")
     expected = run_chain(engine, pixels(toy_images))
     assert status == 0
