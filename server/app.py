@@ -116,6 +116,8 @@ def run(settings: ServerSettings, log: logging.Logger) -> int:
         raise ConfigError("--tls-cert and --tls-key belong together, expected both or none")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
+    if settings.exit_threshold is not None and not settings.upstream:
+        raise ConfigError("--exit-threshold needs --upstream: the last part has no exit")
     if settings.page and settings.metrics_port is None:
         raise ConfigError("--page needs --metrics-port")
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -139,6 +139,8 @@ class Catalog:
         of = (
             "" if len(bundle.manifest.parts) == 2 else f", part {loaded.part} of {len(bundle.manifest.parts)}"
         )
+        if self._upstream is not None and forward is None:
+            log.warning("%s: its last part runs here, so --upstream is not used for it", name)
         log.info("serves %s (%s)%s: %s", name, bundle.digest.hex(), of, plan)
         if loaded.whole is not None:
             self.take_pictures(served, loaded.whole)

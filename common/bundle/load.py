@@ -81,13 +81,20 @@ class Bundle:
         if (parts := len(self.manifest.parts)) != 2:
             raise BundleError(f"{self.path}: has {parts} parts, {what} takes bundles of 2")
 
-    @cached_property
+    @property
     def codec(self) -> ActivationCodec:
         """The codec of what crosses behind the first part, which a device's frames are coded with."""
-        return self.codec_of(0)
+        return self._codecs[0]
 
     def codec_of(self, crossing: int) -> ActivationCodec:
-        """The codec of one crossing, from 0: a new one with each call. Raises IndexError."""
+        """The codec of one crossing, from 0. Raises IndexError."""
+        return self._codecs[crossing]
+
+    @cached_property
+    def _codecs(self) -> tuple[ActivationCodec, ...]:
+        return tuple(map(self._codec, range(len(self.all_tables))))
+
+    def _codec(self, crossing: int) -> ActivationCodec:
         described, tables = self.manifest.crossings[crossing], self.all_tables[crossing]
         coder = None
         if tables is not None and not isinstance(described.codec, Raw):
