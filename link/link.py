@@ -163,9 +163,13 @@ class Link:
         with self._lock:
             return bool(self._outbox.late)
 
-    def close(self) -> None:
-        """Give outstanding frames their outcome, end the stream and stop the threads."""
-        self.wait_idle()
+    def close(self, wait: bool = True) -> None:
+        """Give outstanding frames their outcome, end the stream and stop the threads.
+
+        wait: for the server's answers to them; otherwise they have none.
+        """
+        if wait:
+            self.wait_idle()
         with self._lock:
             self._state = _State.CLOSED
             self._session.half_close = True

@@ -18,6 +18,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -157,8 +158,8 @@ class Forward:
                 self._send(job, Own(best, probability, own), coded)
 
     async def close(self) -> None:
-        """Give what is under way its outcome, and end the link."""
-        await asyncio.to_thread(self._link.close)
+        """End the link, once no device waits for an answer."""
+        await asyncio.to_thread(self._link.close, wait=False)
 
     # --- inside ---
 
@@ -176,7 +177,8 @@ class Forward:
         # Set before the loop looks, cleared before it takes: at worst it is woken for nothing.
         if not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._settle)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:
         self._woken = False

@@ -83,11 +83,13 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.frames: list[tuple[float, Callable[[Outcome], None]]] = []
+        self.traces: list[bytes] = []
 
     def offload(
         self, _: CodecId, __: bytes, done: Callable[[Outcome], None], *, deadline: float, trace: bytes
     ) -> None:
         self.frames.append((deadline - time.monotonic(), done))
+        self.traces.append(trace)
 
 
 class Owner:
@@ -120,7 +122,9 @@ def in_loop(scenario: Callable[[Forward, FakeLink, Owner], Awaitable[None]], eng
 def batch(owner: Owner, *seconds: float, sure: bool = False) -> tuple[list[Job], Answers]:
     """Jobs numbered from 1 whose devices wait so long, and what the part says of them: class 1 at 0.5."""
     now = time.perf_counter()
-    jobs = [Job(owner, n, np.zeros(1, np.uint8), now, now + left) for n, left in enumerate(seconds, 1)]
+    jobs = [
+        Job(owner, n, np.zeros(1, np.uint8), now, now + left, b"%d" % n) for n, left in enumerate(seconds, 1)
+    ]
     count = len(jobs)
     coded: list[tuple[CodecId, bytes] | None] = [None if sure else (CodecId.RAW, b"x")] * count
     return jobs, Answers([1] * count, [0.5] * count, coded, np.full((count, 3), 1 / 3, np.float32))
@@ -130,6 +134,7 @@ def test_upstream_gets_a_share_of_what_a_frame_has_left_and_the_exit_answers_for
     async def scenario(forward: Forward, link: FakeLink, owner: Owner) -> None:
         forward.deliver(*batch(owner, 1.0, 60.0, math.inf))
         assert [left for left, _ in link.frames] == pytest.approx([0.8, 2.0, 2.0], abs=0.1)
+        assert link.traces == [b"1", b"2", b"3"]
         with pytest.raises(OverloadError, match=r"^3 frames wait for the upstream server already") as full:
             forward.check_room()
         assert full.value.retry_after_ms >= 20
