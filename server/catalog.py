@@ -116,7 +116,8 @@ class Catalog:
 
     def add(self, loaded: Loaded) -> Served:
         """Take a bundle into service."""
-        bundle, plan, forward = loaded.bundle, loaded.plan, None
+        bundle, plan = loaded.bundle, loaded.plan
+        forward: Forward | None = None
         if isinstance(loaded.tail, Middle):
             assert self._upstream is not None
             forward = self._upstream.forward(bundle, loaded.tail)

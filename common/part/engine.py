@@ -233,7 +233,9 @@ class Engine:
         BundleError for a part that the bundle does not have.
         """
         results = list(self._graph(self.name(number)).run(inputs))
-        part, symbols, probabilities = self.manifest.parts[number - 1], None, None
+        part = self.manifest.parts[number - 1]
+        symbols: NDArray[np.uint8] | None = None
+        probabilities: NDArray[np.float32] | None = None
         if number <= len(self.manifest.crossings):
             symbols = results.pop(0).astype(np.uint8, copy=False)
         if results:

@@ -138,7 +138,7 @@ def test_upstream_gets_a_share_of_what_a_frame_has_left_and_the_exit_answers_for
         with pytest.raises(OverloadError, match=r"^3 frames wait for the upstream server already") as full:
             forward.check_room()
         assert full.value.retry_after_ms >= 20
-        outcomes = (
+        outcomes: tuple[Outcome, ...] = (
             Refusal("no", Cause.TIMEOUT),
             Answer(2, 0.75, None, 1, 1, part=3),
             Answer(0, 0.6, None, 1, 1, part=3, fallback=True),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import BundleError
@@ -55,6 +56,12 @@ def test_the_bundles_thresholds_decide_by_default(chain: Bundle) -> None:
     assert (run_chain(engine, IMAGES).part == given.part).all()
 
 
+def together_with(own: NDArray[np.float32], behind: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What an exit and the answer of those behind it say, float64 [K]."""
+    best, probability = np.array([behind.argmax()]), np.array([behind.max()], np.float32)
+    return np.asarray(both_exits(own[None], best, probability)[0])
+
+
 def test_all_exits_that_were_heard_of_answer_together_from_the_back_to_the_front(tmp_path: Path) -> None:
     bundle = toy_chain.write(tmp_path, 3, sent_answer="both")
     engine = Engine(bundle)
@@ -67,13 +74,10 @@ def test_all_exits_that_were_heard_of_answer_together_from_the_back_to_the_front
     _, last = engine.part(3, following)
     assert last is not None
     for index, part in enumerate(answered.part):
-        said = second[index]
+        said = second[index].astype(np.float64)
         if part == 3:
-            best = last[index].argmax()
-            said = both_exits(second[index][None], np.array([best]), last[index].max()[None])[0]
-        together = both_exits(
-            first[index][None], np.array([said.argmax()]), np.array([said.max()], np.float32)
-        )[0]
+            said = together_with(second[index], last[index].astype(np.float64))
+        together = together_with(first[index], said)
         assert answered.best[index] == together.argmax()
         assert answered.probability[index] == pytest.approx(together.max(), abs=1e-5)
     assert {2, 3} == set(answered.part)
