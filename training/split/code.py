@@ -33,7 +33,7 @@ _CHANNELS = (8, 128)
 _BITS_A_SYMBOL = 0.7
 """What a symbol costs where a code has enough channels: those that carry little cost next to nothing."""
 _LITTLE = 0.05
-"""How much of its first weights the decoder's last layer keeps, so that the inverse transform decides at first."""
+"""Of its first weights, what the decoder's last layer keeps: at first the inverse transform decides."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def choose_shape(layout: Layout, *, target: float, most_macs: float) -> CodeShap
         height, width, halvings = -(-height // 2), -(-width // 2), halvings + 1
     wanted = target * 8 / _BITS_A_SYMBOL / (height * width)
     least, most = _CHANNELS
-    channels = min(most, max(least, 4 * round(wanted / 4)), max(least, source * 4**halvings))
+    channels = min(most, max(least, 4 * round(wanted / 4)), source * 4**halvings)
     for wide in WIDTHS:
         shape = CodeShape(channels, halvings, wide)
         if encoder_macs(layout, shape) <= most_macs:

@@ -25,7 +25,7 @@ from offramp.training.split.layout import Layout
 _TEMPERATURE = 2.0
 """Of the answers whose information is measured; that of the loss which follows."""
 _FLOOR = 0.03
-"""Added to W², of its mean eigenvalue: directions that looked indifferent on a few hundred photos may not be."""
+"""Added to W², of its mean eigenvalue: what looked indifferent on a few hundred photos may not be."""
 _GRADIENTS, _COLUMNS, _BATCH = 768, 40_000, 48
 """Photos whose gradients, and blocks whose covariance, are measured."""
 _STEPS = (2.0**-8, 2.0**5)
@@ -88,7 +88,7 @@ class Inverse(nn.Module):
 class Fitted:
     """What `fit` found.
 
-    deviation: of each coefficient, in symbols, float32 [c]; bytes: of a photo's coefficients by their entropy.
+    deviation: of each coefficient, in symbols, float32 [c]; bytes: of a photo's coefficients, by entropy.
     """
 
     deviation: Tensor

@@ -34,7 +34,7 @@ def cached() -> Cached:
 
 def code() -> Code:
     torch.manual_seed(2)
-    return Code(Layout.of(SHAPE), CodeShape(8, 0, 16), 4, torch.zeros(6), torch.full((6,), 4.0))
+    return Code(Layout.of(SHAPE), CodeShape(6, 0, 16), 4, torch.zeros(6), torch.full((6,), 4.0))
 
 
 def run(
