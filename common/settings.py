@@ -53,7 +53,8 @@ _SERVICE = re.compile(
 NAMES = frozenset(
     """\
     accuracy_floor audit audit_seed breaker bundle byte_budget coalesce coalesce_frames compare_jpeg
-    corrections frames_in_flight grace hello_timeout idle_timeout insecure listen log_format log_level
+    corrections frames_in_flight grace hello_timeout idle_timeout insecure keep keep_bytes keep_share listen
+    log_format log_level
     max_batch max_stream_age max_streams max_wait_ms message_bytes metrics_host metrics_port otel page
     page_token_file picture_quality picture_threshold pictures providers proxy queue rate reload_interval
     server spool spool_bytes strikes target_latency threads threshold threshold_ceiling threshold_floor

@@ -14,6 +14,7 @@ A frame that is sent again, because its stream broke, changes no state: the link
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from offramp.common.part.answer import both_exits
 from offramp.device.ledger import Cost
-from offramp.device.result import Source
+from offramp.device.result import Result, Source
 from offramp.link.outcome import Answer, Outcome
 
 
@@ -150,6 +151,34 @@ class Inquiry:
         self._early = both.tobytes()
         best = int(both.argmax())
         return Verdict(best, float(both[best]))
+
+
+def result_of(
+    classes: Sequence[str],
+    settled: Settled,
+    cost: Cost,
+    latency_seconds: float,
+    threshold: float | None,
+    unknown: bool,
+) -> Result:
+    """What the caller gets of an image that has its answer. classes: their names."""
+    verdict = settled.verdict
+    return Result(
+        label=classes[verdict.class_index],
+        class_index=verdict.class_index,
+        confidence=verdict.confidence,
+        source=settled.source,
+        latency_seconds=latency_seconds,
+        payload_bytes=cost.payload,
+        message_bytes=cost.message,
+        wire_bytes=cost.wire,
+        reason=settled.reason,
+        sends=cost.sends,
+        picture_bytes=cost.picture,
+        threshold=threshold,
+        decode_seconds=cost.decode_seconds,
+        unknown=unknown,
+    )
 
 
 def _both(before: NDArray[np.float32], answer: Answer) -> NDArray[np.float32]:

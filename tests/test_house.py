@@ -32,6 +32,7 @@ WITHOUT = {
     "common/part/session.py": "tests/common/part/test_engine.py",
     "common/release.py": "a version, read once: tests/server/test_service.py",
     "common/wire/transport.py": "constants: every test with a socket",
+    "device/image.py": "records without logic: tests/device/test_device.py",
     "device/sources/item.py": "a record without logic: tests/device/sources/test_watch.py",
     "link/outcome.py": "records without logic: tests/link/test_session.py",
     "training/calibrate/choose.py": "tests/training/calibrate/test_step_command.py",
