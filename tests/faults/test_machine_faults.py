@@ -44,13 +44,13 @@ def test_clocks_that_are_set_change_nothing(run: Processes, toy_images: Path, tm
             os.replace(offset.with_name("new"), offset)
             device.more("server", 15)
         account = device.finish()
-    assert account.by == {"server": account.sent} and account.status == 0
+    assert not account.fell_back and account.status == 0
     assert account.value("connects_total") == 1 and account.value("reconnects_total") == 0
     assert frames_of(server) == {
-        "answered": account.sent,
+        "answered": account.answered,
         "refused": 0,
         "abandoned": 0,
-        "total": account.sent,
+        "total": account.answered,
     }
     assert account.summary["latency_seconds_p99"] < WAIT
     # The clock did jump: the server's last word is of another year than its first.
@@ -95,14 +95,17 @@ def fill(disk: Path) -> None:
 def test_a_full_disk_stops_no_answer(run: Processes, toy_images: Path, small_disk: Path) -> None:
     with closed_port() as port:
         flags = ("--server", f"127.0.0.1:{port}", "--spool", small_disk / "spool")
-        with load(run, toy_images, *flags) as device:
+        with load(run, toy_images, *flags, keep=small_disk / "kept") as device:
             until(lambda: device.value("spooled_total") > 0, "a spooled activation")
+            until(lambda: device.value("samples_entries") > 0, "a sample")
             fill(small_disk)
             until(lambda: device.value("spool_errors_total") > 0, "a full disk")
+            until(lambda: device.value("samples_dropped_total{cause=disk}") > 0, "a sample that is lost")
             device.more("fallback", 100)
             account = device.finish()
-    assert account.by == {"fallback": account.sent} and account.status == 3
+    assert account.by["fallback"] + account.by["early_exit"] == account.sent and account.status == 3
     kept, lost = account.value("spooled_total"), account.value("spool_dropped_total{cause=busy}")
-    assert kept > 0 and lost > 0 and kept + lost == account.sent
-    assert account.errors.count("fails: ") == 1
+    assert kept > 0 and lost > 0 and kept + lost == account.by["fallback"]
+    # The spool says so once, and the samples.
+    assert account.errors.count("fails: ") == 2
     assert account.errors.count("is unreachable") == 1
