@@ -20,6 +20,7 @@ REASON = "Long because"
 WITHOUT = {
     "bench/codec_results.py": "records without logic: tests/bench/test_codec_report.py makes them",
     "bench/device.py": "a command that only measures: tests/runs/test_runs.py runs it",
+    "bench/extras.py": "a command that only measures: tests/runs/test_runs.py runs it",
     "bench/metrics.py": "tests/bench/test_processes.py reads a real server's page",
     "cli/app.py": "every test of a command",
     "cli/fleet/fleet.py": "tests/cli/fleet/test_app.py, tests/cli/fleet/test_table.py",
