@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from offramp.cli.samples import read
+from offramp.device.samples.folder import Folder
+from offramp.device.samples.record import read_file
 from tests.faults.load import FAST, frames_of, load
 from tests.processes import WAIT, Processes, closed_port, until
 
@@ -109,3 +113,24 @@ def test_a_full_disk_stops_no_answer(run: Processes, toy_images: Path, small_dis
     # The spool says so once, and the samples.
     assert account.errors.count("fails: ") == 2
     assert account.errors.count("is unreachable") == 1
+
+
+def test_a_device_that_dies_leaves_whole_samples(run: Processes, toy_images: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with closed_port() as port:
+        device = run.start_device(
+            *("--server", f"127.0.0.1:{port}", "--threshold", 0, "--keep", kept, "--keep-share", 1),
+            *("--repeat", "--quiet", toy_images),
+        )
+        until(lambda: kept.is_dir() and len(list(kept.glob("*.json"))) > 5, "samples")
+        device.send(signal.SIGKILL)
+        device.wait()
+    found = read(kept)
+    assert len(found.samples) > 5 and not found.unusable
+    assert all(read_file(sample, kept) for sample in found.samples)
+    # The lock went with the device, and what it left half written goes with the next one's start.
+    folder = Folder(kept, 1 << 30)
+    folder.open()
+    folder.scan()
+    folder.close()
+    assert folder.entries == len(found.samples) == (len(list(kept.iterdir())) - 1) / 2

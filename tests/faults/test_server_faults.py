@@ -33,6 +33,7 @@ def test_a_server_that_is_killed_again_and_again(run: Processes, toy_images: Pat
         for _ in range(KILLS):
             server = killed_and_replaced(run, device, server, *FAST)
         account = device.finish()
+    assert account.audits["lost"] > 0 and account.audits["agrees"] + account.audits["differs"] > 0
     # What was under way when it died waits for the next stream only as long as connecting does not fail.
     assert account.unanswered() | {"unavailable": 0} == dict.fromkeys(account.unanswered(), 0)
     assert account.value("connects_total") == KILLS + 1
@@ -40,6 +41,17 @@ def test_a_server_that_is_killed_again_and_again(run: Processes, toy_images: Pat
     frames = frames_of(server)
     assert frames["refused"] == 0 and frames["total"] == frames["answered"] + frames["abandoned"]
     assert server.metrics()[f"{SERVER}open_streams"] == 0
+
+
+def test_a_plain_device_whose_server_is_killed(run: Processes, toy_images: Path) -> None:
+    """Without audits, samples and page, which all other tests have on."""
+    server = run.server(*FAST)
+    with load(run, toy_images, "--server", server.address, *PATIENT, plain=True) as device:
+        device.warmed_up()
+        killed_and_replaced(run, device, server, *FAST)
+        account = device.finish()
+    assert account.status == 3 and account.fell_back and "audits" not in account.summary
+    assert account.value("samples_entries") == account.value("audit_bytes_total") == 0
 
 
 def test_a_server_that_is_killed_between_an_answer_and_its_picture(
