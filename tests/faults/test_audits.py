@@ -1,4 +1,4 @@
-"""Audits beside streams that end often: each has its one outcome. Other faults have audits too: ``load.py``."""
+"""Audits beside streams that end often: each has its one outcome. For other faults see ``load.py``."""
 
 from __future__ import annotations
 
