@@ -218,7 +218,8 @@ def _page(variant: Variant, bundle: Bundle, cores: Sequence[int]) -> Iterator[Li
         return
     from offramp.device.live import Live
 
-    live = Live(variant.device, DeviceSettings(bundle=str(bundle.path), metrics_port=0, page=True))
+    given = {"bundle": str(bundle.path), "metrics_port": 0, "page": True}
+    live = Live(variant.device, DeviceSettings.model_validate(given))
     host = "127.0.0.1"
     with serve_metrics(variant.device.metrics.registry, host, 0, live.page) as port:
         command = [sys.executable, "-I", "-S", "-c", VIEWER, f"{host}:{port}"]

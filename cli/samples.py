@@ -246,7 +246,7 @@ def _lines(
                 printable(each.name, 200),
             ).rstrip()
         yield ""
-    counts = Counter(reason for each in chosen for reason in each.reasons)
+    counts = Counter[str](reason for each in chosen for reason in each.reasons)
     shown = ", ".join(f"{counts[reason]:,} {reason}" for reason in REASONS if counts[reason])
     size = sum(each.size for each in chosen)
     yield f"{folder}: {len(chosen):,} of {len(listed.samples):,} samples, {size:,} B" + (
