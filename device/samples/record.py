@@ -24,8 +24,10 @@ from offramp.device.samples.choice import REASONS
 SUFFIXES = ("png", "jpg", "webp", "bmp", "gif", "tif", "heic", "avif", "wav", "npy")
 """Of files that are kept."""
 RECORD_BYTES = 1 << 16
+"""More than the longest record takes, each character in twelve bytes."""
 NAME_CHARACTERS = 4096
-LABEL_CHARACTERS = 4096
+LABEL_CHARACTERS = 200
+"""As a manifest has them."""
 NUMBERS = 9 * 10**11
 """Larger ones are not a device's: they would leave none for the next sample."""
 STEM = re.compile(rf"([0-9]{{12}})-({'|'.join(REASONS)})")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.errors import ConfigError
+from offramp.common.errors import ConfigError, printable
 from offramp.common.inputs.headers import EXTENSIONS_OF, sniff
 from offramp.common.inputs.spec import Preprocessing
 from offramp.common.inputs.tensors import NPY
@@ -98,9 +98,10 @@ class Samples:
             folder.open()
         except ConfigError as error:
             raise ConfigError(f"--keep {folder.path}: {error}") from None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path with a NUL in it
+            why = error.strerror if isinstance(error, OSError) else "is not a path"
             raise ConfigError(
-                f"--keep {folder.path}: {error.strerror}, expected a folder to write or none yet"
+                f"--keep {printable(str(folder.path))}: {why}, expected a folder to write or none yet"
             ) from None
         self._scanned = False
         self._thread = threading.Thread(target=self._work, name="offramp-samples", daemon=True)
@@ -180,7 +181,7 @@ class Samples:
             step()
         except Exception as error:
             level = self._trouble.failed(time.monotonic())
-            shown = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            shown = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             log.log(level, "--keep %s fails: %s; answers go on without it", self._folder.path, shown)
             # Another disk may be there the next time.
             self._folder.close()

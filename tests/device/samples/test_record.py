@@ -95,6 +95,16 @@ def test_a_stranger_s_record_is_one_error(tmp_path: Path, kind: str) -> None:
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
+def test_the_longest_record_is_read(tmp_path: Path) -> None:
+    label = "\U0001f600" * 200
+    longest = Decision(label=label, class_index=65_535, confidence=1 / 3)
+    name = plain("\U0001f600" * 5000)
+    path = tmp_path / f"{STEM}.json"
+    path.write_bytes(record(name=name, label=label, early=longest, audit=longest, bundle="b" * 100).text())
+    assert path.stat().st_size < RECORD_BYTES
+    assert read_record(path).name == name
+
+
 def test_links_and_files_of_another_size_are_not_read(tmp_path: Path) -> None:
     path, file = tmp_path / f"{STEM}.json", tmp_path / f"{STEM}.jpg"
     path.write_bytes(record().text())

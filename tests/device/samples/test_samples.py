@@ -249,6 +249,8 @@ def test_a_folder_in_use_is_one_error(toy_bundle: Bundle, tmp_path: Path) -> Non
         Device(toy_bundle, server="127.0.0.1:1", keep=KeepOptions(folder.path))
     folder.close()
     Device(toy_bundle, server="127.0.0.1:1", keep=KeepOptions(folder.path)).close()
+    with pytest.raises(ConfigError, match=r"^--keep a\\x00b: is not a path, expected a folder"):
+        Device(toy_bundle, server="127.0.0.1:1", keep=KeepOptions("a\0b"))
     with pytest.raises(
         ConfigError, match=r"^--keep .*none/kept: No such file or directory, expected a folder"
     ):
