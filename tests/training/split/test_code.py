@@ -23,7 +23,7 @@ def test_a_code_has_the_shapes_that_it_says(shape: tuple[int, ...], halvings: in
     code = make(shape, size).eval()
     x = torch.randn(2, *shape)
     features = code.features(x)
-    symbols = code.symbols(features)
+    symbols = code.encode(x, features)
     assert symbols.shape[1:] == code.symbols_shape and max(code.symbols_shape[1:]) <= 8
     assert code.exit(features).shape == (2, 5)
     assert code.decoder(rounded(symbols)).shape == x.shape
@@ -35,15 +35,15 @@ def test_the_encoder_costs_what_is_counted() -> None:
     x = torch.randn(1, 24, 30, 30)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = code.features(x)
-        code.symbols(features)
+        code.encode(x, features)
         code.exit.unit(features)
     assert encoder_macs(code.layout, size) == counter.get_total_flops() // 2
 
 
 def test_more_bytes_make_more_channels_and_a_budget_makes_it_narrow() -> None:
     layout = Layout.of((80, 10, 10))
-    assert choose_shape(layout, target=60, most_macs=1e9) == CodeShape(12, 1, 160)
-    assert choose_shape(layout, target=300, most_macs=1e9).channels == 64
+    assert choose_shape(layout, target=60, most_macs=1e9) == CodeShape(28, 1, 160)
+    assert choose_shape(layout, target=300, most_macs=1e9).channels == 128
     narrow = choose_shape(layout, target=60, most_macs=3e6)
     assert narrow.width < 160 and encoder_macs(layout, narrow) <= 3e6
 
