@@ -156,7 +156,7 @@ def _loss(
     rate, density = code.bits(symbols)
     loss = _distance(final, teacher) + _EXIT * _distance(early, teacher) + _FEATURE * feature
     # The density learns at its own rate, whatever λ is.
-    return loss + weight * rate + 1e-3 * density, float(rate.detach()) / 8
+    return loss + weight * rate + 1e-3 * density, code.coded_bits(symbols) / 8
 
 
 def _distance(logits: Tensor, teacher: Tensor) -> Tensor:
