@@ -9,6 +9,7 @@ from offramp.common.arguments import Parser
 
 BENCHMARKS = {
     "device": ("offramp.bench.device", "bytes and time that the device adds to head and tail"),
+    "extras": ("offramp.bench.extras", "what audits, samples and the live page take of a device"),
     "soak": ("offramp.bench.soak", "memory, descriptors and answers over a long, unquiet run"),
     "serve": ("offramp.bench.serve", "throughput, latency and overload of a server"),
     "codec": ("offramp.bench.codec", "bytes and speed of all coders and their peers"),

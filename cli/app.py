@@ -36,6 +36,9 @@ COMMANDS = {
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
+    "samples": Command(
+        "offramp.cli.samples", "device", "list what a device kept, and export it to be labelled"
+    ),
     "sign": Command("offramp.cli.sign", "device,sign", "sign a bundle"),
     "split": Command(
         "offramp.cli.split",
@@ -76,6 +79,7 @@ examples:
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
   offramp top device-1:9102 server:9101
+  offramp samples kept --each 20 --export to-label
 
 `offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.
 

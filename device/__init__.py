@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from offramp.device.device import Device
     from offramp.device.options import (
         AuditOptions,
+        KeepOptions,
         LinkOptions,
         PictureOptions,
         SpoolOptions,
@@ -24,6 +25,7 @@ __all__ = [
     "AuditOptions",
     "Correction",
     "Device",
+    "KeepOptions",
     "LinkOptions",
     "PictureOptions",
     "Result",
@@ -37,6 +39,7 @@ _MODULES = {
     "AuditOptions": "offramp.device.options",
     "Correction": "offramp.device.result",
     "Device": "offramp.device.device",
+    "KeepOptions": "offramp.device.options",
     "LinkOptions": "offramp.device.options",
     "PictureOptions": "offramp.device.options",
     "Result": "offramp.device.result",

@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
@@ -37,6 +38,7 @@ examples:
   edge-device --bundle DIR --server gateway:50051 --insecure --repeat --rate 20 --quiet photos/
   edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --byte-budget 2kB/s --watch inbox/
   edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --picture-threshold 0.5 photos/
+  edge-device --bundle DIR --server gateway:50051 --tls-ca ca.pem --audit 0.01 --keep samples --watch inbox/
 
 The answers come in the order in which they are ready; `index` is the image's place in the input.
 
@@ -122,6 +124,7 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.device.totals import Totals
 
     token = page_token(settings)
+    check_apart(settings.keep, arguments.images)
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
     if settings.compare_jpeg is not None and isinstance(bundle.manifest.input, TensorInput):
@@ -177,6 +180,21 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
 
 
+def check_apart(keep: str | None, inputs: Sequence[str]) -> None:
+    """Raises ConfigError for a folder of samples that lies in a folder whose files are answered."""
+    if keep is None:
+        return
+    try:
+        kept = Path(keep).resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a NUL: opening it says so
+        return
+    for each in inputs:
+        if Path(each).is_dir() and kept.is_relative_to(Path(each).resolve()):
+            raise ConfigError(
+                f"--keep {keep}: lies in {each}, whose files are answered, expected a folder elsewhere"
+            )
+
+
 def _feed(
     device: Device,
     source: Source,
@@ -204,7 +222,11 @@ def _feed(
             if live is not None:
                 live.pictures.offer(item.image)
             future = device.submit(
-                item.image, name=item.name, index=index, decode_seconds=item.decode_seconds
+                item.image,
+                name=item.name,
+                index=index,
+                decode_seconds=item.decode_seconds,
+                file=item.file,
             )
             printer.expect(index, item.name, future)
         stop.beat()

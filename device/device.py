@@ -21,18 +21,14 @@ import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
-
-from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import HEAD
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
-from offramp.common.inputs.prepare import Prepared, prepare
+from offramp.common.inputs.prepare import prepare
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
 from offramp.common.part.unknown import UnknownScore
@@ -41,6 +37,7 @@ from offramp.common.wire.address import split_address
 from offramp.device.audits import Audits
 from offramp.device.corrections import Corrections
 from offramp.device.head import EarlyExit, run_head
+from offramp.device.image import Begun, Sent
 from offramp.device.inputs import Input, require_runnable
 from offramp.device.inquiry import AskPicture, Inquiry, Settled, Verdict
 from offramp.device.ledger import Cost, Ledger
@@ -49,6 +46,7 @@ from offramp.device.many import in_order, in_order_async
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.options import (
     AuditOptions,
+    KeepOptions,
     LinkOptions,
     PictureOptions,
     SpoolOptions,
@@ -59,6 +57,7 @@ from offramp.device.options import (
 )
 from offramp.device.pictures import PictureWriter
 from offramp.device.result import Correction, Result
+from offramp.device.samples.samples import Samples, Taken
 from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
 from offramp.device.spool.spool import Spool
@@ -69,29 +68,14 @@ from offramp.link.wire_bytes import WireBytes
 log = logging.getLogger("offramp.edge-device")
 
 
-@dataclass(slots=True)
-class _Sent:
-    """An image that did not take the early exit, until it has its result."""
-
-    inquiry: Inquiry
-    entry: Entry
-    future: Future[Result]
-    start: float
-    threshold: float
-    trace: bytes
-    image: NDArray[Any] | None
-    """For a picture of it; None where there will be none."""
-    unknown: bool
-
-
 class Device:
     """One bundle's head, its early exit and the link to a server.
 
     server: HOST:PORT, or several in the order in which they are tried. threshold: T_c, by default the
     bundle's. threads: for the head. providers: what runs it, in order of preference (``part/providers.py``).
-    link, steering, pictures, spool, audits: see ``options.py``; by default T_c is not steered, no picture is
-    sent, nothing is spooled and nothing audited. on_correction: called, from another thread, with what the
-    server answers too late. tracing: starts a span for each image, below the caller's.
+    link, steering, pictures, spool, audits, keep: see ``options.py``; by default T_c is not steered, no
+    picture is sent, nothing is spooled, audited or kept. on_correction: called, from another thread, with
+    what the server answers too late. tracing: starts a span for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads, but not in a process that was forked after
     the device was made: its threads and its connection stay in the parent. Raises BundleError for a head that
@@ -112,6 +96,7 @@ class Device:
         pictures: PictureOptions | None = None,
         spool: SpoolOptions | None = None,
         audits: AuditOptions | None = None,
+        keep: KeepOptions | None = None,
         on_correction: Callable[[Correction], None] | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -123,6 +108,7 @@ class Device:
         pictures = group(PictureOptions, "pictures", pictures)
         spool = group(SpoolOptions, "spool", spool)
         audits = group(AuditOptions, "audits", audits)
+        keep = group(KeepOptions, "keep", keep)
         require_runnable(bundle, pictures)
         if on_correction is not None and not callable(on_correction):
             raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
@@ -161,6 +147,7 @@ class Device:
         self._pictures: PictureWriter | None = None
         if self._picture_threshold is not None:
             self._pictures = PictureWriter(pictures.picture_quality, manifest.preprocessing, self.metrics)
+        self._samples = Samples(keep, bundle, self.metrics)
         self._spool: Spool | None = None
         if spool.spool is not None:
             self._spool = Spool(
@@ -187,6 +174,7 @@ class Device:
             pictures=PictureOptions.of(settings),
             spool=SpoolOptions.of(settings),
             audits=AuditOptions.of(settings),
+            keep=KeepOptions.of(settings),
             on_correction=on_correction,
             tracing=tracing,
         )
@@ -194,16 +182,22 @@ class Device:
     # --- one image ---
 
     def submit(
-        self, image: Input, *, name: str = "", index: int | None = None, decode_seconds: float = 0.0
+        self,
+        image: Input,
+        *,
+        name: str = "",
+        index: int | None = None,
+        decode_seconds: float = 0.0,
+        file: bytes | None = None,
     ) -> Future[Result]:
         """Start one image. The future is done at once if it takes the early exit.
 
         image: as the head takes it, or whatever ``preprocess`` takes. It blocks while the window is
         full; then the image is the caller's again. The future never fails: without the server the early exit
         answers, as ``fallback``. name, index: repeated by a correction; index is by default the number of
-        images before this one. decode_seconds: what decoding has taken already. Raises DataError
-        for what is not one input, ConfigError where the device is closed or was made before this process
-        was forked, and for a name or index that is not one.
+        images before this one. decode_seconds: what decoding has taken already. file: what was decoded, to be
+        kept in its place (``keep``). Raises DataError for what is not one input, ConfigError where the device
+        is closed or was made before this process was forked, and for a name or index that is not one.
         """
         if not isinstance(name, str):
             raise ConfigError(f"name={name!r:.80}: expected a string")
@@ -211,16 +205,22 @@ class Device:
             raise ConfigError(f"index={index!r:.80}: expected a whole number, 0 … {INDEX_MOST}")
         self._lifetime.enter()
         try:
-            return self._submit(image, name, index, decode_seconds)
+            return self._submit(image, name, index, decode_seconds, file)
         finally:
             self._lifetime.leave()
 
     def _submit(
-        self, image: Input, name: str = "", index: int | None = None, decode_seconds: float = 0.0
+        self,
+        given: Input,
+        name: str = "",
+        index: int | None = None,
+        decode_seconds: float = 0.0,
+        file: bytes | None = None,
     ) -> Future[Result]:
         start = time.perf_counter()
-        image, own_seconds = self._prepared(image, name)
-        decode_seconds += own_seconds
+        image = prepare(given, self.bundle.manifest.input, name)
+        if image is not given:
+            decode_seconds += time.perf_counter() - start
         if decode_seconds:
             self.metrics.decode_seconds.observe(decode_seconds)
         audited = self._audits.draw()
@@ -232,11 +232,17 @@ class Device:
         number = next(self._indices) if index is None else index
         threshold = self._steer()
         own = Verdict(exit_.class_index, exit_.confidence)
-        if exit_.is_confident(threshold):
+        exits = exit_.is_confident(threshold)
+        file = given if file is None else file
+        taken = self._samples.take(exit_, image, name, number, file, held=audited or not exits)
+        begun = Begun(future, start, threshold, exit_.unknown, taken)
+        if exits:
             cost = Cost(decode_seconds=decode_seconds)
-            self._finish(future, start, threshold, cost, Settled("early_exit", own), exit_.unknown)
+            result = self._finish(begun, cost, Settled("early_exit", own))
             if audited:
-                self._audit(exit_)
+                self._audit(exit_, result, taken)
+            else:
+                self._samples.answered(taken, result)
             return future
         codec, payload = self._encode(exit_)
         manifest = self.bundle.manifest
@@ -250,7 +256,7 @@ class Device:
         )
         kept = None if self._pictures is None else image.copy()
         entry = Entry(codec, payload, number, name, early)
-        self._send(_Sent(inquiry, entry, future, start, threshold, trace, kept, exit_.unknown))
+        self._send(Sent(inquiry, entry, begun, trace, kept))
         return future
 
     def infer(self, image: Input) -> Result:
@@ -340,6 +346,7 @@ class Device:
         if self._spool is not None:
             self._spool.close()
         self._link.close()
+        self._samples.close()
 
     def __enter__(self) -> Device:
         return self
@@ -357,7 +364,7 @@ class Device:
 
     # --- an image that is sent ---
 
-    def _send(self, sent: _Sent) -> None:
+    def _send(self, sent: Sent) -> None:
         """Ask the server about the activation. Waits while the window is full."""
         # Images that wait for the picture's answer are in no window.
         self._lifetime.start_image(None if self._pictures is None else 2 * self._options.window)
@@ -365,13 +372,18 @@ class Device:
         replied = partial(self._replied, sent)
         self._offload(sent.entry.codec, sent.entry.payload, replied, sent.trace, late)
 
-    def _audit(self, exit_: EarlyExit) -> None:
+    def _audit(self, exit_: EarlyExit, result: Result, taken: Taken | None) -> None:
         """Ask the server about an image that has its answer. It waits for nothing."""
         if self._ledger.owes():
             self._audits.lost("the budget is overdrawn")
+            self._samples.answered(taken, result)
             return
         codec, payload = self._encode(exit_)
-        self._offload(codec, payload, partial(self._audits.replied, exit_.class_index), behind=True)
+        self._offload(codec, payload, partial(self._audited, result, taken), behind=True)
+
+    def _audited(self, result: Result, taken: Taken | None, outcome: Outcome) -> None:
+        self._audits.replied(result.class_index, outcome)
+        self._samples.answered(taken, result, outcome)
 
     def _encode(self, exit_: EarlyExit) -> tuple[CodecId, bytes]:
         before = time.perf_counter()
@@ -398,7 +410,7 @@ class Device:
         self._ledger.settle(expected, outcome)
         done(outcome)
 
-    def _replied(self, sent: _Sent, outcome: Outcome) -> None:
+    def _replied(self, sent: Sent, outcome: Outcome) -> None:
         """The activation's outcome: finish the image, or ask again with its picture."""
         may_ask = sent.image is not None and not self._ledger.owes()
         step = sent.inquiry.replied(len(sent.entry.payload), outcome, may_ask=may_ask)
@@ -414,11 +426,11 @@ class Device:
             sent.image, partial(self._send_picture, sent, deadline), partial(self._give_up_picture, sent)
         )
 
-    def _send_picture(self, sent: _Sent, deadline: float, payload: bytes) -> None:
+    def _send_picture(self, sent: Sent, deadline: float, payload: bytes) -> None:
         replied = partial(self._picture_replied, sent, len(payload))
         self._offload(CodecId.PICTURE, payload, replied, sent.trace, deadline=deadline)
 
-    def _picture_replied(self, sent: _Sent, size: int, outcome: Outcome) -> None:
+    def _picture_replied(self, sent: Sent, size: int, outcome: Outcome) -> None:
         if isinstance(outcome, Answer):
             self.metrics.pictures_answered.inc()
         else:
@@ -426,12 +438,13 @@ class Device:
             self.metrics.pictures_unanswered.inc()
         self._settle(sent, sent.inquiry.picture_replied(size, outcome))
 
-    def _give_up_picture(self, sent: _Sent) -> None:
+    def _give_up_picture(self, sent: Sent) -> None:
         self.metrics.pictures_unanswered.inc()
         self._settle(sent, sent.inquiry.picture_given_up())
 
-    def _settle(self, sent: _Sent, settled: Settled) -> None:
-        self._finish(sent.future, sent.start, sent.threshold, sent.inquiry.cost, settled, sent.unknown)
+    def _settle(self, sent: Sent, settled: Settled) -> None:
+        result = self._finish(sent.begun, sent.inquiry.cost, settled)
+        self._samples.answered(sent.begun.taken, result)
         self._lifetime.end_image()
 
     # --- an image that is answered again ---
@@ -450,12 +463,6 @@ class Device:
 
     # --- inside ---
 
-    def _prepared(self, image: Input, name: str) -> tuple[Prepared, float]:
-        """The head's input, and the seconds that making it took. Raises DataError."""
-        start = time.perf_counter()
-        found = prepare(image, self.bundle.manifest.input, name)
-        return found, 0.0 if found is image else time.perf_counter() - start
-
     def _steer(self) -> float:
         """T_c for an image that is at its early exit now."""
         if not self._ledger.steers:
@@ -464,21 +471,15 @@ class Device:
         self.metrics.threshold.set(threshold)
         return threshold
 
-    def _finish(
-        self,
-        future: Future[Result],
-        start: float,
-        threshold: float,
-        cost: Cost,
-        settled: Settled,
-        unknown: bool,
-    ) -> None:
-        latency = time.perf_counter() - start
+    def _finish(self, begun: Begun, cost: Cost, settled: Settled) -> Result:
+        latency = time.perf_counter() - begun.start
         self.metrics.answered_by[settled.source].inc()
         self.metrics.answered(settled.part, settled.cut_short)
-        if unknown:
+        if begun.unknown:
             self.metrics.unknown.inc()
         self._ledger.answered(latency)
+        threshold = begun.threshold if self._ledger.varies else None
         label = self.bundle.manifest.classes[settled.verdict.class_index]
-        steered = threshold if self._ledger.varies else None
-        future.set_result(Result.of(label, settled, cost, latency, steered, unknown))
+        result = Result.of(label, settled, cost, latency, threshold, begun.unknown)
+        begun.future.set_result(result)
+        return result

@@ -16,6 +16,8 @@ from offramp.link.metrics import LinkMetrics
 SOURCES = ("early_exit", "server", "fallback")
 SPOOL_CAUSES = ("full", "refused", "damaged", "busy")
 AUDIT_RESULTS = ("agrees", "differs", "lost")
+SAMPLE_REASONS = ("random", "audit", "unknown", "unsure")
+SAMPLE_CAUSES = ("busy", "disk", "large", "pace")
 
 
 class DeviceMetrics:
@@ -64,6 +66,7 @@ class DeviceMetrics:
             registry=registry,
         )
         self._add_spool()
+        self._add_samples()
         self.jpeg_bytes = Counter(
             "offramp_device_jpeg_bytes",
             "What all images would have taken as JPEG, with --compare-jpeg only, bytes.",
@@ -133,6 +136,31 @@ class DeviceMetrics:
         self.spool_bytes = Gauge(
             "offramp_device_spool_bytes",
             "What the activations in the spool take, bytes.",
+            registry=registry,
+        )
+
+    def _add_samples(self) -> None:
+        registry = self.registry
+        kept = Counter(
+            "offramp_device_samples_kept",
+            "Inputs kept for a person to look at, with --keep, by reason; one may have several.",
+            ["reason"],
+            registry=registry,
+        )
+        self.samples_kept = {reason: kept.labels(reason) for reason in SAMPLE_REASONS}
+        dropped = Counter(
+            "offramp_device_samples_dropped",
+            "Inputs that were worth keeping and were not kept, by cause.",
+            ["cause"],
+            registry=registry,
+        )
+        self.samples_dropped = {cause: dropped.labels(cause) for cause in SAMPLE_CAUSES}
+        self.samples_entries = Gauge(
+            "offramp_device_samples_entries", "Samples in the folder.", registry=registry
+        )
+        self.samples_bytes = Gauge(
+            "offramp_device_samples_bytes",
+            "What the samples in the folder take, in blocks of the disk, bytes.",
             registry=registry,
         )
 

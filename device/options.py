@@ -1,4 +1,4 @@
-"""How a ``Device`` works, in five groups. Each option has the name, range and default of its flag.
+"""How a ``Device`` works, in six groups. Each option has the name, range and default of its flag.
 
 Times are in seconds, where a flag may take milliseconds. A wrong type or value raises ConfigError that names
 the option.
@@ -187,3 +187,19 @@ class AuditOptions(_Checked):
     def of(cls, settings: DeviceSettings) -> AuditOptions:
         """What the command line says."""
         return cls(settings.audit, settings.audit_seed)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOptions(_Checked):
+    """The folder that keeps inputs worth a person's look (``samples/``); by default none."""
+
+    keep: Path | str | None = None
+    keep_bytes: int = 10**9
+    """What it may hold; old samples go first."""
+    keep_share: float = 0.01
+    """Of all inputs, 0 … 1: drawn at random, and as many of the least confident."""
+
+    @classmethod
+    def of(cls, settings: DeviceSettings) -> KeepOptions:
+        """What the command line says."""
+        return cls(settings.keep, settings.keep_bytes, settings.keep_share)

@@ -24,6 +24,17 @@ def _byte_rate(value: object) -> object:
     return float(found[1]) * scale
 
 
+def _size(value: object) -> object:
+    """``1GB`` → 1000000000; numbers are bytes already."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9]+)\s*(?:([kMG]?)B)?", value.strip())
+    if found is None:
+        raise ValueError("expected bytes, as 500000, 200MB or 1GB")
+    return int(found[1]) * {"k": 10**3, "M": 10**6, "G": 10**9}.get(found[2] or "", 1)
+
+
+Size = Annotated[int, BeforeValidator(_size)]
 ByteRate = Annotated[float, BeforeValidator(_byte_rate), Field(gt=0, le=1e12)]
 
 
@@ -140,6 +151,22 @@ class DeviceSettings(Settings):
     )
     spool_bytes: Annotated[int, Field(ge=65_536, le=1 << 40)] = Field(
         64 << 20, description="what the spool may hold; the oldest activations go first", examples=["N"]
+    )
+    keep: str | None = Field(
+        None,
+        description="keep inputs that are worth a person's look in this folder, with what was decided of "
+        "them: audits that differ, unknown ones, the least confident and a random share",
+        examples=["DIR"],
+    )
+    keep_bytes: Annotated[Size, Field(ge=65_536, le=1 << 44)] = Field(
+        10**9,
+        description="what the folder may hold, as 200MB or 1GB; old samples go first",
+        examples=["SIZE"],
+    )
+    keep_share: Fraction = Field(
+        0.01,
+        description="share of all inputs that is kept at random, and as many of the least confident",
+        examples=["SHARE"],
     )
     rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="images a second, at most (default: as fast as they go)", examples=["R"]

@@ -20,6 +20,7 @@ REASON = "Long because"
 WITHOUT = {
     "bench/codec_results.py": "records without logic: tests/bench/test_codec_report.py makes them",
     "bench/device.py": "a command that only measures: tests/runs/test_runs.py runs it",
+    "bench/extras.py": "a command that only measures: tests/runs/test_runs.py runs it",
     "bench/metrics.py": "tests/bench/test_processes.py reads a real server's page",
     "cli/app.py": "every test of a command",
     "cli/fleet/fleet.py": "tests/cli/fleet/test_app.py, tests/cli/fleet/test_table.py",
@@ -32,6 +33,7 @@ WITHOUT = {
     "common/part/session.py": "tests/common/part/test_engine.py",
     "common/release.py": "a version, read once: tests/server/test_service.py",
     "common/wire/transport.py": "constants: every test with a socket",
+    "device/image.py": "records without logic: tests/device/test_device.py",
     "device/sources/item.py": "a record without logic: tests/device/sources/test_watch.py",
     "link/outcome.py": "records without logic: tests/link/test_session.py",
     "training/calibrate/choose.py": "tests/training/calibrate/test_step_command.py",

@@ -10,6 +10,8 @@ from offramp.common.errors import DataError, printable
 from offramp.common.files import read_bounded
 
 LABELS = "labels.csv"
+UNSORTED = "_unsorted"
+"""A folder beside class folders whose files a person has yet to sort (``offramp samples``)."""
 TABLE_BYTES = 1 << 28
 
 

@@ -28,4 +28,4 @@ def read_one(path: Path, spec: Spec) -> Item:
         found = decode(str(path), data, spec)
     except DataError as error:
         return Item(str(path), error)
-    return Item(str(path), found, time.perf_counter() - start)
+    return Item(str(path), found, time.perf_counter() - start, data)

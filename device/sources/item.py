@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,3 +18,5 @@ class Item:
     image: NDArray[Any] | DataError
     decode_seconds: float = 0.0
     """From its bytes to the head's input."""
+    file: bytes | None = field(default=None, repr=False, compare=False)
+    """The file it was alone in, as it is."""

@@ -119,7 +119,7 @@ def read_whole(spec: Spec, path: Path, last: bool) -> Item | None:
                 f"{path}: is not whole: zeros at its end, and unchanged for {seconds:g} s, "
                 "expected a picture that was written to its end"
             )
-        return Item(str(path), decode(str(path), data, spec))
+        return Item(str(path), decode(str(path), data, spec), file=data)
     except DataError as error:
         return Item(str(path), error) if last else None
 

@@ -159,7 +159,7 @@ def test_an_audit_costs_what_an_unsure_image_costs(
             counted.append((proxy.up + proxy.down, device.summary, scrape(url)))
     (of_unsure, sent, _), (of_audits, summary, page) = counted
     assert sent["server"] == summary["early_exit"] == count and summary["payload_bytes"] == 0
-    assert sum(summary["audits"].values()) == count and summary["audits"]["lost"] <= 5
+    assert sum(summary["audits"].values()) == count and summary["audits"]["lost"] <= count / 6
     assert summary["audits"] == {
         result: int(page[f"offramp_device_audits_total{{result={result}}}"]) for result in RESULTS
     }

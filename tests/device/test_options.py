@@ -13,7 +13,15 @@ import pytest
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
 from offramp.common.settings import check_argument
-from offramp.device import AuditOptions, Device, LinkOptions, PictureOptions, SpoolOptions, SteeringOptions
+from offramp.device import (
+    AuditOptions,
+    Device,
+    KeepOptions,
+    LinkOptions,
+    PictureOptions,
+    SpoolOptions,
+    SteeringOptions,
+)
 from offramp.device.settings import DeviceSettings
 
 GROUPS: dict[str, Any] = {
@@ -22,6 +30,7 @@ GROUPS: dict[str, Any] = {
     "pictures": PictureOptions,
     "spool": SpoolOptions,
     "audits": AuditOptions,
+    "keep": KeepOptions,
 }
 
 
@@ -55,6 +64,9 @@ WRONG: dict[str, tuple[object, ...]] = {
     "picture_quality": (-1, 101, 20.0, None),
     "audit": (NAN, -0.1, 1.5, "0.01", None, True),
     "audit_seed": (-1, 1.5, 1 << 32, "7", True),
+    "keep": (5, b"kept", "", object()),
+    "keep_bytes": (0, 65_535, 1e9, "1GB", 1 << 50, True, None),
+    "keep_share": (NAN, -0.1, 1.5, "0.01", None),
     "server": (50051, [], [1], None, b"a:1", "nonsense", ["a:1", None]),
     "providers": (5, None, [], [1], b"cpu", "tpu", "cpu,cuda", "cuda:x"),
     "on_correction": (5, "print"),

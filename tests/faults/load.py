@@ -3,26 +3,37 @@
 ``Load`` feeds paths to a real process until it is told to stop; ``Load.finish`` then checks what must hold
 whatever happened meanwhile: one answer for each image, counters that agree with the answers and with each
 other, and no descriptor, thread or memory that stays behind.
+
+Whatever else a device may do meanwhile is on: each early exit is audited, each image is kept as a sample, and
+its page has a viewer. None of it may change an answer, and each has to account for what it did.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from offramp.cli.samples import read
+from offramp.device.metrics import AUDIT_RESULTS, SAMPLE_CAUSES
+from offramp.device.samples.record import read_file
 from tests.processes import WAIT, Processes, Program, Server, resident_bytes, scrape, until
 
 FAST = ("--workers", 1, "--max-batch", 16, "--max-wait-ms", 0)
 """Flags of a server that has nothing to measure when it starts."""
-RATE = 100.0
+RATE = 130.0
 """Images a second, about."""
+THRESHOLD = 0.75
+"""A quarter of the toy's images exit early; seven in ten of their audits differ."""
 SPARE_FILES, SPARE_THREADS, SPARE_BYTES = 6, 6, 48 << 20
 """What a process may have more than when it had just begun: pools that grow to their size, a socket that
 gRPC closes in its own time."""
@@ -48,17 +59,52 @@ class Holdings:
         assert resident_bytes(self._pid) <= self._bytes + SPARE_BYTES
 
 
+class Viewer:
+    """Reads a device's page as a browser does, until the device ends."""
+
+    def __init__(self, address: str) -> None:
+        self.states: list[dict[str, Any]] = []
+        self._address = address
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=WAIT)
+        with closing(connection), suppress(OSError):
+            connection.request("GET", "/events", headers={"Sec-Fetch-Site": "same-origin"})
+            for line in connection.getresponse():
+                if line.startswith(b"data: "):
+                    self.states.append(json.loads(line[6:]))
+
+    def check(self, account: Account) -> None:
+        """The device has ended: it has seen what the device said."""
+        self._thread.join(WAIT)
+        assert not self._thread.is_alive() and self.states
+        seen = {each["index"]: each for each in self.states[-1]["recent"]}
+        assert seen
+        for record in account.records:
+            if record["index"] in seen:
+                assert seen[record["index"]]["label"] == record["label"]
+
+
 class Load:
     """One device, fed with the same few images again and again."""
 
-    def __init__(self, run: Processes, images: Path, flags: Sequence[object], **popen: Any) -> None:
+    def __init__(
+        self, run: Processes, images: Path, flags: Sequence[object], kept: Path | None, **popen: Any
+    ) -> None:
         self._names = sorted(str(path) for path in images.glob("*.png"))
+        more = () if kept is None else ("--page", "--audit", 1, "--keep", kept, "--keep-share", 1)
+        self._kept = kept
         self.device: Program = run.start_device(
-            *("--threshold", 1, "--json", "--hold", "--metrics-port", 0, "--quiet", *flags, "-"),
+            *("--threshold", THRESHOLD, "--json", "--hold", "--metrics-port", 0, "--quiet"),
+            *(*more, *flags, "-"),
             stdin=subprocess.PIPE,
             **popen,
         )
-        self._url = "http://" + self.device.wait_for(r"metrics on (\S+)")[1] + "/metrics"
+        address = self.device.wait_for(r"metrics on (\S+)")[1]
+        self._url = f"http://{address}/metrics"
+        self._viewer = None if kept is None else Viewer(address)
         self.sent = 0
         self._stop = threading.Event()
         self._feeder = threading.Thread(target=self._feed, daemon=True)
@@ -108,6 +154,10 @@ class Load:
         status = self.device.wait()
         account = Account(self.sent, status, self.device, page)
         account.check()
+        if self._viewer is not None:
+            self._viewer.check(account)
+        if self._kept is not None:
+            account.check_samples(self._kept)
         return account
 
     def end(self) -> None:
@@ -126,6 +176,7 @@ class Account:
         self.corrections = [record for record in device.records if record.get("correction")]
         self.summary = device.summary
         self.errors = device.errors
+        self.audits: dict[str, int] = self.summary.get("audits") or dict.fromkeys(AUDIT_RESULTS, 0)
         self._page = page
         self.by = Counter(record["source"] for record in self.records)
         self.fallbacks = [record for record in self.records if record["source"] == "fallback"]
@@ -141,6 +192,16 @@ class Account:
     def pictures(self, result: str) -> int:
         """Pictures that were answered, or were not."""
         return int(self.value(f"pictures_total{{result={result}}}"))
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether any image had to do without the server."""
+        return self.by["server"] + self.by["early_exit"] < self.sent
+
+    @property
+    def answered(self) -> int:
+        """Frames that the server answered in time: images and audits."""
+        return self.by["server"] + self.audits["agrees"] + self.audits["differs"]
 
     @property
     def sends(self) -> int:
@@ -172,16 +233,50 @@ class Account:
             assert paid == self.summary["payload_bytes"]
             assert paid == self.value("payload_bytes_total") - self.value("audit_bytes_total")
         assert self.value("connected") == 0
+        # Each early exit that is audited has one outcome, and no image paid for it.
+        assert self.audits == {
+            result: int(self.value(f"audits_total{{result={result}}}")) for result in self.audits
+        }
+        if "audits" in self.summary:
+            assert sum(self.audits.values()) == self.by["early_exit"]
+        assert not any(r["payload_bytes"] for r in self.records if r["source"] == "early_exit")
+
+    def check_samples(self, folder: Path) -> None:
+        """Each image was kept once, or given up once, and what is kept is whole."""
+        dropped = sum(self.value(f"samples_dropped_total{{cause={cause}}}") for cause in SAMPLE_CAUSES)
+        assert self.value("samples_kept_total{reason=random}") + dropped == self.sent
+        found = read(folder)
+        assert not found.unusable and len(found.samples) == self.value("samples_entries")
+        for sample in found.samples:
+            assert read_file(sample, folder).endswith(b"IEND\xaeB`\x82")
+        differing = [each for each in found.samples if "audit" in each.reasons]
+        assert len(differing) <= self.audits["differs"]
+        answers = {record["index"]: record for record in self.records}
+        for each in found.samples:
+            answer = answers[each.index]
+            assert (each.source, each.class_index) == (answer["source"], answer["class_index"])
 
 
 @contextmanager
-def load(run: Processes, images: Path, *flags: object, **popen: Any) -> Iterator[Load]:
-    """A load that ends with its block, if it was not finished in it."""
-    made = Load(run, images, flags, **popen)
-    try:
-        yield made
-    finally:
-        made.end()
+def load(
+    run: Processes,
+    images: Path,
+    *flags: object,
+    plain: bool = False,
+    keep: Path | None = None,
+    **popen: Any,
+) -> Iterator[Load]:
+    """A load that ends with its block, if it was not finished in it.
+
+    plain: without audits, samples and page.
+    """
+    with tempfile.TemporaryDirectory(prefix="kept-") as folder:
+        kept = None if plain else Path(folder) if keep is None else keep
+        made = Load(run, images, flags, kept, **popen)
+        try:
+            yield made
+        finally:
+            made.end()
 
 
 def frames_of(server: Server) -> dict[str, int]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from offramp.cli.samples import read
+from offramp.device.samples.folder import Folder
+from offramp.device.samples.record import read_file
 from tests.faults.load import FAST, frames_of, load
 from tests.processes import WAIT, Processes, closed_port, until
 
@@ -44,13 +48,13 @@ def test_clocks_that_are_set_change_nothing(run: Processes, toy_images: Path, tm
             os.replace(offset.with_name("new"), offset)
             device.more("server", 15)
         account = device.finish()
-    assert account.by == {"server": account.sent} and account.status == 0
+    assert not account.fell_back and account.status == 0
     assert account.value("connects_total") == 1 and account.value("reconnects_total") == 0
     assert frames_of(server) == {
-        "answered": account.sent,
+        "answered": account.answered,
         "refused": 0,
         "abandoned": 0,
-        "total": account.sent,
+        "total": account.answered,
     }
     assert account.summary["latency_seconds_p99"] < WAIT
     # The clock did jump: the server's last word is of another year than its first.
@@ -68,8 +72,8 @@ def test_only_what_is_shown_reads_the_wall_clock() -> None:
         for path in (ROOT / package).rglob("*.py")
         if re.search(r"\btime\.time(_ns)?\(|\bdatetime\b|\blocaltime\b", path.read_text())
     }
-    # The time of a log line, and that of a spooled row, for whoever reads the file.
-    assert found == {"common/logs.py", "device/spool/store.py"}
+    # The time of a log line, of a spooled row and of a sample, for whoever reads the file.
+    assert found == {"common/logs.py", "device/samples/record.py", "device/spool/store.py"}
 
 
 @pytest.fixture
@@ -95,14 +99,38 @@ def fill(disk: Path) -> None:
 def test_a_full_disk_stops_no_answer(run: Processes, toy_images: Path, small_disk: Path) -> None:
     with closed_port() as port:
         flags = ("--server", f"127.0.0.1:{port}", "--spool", small_disk / "spool")
-        with load(run, toy_images, *flags) as device:
+        with load(run, toy_images, *flags, keep=small_disk / "kept") as device:
             until(lambda: device.value("spooled_total") > 0, "a spooled activation")
+            until(lambda: device.value("samples_entries") > 0, "a sample")
             fill(small_disk)
             until(lambda: device.value("spool_errors_total") > 0, "a full disk")
+            until(lambda: device.value("samples_dropped_total{cause=disk}") > 0, "a sample that is lost")
             device.more("fallback", 100)
             account = device.finish()
-    assert account.by == {"fallback": account.sent} and account.status == 3
+    assert account.by["fallback"] + account.by["early_exit"] == account.sent and account.status == 3
     kept, lost = account.value("spooled_total"), account.value("spool_dropped_total{cause=busy}")
-    assert kept > 0 and lost > 0 and kept + lost == account.sent
-    assert account.errors.count("fails: ") == 1
+    assert kept > 0 and lost > 0 and kept + lost == account.by["fallback"]
+    # The spool says so once, and the samples.
+    assert account.errors.count("fails: ") == 2
     assert account.errors.count("is unreachable") == 1
+
+
+def test_a_device_that_dies_leaves_whole_samples(run: Processes, toy_images: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with closed_port() as port:
+        device = run.start_device(
+            *("--server", f"127.0.0.1:{port}", "--threshold", 0, "--keep", kept, "--keep-share", 1),
+            *("--repeat", "--quiet", toy_images),
+        )
+        until(lambda: kept.is_dir() and len(list(kept.glob("*.json"))) > 5, "samples")
+        device.send(signal.SIGKILL)
+        device.wait()
+    found = read(kept)
+    assert len(found.samples) > 5 and not found.unusable
+    assert all(read_file(sample, kept) for sample in found.samples)
+    # The lock went with the device, and what it left half written goes with the next one's start.
+    folder = Folder(kept, 1 << 30)
+    folder.open()
+    folder.scan()
+    folder.close()
+    assert folder.entries == len(found.samples) == (len(list(kept.iterdir())) - 1) / 2

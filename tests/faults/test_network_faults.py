@@ -27,6 +27,7 @@ def test_a_black_hole_in_mid_stream(run: Processes, toy_images: Path) -> None:
         account = device.finish()
         until(lambda: server.metrics()[f"{SERVER}open_streams"] == 0, "its streams to end")
     causes = account.unanswered()
+    assert account.audits["lost"] > 0
     # The first timeout tells; after it frames are turned away at once, and their bytes are not spent.
     assert 0 < causes["timeout"] < causes["unavailable"] + causes["breaker"]
     assert account.value("breaker_opens_total") >= 2

@@ -33,6 +33,7 @@ def test_a_server_that_is_killed_again_and_again(run: Processes, toy_images: Pat
         for _ in range(KILLS):
             server = killed_and_replaced(run, device, server, *FAST)
         account = device.finish()
+    assert account.audits["lost"] > 0 and account.audits["agrees"] + account.audits["differs"] > 0
     # What was under way when it died waits for the next stream only as long as connecting does not fail.
     assert account.unanswered() | {"unavailable": 0} == dict.fromkeys(account.unanswered(), 0)
     assert account.value("connects_total") == KILLS + 1
@@ -40,6 +41,17 @@ def test_a_server_that_is_killed_again_and_again(run: Processes, toy_images: Pat
     frames = frames_of(server)
     assert frames["refused"] == 0 and frames["total"] == frames["answered"] + frames["abandoned"]
     assert server.metrics()[f"{SERVER}open_streams"] == 0
+
+
+def test_a_plain_device_whose_server_is_killed(run: Processes, toy_images: Path) -> None:
+    """Without audits, samples and page, which all other tests have on."""
+    server = run.server(*FAST)
+    with load(run, toy_images, "--server", server.address, *PATIENT, plain=True) as device:
+        device.warmed_up()
+        killed_and_replaced(run, device, server, *FAST)
+        account = device.finish()
+    assert account.status == 3 and account.fell_back and "audits" not in account.summary
+    assert account.value("samples_entries") == account.value("audit_bytes_total") == 0
 
 
 def test_a_server_that_is_killed_between_an_answer_and_its_picture(
@@ -102,7 +114,7 @@ def test_overload_is_refused_counted_and_over_when_the_load_is(run: Processes, t
     assert page[f"{SERVER}rejected_total{{reason=overloaded}}"] == refused > 0
     frames = frames_of(server)
     assert frames == {
-        "answered": sum(account.by["server"] for account in accounts),
+        "answered": sum(account.answered for account in accounts),
         "refused": refused,
         "abandoned": 0,
         "total": sum(account.sends for account in accounts),
@@ -127,7 +139,7 @@ def test_a_rolling_restart_of_two_servers_costs_no_answer(run: Processes, toy_im
             device.more("server")
             servers[index] = run.server(*FAST, listen=address)
         account = device.finish()
-    assert account.by == {"server": account.sent} and account.status == 0
+    assert not account.fell_back and account.status == 0
     # Nothing that a server had read was left to the other.
     assert account.value("frames_resent_total") == 0
     assert account.value("failovers_total") == 2 and account.value("connects_total") == 3
@@ -143,7 +155,7 @@ def test_a_server_that_is_killed_beside_another_costs_no_answer(run: Processes, 
             device.more("server")
             servers[index] = run.server(*FAST, listen=address)
         account = device.finish()
-    assert account.by == {"server": account.sent} and account.status == 0
+    assert not account.fell_back and account.status == 0
 
 
 def test_sigterm_under_load_loses_no_frame_that_was_read(run: Processes, toy_images: Path) -> None:
@@ -164,7 +176,7 @@ def test_sigterm_under_load_loses_no_frame_that_was_read(run: Processes, toy_ima
     for account in accounts:
         # Each frame went out once; those without an answer never did.
         assert account.value("frames_resent_total") == 0
-        assert account.sends == account.by["server"]
+        assert account.sends == account.answered
         assert not any(record["payload_bytes"] for record in account.fallbacks)
 
 
@@ -191,9 +203,9 @@ def test_a_bundle_that_is_replaced_under_load_loses_no_frame(
             device.more("fallback")
             other.more("server")
             mine, theirs = device.finish(), other.finish()
-    assert theirs.by == {"server": theirs.sent} and theirs.status == 0
-    assert mine.value("frames_resent_total") == 0 and mine.sends == mine.by["server"]
+    assert not theirs.fell_back and theirs.status == 0
+    assert mine.value("frames_resent_total") == 0 and mine.sends == mine.answered
     assert mine.status == 6
     assert all("the device runs bundle" in record["reason"] for record in mine.fallbacks)
     frames = frames_of(server)
-    assert frames["total"] == frames["answered"] == mine.by["server"] + theirs.by["server"]
+    assert frames["total"] == frames["answered"] == mine.answered + theirs.answered

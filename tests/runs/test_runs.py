@@ -38,6 +38,7 @@ MEASURING = {
         "--bundle",
     ],
     "bench-device.sh": ["--seconds", "0.5", "--rate", "40"],
+    "bench-extras.sh": ["--rounds", "1", "--count", "40", "--seconds", "0.3", "--rate", "40", "--audit", "1"],
     "bench-head.sh": ["--exits", "5", "--rounds", "1", "--runs", "2"],
     "bench-link.sh": ["--sent", "2", "--links", "5000/20", "--thresholds", "0.9"],
     "bench-serve.sh": ["--seconds", "0.1", "--streams", "2", "--batches", "1"],

@@ -15,7 +15,7 @@ from pathlib import Path
 from offramp.common.errors import ConfigError, printable
 from offramp.common.inputs.folder import suffix_of
 from offramp.common.inputs.headers import EXTENSIONS
-from offramp.common.inputs.labels import LABELS, read_labels
+from offramp.common.inputs.labels import LABELS, UNSORTED, read_labels
 from offramp.training.data import sources
 from offramp.training.data.datasets import Dataset, split
 from offramp.training.data.recipe import FolderRecipe
@@ -184,6 +184,8 @@ def _left_out(root: Path, suffixes: tuple[str, ...], images: str) -> tuple[str, 
     inside = [each for each in root.iterdir() if not sources.hidden(each.name)]
     if loose := _of(inside, suffixes):
         notes.append(f"{len(loose):,} {images} in {printable(root.name)} are in no class folder: left out")
+    if (root / UNSORTED).is_dir():
+        notes.append(f"{UNSORTED} is not a class: left out")
     nested = [
         printable(each.name)
         for each in sorted(inside)

@@ -25,6 +25,7 @@ from offramp.common.errors import ConfigError, DataError, printable
 from offramp.common.files import read_bounded
 from offramp.common.inputs.folder import find, kinds_of
 from offramp.common.inputs.headers import EXTENSIONS
+from offramp.common.inputs.labels import UNSORTED
 from offramp.common.inputs.pictures import FILE_BYTES, decode
 from offramp.common.inputs.spec import Preprocessing
 from offramp.training.data.datasets import Dataset, Labelled, Source, split
@@ -362,9 +363,9 @@ def _files_of(name: str, folder: Path, suffixes: tuple[str, ...], images: str) -
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is what programs leave behind."""
+    """Whether a file or folder is what programs leave behind, or waits to be sorted."""
     # The second is what a Mac puts into archives.
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in ("__MACOSX", UNSORTED)
 
 
 def _library() -> Any:

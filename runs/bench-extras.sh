@@ -1,0 +1,6 @@
+#!/bin/sh
+# What audits, samples and the live page take of a device: half an hour on an otherwise idle machine.
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+exec offramp bench extras --rounds 30 "$@"
