@@ -149,6 +149,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
             if settings.page:
                 log.info("page on http://%s/", where)
             log.info("metrics on %s", where)
+            if bundle.manifest.figures.drift is None:
+                log.info("%s has no reference for drift of confidence and classes", bundle.manifest.name)
         report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout)
         stop_waiting_when(stop.is_set)
         seen = None if live is None else live.seen
