@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
 from offramp.common.bundle.write import write_bundle
 from offramp.common.part.session import session
-from offramp.device import preprocess
 from offramp.training.calibrate.card import figures
 from offramp.training.calibrate.measure import Answers
 from tests.deploy.prometheus import Prometheus
@@ -27,13 +27,12 @@ SHORTFALL = "instance:offramp_device_audits_shortfall:deviations1d"
 DISTANCE = "instance:offramp_device_drift:distance1d"
 
 
-def answers(bundle: Bundle, pictures: Sequence[bytes], labels: Sequence[int]) -> Answers:
-    """What both exits say to encoded pictures."""
-    images = np.stack([preprocess(data, bundle) for data in pictures])
+def answers(bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Answers:
+    """What both exits say to images, uint8 [N, 3, H, W]."""
     head, tail = session(bundle.head, threads=1), session(bundle.tail, threads=1)
     symbols, early = head.run(["symbols", "logits"], {"image": images})
     (final,) = tail.run(["logits"], {"symbols": symbols})
-    return Answers(symbols, early, final, np.array(labels), bundle.manifest.temperature)
+    return Answers(symbols, early, final, labels, bundle.manifest.temperature)
 
 
 def with_card(bundle: Bundle, found: Answers, out: Path) -> Bundle:

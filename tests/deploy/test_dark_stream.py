@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.drift import distance
+from offramp.device import preprocess
 from tests.deploy.prometheus import DEPLOY, require
 from tests.deploy.stream import DISAGREES, DISTANCE, DRIFT, SHORTFALL, Stream, answers, darker, with_card
 from tests.deploy.test_prometheus import dashboard_queries
@@ -29,7 +31,8 @@ BRIGHTNESS = 0.1
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The shipped one, measured on the examples as a bundle that is made today is on its test photos."""
     shipped = load_bundle(ROOT / "models" / "trashnet-efficientnet-lite0")
-    found = answers(shipped, [path.read_bytes() for path in PHOTOS], [0] * len(PHOTOS))
+    images = np.stack([preprocess(path.read_bytes(), shipped) for path in PHOTOS])
+    found = answers(shipped, images, np.zeros(len(PHOTOS), np.int64))
     return with_card(shipped, found, tmp_path_factory.mktemp("bundle") / "trashnet")
 
 
