@@ -115,12 +115,10 @@ def changes(
 def dark_stream(bundle: Bundle, photos: list[Image.Image], folder: Path) -> None:
     """Run the programs, and print what the rules say after each half, and when alerts came."""
     halves: dict[str, list[Path]] = {"as they are": [], f"at {DARK:.0%} of the brightness": []}
-    for (name, paths), change in zip(
-        halves.items(), (lambda photo: photo, lambda photo: darker(photo, DARK)), strict=True
-    ):
+    for half, paths in enumerate(halves.values()):
         for number, photo in enumerate(photos):
-            paths.append(folder / f"{name[:3]}-{number:03}.jpg".replace(" ", "-"))
-            paths[-1].write_bytes(jpeg(change(photo)))
+            paths.append(folder / f"{half}-{number:03}.jpg")
+            paths[-1].write_bytes(jpeg(darker(photo, DARK) if half else photo))
     with processes(bundle.path) as run:
         stream = Stream(run, folder, RATE)
         first: dict[tuple[str, str], int] = {}

@@ -75,7 +75,9 @@ class Stream:
     def firing(self) -> dict[str, set[str]]:
         """Names of the alerts that the device has, with what they are of."""
         found: dict[str, set[str]] = {}
-        for each in self.prometheus.get("query", query=f'ALERTS{{instance="{self.instance}"}}')["result"]:
+        for each in self.prometheus.get(
+            "query", query=f'ALERTS{{alertstate="firing", instance="{self.instance}"}}'
+        )["result"]:
             labels = each["metric"]
             found.setdefault(labels["alertname"], set()).add(labels.get("of", ""))
         return found
@@ -95,8 +97,8 @@ class Stream:
             each()
             return len(self.device.answers) == before + len(paths)
 
-        # By a hundred, so that a long stream is not given up.
-        for count in range(100, len(paths), 100):
+        # A few at a time, so that a long stream is not given up.
+        for count in range(20, len(paths), 20):
             until(lambda: each() or len(self.device.answers) >= before + count, "some answers")  # noqa: B023
         until(done, "the answers")
         found = self.device.answers
@@ -114,7 +116,12 @@ class Stream:
 
     def _wait(self, condition: Callable[[], object], what: str) -> None:
         """As ``until``, without keeping Prometheus busy."""
-        until(lambda: condition() or time.sleep(0.2), what)
+
+        def holds() -> object:
+            time.sleep(0.2)
+            return condition()
+
+        until(holds, what)
 
     def end(self) -> dict[str, Any]:
         """The device's summary."""

@@ -44,7 +44,8 @@ def run(bundle: Bundle) -> Iterator[Processes]:
 
 
 def test_photos_that_turn_dark_are_noticed(run: Processes, bundle: Bundle, tmp_path: Path) -> None:
-    light, dark = [], []
+    light: list[Path] = []
+    dark: list[Path] = []
     for path in PHOTOS:
         photo = ImageOps.mirror(Image.open(path))
         for name, paths, made in (("light", light, photo), ("dark", dark, darker(photo, BRIGHTNESS))):
