@@ -32,6 +32,7 @@ ZERO_POINT = 128
 
 _COMPONENTS = 3
 _SPREAD = 2.0
+_LEAST_DEVIATION = 0.1
 _SMALLEST = 2.0**-24
 
 
@@ -121,6 +122,15 @@ class Density(nn.Module):
         self.mean = nn.Parameter(means.repeat(channels, 1))
         self.log_scale = nn.Parameter(torch.zeros(channels, _COMPONENTS))
         self.context = Context(shape) if context else None
+
+    def begin(self, deviation: Tensor) -> None:
+        """Begin with symbols around 0 that have such deviations, float32 [C]."""
+        own = deviation.clamp_min(_LEAST_DEVIATION)[:, None]
+        with torch.no_grad():
+            self.mean.copy_(torch.linspace(-1, 1, _COMPONENTS) * own)
+            self.log_scale.copy_((own / 2).log().expand_as(self.log_scale))
+            # The middle one has most of it.
+            self.weight.copy_((-_SPREAD * torch.linspace(-1, 1, _COMPONENTS).abs()).expand_as(self.weight))
 
     def bits(self, x: Tensor, symbols: Tensor, *, learn: bool) -> Tensor:
         """Bits of each channel of an image, [C], a mean over the images of float32 [N, C, H, W].

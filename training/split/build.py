@@ -190,7 +190,14 @@ def costs(
     symbols = torch.zeros(1, *code.symbols_shape)
     with torch.inference_mode():
         features = code.features(crossing)
-    first = ((halves.head, image), (code.features, crossing), (code.symbols, features), (code.exit, features))
+    first = [
+        (halves.head, image),
+        (code.features, crossing),
+        (code.transform, crossing),
+        (code.exit, features),
+    ]
+    if code.correction is not None:
+        first.append((code.correction, features))
     second = ((code.decoder, symbols), (halves.tail, crossing))
     return _cost(first), _cost(second)
 
@@ -216,7 +223,7 @@ def _quantized(
     calibrating, held_out = _some(data.train, CALIBRATION), _some(data.validation, CALIBRATION)
 
     def stays(name: str) -> bool:
-        return name in NORMALISE or name.startswith(f"{LAST}/")
+        return name in NORMALISE or name.startswith(LAST)
 
     say("quantizing the device's half")
     done = quantize(head, name, calibrating.images, held_out.images, keep=stays, say=say)
@@ -232,8 +239,9 @@ def _codes(split: Split, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _coded(split: Split, images: Tensor) -> tuple[Tensor, Tensor]:
     """The encoder's features and the symbols of uint8 [N, 3, H, W]."""
-    features = split.code.features(split.halves.head(split.normalise(images)))
-    return features, split.code.symbols(features).clamp(-128, 127).round()
+    crossing = split.halves.head(split.normalise(images))
+    features = split.code.features(crossing)
+    return features, split.code.encode(crossing, features).clamp(-128, 127).round()
 
 
 @torch.inference_mode()

@@ -1,7 +1,9 @@
 """The code that is sent in place of the tensor at a cut: few symbols of 8 bits, for the tail's answer.
 
-    device   activation -> features -> symbols, and from the features the early exit's logits
-    server   symbols -> decoder -> activation, as far as the tail's answer depends on it
+    device   activation -> features, and from them the early exit's logits
+             activation -> linear transform, corrected by the features -> symbols
+    server   symbols -> the transform's inverse and what a network adds -> activation, as far as the tail's
+             answer depends on it
 
 A symbol is a whole number, -128 … 127, as the byte 0 … 255 with zero point 128.
 """
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from offramp.training.models.bottleneck import Density
 from offramp.training.split.layout import Layout
+from offramp.training.split.transform import LARGEST, Fitted, Inverse, Transform
+from offramp.training.split.transform import fit as fit_transform
 
 ZERO_POINT = 128
 LOW, HIGH = -128.0, 127.0
@@ -25,8 +29,11 @@ WIDTHS = (160, 128, 96, 64, 48, 32, 24, 16)
 _EXIT_WIDTH = 256
 _DECODER_WIDTHS = (256, 192, 128, 96, 64)
 _DECODER_LEAST = 48
-_BITS_A_SYMBOL = 1.4
-"""What a symbol costs where a code of so many channels uses them well."""
+_CHANNELS = (8, 128)
+_BITS_A_SYMBOL = 0.7
+"""What a symbol costs where a code has enough channels: those that carry little cost next to nothing."""
+_LITTLE = 0.05
+"""Of its first weights, what the decoder's last layer keeps: at first the inverse transform decides."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class CodeShape:
     """Sizes of a code.
 
     channels: of the symbols.
-    halvings: how often the map's sides are halved.
+    halvings: how often the map's sides are halved; a block of the transform has 2^halvings places a side.
     width: channels of the encoder's layers.
     """
 
@@ -45,12 +52,13 @@ class CodeShape:
 
 def choose_shape(layout: Layout, *, target: float, most_macs: float) -> CodeShape:
     """A code for about ``target`` bytes whose encoder and exit need at most ``most_macs``, if one can."""
-    _, height, width = layout.map_shape
+    source, height, width = layout.map_shape
     halvings = 0
-    while max(height, width) > SIDE:
+    while max(height, width) > SIDE and source * 4 ** (halvings + 1) <= LARGEST:
         height, width, halvings = -(-height // 2), -(-width // 2), halvings + 1
     wanted = target * 8 / _BITS_A_SYMBOL / (height * width)
-    channels = min(64, max(8, 4 * round(wanted / 4)))
+    least, most = _CHANNELS
+    channels = min(most, max(least, 4 * round(wanted / 4)), source * 4**halvings)
     for wide in WIDTHS:
         shape = CodeShape(channels, halvings, wide)
         if encoder_macs(layout, shape) <= most_macs:
@@ -61,7 +69,9 @@ def choose_shape(layout: Layout, *, target: float, most_macs: float) -> CodeShap
 def encoder_macs(layout: Layout, shape: CodeShape) -> int:
     """Multiply-accumulates of encoder and early exit for one input, without the exit's last layer."""
     source, height, width = layout.map_shape
-    total, wide = 0, shape.width
+    wide = shape.width
+    size = 2**shape.halvings
+    total = -(-height // size) * -(-width // size) * source * size * size * shape.channels
     for step in range(max(1, shape.halvings)):
         if step < shape.halvings:
             height, width = -(-height // 2), -(-width // 2)
@@ -166,7 +176,11 @@ class Decoder(nn.Module):
             wide = narrower
         self.first = nn.Sequential(*first)
         self.layers = nn.Sequential(*layers, nn.Conv2d(wide, channels, 3, 1, 1))
+        with torch.no_grad():
+            cast(nn.Conv2d, self.layers[-1]).weight.mul_(_LITTLE)
+            cast(Tensor, cast(nn.Conv2d, self.layers[-1]).bias).zero_()
         self.extra = nn.Conv2d(widest, channels, 1) if layout.extra else None
+        self.inverse = Inverse(layout, shape.channels, shape.halvings)
 
     def forward(self, symbols: Tensor) -> Tensor:
         return self.finish(*self.normalised(symbols))
@@ -175,7 +189,7 @@ class Decoder(nn.Module):
         """The map and the class token [N, C, 1, 1], both in units of the channels' deviation."""
         _, height, width = self.layout.map_shape
         hidden = self.first(symbols)
-        found = self.layers(hidden)[:, :, :height, :width]
+        found = self.inverse(symbols) + self.layers(hidden)[:, :, :height, :width]
         return found, None if self.extra is None else self.extra(hidden.mean((2, 3), keepdim=True))
 
     def finish(self, found: Tensor, extra: Tensor | None) -> Tensor:
@@ -202,12 +216,31 @@ class Code(nn.Module):
         self.layout, self.shape = layout, shape
         self.symbols_shape = (shape.channels, height, width)
         self.features = Features(layout, shape, mean, std)
-        self.symbols = nn.Conv2d(shape.width, shape.channels, 1)
-        # Whole numbers are the symbols: a deviation of 1 would leave little but zeros at first.
-        nn.init.normal_(self.symbols.weight, std=3 / shape.width**0.5)
+        self.transform = Transform(
+            layout, shape.channels, shape.halvings, self.features.mean, self.features.std
+        )
+        self.correction = nn.Conv2d(shape.width, shape.channels, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(cast(Tensor, self.correction.bias))
         self.exit = EarlyExit(shape.width, max(height, width), classes)
         self.decoder = Decoder(layout, shape, mean, std)
         self.density = Density(self.symbols_shape)
+
+    def encode(self, x: Tensor, features: Tensor) -> Tensor:
+        """The code, float32 [N, c, h, w], not yet rounded, of [N, *layout.shape] and its features."""
+        found: Tensor = self.transform(x) + self.correction(features)
+        return found
+
+    def begin(self, tail: nn.Module, activations: Tensor, *, target: float, seed: int) -> Fitted:
+        """Set the transform by what the tail depends on, and the density by its coefficients.
+
+        activations: float32 [M, *layout.shape]; target: bytes of a photo's symbols.
+        """
+        found = fit_transform(
+            self.transform, self.decoder.inverse, tail, activations, target=target, seed=seed
+        )
+        self.density.begin(found.deviation)
+        return found
 
     def bits(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Bits of an image's symbols, a mean over the batch, twice: with the gradient of ``code``, float32
@@ -216,6 +249,13 @@ class Code(nn.Module):
         noisy = code + (torch.rand_like(code) - 0.5)
         rate = self.density.bits(noisy, symbols, learn=False).sum()
         return rate, self.density.bits(noisy, symbols, learn=True).sum()
+
+    @torch.no_grad()
+    def coded_bits(self, code: Tensor) -> float:
+        """Bits of an image's symbols as a coder with this density has them, a mean over the batch. Those of
+        `bits` are more, twice as many where most symbols are 0: noise makes two values of each."""
+        symbols = rounded(code)
+        return float(self.density.bits(symbols, symbols, learn=True).sum())
 
 
 def rounded(code: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ BATCH = 48
 MOST_STEPS = 20_000
 _TEMPERATURE = 2.0
 _EXIT, _FEATURE = 0.7, 0.3
-_RATE, _DENSITY_RATE, _DECAY = 2.5e-3, 1e-2, 0.01
-_FIRST_LAMBDA, _LAMBDAS = 3e-4, (2e-5, 2e-2)
-_STEER = 15.0
-"""How far λ can move while it learns: as a factor, about e to this."""
-_STEER_FROM = 100
-"""The step from which λ is steered: before, bytes say little."""
+_RATE, _LINEAR_RATE, _DENSITY_RATE, _DECAY = 2.5e-3, 5e-4, 1e-2, 0.01
+"""Learning rates: of what begins from nothing, of transform and inverse, of the density; weight decay."""
+_FIRST_LAMBDA, _LAMBDAS = 2e-4, (1e-7, 2e-2)
+_STEER, _BAND = 4.0, 0.1
+"""How far λ can move while it learns: as a factor, about e to this; at full speed where the bytes are so far
+off, relatively."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,12 @@ def fit(
         each.requires_grad_(False)
     code.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     density = list(code.density.parameters())
-    others = [p for name, p in code.named_parameters() if not name.startswith("density.")]
+    linear = [*code.transform.parameters(), *code.decoder.inverse.parameters()]
+    fixed = {id(each) for each in (*density, *linear)}
+    others = [each for each in code.parameters() if id(each) not in fixed]
+    rates = (_RATE, _LINEAR_RATE, _DENSITY_RATE)
     optimizer = torch.optim.AdamW(
-        [{"params": others, "lr": _RATE}, {"params": density, "lr": _DENSITY_RATE, "weight_decay": 0.0}],
+        [{"params": others}, {"params": linear}, {"params": density, "weight_decay": 0.0}],
         weight_decay=_DECAY,
     )
     pace, weight, mean_bytes = Pace(settings.steps, MOST_STEPS), _FIRST_LAMBDA, math.nan
@@ -108,18 +111,17 @@ def fit(
         generator = seeded(settings.seed, pace.step)
         at = torch.randint(0, len(cached.logits), (BATCH,), generator=generator)
         activation, teacher = cached.batch(at)
-        for group, rate in zip(optimizer.param_groups, (_RATE, _DENSITY_RATE), strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(pace)
         loss, size = _loss(code, tail, activation, teacher, weight)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(others, 5.0)
+        nn.utils.clip_grad_norm_([*others, *linear], 5.0)
         optimizer.step()
         mean_bytes = size if math.isnan(mean_bytes) else 0.95 * mean_bytes + 0.05 * size
-        if pace.step >= min(_STEER_FROM, pace.steps // 10):
-            off = max(-1.0, min(1.0, (mean_bytes - settings.target) / settings.target))
-            gain = min(0.03, _STEER / pace.steps)
-            weight = min(max(weight * math.exp(gain * off), _LAMBDAS[0]), _LAMBDAS[1])
+        off = math.log(max(mean_bytes, 1e-3) / settings.target) / _BAND
+        gain = min(0.03, _STEER / pace.steps)
+        weight = min(max(weight * math.exp(gain * max(-1.0, min(1.0, off))), _LAMBDAS[0]), _LAMBDAS[1])
         pace.advance()
         pacer.after_step()
         state = State(pace.step, pace.steps, float(loss.detach()), mean_bytes, weight)
@@ -143,7 +145,7 @@ def _loss(
         activation = activation.contiguous(memory_format=torch.channels_last)
     with fast():
         features = code.features(activation)
-        symbols = code.symbols(features).float()
+        symbols = code.encode(activation, features).float()
         early = code.exit(features)
         found, extra = code.decoder.normalised(rounded(symbols))
         final = tail(code.decoder.finish(found, extra))
@@ -154,7 +156,7 @@ def _loss(
     rate, density = code.bits(symbols)
     loss = _distance(final, teacher) + _EXIT * _distance(early, teacher) + _FEATURE * feature
     # The density learns at its own rate, whatever λ is.
-    return loss + weight * rate + 1e-3 * density, float(rate.detach()) / 8
+    return loss + weight * rate + 1e-3 * density, code.coded_bits(symbols) / 8
 
 
 def _distance(logits: Tensor, teacher: Tensor) -> Tensor:

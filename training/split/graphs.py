@@ -36,16 +36,27 @@ def float_graphs(
     activation = code.layout.shape
     hidden = _shape_of(code.features, activation)
     head = _part(in_allowed_operators(halves.head), shape, "head", "pixels", "activation")
-    head = _joined(
-        head, _part(_traced(code.features), activation, "features", "in", "hidden"), {"activation": "in"}
-    )
-    for prefix, module, output in ((LAST, code.symbols, CODE), ("exit", code.exit, LOGITS)):
-        part = _part(_traced(module), hidden, prefix, f"{prefix}_in", output)
-        head = _joined(head, part, {"hidden": f"{prefix}_in"}, keep=("hidden", *_outputs(head)))
+    head = _then(head, _traced(code.features), activation, "features", "activation", "hidden")
+    head = _then(head, _traced(code.exit), hidden, "exit", "hidden", LOGITS)
+    linear = CODE if code.correction is None else "coefficients"
+    head = _then(head, _traced(code.transform), activation, f"{LAST}_transform", "activation", linear)
+    if code.correction is not None:
+        head = _then(head, _traced(code.correction), hidden, f"{LAST}_correction", "hidden", "correction")
+        head.graph.node.append(helper.make_node("Add", [linear, "correction"], [CODE], name=f"{LAST}_add"))
+        sides = ["N", *code.symbols_shape]
+        head.graph.output.append(helper.make_tensor_value_info(CODE, TensorProto.FLOAT, sides))
     head = _keep_outputs(head, [CODE, LOGITS])
     decoder = _part(_traced(code.decoder), code.symbols_shape, "decoder", CODE, "activation")
     tail = _part(in_allowed_operators(halves.tail), activation, "tail", "in", LOGITS)
     return _with_pixels(head, normalise, source), _joined(decoder, tail, {"activation": "in"})
+
+
+def _then(
+    model: onnx.ModelProto, graph: fx.GraphModule, shape: tuple[int, ...], name: str, source: str, result: str
+) -> onnx.ModelProto:
+    """A graph with a part behind ``source``, one of its outputs, all of which stay outputs."""
+    part = _part(graph, shape, name, f"{name}_in", result)
+    return _joined(model, part, {source: f"{name}_in"}, keep=_outputs(model))
 
 
 def whole_graph(graph: fx.GraphModule, normalise: Normalise, shape: tuple[int, ...]) -> onnx.ModelProto:

@@ -346,6 +346,8 @@ def _fit(
     torch.manual_seed(job.seed)
     mean, std = fit.channel_statistics(place.layout.to_map(cached.sample()))
     code = Code(place.layout, place.code, len(data.classes), mean, std)
+    begun = code.begin(halves.tail, cached.sample(), target=job.bytes, seed=job.seed)
+    display.say(f"a linear transform begins with about {begun.bytes:,.0f} B a photo")
     own = {
         "cache": stage.digest,
         "versions": versions,

@@ -19,27 +19,17 @@ STEPS = 20.0
 
 
 class _Map(nn.Module):
-    """[N, *layout.shape] to a map [N, C, H, W] in units of its channels' deviation."""
+    """[N, *layout.shape] to a map [N, C, H, W], ``factor`` for its channels' deviation."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, factor: float = 1.0) -> None:
         super().__init__()
-        self.layout = features.layout
+        self.layout, self.factor = features.layout, factor
         self.register_buffer("mean", features.mean.clone())
         self.register_buffer("std", features.std.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.layout.to_map(x) - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-
-
-class _Scaled(nn.Module):
-    """Times a number."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor
+        found = (self.layout.to_map(x) - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        return found if self.factor == 1 else found * self.factor
 
 
 class _Back(nn.Module):
@@ -70,7 +60,13 @@ class WholeCode(nn.Module):
             )
         self.symbols_shape = self.layout.map_shape
         self.features = _Map(fitted.features)
-        self.symbols = _Scaled(STEPS)
+        self.transform = _Map(fitted.features, STEPS)
+        self.correction = None
         self.exit = nn.Sequential(fitted.features.layers, fitted.exit)
         self.decoder = _Back(fitted.features)
         self.eval()
+
+    def encode(self, x: Tensor, features: Tensor) -> Tensor:
+        """As `Code.encode`."""
+        found: Tensor = self.transform(x)
+        return found

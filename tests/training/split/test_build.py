@@ -57,8 +57,9 @@ def test_a_split_of_any_family_becomes_a_bundle_that_runs(tmp_path: Path, name: 
     symbols, early = engine.head(data.test.images)
     answers = engine.tail(symbols)
     with torch.no_grad():
-        features = code.features(halves.head(normalise(torch.from_numpy(data.test.images))))
-        wanted = halves.tail(code.decoder(code.symbols(features).clamp(-128, 127).round())).softmax(1)
+        crossing = halves.head(normalise(torch.from_numpy(data.test.images)))
+        code_map = code.encode(crossing, code.features(crossing))
+        wanted = halves.tail(code.decoder(code_map.clamp(-128, 127).round())).softmax(1)
     assert early.shape == answers.shape == wanted.shape
     assert np.abs(answers - wanted.numpy()).mean() < 0.05
     assert max(built.head.cost, built.tail.cost) <= 1

@@ -1,5 +1,6 @@
 """A code at a cut: its sizes, its cost, and that what was rounded still learns."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +24,7 @@ def test_a_code_has_the_shapes_that_it_says(shape: tuple[int, ...], halvings: in
     code = make(shape, size).eval()
     x = torch.randn(2, *shape)
     features = code.features(x)
-    symbols = code.symbols(features)
+    symbols = code.encode(x, features)
     assert symbols.shape[1:] == code.symbols_shape and max(code.symbols_shape[1:]) <= 8
     assert code.exit(features).shape == (2, 5)
     assert code.decoder(rounded(symbols)).shape == x.shape
@@ -35,15 +36,15 @@ def test_the_encoder_costs_what_is_counted() -> None:
     x = torch.randn(1, 24, 30, 30)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = code.features(x)
-        code.symbols(features)
+        code.encode(x, features)
         code.exit.unit(features)
     assert encoder_macs(code.layout, size) == counter.get_total_flops() // 2
 
 
 def test_more_bytes_make_more_channels_and_a_budget_makes_it_narrow() -> None:
     layout = Layout.of((80, 10, 10))
-    assert choose_shape(layout, target=60, most_macs=1e9) == CodeShape(12, 1, 160)
-    assert choose_shape(layout, target=300, most_macs=1e9).channels == 64
+    assert choose_shape(layout, target=60, most_macs=1e9) == CodeShape(28, 1, 160)
+    assert choose_shape(layout, target=300, most_macs=1e9).channels == 128
     narrow = choose_shape(layout, target=60, most_macs=3e6)
     assert narrow.width < 160 and encoder_macs(layout, narrow) <= 3e6
 
@@ -63,3 +64,14 @@ def test_values_that_spread_cost_more_bits() -> None:
         rate, density = code.bits(x)
         wide, _ = code.bits(x * 20)
     assert 0 < float(rate) < float(wide) and float(rate) == pytest.approx(float(density))
+
+
+def test_what_a_coder_needs_is_counted_without_the_noise() -> None:
+    code = make((24, 8, 8), CodeShape(8, 0, 16))
+    code.density.begin(torch.full((8,), 0.2))
+    x = (torch.rand(16, *code.symbols_shape) < 0.03).float()
+    share = 0.03
+    entropy = -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) * x[0].numel()
+    with torch.no_grad():
+        noisy, _ = code.bits(x)
+    assert code.coded_bits(x) < 1.6 * entropy < float(noisy)

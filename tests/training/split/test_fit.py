@@ -34,7 +34,7 @@ def cached() -> Cached:
 
 def code() -> Code:
     torch.manual_seed(2)
-    return Code(Layout.of(SHAPE), CodeShape(8, 0, 16), 4, torch.zeros(6), torch.full((6,), 4.0))
+    return Code(Layout.of(SHAPE), CodeShape(6, 0, 16), 4, torch.zeros(6), torch.full((6,), 4.0))
 
 
 def run(
@@ -46,6 +46,7 @@ def run(
 ) -> fit.State:
     stage = Stage(folder, {}, print)
     settings = fit.Settings(target, steps, 0)
+    ours.begin(tail(), cached().sample(), target=target, seed=0)
     return fit.fit(ours, tail(), cached(), settings, stage, Clock(None), until=1, tick=tick)
 
 
@@ -56,7 +57,7 @@ def agreement(ours: Code) -> tuple[float, float]:
     with torch.no_grad():
         features = ours.features(x)
         early = ours.exit(features).argmax(1)
-        final = tail()(ours.decoder(rounded(ours.symbols(features)))).argmax(1)
+        final = tail()(ours.decoder(rounded(ours.encode(x, features)))).argmax(1)
     wanted = logits.argmax(1)
     return float((early == wanted).float().mean()), float((final == wanted).float().mean())
 

@@ -33,13 +33,15 @@ def test_the_graphs_compute_what_the_modules_do(name: str, cut: str) -> None:
     channels = layout.map_shape[0]
     size = choose_shape(layout, target=20, most_macs=1e5)
     code = Code(layout, size, captured.classes, torch.zeros(channels), torch.ones(channels)).eval()
+    torch.nn.init.normal_(code.correction.weight)
     halves, normalise = split(captured, at), Normalise((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     sides = captured.shape
     head, tail = float_graphs(halves, code, normalise, (sides[0], sides[1], sides[2]))
     images = torch.randint(0, 256, (3, *sides), dtype=torch.uint8)
     with torch.no_grad():
-        features = code.features(halves.head(normalise(images)))
-        symbols = code.symbols(features)
+        crossing = halves.head(normalise(images))
+        features = code.features(crossing)
+        symbols = code.encode(crossing, features)
         wanted = [symbols, code.exit(features), halves.tail(code.decoder(symbols.round()))]
     found = run_tensor(head, [CODE, LOGITS], {IMAGE: images})
     found += run_tensor(tail, [LOGITS], {CODE: symbols.round()})

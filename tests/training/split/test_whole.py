@@ -24,7 +24,7 @@ def test_an_activation_crosses_with_at_most_half_a_step_lost(shape: tuple[int, .
     map_ = torch.randn(3, *layout.map_shape) * code.features.std + code.features.mean
     x = layout.from_map(map_)
     with torch.inference_mode():
-        symbols = whole.symbols(whole.features(x)).clamp(-128, 127).round()
+        symbols = whole.encode(x, whole.features(x)).clamp(-128, 127).round()
         lost = (layout.to_map(whole.decoder(symbols)) - map_) / code.features.std
     assert 0 < float(lost.abs().max()) <= 0.5 / STEPS + 1e-5
     assert whole.symbols_shape == layout.map_shape
