@@ -120,7 +120,7 @@ def dark_stream(bundle: Bundle, photos: list[Image.Image], folder: Path) -> None
             paths.append(folder / f"{half}-{number:03}.jpg")
             paths[-1].write_bytes(jpeg(darker(photo, DARK) if half else photo))
     with processes(bundle.path) as run:
-        stream = Stream(run, folder, RATE)
+        stream = Stream(run, folder, RATE, interval="2s")
         first: dict[tuple[str, str], int] = {}
 
         def look() -> None:
@@ -133,9 +133,10 @@ def dark_stream(bundle: Bundle, photos: list[Image.Image], folder: Path) -> None
         for name, paths in halves.items():
             found = stream.show(paths, look)
             look()
-            page = stream.prometheus.query
             audits = {
-                result: int(next(iter(page(f'offramp_device_audits_total{{result="{result}"}}').values())))
+                result: int(
+                    stream.value(f'last_over_time(offramp_device_audits_total{{result="{result}"}}[1h])')
+                )
                 for result in ("agrees", "differs", "lost")
             }
             new = {result: count - before.get(result, 0) for result, count in audits.items()}

@@ -54,7 +54,7 @@ def darker(picture: Image.Image, share: float) -> Image.Image:
 class Stream:
     """All of them; every early exit is audited."""
 
-    def __init__(self, run: Processes, folder: Path, rate: float) -> None:
+    def __init__(self, run: Processes, folder: Path, rate: float, interval: str = "1s") -> None:
         self.server = run.server("--workers", 1, "--max-batch", 8, "--max-wait-ms", 0)
         self.device = run.start_device(
             *("--server", self.server.address, "--rate", rate, "--timeout", 60, "--audit", 1),
@@ -62,7 +62,7 @@ class Stream:
             stdin=subprocess.PIPE,
         )
         self.instance = self.device.wait_for(r"metrics on (\S+)")[1]
-        self.prometheus = Prometheus(run, folder, {"server": [], "device": [self.instance]})
+        self.prometheus = Prometheus(run, folder, {"server": [], "device": [self.instance]}, interval)
         self._wait(lambda: self._answered() == 0, "a scrape before the first picture")
 
     def _answered(self) -> float:
