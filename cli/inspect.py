@@ -58,6 +58,13 @@ def _unknown(manifest: Manifest) -> list[str]:
     return [f"  unknown     a score over {unknown.threshold:g}, for {unknown.false_alarms:.4g} false alarms"]
 
 
+def _drift(manifest: Manifest) -> list[str]:
+    reference = manifest.figures.drift
+    if reference is None:
+        return []
+    return [f"  drift       is measured from what the early exit said of {reference.images:,} test images"]
+
+
 def card(bundle: Bundle) -> list[str]:
     """What a person wants to know of a bundle, in lines."""
     manifest, figures = bundle.manifest, bundle.manifest.figures
@@ -83,6 +90,7 @@ def card(bundle: Bundle) -> list[str]:
         f"  threshold   T_c = {manifest.threshold:g}, temperature {manifest.temperature:g}; "
         f"what is sent is answered by {ANSWERED_BY[manifest.sent_answer]}",
         *_unknown(manifest),
+        *_drift(manifest),
         f"  trained on  {provenance.dataset.name}, seed {provenance.seed}, commit {provenance.commit}",
         f"  files       {', '.join(f'{name} {entry.size:,} B' for name, entry in manifest.files.items())}",
         f"  measured on {figures.images:,} test images:",

@@ -151,6 +151,8 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
             if settings.page:
                 log.info("page on http://%s/", where)
             log.info("metrics on %s", where)
+            if bundle.manifest.figures.drift is None:
+                log.info("%s has no reference for drift of confidence and classes", bundle.manifest.name)
         parts = len(bundle.manifest.parts)
         totals.parts = None if parts == 2 else {str(part): 0 for part in range(1, parts + 1)}
         report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout, parts)

@@ -231,6 +231,7 @@ class Device:
         self.metrics.head_seconds.observe(time.perf_counter() - before_head)
         number = next(self._indices) if index is None else index
         threshold = self._steer()
+        self.metrics.drift.count(exit_, threshold)
         own = Verdict(exit_.class_index, exit_.confidence)
         exits = exit_.is_confident(threshold)
         file = given if file is None else file

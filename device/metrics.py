@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import AgreementFigures, ThresholdFigures
 from offramp.common.metrics import STAGE_BUCKETS, ProviderMetrics, add_info_metrics
+from offramp.device.drift import DriftMetrics
 from offramp.link.metrics import LinkMetrics
 
 SOURCES = ("early_exit", "server", "fallback")
@@ -74,6 +75,7 @@ class DeviceMetrics:
         )
         self._add_sizes(bundle)
         self._add_threshold(bundle)
+        self.drift = DriftMetrics(bundle.manifest, registry)
         self.stage_seconds = Histogram(
             "offramp_device_stage_seconds",
             "Time of one image in one stage.",
@@ -210,6 +212,7 @@ class DeviceMetrics:
             return min(self._points, key=lambda point: abs(point.threshold - threshold()))
 
         self._watch_agreement(threshold)
+        self.drift.watch_threshold(threshold)
         if self._points:
             self.expected_accuracy.set_function(lambda: nearest().accuracy)
             self.expected_exits.set_function(lambda: nearest().exit_rate)

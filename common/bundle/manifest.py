@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from offramp.common.bundle.drift import EarlyExitFigures
 from offramp.common.bundle.signature import SIGNATURE
 from offramp.common.bundle.unknown import MayKnowUnknown
 from offramp.common.codec.lanes import MAX_LANES
@@ -232,14 +233,16 @@ class Figures(Strict):
     """The same, one distribution for each channel."""
     thresholds: list[ThresholdFigures]
     agreement: list[AgreementFigures] | None = None
-    """What audits are compared with; bundles of before do not have it, and are written without it."""
+    """What audits are compared with."""
+    drift: EarlyExitFigures | None = None
+    """What a device's images are compared with."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Bundles of before do not have the last two, and are written without them."""
         found: dict[str, Any] = handler(self)
-        if found["agreement"] is None:
-            del found["agreement"]
-        return found
+        missing = [name for name in ("agreement", "drift") if found[name] is None]
+        return {name: value for name, value in found.items() if name not in missing}
 
     @property
     def in_float(self) -> tuple[float, float]:
@@ -311,6 +314,8 @@ class Manifest(MayKnowUnknown, Strict):
             raise ValueError("the last part has an exit or a cut, expected neither: the network ends there")
         if any(part.cut is None for part in self.parts[:-1]):
             raise ValueError("a part but the last has no cut, expected where it ends")
+        if self.figures.drift is not None:
+            self.figures.drift.check(len(self.classes))
         if self.unknown is not None:
             if self.activation.channel_axis:
                 raise ValueError("unknown: expected an activation whose channel_axis is 0")

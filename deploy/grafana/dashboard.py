@@ -163,6 +163,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
+            "Drift: distance from the test images",
+            "Of a day's exits, confidences and classes as the early exit says them: 0 is the same, 1 bit has "
+            "nothing in common. Beyond 0.03 and beyond chance there is an alert.",
+            "short",
+            (Query("instance:offramp_device_drift:distance1d", "{{instance}}, {{of}}"),),
+        ),
+        Panel(
             "Bytes a day",
             "TCP payload of each device's connection, both directions, over the last 24 hours.",
             "decbytes",

@@ -90,6 +90,9 @@ def test_photos_become_a_bundle_that_has_learned(made: Path) -> None:
     chosen = next(each for each in manifest.figures.thresholds if each.threshold == at)
     assert chosen.accuracy == pytest.approx(accuracy["pair"])
     assert chosen.payload_bytes_mean == pytest.approx(found["bytes_mean"])
+    # What a deployed device compares its audits and its images with.
+    assert at in {each.threshold for each in manifest.figures.agreement or []}
+    assert manifest.figures.drift is not None and manifest.figures.drift.images == 24
 
 
 def test_the_report_has_pictures_beside_it_and_a_verdict(made: Path) -> None:

@@ -38,6 +38,8 @@ class Prometheus:
         configuration = (shipped / "prometheus.yml").read_text()
         assert configuration.count(SHIPPED_INTERVAL) == 2
         shutil.copytree(shipped / "rules", folder / "rules")
+        for rules in (folder / "rules").glob("*.yml"):
+            rules.write_text(rules.read_text().replace("interval: 1m", f"interval: {interval}"))
         (folder / "targets").mkdir()
         for name, addresses in targets.items():
             assert (shipped / "targets" / f"{name}.yml").is_file()

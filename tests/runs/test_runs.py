@@ -56,6 +56,7 @@ PARSED: dict[str, list[list[str]]] = {
 """Hours of training: each command is parsed, see ``parsed.py``. Those with --data get files."""
 CHECKED = {
     "architectures.sh": "needs timm, torchvision and transformers, which are the user's own",
+    "field.sh": "needs a data set; tests/deploy/test_dark_stream.py has its programs",
     "footprint.sh": "installs every extra from the package index",
     "image-size.sh": "bootstraps Debian and builds containers",
     "imagenette-lite0.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",

@@ -58,6 +58,9 @@ def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     assert never.accuracy == float((told == digits.test.labels).mean())
     assert (always.threshold, always.payload_bytes_mean) == (0.0, 0.0)
     assert manifest.threshold in {at.threshold for at in figures.thresholds}
+    # What a deployed device compares its audits and its images with.
+    assert manifest.threshold in {at.threshold for at in figures.agreement or []}
+    assert figures.drift is not None and figures.drift.images == len(digits.test)
 
     measured = read_record(out / RECORD)
     assert (measured.name, measured.digest) == ("tiny-digits", bundle.digest.hex())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.bundle.drift import EDGES, EarlyExitFigures
 from offramp.common.bundle.manifest import (
     AgreementFigures,
     DatasetEntry,
@@ -19,7 +21,10 @@ from offramp.common.bundle.manifest import (
 from offramp.common.codec.huffman import entropy_bits
 from offramp.training.calibrate.codebook import symbol_counts
 from offramp.training.calibrate.measure import Answers
-from offramp.training.data.datasets import Dataset
+
+if TYPE_CHECKING:
+    # It imports torch.
+    from offramp.training.data.datasets import Dataset
 
 CARD_THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
@@ -67,6 +72,17 @@ def figures(
             )
             for value in sorted({*CARD_THRESHOLDS, threshold})
         ],
+        drift=early_exit_figures(answers),
+    )
+
+
+def early_exit_figures(answers: Answers) -> EarlyExitFigures:
+    """Images by what the early exit says of them."""
+    bins = np.searchsorted(EDGES, answers.confidence)
+    return EarlyExitFigures(
+        edges=list(EDGES),
+        confidence=np.bincount(bins, minlength=len(EDGES) + 1).tolist(),
+        classes=np.bincount(answers.early.argmax(axis=1), minlength=answers.early.shape[1]).tolist(),
     )
 
 

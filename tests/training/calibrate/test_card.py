@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from offramp.common.bundle.drift import bin_of
 from offramp.training.calibrate import card
 from offramp.training.calibrate.card import CARD_THRESHOLDS, figures, symbol_counts_in_parts
 from offramp.training.calibrate.codebook import symbol_counts
@@ -43,3 +44,12 @@ def test_agreement_is_of_the_images_that_exit() -> None:
         exits = seen.exits(row.threshold)
         assert (row.exits, row.agree) == (exits.sum(), (exits & same).sum())
     assert found[0].exits == 40 and found[-1].exits == 0 and 0 < found[0].agree < 40
+
+
+def test_what_drift_is_measured_from_is_of_all_images_as_the_device_counts_them() -> None:
+    seen = answers()
+    found = figures(seen, (0.25, 0.75), np.arange(100, 140), 0.55).drift
+    assert found is not None and found.images == 40
+    bins = [bin_of(found.edges, float(value)) for value in seen.confidence]
+    assert found.confidence == np.bincount(bins, minlength=len(found.edges) + 1).tolist()
+    assert found.classes == np.bincount(seen.early.argmax(axis=1), minlength=3).tolist()

@@ -52,6 +52,10 @@ def test_the_bundle_is_rewritten_and_measured_again(
     right = np.where(exits, early.argmax(1) == digits.test.labels, told == digits.test.labels)
     assert manifest.sent_answer == found["sent_answer"]
     assert row.exit_rate == exits.mean()
+    agreement = {at.threshold: at.exits for at in manifest.figures.agreement or []}
+    assert agreement[manifest.threshold] == exits.sum()
+    assert manifest.figures.drift is not None
+    assert manifest.figures.drift.classes == np.bincount(early.argmax(1), minlength=10).tolist()
     assert row.accuracy == right.mean()
     assert found["ece"] < found["ece_before"] or found["ece_before"] < 0.05
 
