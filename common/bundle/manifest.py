@@ -216,6 +216,22 @@ class AgreementFigures(Strict):
         return self.agree / self.exits
 
 
+class PartFigures(Strict):
+    """Of one part on the test images, with every exit at its default threshold."""
+
+    accuracy: Fraction
+    """Of its own answers, were every image to reach it."""
+    accuracy_float: Fraction
+    answered: Fraction
+    """Share of the images that it answers."""
+    right: Fraction
+    """Share of all images that it answers rightly; over all parts, the accuracy."""
+    payload_bytes_mean: Annotated[float, Field(ge=0)]
+    """Of what crosses behind it, were every image to cross; 0 behind the last part."""
+    sent_bytes_mean: Annotated[float, Field(ge=0)]
+    """Of what does cross, over all images."""
+
+
 class Figures(Strict):
     """What this bundle measured on images that neither trained, chose nor calibrated it."""
 
@@ -233,12 +249,15 @@ class Figures(Strict):
     thresholds: list[ThresholdFigures]
     agreement: list[AgreementFigures] | None = None
     """What audits are compared with; bundles of before do not have it, and are written without it."""
+    parts: list[PartFigures] | None = None
+    """Of each part of a chain of more than two; a pair is written without it."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = handler(self)
-        if found["agreement"] is None:
-            del found["agreement"]
+        for name in ("agreement", "parts"):
+            if found[name] is None:
+                del found[name]
         return found
 
     @property
@@ -311,6 +330,8 @@ class Manifest(MayKnowUnknown, Strict):
             raise ValueError("the last part has an exit or a cut, expected neither: the network ends there")
         if any(part.cut is None for part in self.parts[:-1]):
             raise ValueError("a part but the last has no cut, expected where it ends")
+        if self.figures.parts is not None and len(self.figures.parts) != len(self.parts):
+            raise ValueError(f"figures of {len(self.figures.parts)} parts, expected {len(self.parts)}")
         if self.unknown is not None:
             if self.activation.channel_axis:
                 raise ValueError("unknown: expected an activation whose channel_axis is 0")
