@@ -250,6 +250,13 @@ class Code(nn.Module):
         rate = self.density.bits(noisy, symbols, learn=False).sum()
         return rate, self.density.bits(noisy, symbols, learn=True).sum()
 
+    @torch.no_grad()
+    def coded_bits(self, code: Tensor) -> float:
+        """Bits of an image's symbols as a coder with this density has them, a mean over the batch. Those of
+        `bits` are more, twice as many where most symbols are 0: noise makes two values of each."""
+        symbols = rounded(code)
+        return float(self.density.bits(symbols, symbols, learn=True).sum())
+
 
 def rounded(code: Tensor) -> Tensor:
     """The symbols as numbers; the gradient passes as if nothing was rounded."""

@@ -201,13 +201,13 @@ def _loss(
         if extra is not None:
             token = (code.layout.extra_of(wanted) - mean) / std
             feature = feature + ((extra.float() - token) ** 2).mean()
-        terms.append((early, feature, *code.bits(symbols)))
+        terms.append((early, feature, *code.bits(symbols), code.coded_bits(symbols) / 8))
     loss = _distance(x, teacher)
-    for (early, feature, rate, density), weight in zip(terms, weights, strict=True):
+    for (early, feature, rate, density, _), weight in zip(terms, weights, strict=True):
         loss = loss + _EXIT * _distance(early, teacher) + _FEATURE * feature
         # The density learns at its own rate, whatever λ is.
         loss = loss + weight * rate + 1e-3 * density
-    return loss, [float(rate.detach()) / 8 for _, _, rate, _ in terms]
+    return loss, [size for *_, size in terms]
 
 
 def _distance(logits: Tensor, teacher: Tensor) -> Tensor:

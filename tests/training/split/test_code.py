@@ -1,5 +1,6 @@
 """A code at a cut: its sizes, its cost, and that what was rounded still learns."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -63,3 +64,14 @@ def test_values_that_spread_cost_more_bits() -> None:
         rate, density = code.bits(x)
         wide, _ = code.bits(x * 20)
     assert 0 < float(rate) < float(wide) and float(rate) == pytest.approx(float(density))
+
+
+def test_what_a_coder_needs_is_counted_without_the_noise() -> None:
+    code = make((24, 8, 8), CodeShape(8, 0, 16))
+    code.density.begin(torch.full((8,), 0.2))
+    x = (torch.rand(16, *code.symbols_shape) < 0.03).float()
+    share = 0.03
+    entropy = -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) * x[0].numel()
+    with torch.no_grad():
+        noisy, _ = code.bits(x)
+    assert code.coded_bits(x) < 1.6 * entropy < float(noisy)
