@@ -30,6 +30,7 @@ from offramp.common.settings import Settings, default_of, flag_of, variable_of
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.settings import DeviceSettings
 from offramp.link.wire_bytes import WireBytes
+from offramp.server.forward import ForwardMetrics
 from offramp.server.metrics import ServerMetrics
 from offramp.server.settings import ServerSettings
 from offramp.training import recipe, split_recipe
@@ -309,10 +310,12 @@ def metrics(program: str) -> str:
     if program == "edge-device":
         device = DeviceMetrics(load_bundle(ROOT / "models" / "digits-mobilenetv2-exit12"))
         device.link.watch_wire(lambda: WireBytes(0, 0))
+        device.add_parts(3)
         registry = device.registry
     else:
         server = ServerMetrics()
         server.watch_connections(0)
+        ForwardMetrics(server.registry).link.watch_wire(lambda: WireBytes(0, 0))
         registry = server.registry
 
     def rows() -> Iterator[Sequence[str]]:

@@ -42,7 +42,7 @@ from offramp.common.part.providers import parse
 log = logging.getLogger("offramp")
 
 CONFIG_BYTES = 1 << 20
-PROGRAMS = ("cloud-server", "edge-device")
+PROGRAMS = ("cloud-server", "edge-device", "edge-server")
 PREFIX = "OFFRAMP_"
 OTHERS = frozenset({"OFFRAMP_CODER"})
 """What else of ours is read from the environment."""
@@ -53,12 +53,14 @@ _SERVICE = re.compile(
 NAMES = frozenset(
     """\
     accuracy_floor audit audit_seed breaker bundle byte_budget coalesce coalesce_frames compare_jpeg
-    corrections frames_in_flight grace hello_timeout idle_timeout insecure listen log_format log_level
-    max_batch max_stream_age max_streams max_wait_ms message_bytes metrics_host metrics_port otel page
-    page_token_file picture_quality picture_threshold pictures providers proxy queue rate reload_interval
-    server spool spool_bytes strikes target_latency threads threshold threshold_ceiling threshold_floor
-    timeout tls tls_ca tls_cert tls_client_ca tls_key tls_server_name token_file trusted_key window
-    workers write_timeout
+    corrections exit_threshold frames_in_flight grace hello_timeout idle_timeout insecure listen
+    log_format log_level max_batch max_stream_age max_streams max_wait_ms message_bytes metrics_host
+    metrics_port otel page page_token_file part picture_quality picture_threshold pictures providers proxy
+    queue rate reload_interval server spool spool_bytes strikes target_latency threads threshold
+    threshold_ceiling threshold_floor timeout tls tls_ca tls_cert tls_client_ca tls_key tls_server_name
+    token_file trusted_key upstream upstream_breaker upstream_insecure upstream_proxy upstream_timeout
+    upstream_tls upstream_tls_ca upstream_tls_cert upstream_tls_key upstream_tls_server_name
+    upstream_token_file upstream_window window workers write_timeout
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """The settings of all programs: one environment may be that of several, and none imports another's."""

@@ -124,7 +124,6 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     token = page_token(settings)
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
-    bundle.require_pair()
     if settings.compare_jpeg is not None and isinstance(bundle.manifest.input, TensorInput):
         raise ConfigError(f"--compare-jpeg: the bundle takes {bundle.manifest.input.what}, not pictures")
     # Here, where a signal ends it: `Device` finds what passed.
@@ -149,7 +148,9 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
             if settings.page:
                 log.info("page on http://%s/", where)
             log.info("metrics on %s", where)
-        report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout)
+        parts = len(bundle.manifest.parts)
+        totals.parts = None if parts == 2 else {str(part): 0 for part in range(1, parts + 1)}
+        report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout, parts)
         stop_waiting_when(stop.is_set)
         seen = None if live is None else live.seen
         printer = Printer(report, totals, bundle.codec.raw_bytes, stop, seen)

@@ -43,6 +43,9 @@ class Audits:
             self.lost(outcome.reason)
             return
         self._metrics.audit_wire_bytes.inc(outcome.wire_bytes)
+        if outcome.fallback:
+            self.lost(f"part {outcome.part} was unsure, and the one behind it did not answer")
+            return
         agrees = outcome.class_index == class_index
         self._count("agrees" if agrees else "differs")
 

@@ -473,27 +473,12 @@ class Device:
         settled: Settled,
         unknown: bool,
     ) -> None:
-        verdict = settled.verdict
         latency = time.perf_counter() - start
         self.metrics.answered_by[settled.source].inc()
+        self.metrics.answered(settled.part, settled.cut_short)
         if unknown:
             self.metrics.unknown.inc()
         self._ledger.answered(latency)
-        future.set_result(
-            Result(
-                label=self.bundle.manifest.classes[verdict.class_index],
-                class_index=verdict.class_index,
-                confidence=verdict.confidence,
-                source=settled.source,
-                latency_seconds=latency,
-                payload_bytes=cost.payload,
-                message_bytes=cost.message,
-                wire_bytes=cost.wire,
-                reason=settled.reason,
-                sends=cost.sends,
-                picture_bytes=cost.picture,
-                threshold=threshold if self._ledger.varies else None,
-                decode_seconds=cost.decode_seconds,
-                unknown=unknown,
-            )
-        )
+        label = self.bundle.manifest.classes[settled.verdict.class_index]
+        steered = threshold if self._ledger.varies else None
+        future.set_result(Result.of(label, settled, cost, latency, steered, unknown))

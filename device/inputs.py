@@ -18,7 +18,6 @@ def require_runnable(bundle: Bundle, pictures: PictureOptions) -> None:
     """Raises ConfigError or BundleError for a bundle that a device with these options does not run."""
     if not isinstance(bundle, Bundle):
         raise ConfigError(f"bundle={bundle!r:.80}: expected a Bundle, as load_bundle() returns it")
-    bundle.require_pair()
     if pictures.picture_threshold is not None:
         require_pictures(bundle.manifest)
 

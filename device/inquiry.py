@@ -54,6 +54,10 @@ class Settled:
     """Why the server did not answer."""
     keep: bool = False
     """Whether the activation is worth keeping: the same bytes may be answered later."""
+    part: int = 1
+    """Number of the part whose exit had the last word."""
+    cut_short: bool = False
+    """Whether that part was unsure, and the one behind it did not answer."""
 
 
 class AskPicture:
@@ -91,7 +95,7 @@ class Inquiry:
         self._own = own
         self._early = early
         self._picture_threshold = picture_threshold
-        self._server: Verdict | None = None
+        self._server: Settled | None = None
         """After the first answer: what stands where the picture gets none."""
 
     @classmethod
@@ -110,14 +114,14 @@ class Inquiry:
             keep = self.state is not State.CORRECTED and not outcome.final
             self.state = State.FALLBACK if self.state is State.ACTIVATION else self.state
             return Settled("fallback", self._own, outcome.reason, keep)
-        verdict = self._fold(outcome)
+        settled = self._settled(outcome)
         limit = self._picture_threshold
-        if limit is not None and may_ask and verdict.confidence <= limit:
+        if limit is not None and may_ask and settled.verdict.confidence <= limit:
             self.state = State.PICTURE
-            self._server = verdict
+            self._server = settled
             return ASK_PICTURE
         self.state = State.ANSWERED
-        return Settled("server", verdict)
+        return settled
 
     def picture_replied(self, size: int, outcome: Outcome) -> Settled:
         """The picture's outcome. size: payload bytes. Without an answer the first one stands."""
@@ -125,18 +129,21 @@ class Inquiry:
         if not isinstance(outcome, Answer):
             return self.picture_given_up()
         self.state = State.ANSWERED
-        return Settled("server", self._fold(outcome))
+        return self._settled(outcome)
 
     def picture_given_up(self) -> Settled:
         """No picture was sent, or it got no answer: the first answer stands."""
         assert self._server is not None, "no picture was asked for"
         self.state = State.ANSWERED
-        return Settled("server", self._server)
+        return self._server
 
     def corrected(self, answer: Answer) -> Verdict:
         """The server's answer after the early exit's had gone out."""
         self.state = State.CORRECTED
         return self._fold(answer)
+
+    def _settled(self, answer: Answer) -> Settled:
+        return Settled("server", self._fold(answer), part=answer.part, cut_short=answer.fallback)
 
     def _fold(self, answer: Answer) -> Verdict:
         """The verdict once this answer is in: together with what is known so far, or the answer's alone.

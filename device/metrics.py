@@ -28,6 +28,7 @@ class DeviceMetrics:
             "offramp_device_images", "Images answered, by who answered.", ["source"], registry=registry
         )
         self.answered_by = {source: self.images.labels(source) for source in SOURCES}
+        self.add_parts(len(bundle.manifest.parts))
         self.unknown = Counter(
             "offramp_device_unknown",
             "Images unlike all that the bundle knows, where it can say so; they are answered as any other.",
@@ -84,6 +85,28 @@ class DeviceMetrics:
         self.encode_seconds = self.stage_seconds.labels("encode")
         add_info_metrics(registry, bundle)
         self.providers = ProviderMetrics(registry, "offramp_device")
+
+    def add_parts(self, parts: int) -> None:
+        """Of a chain: with two parts the sources say it all."""
+        self._answers: dict[tuple[int, bool], Counter] = {}
+        if parts == 2:
+            return
+        answers = Counter(
+            "offramp_device_answers",
+            "Images answered, by the number of the part that answered; cut_short: it was unsure, and the "
+            "part behind it did not answer.",
+            ["part", "cut_short"],
+            registry=self.registry,
+        )
+        for part in range(1, parts + 1):
+            for cut_short in (False, True):
+                if not cut_short or 1 < part < parts:
+                    self._answers[part, cut_short] = answers.labels(str(part), str(cut_short).lower())
+
+    def answered(self, part: int, cut_short: bool) -> None:
+        """Count an answer of a chain."""
+        if counter := self._answers.get((part, cut_short)):
+            counter.inc()
 
     def _add_spool(self) -> None:
         registry = self.registry

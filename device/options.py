@@ -106,7 +106,7 @@ class LinkOptions(_Checked):
         """The link that these options describe; it connects with its first frame."""
         return Link(
             servers,
-            Terms(bundle.digest, len(bundle.manifest.classes), bundle.codec.raw_bytes, pictures),
+            Terms.of(bundle, pictures=pictures),
             Pace(self.timeout, self.window, self.coalesce, self.coalesce_frames),
             metrics,
             failures=self.breaker,

@@ -21,7 +21,10 @@ COLUMNS = "{:>6}  {:<11} {:>7}  {:<12} {:>9} {:>8} {:>8} {:>8}  {}"
 class Report:
     """Writes results as they come: JSON lines, or a table with a progress bar on a terminal."""
 
-    def __init__(self, as_json: bool, quiet: bool, expected: int | None, out: TextIO = sys.stdout) -> None:
+    def __init__(
+        self, as_json: bool, quiet: bool, expected: int | None, out: TextIO = sys.stdout, parts: int = 2
+    ) -> None:
+        self._parts = parts
         self._json = as_json
         self._quiet = quiet
         self._out = out
@@ -56,6 +59,10 @@ class Report:
                 record["picture_bytes"] = result.picture_bytes
             if result.unknown:
                 record["unknown"] = True
+            if self._parts > 2:
+                record["part"] = result.part
+            if result.cut_short:
+                record["cut_short"] = True
             if result.reason is not None:
                 record["reason"] = result.reason
             self._line(json.dumps(record))
@@ -65,7 +72,7 @@ class Report:
                     index,
                     f"{result.label[:10]}?" if result.unknown else result.label[:11],
                     f"{result.confidence:.4f}",
-                    result.source,
+                    self._source(result),
                     f"{result.latency_seconds * 1e3:.2f}",
                     result.payload_bytes,
                     f"{result.message_bytes:.0f}",
@@ -73,6 +80,12 @@ class Report:
                     printable(name, 500),
                 )
             )
+
+    def _source(self, result: Result) -> str:
+        """Who answered; of a chain's servers, the part, and whether the one behind it did not."""
+        if result.source != "server" or self._parts == 2:
+            return result.source
+        return f"part {result.part}" + (", short" if result.cut_short else "")
 
     def unreadable(self, index: int, name: str, error: DataError) -> None:
         """One image that could not be used."""
@@ -128,6 +141,9 @@ class Report:
             f"\n{n} images at T_c = {summary['threshold']:g}: {summary['early_exit']} early exit, "
             f"{summary['server']} server, {summary['fallback']} fallback; {summary['unreadable']} unreadable"
         )
+        if parts := summary.get("parts"):
+            shown = ", ".join(f"part {part} {count}" for part, count in parts.items())
+            self._line(f"answered by {shown}; {summary['cut_short']} cut short by a part behind that failed")
         if summary["unknown"]:
             self._line(f"unknown {summary['unknown']:,}, marked ?: unlike all that the bundle knows")
         if passed_over := Counter(summary["passed_over"]):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from offramp.device.inquiry import Settled
+    from offramp.device.ledger import Cost
 
 Source = Literal["early_exit", "server", "fallback"]
 """Who answered: the early exit, the server, or the early exit because the server did not."""
@@ -38,6 +42,34 @@ class Result:
     """From a picture's bytes, or the caller's own kind of picture, to the head's input."""
     unknown: bool = False
     """Whether the image is unlike all that the bundle knows (``common/part/unknown.py``); its label stays."""
+    part: int = 1
+    """Number of the part whose exit had the last word: 1 for the device's own, 2 for the server's, …"""
+    cut_short: bool = False
+    """Whether that part was unsure, and answered because the one behind it did not."""
+
+    @classmethod
+    def of(
+        cls, label: str, settled: Settled, cost: Cost, latency: float, threshold: float | None, unknown: bool
+    ) -> Self:
+        """The result of an image that is settled, latency seconds after it was handed in."""
+        return cls(
+            label=label,
+            class_index=settled.verdict.class_index,
+            confidence=settled.verdict.confidence,
+            source=settled.source,
+            latency_seconds=latency,
+            payload_bytes=cost.payload,
+            message_bytes=cost.message,
+            wire_bytes=cost.wire,
+            reason=settled.reason,
+            sends=cost.sends,
+            picture_bytes=cost.picture,
+            threshold=threshold,
+            decode_seconds=cost.decode_seconds,
+            unknown=unknown,
+            part=settled.part,
+            cut_short=settled.cut_short,
+        )
 
 
 @dataclass(frozen=True, slots=True)

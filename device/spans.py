@@ -33,4 +33,5 @@ def _end_span(tracing: Tracing, span: Span, future: Future[Result]) -> None:
         payload_bytes=result.payload_bytes,
         picture_bytes=result.picture_bytes,
         sends=result.sends,
+        part=result.part,
     )

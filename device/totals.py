@@ -44,6 +44,10 @@ class Totals:
     picture_bytes: int = 0
     raw_activation_bytes: int = 0
     unknown: int = 0
+    parts: dict[str, int] | None = None
+    """By the number of the part that answered; None for a bundle of two, whose sources say it."""
+    cut_short: int = 0
+    """Of those, how many because the part behind did not answer."""
     latencies: Sample = field(default_factory=Sample)
     decoding: Sample = field(default_factory=Sample)
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -56,6 +60,9 @@ class Totals:
         self.images[result.source] += 1
         self.payload_bytes += result.payload_bytes
         self.unknown += result.unknown
+        if self.parts is not None:
+            self.parts[str(result.part)] += 1
+        self.cut_short += result.cut_short
         self.pictures += result.picture_bytes > 0
         self.picture_bytes += result.picture_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
@@ -78,6 +85,7 @@ class Totals:
             "passed_over": self.passed_over,
             **self.images,
             "unknown": self.unknown,
+            **({} if self.parts is None else {"parts": self.parts, "cut_short": self.cut_short}),
             "threshold": threshold,
             "exit_rate": self.images["early_exit"] / answered if answered else None,
             "payload_bytes": self.payload_bytes,

@@ -22,6 +22,7 @@ replies (``session.py``); ``_keep_time`` ends what takes too long.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -95,6 +96,8 @@ class Link:
         """The writer waits for it: something to send, or the stream's end."""
         self._space = threading.Condition(self._lock)
         """Others wait for it: room in the window, nothing under way, another state."""
+        self._looks_at = math.inf
+        """When the thread that keeps time looks again by itself."""
         self._sooner = threading.Event()
         """Wakes the thread that keeps time: a deadline lies before those that it knew."""
         self._state = _State.IDLE
@@ -102,10 +105,16 @@ class Link:
         self._servers = Servers(servers, failures)
         self._session = Session(self._servers.current, self._kit, time.monotonic())
         self._drains = Sparingly()
+        self._breaker_shown = False
         self._threads: list[threading.Thread] = []
         metrics.watch_wire(self.wire.total)
 
     # --- what callers use ---
+
+    @property
+    def timeout(self) -> float:
+        """How long a frame may take, at most, seconds."""
+        return self._kit.timeout
 
     def offload(
         self,
@@ -134,7 +143,7 @@ class Link:
             if self._state is _State.IDLE:
                 self._start()
             refusal = self._admit(item, background)
-        if deadline is not None:
+        if due < self._looks_at:
             self._sooner.set()
         if refusal is not None:
             if not background and not behind:
@@ -154,9 +163,13 @@ class Link:
         with self._lock:
             return bool(self._outbox.late)
 
-    def close(self) -> None:
-        """Give outstanding frames their outcome, end the stream and stop the threads."""
-        self.wait_idle()
+    def close(self, wait: bool = True) -> None:
+        """Give outstanding frames their outcome, end the stream and stop the threads.
+
+        wait: for the server's answers to them; otherwise they have none.
+        """
+        if wait:
+            self.wait_idle()
         with self._lock:
             self._state = _State.CLOSED
             self._session.half_close = True
@@ -169,6 +182,7 @@ class Link:
             thread.join(max(0.0, end - time.monotonic()))
         with self._lock:
             self._session.cancel("closed")
+            self._show_breaker(False)
         for thread in self._threads:
             thread.join()
 
@@ -201,7 +215,7 @@ class Link:
                 return Refusal("gives way", Cause.WINDOW)
             if self._outbox.has_room(background):
                 break
-            if background or now >= item.deadline:
+            if background or not self._outbox.pace.waits or now >= item.deadline:
                 return Refusal("window full", Cause.WINDOW)
             self._space.wait(item.deadline - now)
         item.probe = not item.behind and breaker.take()
@@ -234,7 +248,8 @@ class Link:
             with self._lock:
                 session = Session(self._servers.current, self._kit, time.monotonic())
             error = session.run()
-            self._kit.metrics.connected.set(0)
+            if session.is_accepted:
+                self._kit.metrics.connected.dec()
             useful = session.of_use(error is None, time.monotonic())
             if self._end_session(session, error, useful):
                 return
@@ -270,7 +285,7 @@ class Link:
 
     def _accepted(self, session: Session, limits: Limits) -> None:
         self._kit.metrics.connects.inc()
-        self._kit.metrics.connected.set(1)
+        self._kit.metrics.connected.inc()
         with self._lock:
             came_back = self._state is _State.DOWN and not self._servers.fruitless
             session.accepted_at = time.monotonic()
@@ -398,12 +413,17 @@ class Link:
 
     def _watch_breaker(self) -> None:
         breaker = self._servers.current.breaker
-        self._kit.metrics.breaker_open.set(breaker.is_open)
+        self._show_breaker(breaker.is_open)
         fresh = self._servers.new_opens()
         if fresh:
             self._kit.metrics.breaker_opens.inc(fresh)
             if breaker.is_open:
                 log.info("%s; frames are turned away until a probe succeeds", breaker.reason)
+
+    def _show_breaker(self, is_open: bool) -> None:
+        """Others may have links with these metrics as well."""
+        self._kit.metrics.breaker_open.inc(is_open - self._breaker_shown)
+        self._breaker_shown = is_open
 
     # --- time ---
 
@@ -420,6 +440,7 @@ class Link:
                 now = time.monotonic()
                 due = min(self._outbox.next_deadline(now), self._session.next_deadline())
                 pause = max(due - now, 0.001)
+                self._looks_at = now + pause
             for item in late:
                 self._refuse(item, f"no reply within {self._kit.timeout:g} s", Cause.TIMEOUT)
 
@@ -433,8 +454,10 @@ class Link:
             session.cancel(reason)
             server.breaker.trip(now, f"{server.target}: {reason}")
         for item in overdue:
+            if not self._outbox.was_fair(item, now):
+                self._release(server, (item,))
             # One that was never sent waited for the others here.
-            if item.sends or not item.behind:
+            elif item.sends or not item.behind:
                 server.breaker.failure(now, f"{server.target} answers too late", item.probe)
         if overdue:
             self._leave_if_better(session, now)

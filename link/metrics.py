@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -14,11 +14,12 @@ from offramp.link.wire_bytes import WireBytes
 
 
 class LinkMetrics:
-    """What one link counts. prefix: begins each name, such as ``offramp_device``."""
+    """What one link counts, or several together. prefix: begins each name, such as ``offramp_device``."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
         self._registry = registry
         self._prefix = prefix
+        self._totals: list[Callable[[], WireBytes | None]] = []
         self.payload_bytes = Counter(
             f"{prefix}_payload_bytes", "Coded activations and pictures sent, bytes.", registry=registry
         )
@@ -91,14 +92,25 @@ class LinkMetrics:
         )
 
     def watch_wire(self, total: Callable[[], WireBytes | None]) -> None:
-        """Export the socket's byte counters, read at each scrape."""
-        self._registry.register(_WireCollector(self._prefix, total))
+        """Export the socket's byte counters, read at each scrape; those of several links together."""
+        self._totals.append(total)
+        if len(self._totals) == 1:
+            self._registry.register(_WireCollector(self._prefix, self._totals))
 
 
 class _WireCollector(Collector):
-    def __init__(self, prefix: str, total: Callable[[], WireBytes | None]) -> None:
+    def __init__(self, prefix: str, totals: Sequence[Callable[[], WireBytes | None]]) -> None:
         self._prefix = prefix
-        self._total = total
+        self._totals = totals
+
+    def _total(self) -> WireBytes | None:
+        """None where one of them is unknown."""
+        found = WireBytes(0, 0)
+        for total in self._totals:
+            if (one := total()) is None:
+                return None
+            found += one
+        return found
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(

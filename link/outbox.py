@@ -26,6 +26,8 @@ from offramp.common.codec.activation import CodecId
 from offramp.common.wire import frame, transport
 from offramp.link.outcome import Answer, Outcome
 
+FAIR_SECONDS = 0.25
+"""A frame that had so long, or half its link's timeout, and no answer says something of the server."""
 SENDS = 3
 """How often a frame is sent, at most: one that crashes servers must not crash all of them."""
 LATE_MOST = 1024
@@ -44,13 +46,15 @@ class Pace:
 
     timeout: seconds from handing a frame in to its outcome. window: frames without an outcome, at most.
     coalesce: seconds that a frame may wait for others to share its message; coalesce_frames: how many are
-    enough.
+    enough. waits: whether whoever hands a frame in waits while the window is full, which is then no larger
+    than the server's limit; otherwise the frame is turned away, and the window is for those that wait too.
     """
 
     timeout: float
     window: int
     coalesce: float = 0.0
     coalesce_frames: int = transport.FRAMES_PER_MESSAGE
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,8 @@ class Outbox:
     @property
     def window(self) -> int:
         """How many frames may be without an outcome: the window, or the server's limit if that is less."""
-        limits = self.limits
-        return self.pace.window if limits is None else min(self.pace.window, limits.frames_in_flight)
+        limits, pace = self.limits, self.pace
+        return min(pace.window, limits.frames_in_flight) if limits is not None and pace.waits else pace.window
 
     def has_room(self, background: bool = False) -> bool:
         """Whether another frame may come in. background: half of the window is for others."""
@@ -276,6 +280,13 @@ class Outbox:
             if silence is None and heard < item.sent_at <= now - self.pace.timeout / 2:
                 silence = now - item.sent_at
         return overdue, silence
+
+    def was_fair(self, item: Offload, now: float) -> bool:
+        """Whether an overdue frame was under way long enough to be the server's failure.
+
+        Frames of other machines may come here with little of their time left.
+        """
+        return now - item.start >= min(FAIR_SECONDS, self.pace.timeout / 2)
 
     # --- streams ---
 

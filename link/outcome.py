@@ -39,6 +39,10 @@ class Answer:
     """The same with gRPC prefix and HTTP/2 DATA header; not the connection's control traffic."""
     sends: int = 1
     """How often it was sent."""
+    part: int = 2
+    """Number of the part that answered, from 1."""
+    fallback: bool = False
+    """Whether that part was unsure, and the one behind it did not answer."""
 
 
 @dataclass(frozen=True, slots=True)

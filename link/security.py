@@ -30,7 +30,7 @@ class Security:
     ca: PEM file of the authorities to trust instead of the system's. certificate, key: PEM files of our own,
     for mutual TLS. server_name: the name that the server's certificate must have, if it is not the
     address's. token_file: holds a bearer token. proxy: ``http://[USER:PASSWORD@]HOST:PORT`` of an HTTP proxy
-    that takes CONNECT.
+    that takes CONNECT. prefix: what its flags begin with, such as ``upstream-``; address: the servers' flag.
     """
 
     tls: bool = False
@@ -40,6 +40,12 @@ class Security:
     server_name: str | None = None
     token_file: str | None = None
     proxy: str | None = None
+    prefix: str = ""
+    address: str = "--server"
+
+    @property
+    def _flag(self) -> str:
+        return f"--{self.prefix}"
 
     @property
     def encrypted(self) -> bool:
@@ -49,13 +55,17 @@ class Security:
     def check(self, host: str, insecure: bool) -> None:
         """Refuse what cannot work, or would be plaintext beyond this machine. Raises ConfigError."""
         if (self.certificate is None) != (self.key is None):
-            raise ConfigError("--tls-cert and --tls-key: expected both or neither")
+            raise ConfigError(f"{self._flag}tls-cert and {self._flag}tls-key: expected both or neither")
         if self.encrypted and insecure:
-            raise ConfigError("--insecure: asks for plaintext, but --tls or --tls-… asks for TLS")
+            flag = self._flag
+            raise ConfigError(
+                f"{flag}insecure: asks for plaintext, but {flag}tls or {flag}tls-… asks for TLS"
+            )
         if not self.encrypted:
             if self.server_name is not None:
-                raise ConfigError("--tls-server-name: expected --tls or --tls-ca with it")
-            require_secure("--server", host, insecure)
+                flag = self._flag
+                raise ConfigError(f"{flag}tls-server-name: expected {flag}tls or {flag}tls-ca with it")
+            require_secure(self.address, host, insecure, f"{self._flag}insecure")
         self._refuse_token_in_the_clear(host)
         self._files()
         self.metadata()
@@ -67,7 +77,7 @@ class Security:
         options = [*options, *transport.DIRECT]
         proxy = self._proxy_for(target)
         if proxy is not None:
-            self._refuse_token_in_the_clear(split_address("--server", target)[0])
+            self._refuse_token_in_the_clear(split_address(self.address, target)[0])
             # As gRPC's own mapper does it; that one would look at no_proxy, and connect without the proxy.
             options.append(("grpc.http_connect_server", target))
             if self.server_name is None:
@@ -86,37 +96,38 @@ class Security:
     def peer_port(self, target: str) -> int:
         """The port that the connection to HOST:PORT is made to: the proxy's if it goes through one."""
         proxy = self._proxy_for(target)
-        return split_address("--server", target if proxy is None else proxy.target)[1]
+        return split_address(self.address, target if proxy is None else proxy.target)[1]
 
     def _proxy_for(self, target: str) -> _Proxy | None:
-        if self.proxy is None or is_loopback(split_address("--server", target)[0]):
+        if self.proxy is None or is_loopback(split_address(self.address, target)[0]):
             return None
-        return _Proxy.parse(self.proxy)
+        return _Proxy.parse(self.proxy, self._flag)
 
     def _refuse_token_in_the_clear(self, host: str) -> None:
         if self.proxy is None:
             return
-        proxy = _Proxy.parse(self.proxy)
+        proxy, flag = _Proxy.parse(self.proxy, self._flag), self._flag
         if self.token_file is not None and not self.encrypted and not is_loopback(host):
             raise ConfigError(
-                f"--proxy http://{proxy.target}: would see the token of --token-file in plaintext; expected "
-                "--tls or --tls-ca with it"
+                f"{flag}proxy http://{proxy.target}: would see the token of {flag}token-file in plaintext; "
+                f"expected {flag}tls or {flag}tls-ca with it"
             )
 
     def metadata(self) -> list[tuple[str, str]]:
         """What is sent with each call. Raises ConfigError if the token cannot be used."""
         if self.token_file is None:
             return []
-        text = _read("--token-file", self.token_file, TOKEN_BYTES).strip()
+        flag = f"{self._flag}token-file"
+        text = _read(flag, self.token_file, TOKEN_BYTES).strip()
         if not text or not all(0x21 <= byte <= 0x7E for byte in text):
-            raise ConfigError(f"--token-file {self.token_file}: expected one line of visible ASCII")
+            raise ConfigError(f"{flag} {self.token_file}: expected one line of visible ASCII")
         return [(transport.AUTHORIZATION, f"Bearer {text.decode('ascii')}")]
 
     def _files(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         return (
-            _pem("--tls-ca", self.ca),
-            _pem("--tls-key", self.key),
-            _pem("--tls-cert", self.certificate),
+            _pem(f"{self._flag}tls-ca", self.ca),
+            _pem(f"{self._flag}tls-key", self.key),
+            _pem(f"{self._flag}tls-cert", self.certificate),
         )
 
 
@@ -128,9 +139,9 @@ class _Proxy:
     login: str | None
 
     @classmethod
-    def parse(cls, url: str) -> _Proxy:
+    def parse(cls, url: str, flag: str = "--") -> _Proxy:
         """Raises ConfigError, which never repeats a password."""
-        wrong = f"--proxy {printable(url.rpartition('@')[2])}: expected http://[USER:PASSWORD@]HOST:PORT"
+        wrong = f"{flag}proxy {printable(url.rpartition('@')[2])}: expected http://[USER:PASSWORD@]HOST:PORT"
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
@@ -41,6 +41,9 @@ from offramp.link.security import Security
 from offramp.link.servers import Server
 from offramp.link.wire_bytes import WireCounter
 from offramp.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from offramp.common.bundle.load import Bundle
 
 LASTING_SECONDS, LASTING_CLEAN_SECONDS = 10.0, 1.0
 """A stream that was open for so long was of use without a reply too; the second if both agreed to end it."""
@@ -77,13 +80,25 @@ class Terms:
     """What the two ends must agree on, and what will be sent.
 
     digest: of the bundle, 32 bytes. classes: how many the server may name. raw_bytes: size of an uncoded
-    activation. pictures: whether there will be any, so that a server that takes none is warned of.
+    activation. pictures: whether there will be any, so that a server that takes none is warned of. part, of
+    parts: which one the server is asked to run, from 2. deadlines: whether each frame says how long it has
+    left, where not all have the same time.
     """
 
     digest: bytes
     classes: int
     raw_bytes: int
     pictures: bool = False
+    part: int = 2
+    parts: int = 2
+    deadlines: bool = False
+
+    @classmethod
+    def of(cls, bundle: Bundle, part: int = 2, *, pictures: bool = False, deadlines: bool = False) -> Self:
+        """For a server that runs this part of the bundle."""
+        classes, parts = len(bundle.manifest.classes), len(bundle.manifest.parts)
+        raw_bytes = bundle.codec_of(part - 2).raw_bytes
+        return cls(bundle.digest, classes, raw_bytes, pictures, part, parts, deadlines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +215,21 @@ class Session:
 
     def pack(self, items: Sequence[Offload]) -> bytes:
         """One serialized message with these frames, whose numbers follow each other."""
+        if self._kit.terms.deadlines:
+            now = time.monotonic()
+            return self._writer.pack(
+                [
+                    frame.Frame(i.sequence, i.codec, i.payload, i.trace, _milliseconds(i.deadline - now))
+                    for i in items
+                ]
+            )
         return self._writer.pack([frame.Frame(i.sequence, i.codec, i.payload, i.trace) for i in items])
 
     def _requests(self) -> Iterator[bytes]:
         """What gRPC sends; it asks for the next message when the last one is out."""
         terms, metrics = self._kit.terms, self._kit.metrics
-        deadline_ms = min(math.ceil(self._kit.timeout * 1000), (1 << 32) - 1)
-        greeting = frame.hello(terms.digest, deadline_ms)
+        segment = frame.segment_of(terms.part, terms.parts)
+        greeting = frame.hello(terms.digest, _milliseconds(self._kit.timeout), segment)
         metrics.message_bytes_sent.inc(len(greeting))
         yield greeting
         while (following := self._kit.owner.next_message(self)) is not None:
@@ -279,9 +302,14 @@ class Session:
         answered = item or late
         if answered is None or error is not None:
             return
+        part = reply.part or self._kit.terms.part
+        if not self._kit.terms.part <= part <= self._kit.terms.parts:
+            self._refuse_nonsense(item)
+            raise MessageError(
+                f"{target} answered by part {part}, expected {self._kit.terms.part} … {self._kit.terms.parts}"
+            )
         if reply.class_index >= classes or not 0 <= reply.probability <= 1:
-            if item is not None:
-                self._kit.owner.refuse(item, "the reply makes no sense", Cause.REFUSED)
+            self._refuse_nonsense(item)
             raise MessageError(
                 f"{target} answered class {reply.class_index} with probability {reply.probability:g}, "
                 f"expected a class below {classes} and a probability of 0 … 1"
@@ -294,6 +322,8 @@ class Session:
             message_bytes=both,
             wire_bytes=both + answered.envelope_bytes + envelope,
             sends=answered.sends,
+            part=part,
+            fallback=reply.fallback,
         )
         if item is not None:
             if not item.behind:
@@ -301,6 +331,10 @@ class Session:
             item.done(answer)
         elif answered.late is not None:
             answered.late(answer)
+
+    def _refuse_nonsense(self, item: Offload | None) -> None:
+        if item is not None:
+            self._kit.owner.refuse(item, "the reply makes no sense", Cause.REFUSED)
 
     # --- how it ends ---
 
@@ -312,6 +346,11 @@ class Session:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self.server.away_until = time.monotonic() + _pushback(failure)
         return explain(self.server.target, code, details, self.is_accepted, self.progress)
+
+
+def _milliseconds(seconds: float) -> int:
+    """As a message says it: rounded up, at least 1."""
+    return min(max(math.ceil(seconds * 1000), 1), (1 << 32) - 1)
 
 
 def explain(target: str, code: Any, details: str, accepted: bool, progress: bool) -> OfframpError:

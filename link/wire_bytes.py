@@ -45,6 +45,14 @@ class WireBytes:
     segments_sent: int = field(default=0, compare=False)
     segments_received: int = field(default=0, compare=False)
 
+    def __add__(self, other: WireBytes) -> WireBytes:
+        return WireBytes(
+            self.sent + other.sent,
+            self.received + other.received,
+            self.segments_sent + other.segments_sent,
+            self.segments_received + other.segments_received,
+        )
+
     @property
     def header_bytes(self) -> int:
         """About what the segments' TCP and IP headers take on top, both directions."""
@@ -96,23 +104,14 @@ class WireCounter:
         """Take a last reading of the current connection and add it to the sum."""
         self.sample()
         with self._lock:
-            self._ended = _add(self._ended, self._current)
+            self._ended += self._current
             self._current, self._descriptor = WireBytes(0, 0), None
 
     def total(self) -> WireBytes | None:
         """Bytes so far, over all connections."""
         self.sample()
         with self._lock:
-            return _add(self._ended, self._current) if self._supported and not self._missed else None
-
-
-def _add(a: WireBytes, b: WireBytes) -> WireBytes:
-    return WireBytes(
-        a.sent + b.sent,
-        a.received + b.received,
-        a.segments_sent + b.segments_sent,
-        a.segments_received + b.segments_received,
-    )
+            return self._ended + self._current if self._supported and not self._missed else None
 
 
 def _connected_sockets(port: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""``cloud-server``: serve the tails of bundles."""
+"""``cloud-server``: serve the tails of bundles. ``edge-server``: a part between devices and a server."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ SIGTERM and SIGINT drain: frames already read are answered, then it exits.
 exit status: 0 drained, 1 a bug, 2 wrong flags, 4 unusable bundle, 7 an address cannot be bound
 """
 
+EDGE = "edge-server"
+
 UNWIND_SECONDS = 1.0
 """How long streams that were cut off may take to end."""
 LAST_SECONDS = 4.0
@@ -55,9 +57,28 @@ SWITCH_SECONDS = 1e-3
 """A tail that has ended waits no longer than this for the interpreter, to say so and take the next batch."""
 SPARE_THREADS = 16
 """Threads beside the tail's: gRPC's, one that decodes, one that reads files, those of the metrics page."""
+LINK_THREADS = 8
+"""Of the link to an upstream server, and of gRPC for it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+EDGE_EPILOG = """\
+examples:
+  edge-server --bundle DIR --upstream cloud:50051 --upstream-tls-ca ca.pem --listen 0.0.0.0:50051 --insecure
+  edge-server --bundle DIR --part 3 --upstream a:50051,b:50051 --upstream-insecure
+
+It is a cloud-server that runs a part of a bundle of three or more, and has every flag of one. SIGTERM and
+SIGINT drain, as there.
+
+exit status: as of cloud-server
+"""
+
+
+def edge_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``edge-server``; as ``main``."""
+    return main(argv, EDGE)
+
+
+def main(argv: Sequence[str] | None = None, program: str = "cloud-server") -> int:
     """Run the program; returns its exit status.
 
     argv: None: the process's own; it then ends soon after, whatever still runs.
@@ -65,15 +86,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_grpc_environment()
 
     def body() -> int:
-        parser = make_parser(
-            "cloud-server", ServerSettings, "Decode frames and finish what devices were unsure of.", EPILOG
-        )
+        what, epilog = "Decode frames and finish what devices were unsure of.", EPILOG
+        if program == EDGE:
+            what = "Run a part between devices and another server; send on what its exit is unsure of."
+            epilog = EDGE_EPILOG
+        parser = make_parser(program, ServerSettings, what, epilog)
         arguments = parser.parse_args(argv)
         settings = read_settings(ServerSettings, arguments)
-        log = start_log("cloud-server", settings.log_level, settings.log_format)
+        if program == EDGE and not settings.upstream:
+            raise ConfigError(
+                "--upstream: expected the HOST:PORT of the server that runs the part behind this one "
+                f"(see {EDGE} --help)"
+            )
+        log = start_log(program, settings.log_level, settings.log_format)
         return run(settings, log)
 
-    status = exit_status("cloud-server", body)
+    status = exit_status(program, body)
     if argv is None:
         end_process(status)
     return status
@@ -88,6 +116,8 @@ def run(settings: ServerSettings, log: logging.Logger) -> int:
         raise ConfigError("--tls-cert and --tls-key belong together, expected both or none")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
+    if settings.exit_threshold is not None and not settings.upstream:
+        raise ConfigError("--exit-threshold needs --upstream: the last part has no exit")
     if settings.page and settings.metrics_port is None:
         raise ConfigError("--page needs --metrics-port")
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -127,6 +157,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     from offramp.server.reflection import Reflection
     from offramp.server.security import Certificates, Tokens
     from offramp.server.service import InferenceService
+    from offramp.server.upstream import Upstream
 
     loop = asyncio.get_running_loop()
     stop, reload = _signals(loop)
@@ -140,10 +171,11 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     if settings.pictures is not None:
         require_webp("--pictures")
     threads = settings.threads or cpus.available()
+    upstream = Upstream.of(settings, metrics)
     loader, reloader = _loaders(settings, threads, metrics)
     # Before anything wants a thread: neither ONNX Runtime nor an executor says what is missing. However the
     # tail's are laid out, in runs at once and threads of each, they are this many.
-    cpus.require_threads(threads + SPARE_THREADS)
+    cpus.require_threads(threads + SPARE_THREADS + (LINK_THREADS if settings.upstream else 0))
     try:
         first = await reloader.start(stop)
     except StoppedError:
@@ -152,7 +184,7 @@ async def _serve(settings: ServerSettings, log: logging.Logger) -> int:
     assert loader.workers is not None and loader.message_bytes is not None
     tracing = Tracing("cloud-server") if settings.otel else None
     batcher = Batcher(metrics, loader.workers, settings.queue)
-    catalog = Catalog(batcher, metrics)
+    catalog = Catalog(batcher, metrics, upstream)
     service = InferenceService(catalog, batcher, metrics, StreamLimits.of(settings), tracing)
     metrics.set_limits(
         workers=loader.workers,
@@ -232,6 +264,9 @@ def _loaders(settings: ServerSettings, threads: int, metrics: ServerMetrics) -> 
         max_wait=None if settings.max_wait_ms is None else settings.max_wait_ms / 1e3,
         message_bytes=settings.message_bytes,
         providers=providers_of(settings.providers),
+        part=settings.part,
+        upstream=bool(settings.upstream),
+        exit_threshold=settings.exit_threshold,
     )
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     return loader, Reloader(settings.bundle, loader, metrics, trusted, pictures=settings.pictures or ())

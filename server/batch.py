@@ -12,6 +12,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Histogram
 
+from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExpiredError, OverloadError
 from offramp.common.metrics import timed
 from offramp.server.metrics import ServerMetrics
@@ -37,14 +40,29 @@ class Tail(Protocol):
         """Symbols, uint8 [N, C, h, w] → class probabilities, float32 [N, K]."""
 
 
+class Onward(Protocol):
+    """Runs a part that has others behind it, in the place of a tail; ``forward.Forward`` does."""
+
+    def check_room(self) -> None:
+        """Raises OverloadError while too many frames wait for those behind."""
+
+    def infer(self, symbols: NDArray[np.uint8], run_seconds: Histogram) -> Answers:
+        """Run a batch, uint8 [N, …]; on a worker's thread. run_seconds: counts how long the run takes."""
+
+    def deliver(self, batch: Sequence[Job], answers: Answers) -> None:
+        """See that each job gets its answer."""
+
+
 class Owner(Protocol):
     """What handed a job in: for each job exactly one of these is called, or it is gone."""
 
     gone: bool
     """It takes no more answers: jobs that still wait are dropped."""
 
-    def answered(self, job: Job, class_index: int, probability: float) -> None:
-        """The tail's answer."""
+    def answered(
+        self, job: Job, class_index: int, probability: float, part: int = 0, fallback: bool = False
+    ) -> None:
+        """The answer, of the part that was asked (0) or of a later one; fallback: see ``Reply``."""
 
     def refused(self, job: Job, error: Exception) -> None:
         """Why the job has no answer."""
@@ -60,6 +78,8 @@ class Job:
     received: float
     deadline: float = math.inf
     """Its device does not wait longer than until then."""
+    trace: bytes = b""
+    """W3C trace context to send along, where the frame goes on."""
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -94,9 +114,9 @@ class Batcher:
         self._timer_at = math.inf
         self._scheduled = False
 
-    def add(self, tail: Tail, shape: Shape) -> Lane:
-        """A lane for one bundle's tail."""
-        lane = Lane(self, tail, shape)
+    def add(self, tail: Tail, shape: Shape, onward: Onward | None = None) -> Lane:
+        """A lane for one bundle's tail, or for a part with others behind it."""
+        lane = Lane(self, tail, shape, onward)
         self._lanes.append(lane)
         return lane
 
@@ -177,6 +197,9 @@ class Batcher:
                 job.owner.refused(job, failure)
             return
         answers = run.result()
+        if lane.onward is not None:
+            lane.onward.deliver(batch, answers)
+            return
         for job, best, probability in zip(batch, answers.best, answers.probabilities, strict=True):
             job.owner.answered(job, best, probability)
 
@@ -201,13 +224,18 @@ class Answers:
 
     best: list[int]
     probabilities: list[float]
+    coded: list[tuple[CodecId, bytes] | None] | None = None
+    """What goes on to the next part, where it does."""
+    rows: NDArray[np.float32] | None = None
+    """Of a part that others follow: all probabilities, [N, K]."""
 
 
 class Lane:
     """The jobs of one bundle."""
 
-    def __init__(self, batcher: Batcher, tail: Tail, shape: Shape) -> None:
+    def __init__(self, batcher: Batcher, tail: Tail, shape: Shape, onward: Onward | None = None) -> None:
         self.shape = shape
+        self.onward = onward
         self.jobs: deque[Job] = deque()
         self.frame_seconds = shape.frame_seconds
         self._batcher = batcher
@@ -221,6 +249,8 @@ class Lane:
     def offer(self, job: Job) -> None:
         """Take a job; ``Batcher.schedule`` starts it. Raises OverloadError where it would wait in vain."""
         batcher = self._batcher
+        if self.onward is not None:
+            self.onward.check_room()
         if batcher.waiting >= batcher.limit:
             raise OverloadError(
                 f"{batcher.limit} frames wait for the tail already, the most that may",
@@ -254,7 +284,10 @@ class Lane:
 
     def infer(self, batch: list[Job]) -> Answers:
         """Run the tail; on a worker's thread."""
-        with timed(self._batcher.metrics.inference_seconds):
+        seconds = self._batcher.metrics.inference_seconds
+        if self.onward is not None:
+            return self.onward.infer(np.stack([job.symbols for job in batch]), seconds)
+        with timed(seconds):
             # Not np.stack, which makes a view of each first.
             symbols = np.concatenate([job.symbols for job in batch])
             probabilities = self._tail.tail(symbols.reshape(len(batch), *batch[0].symbols.shape))

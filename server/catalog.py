@@ -15,9 +15,12 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.part.providers import Placement
 from offramp.common.wire import picture, transport
+from offramp.common.wire.frame import segment_of
 from offramp.server.batch import Batcher, Lane, Shape, Tail
+from offramp.server.forward import Forward, Middle
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan, decodes_inline
+from offramp.server.upstream import Upstream
 
 log = logging.getLogger("offramp.cloud-server")
 
@@ -35,8 +38,17 @@ class Served:
     decode_inline: bool
     message_bytes: int
     """Largest message with its activations."""
+    part: int = 2
+    """The number of the part that runs here."""
+    forward: Forward | None = None
+    """Where what that part is unsure of goes; None for the last one."""
     whole: Lane | None = None
     """Of its head and tail together, which answer pictures; None where it is not asked to."""
+
+    @property
+    def segment(self) -> str:
+        """The part that runs here, as a hello asks for it."""
+        return segment_of(self.part, len(self.bundle.manifest.parts))
 
     def answers_pictures_of(self, other: Served) -> bool:
         """Whether its whole model can answer pictures of devices that run the other bundle."""
@@ -63,17 +75,20 @@ class Loaded:
     whole: Whole | None = None
     placements: Mapping[str, Placement] = field(default_factory=dict)
     """What runs its graphs, by file."""
+    part: int = 2
+    """The number of the part that runs here."""
     decode_inline: bool = field(init=False)
     """See ``plan.decodes_inline``. Measured where the bundle is loaded, which is not the event loop."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decode_inline", decodes_inline(self.bundle.codec))
+        object.__setattr__(self, "decode_inline", decodes_inline(self.bundle.codec_of(self.part - 2)))
 
 
 class Catalog:
     """Loaded bundles by digest, and those that are retired until their last stream has gone."""
 
-    def __init__(self, batcher: Batcher, metrics: ServerMetrics) -> None:
+    def __init__(self, batcher: Batcher, metrics: ServerMetrics, upstream: Upstream | None = None) -> None:
+        self._upstream = upstream
         self._batcher = batcher
         self._metrics = metrics
         self._served: dict[bytes, Served] = {}
@@ -87,6 +102,10 @@ class Catalog:
         """Their digests."""
         return list(self._served)
 
+    def segments(self) -> dict[bytes, str]:
+        """What runs here of each, as a hello asks for it."""
+        return {digest: each.segment for digest, each in self._served.items()}
+
     def get(self, digest: bytes) -> Served:
         """The bundle with this digest. Raises KeyError."""
         return self._served[digest]
@@ -98,12 +117,18 @@ class Catalog:
     def add(self, loaded: Loaded) -> Served:
         """Take a bundle into service."""
         bundle, plan = loaded.bundle, loaded.plan
+        forward: Forward | None = None
+        if isinstance(loaded.tail, Middle):
+            assert self._upstream is not None
+            forward = self._upstream.forward(bundle, loaded.tail)
         served = Served(
             bundle,
-            bundle.codec,
-            self._batcher.add(loaded.tail, _shape(plan)),
+            bundle.codec_of(loaded.part - 2),
+            self._batcher.add(loaded.tail, _shape(plan), forward),
             loaded.decode_inline,
-            message_bytes(bundle, pictures=False),
+            message_bytes(bundle, False, loaded.part),
+            loaded.part,
+            forward,
         )
         self._served[bundle.digest] = served
         self._metrics.add_bundle(bundle)
@@ -112,7 +137,12 @@ class Catalog:
         self._metrics.batch_wait_seconds.labels(name).set(plan.max_wait)
         self._metrics.tail_rate.labels(name).set(plan.best)
         self._show(name, loaded.placements)
-        log.info("serves %s (%s): %s", name, bundle.digest.hex(), plan)
+        of = (
+            "" if len(bundle.manifest.parts) == 2 else f", part {loaded.part} of {len(bundle.manifest.parts)}"
+        )
+        if self._upstream is not None and forward is None:
+            log.warning("%s: its last part runs here, so --upstream is not used for it", name)
+        log.info("serves %s (%s)%s: %s", name, bundle.digest.hex(), of, plan)
         if loaded.whole is not None:
             self.take_pictures(served, loaded.whole)
         return served
@@ -137,6 +167,8 @@ class Catalog:
         async def forget() -> None:
             await end_streams(served)
             self._batcher.remove(served.lane)
+            if served.forward is not None:
+                await served.forward.close()
             if served.whole is not None:
                 self._batcher.remove(served.whole)
 
@@ -150,6 +182,8 @@ class Catalog:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        ending = [each.forward.close() for each in self.all() if each.forward is not None]
+        await asyncio.gather(*ending)
 
 
 def _shape(plan: Plan) -> Shape:
@@ -157,10 +191,10 @@ def _shape(plan: Plan) -> Shape:
     return Shape(plan.max_batch, plan.max_wait, 1 / rate if rate else 0.0)
 
 
-def message_bytes(bundle: Bundle, pictures: bool) -> int:
-    """Largest message of a device that runs this bundle, or that sends it pictures."""
+def message_bytes(bundle: Bundle, pictures: bool, part: int = 2) -> int:
+    """Largest message with activations for this part of the bundle, or with pictures."""
     largest = picture_bytes(bundle) if pictures else 0
-    return transport.message_bytes(max(bundle.codec.raw_bytes, largest))
+    return transport.message_bytes(max(bundle.codec_of(part - 2).raw_bytes, largest))
 
 
 def picture_bytes(bundle: Bundle) -> int:

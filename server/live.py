@@ -22,7 +22,8 @@ def page_of(service: InferenceService, settings: ServerSettings) -> Page:
 
     def state() -> dict[str, Any]:
         names = sorted({served.bundle.manifest.name for served in service.catalog.all()})
-        return {"bundle": ", ".join(names), "listen": listen, **fleet(service.streams())}
+        more = {"upstream": list(settings.upstream)} if settings.upstream else {}
+        return {"bundle": ", ".join(names), "listen": listen, **more, **fleet(service.streams())}
 
     return Page("cloud-server", state)
 

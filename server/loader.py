@@ -22,8 +22,11 @@ from offramp.common.errors import BundleError, OfframpError, StoppedError
 from offramp.common.inputs.spec import Preprocessing
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import CPU, Providers
+from offramp.server.batch import Tail
 from offramp.server.catalog import Catalog, EndStreams, Loaded, Whole, message_bytes
+from offramp.server.forward import Middle
 from offramp.server.metrics import ServerMetrics
+from offramp.server.parts import part_of
 from offramp.server.plan import largest_batch, make_plan, plan_pictures, threads_each
 from offramp.server.whole import WholeModel
 
@@ -49,6 +52,9 @@ class Loader:
         max_wait: float | None,
         message_bytes: int | None,
         providers: Providers = CPU,
+        part: str | None = None,
+        upstream: bool = False,
+        exit_threshold: float | None = None,
     ) -> None:
         self.workers = workers
         self._providers = providers
@@ -56,6 +62,9 @@ class Loader:
         self._threads = threads
         self._max_batch = max_batch
         self._max_wait = max_wait
+        self._part = part
+        self._upstream = upstream
+        self._exit_threshold = exit_threshold
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -64,7 +73,12 @@ class Loader:
 
     def __call__(self, bundle: Bundle, pictures: bool = False) -> Loaded:
         """pictures: to answer pictures as well. Raises BundleError where it cannot be served here."""
-        self._check(bundle, pictures)
+        part = self._check(bundle, pictures)
+
+        def tail_of(engine: Engine) -> Tail:
+            last = part == len(bundle.manifest.parts)
+            return engine if last else Middle(engine, part, self._exit_threshold)
+
         plan, engine = make_plan(
             bundle,
             self._threads,
@@ -73,11 +87,13 @@ class Loader:
             max_wait=self._max_wait,
             providers=self._providers,
             cancelled=self._cancelled.is_set,
+            part=part,
+            tail_of=tail_of,
         )
         self.workers = plan.workers
-        engine.log_placements(log, TAIL)
+        engine.log_placements(log, engine.name(part))
         whole = self._whole(bundle, engine) if pictures else None
-        return Loaded(bundle, engine, plan, whole, engine.placements)
+        return Loaded(bundle, tail_of(engine), plan, whole, engine.placements, part)
 
     def load_whole(self, bundle: Bundle) -> Whole:
         """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
@@ -91,7 +107,9 @@ class Loader:
         """Those that the server starts with, and whether each is to answer pictures."""
         loaded = [self(*each) for each in bundles]
         if self.message_bytes is None:
-            self.message_bytes = max(message_bytes(one.bundle, one.whole is not None) for one in loaded)
+            self.message_bytes = max(
+                message_bytes(one.bundle, one.whole is not None, one.part) for one in loaded
+            )
         return loaded
 
     def _whole(self, bundle: Bundle, engine: Engine) -> Whole:
@@ -112,17 +130,21 @@ class Loader:
         )
         return Whole(model, plan, engine.placements)
 
-    def _check(self, bundle: Bundle, pictures: bool) -> None:
-        bundle.require_pair()
+    def _check(self, bundle: Bundle, pictures: bool) -> int:
+        """The part to run. Raises BundleError."""
+        part = part_of(bundle, self._part, upstream=self._upstream)
         taken = bundle.manifest.input
+        if pictures:
+            bundle.require_pair("--pictures")
         if pictures and not isinstance(taken, Preprocessing):
             raise BundleError(f"{bundle.path}: takes {taken.what}, so it cannot answer pictures (--pictures)")
-        needed = message_bytes(bundle, pictures)
+        needed = message_bytes(bundle, pictures, part)
         if self.message_bytes is not None and needed > self.message_bytes:
             raise BundleError(
                 f"{bundle.path}: needs messages of {needed} bytes, this server was started for "
                 f"{self.message_bytes} (--message-bytes)"
             )
+        return part
 
 
 def find_bundles(paths: Sequence[str]) -> list[Path]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import TAIL
 from offramp.common.codec.activation import ActivationCodec
 from offramp.common.errors import BundleError, ConfigError, StoppedError
 from offramp.common.part.engine import Engine
@@ -87,28 +86,34 @@ def make_plan(
     max_wait: float | None = None,
     providers: Providers = CPU,
     cancelled: Cancelled = lambda: False,
+    part: int = 2,
+    tail_of: Callable[[Engine], Tail] = lambda engine: engine,
 ) -> tuple[Plan, Engine]:
-    """A plan for ``threads`` threads, and the bundle's tail, loaded, as it wants it.
+    """A plan for ``threads`` threads, and the bundle's part, loaded, as it wants it.
 
-    None: choose by measurement. Raises BundleError where the tail does not run, ConfigError where there are
-    not as many threads, StoppedError if cancelled.
+    None: choose by measurement. tail_of: what runs this part. Raises BundleError where the tail does not run,
+    ConfigError where there are not as many threads, StoppedError if cancelled.
     """
 
     def engine_of(threads: int) -> Engine:
         return Engine(bundle, threads, providers=providers, cancelled=cancelled)
 
-    largest = largest_batch(engine_of(threads), (TAIL,), max_batch)
+    first = engine_of(threads)
+    name = first.name(part)
+    largest = largest_batch(first, (name,), max_batch)
     layouts = [workers] if workers is not None else sorted({1, threads})
     measure = len(layouts) > 1 or max_batch is None or max_wait is None
     best: tuple[Plan, Engine] | None = None
     for count in layouts:
         try:
             engine = engine_of(threads_each(threads, count))
-            engine.load_tail()
-            shape = bundle.manifest.activation.shape
+            engine.load(name)
+            shape = bundle.manifest.crossings[part - 2].shape
             curve: Curve = {}
             if measure:
-                curve = batch_curve(engine, shape, count, max_batch, largest=largest, cancelled=cancelled)
+                curve = batch_curve(
+                    tail_of(engine), shape, count, max_batch, largest=largest, cancelled=cancelled
+                )
         except ConfigError as error:  # no threads left for it
             if best is None:
                 raise

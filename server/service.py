@@ -142,8 +142,8 @@ class InferenceService:
             pb.BundleDescription(
                 digest=served.bundle.digest,
                 name=served.bundle.manifest.name,
-                segments=[frame.TAIL_SEGMENT],
-                activation_shape=served.bundle.manifest.activation.shape,
+                segments=[served.segment],
+                activation_shape=served.codec.shape,
                 classes=len(served.bundle.manifest.classes),
             )
             for served in self.catalog.all()

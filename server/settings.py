@@ -1,4 +1,7 @@
-"""The settings of ``cloud-server``: each field is a flag, a variable and a key (``common/settings.py``)."""
+"""The settings of ``cloud-server`` and ``edge-server``.
+
+Each field is a flag, a variable and a key (``common/settings.py``).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from offramp.common.settings import Port, ProviderNames, Seconds, Settings, Several
+from offramp.common.settings import Fraction, Listed, Port, ProviderNames, Seconds, Settings, Several
 
 
 class ServerSettings(Settings):
-    """``cloud-server``."""
+    """``cloud-server``, and ``edge-server``, which has ``--upstream``."""
 
     bundle: Several = Field(
         description="a bundle's directory, or one with several bundles in it; may be given again",
@@ -124,4 +127,71 @@ class ServerSettings(Settings):
     )
     page: bool = Field(
         False, description="serve a live page at / beside /metrics; shows the addresses of devices"
+    )
+    part: str | None = Field(
+        None,
+        description="which part of a bundle to run: a number from 2, 'last', or the name of the cut where it "
+        "ends (default: the second, which is the last of a bundle of two)",
+        examples=["PART"],
+    )
+    exit_threshold: Fraction | None = Field(
+        None,
+        description="confidence threshold of this part's exit, with --upstream: what it is more confident of "
+        "is answered here (default: the bundle's)",
+        examples=["T"],
+    )
+    upstream: Annotated[Listed, Field(max_length=16)] = Field(
+        (),
+        description="the server that runs the part behind this one, for what this part's exit is unsure of; "
+        "with several, the next one is tried where one fails or is overloaded",
+        examples=["HOST:PORT"],
+    )
+    upstream_timeout: Seconds = Field(
+        2.0,
+        description="how long a frame waits for the upstream server, at most, before this part's exit "
+        "answers; less where its device waits less",
+        examples=["SECONDS"],
+    )
+    upstream_window: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
+        256,
+        description="frames that may wait for the upstream server; more are refused, as with --queue",
+        examples=["N"],
+    )
+    upstream_breaker: Annotated[int, Field(ge=1, le=4096)] = Field(
+        5,
+        description="timeouts and refusals in a row after which this part's exit answers at once, until a "
+        "probe is answered",
+        examples=["N"],
+    )
+    upstream_insecure: bool = Field(
+        False, description="allow plaintext to an upstream server that is not on this machine"
+    )
+    upstream_tls: bool = Field(
+        False, description="encrypt to the upstream server, and trust the authorities that gRPC brings along"
+    )
+    upstream_tls_ca: str | None = Field(
+        None,
+        description="encrypt to the upstream server, and trust the authorities in this PEM file only",
+        examples=["FILE"],
+    )
+    upstream_tls_cert: str | None = Field(
+        None,
+        description="own certificate towards the upstream server, PEM, for mutual TLS",
+        examples=["FILE"],
+    )
+    upstream_tls_key: str | None = Field(None, description="its private key, PEM", examples=["FILE"])
+    upstream_tls_server_name: str | None = Field(
+        None,
+        description="name that the upstream server's certificate must have (default: the host)",
+        examples=["NAME"],
+    )
+    upstream_token_file: str | None = Field(
+        None,
+        description="file with a bearer token for the upstream server, read again for each connection",
+        examples=["FILE"],
+    )
+    upstream_proxy: str | None = Field(
+        None,
+        description="HTTP proxy to reach upstream servers through, by CONNECT; never for one on this machine",
+        examples=["URL"],
     )

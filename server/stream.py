@@ -162,13 +162,13 @@ class Stream:
         if first is None:
             raise MessageError("the stream ended before its hello")
         catalog = self._shared.catalog
-        frame.check_hello(first, *catalog.digests())
+        frame.check_hello(first, *catalog.digests(), segments=catalog.segments())
         self.served = served = catalog.get(first.hello.bundle_digest)
         self.pictures = catalog.pictures_of(served)
         self._lifetime.accepted = True
         self._message_bytes = served.message_bytes
         if self.pictures is not None:
-            self._message_bytes = message_bytes(served.bundle, pictures=True)
+            self._message_bytes = message_bytes(served.bundle, True, served.part)
         deadline = first.hello.deadline_ms / 1e3 if first.hello.deadline_ms else math.inf
         accepted = pb.Limits(
             frames_in_flight=limits.frames_in_flight,
@@ -290,23 +290,46 @@ class Stream:
             if each.codec == CodecId.PICTURE:
                 assert self.pictures is not None and self.pictures.whole is not None
                 lane = self.pictures.whole
-            lane.offer(Job(self, each.sequence, symbols, received, received + deadline))
+            if each.deadline_ms:
+                deadline = each.deadline_ms / 1e3
+            trace = self._trace_of(each) if each.trace else b""
+            lane.offer(Job(self, each.sequence, symbols, received, received + deadline, trace))
         except Exception as error:
             self._account.drop()
             self._refuse(each.sequence, error)
 
     # --- what the batcher calls ---
 
-    def answered(self, job: Job, class_index: int, probability: float) -> None:
+    def answered(
+        self, job: Job, class_index: int, probability: float, part: int = 0, fallback: bool = False
+    ) -> None:
         """See ``batch.Owner``."""
         if self.gone:
             self._metrics.abandoned.inc()
             return
         self._metrics.answered.inc()
         if self._spans:
-            self._end_span(job.sequence, None, class_index=class_index, confidence=probability)
+            self._end_span(
+                job.sequence,
+                None,
+                class_index=class_index,
+                confidence=probability,
+                **({"part": part, "fallback": fallback} if part or fallback else {}),
+            )
         server_time_us = int((time.perf_counter() - job.received) * 1e6)
-        self._replies.append((job.sequence, class_index, probability, server_time_us))
+        if not part and not fallback:
+            self._replies.append((job.sequence, class_index, probability, server_time_us))
+        else:
+            self._replies.append(
+                pb.Reply(
+                    sequence=job.sequence,
+                    class_index=class_index,
+                    probability=probability,
+                    server_time_us=server_time_us,
+                    part=part,
+                    fallback=fallback,
+                )
+            )
         self._account.answer()
         self._wake()
         if not self._account.unanswered:
@@ -336,6 +359,11 @@ class Stream:
         tracing = self._shared.tracing
         if self._spans and tracing is not None and (span := self._spans.pop(sequence, None)):
             tracing.end(span, failure, sequence=sequence, **attributes)
+
+    def _trace_of(self, each: Frame) -> bytes:
+        """What goes on with a traced frame: our own span of it, or the device's where we make none."""
+        tracing, span = self._shared.tracing, self._spans.get(each.sequence)
+        return each.trace if tracing is None or span is None else tracing.context_of(span)
 
     def end_spans(self) -> None:
         """The device is gone: what is left gets no reply."""

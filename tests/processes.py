@@ -129,7 +129,7 @@ def _collect(pipe: IO[str], lines: list[str]) -> None:
 
 
 class Server(Program):
-    """A ``cloud-server`` that is listening."""
+    """A ``cloud-server`` or another program of its kind that is listening."""
 
     def __init__(
         self,
@@ -137,9 +137,12 @@ class Server(Program):
         *flags: object,
         listen: str = "127.0.0.1:0",
         python: Sequence[str] = (),
+        program: str = "",
         **popen: Any,
     ) -> None:
         command = [sys.executable, *python, "-m", "offramp.server.app", "--bundle", str(bundle)]
+        if program:
+            command[-4:-2] = ["-c", f"from offramp.server.app import main; main(program={program!r})"]
         command += ["--listen", listen, "--metrics-port", "0", "--threads", "1", *map(str, flags)]
         super().__init__(command, **popen)
         try:

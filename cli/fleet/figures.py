@@ -152,6 +152,26 @@ def device_row(watched: Watched) -> dict[str, Any]:
     }
 
 
+def upstream_figures(watched: Watched) -> dict[str, Any]:
+    """Those of a server with others behind it, under ``upstream``; none of any other."""
+    page, answers = watched.pages[-1], "offramp_server_answers_total"
+    if not page.labels(answers, "by"):
+        return {}
+    by = {each: watched.change(answers, by=each) for each in ("exit", "upstream", "fallback")}
+    total = sum(by.values())
+    return {
+        "upstream": {
+            "connected": page.get("offramp_server_upstream_connected") > 0,
+            "breaker_open": page.get("offramp_server_upstream_breaker_open") > 0,
+            "answered": by,
+            "exit_rate": ratio(by["exit"], total),
+            "fallback_share": ratio(by["fallback"], by["upstream"] + by["fallback"]),
+            "payload_bytes": watched.change("offramp_server_upstream_payload_bytes_total"),
+            "round_trip_seconds_median": watched.quantile("offramp_server_upstream_round_trip_seconds", 0.5),
+        }
+    }
+
+
 def server_row(watched: Watched) -> dict[str, Any]:
     """The figures of a server."""
     page = watched.pages[-1]
@@ -176,4 +196,5 @@ def server_row(watched: Watched) -> dict[str, Any]:
         "decode_seconds": watched.mean("offramp_server_decode_seconds"),
         "queue_seconds": watched.mean("offramp_server_queue_seconds"),
         "inference_seconds": watched.mean("offramp_server_inference_seconds"),
+        **upstream_figures(watched),
     }

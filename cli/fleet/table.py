@@ -73,6 +73,18 @@ SERVER: list[Column] = [
 ]
 
 
+UPSTREAM: list[Column] = [
+    ("upstream", lambda row: connection(row["upstream"]) if "upstream" in row else "–"),
+    ("exit", lambda row: percent(row["upstream"]["exit_rate"]) if "upstream" in row else "–"),
+    ("fallback", lambda row: f"{row['upstream']['answered']['fallback']:,.0f}" if "upstream" in row else "–"),
+    (
+        "trip ms",
+        lambda row: milliseconds(row["upstream"]["round_trip_seconds_median"]) if "upstream" in row else "–",
+    ),
+]
+"""Of servers with others behind them; only where there is one."""
+
+
 HIDDEN_FIRST = (
     "bundle",
     "head ms",
@@ -132,7 +144,8 @@ def render(view: View, console: Console) -> RenderableType:
     if view.devices:
         parts.append(table(fleet_line(view.devices), view.devices, DEVICE, console))
     if view.servers:
-        parts.append(table(f"{len(view.servers)} servers", view.servers, SERVER, console))
+        columns = [*SERVER, *UPSTREAM] if any("upstream" in row for row in view.servers) else SERVER
+        parts.append(table(f"{len(view.servers)} servers", view.servers, columns, console))
     parts += [Text(f"{each['target']}: {each['error']}", style="red") for each in view.failed]
     if view.note is not None:
         parts.append(Text(view.note, style="yellow"))

@@ -76,19 +76,30 @@ class Bundle:
         """What the codec codes with that crosses behind the first part; None for raw symbols."""
         return self.all_tables[0]
 
-    def require_pair(self) -> None:
-        """Raise BundleError for a chain that this release does not run: it runs two parts."""
+    def require_pair(self, what: str) -> None:
+        """Raise BundleError for a chain of more than two parts, which ``what`` does not take."""
         if (parts := len(self.manifest.parts)) != 2:
-            raise BundleError(f"{self.path}: has {parts} parts, this release runs bundles of 2")
+            raise BundleError(f"{self.path}: has {parts} parts, {what} takes bundles of 2")
+
+    @property
+    def codec(self) -> ActivationCodec:
+        """The codec of what crosses behind the first part, which a device's frames are coded with."""
+        return self._codecs[0]
+
+    def codec_of(self, crossing: int) -> ActivationCodec:
+        """The codec of one crossing, from 0. Raises IndexError."""
+        return self._codecs[crossing]
 
     @cached_property
-    def codec(self) -> ActivationCodec:
-        """The codec of what crosses behind the first part, which this bundle's frames are coded with."""
-        crossing = self.manifest.activation
+    def _codecs(self) -> tuple[ActivationCodec, ...]:
+        return tuple(map(self._codec, range(len(self.all_tables))))
+
+    def _codec(self, crossing: int) -> ActivationCodec:
+        described, tables = self.manifest.crossings[crossing], self.all_tables[crossing]
         coder = None
-        if self.tables is not None and not isinstance(crossing.codec, Raw):
-            coder = make_coder(crossing.coded_shape, self.tables, crossing.codec.lanes)
-        return ActivationCodec(crossing.shape, coder, crossing.channel_axis)
+        if tables is not None and not isinstance(described.codec, Raw):
+            coder = make_coder(described.coded_shape, tables, described.codec.lanes)
+        return ActivationCodec(described.shape, coder, described.channel_axis)
 
 
 def load_bundle(directory: Path | str, trusted: TrustedKeys | None = None) -> Bundle:

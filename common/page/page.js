@@ -313,12 +313,29 @@ function showServer() {
   text($("frame-bytes"), frames ? bytes(now("payload_bytes_total") / frames) : "–");
   const received = rate(`${prefix}message_bytes_total`, { direction: "received" });
   text($("received-rate"), received === null ? "–" : bytes(received));
+  $("upstream-section").hidden = !state.upstream;
+  if (state.upstream) showUpstream();
   const then = before(RATE_SECONDS);
   taken = new Map((then.streams ?? []).map((one) => [one.peer, one.taken]));
   const passed = state.time - then.time;
   rows($("streams"), state.streams.map((one) => ["", one.peer, one.bundle ?? "no hello yet", age(one.seconds),
     count(one.taken), passed > 0 ? tenth((one.taken - (taken.get(one.peer) ?? one.taken)) / passed) : "–",
     count(one.unanswered), count(one.strikes)]), ["", "text long"]);
+}
+
+function showUpstream() {
+  const prefix = "offramp_server_", now = (name, want) => sum(state.metrics, prefix + name, want);
+  const up = now("upstream_connected") > 0, open = now("upstream_breaker_open") > 0;
+  const idle = !now("upstream_connects_total") && !now("upstream_reconnects_total");
+  pairs($("upstream"), [
+    ["stream", up ? "open" : idle ? "none yet: nothing was sent" : "down", !up && !idle],
+    ["server", state.upstream.join(", ")],
+    ["breaker", open ? "open: this part’s exit answers" : "closed", open],
+    ["answered by this part’s exit", count(now("answers_total", { by: "exit" }))],
+    ["answered by the parts behind", count(now("answers_total", { by: "upstream" }))],
+    ["by this exit, as they did not", count(now("answers_total", { by: "fallback" }))],
+    ["payload sent on", bytes(now("upstream_payload_bytes_total"))],
+  ]);
 }
 
 function age(seconds) {

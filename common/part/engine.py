@@ -76,12 +76,13 @@ class Engine:
         providers: Providers = CPU,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._path = bundle.path
         self._threads = threads
         self._asked = providers
         self._cancelled = cancelled
         manifest = bundle.manifest
+        self.manifest = manifest
         self._temperature = manifest.temperature
         self._subjects = dict(zip(self.names(manifest), _subjects(bundle), strict=True))
         self._graphs: dict[str, Graph] = {}
@@ -162,7 +163,7 @@ class Engine:
         return self._asked != CPU and self._asked[-1] in CPU
 
     def _key(self, name: str) -> tuple[bytes, str, Providers]:
-        return self._bundle.digest, name, self._asked
+        return self.bundle.digest, name, self._asked
 
     @property
     def placements(self) -> dict[str, Placement]:
@@ -190,6 +191,13 @@ class Engine:
         except BundleError as error:
             raise type(error)(f"{self._path}: {error}") from None
 
+    def name(self, number: int) -> str:
+        """What ``load`` calls part 1, 2, …. Raises BundleError for one that the bundle does not have."""
+        names = self.names(self.manifest)
+        if not 1 <= number <= len(names):
+            raise BundleError(f"{self._path}: part {number}: has parts 1 … {len(names)}")
+        return names[number - 1]
+
     def load_head(self) -> None:
         """Load the head now; see ``load``."""
         self.load(HEAD)
@@ -215,3 +223,22 @@ class Engine:
         """Symbols, uint8 [N, …] → class probabilities, float32 [N, K]."""
         (logits,) = self._graph(TAIL).run(symbols)
         return softmax(logits.astype(np.float32, copy=False))
+
+    def part(
+        self, number: int, inputs: NDArray[Any]
+    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.float32] | None]:
+        """Part 1, 2, … of the chain: inputs [N, …] → symbols, uint8 [N, …], probabilities, float32 [N, K].
+
+        None for the symbols of the last part, and for the probabilities of one without an exit. Raises
+        BundleError for a part that the bundle does not have.
+        """
+        results = list(self._graph(self.name(number)).run(inputs))
+        part = self.manifest.parts[number - 1]
+        symbols: NDArray[np.uint8] | None = None
+        probabilities: NDArray[np.float32] | None = None
+        if number <= len(self.manifest.crossings):
+            symbols = results.pop(0).astype(np.uint8, copy=False)
+        if results:
+            temperature = 1.0 if part.exit is None else part.exit.temperature
+            probabilities = softmax(results[0].astype(np.float32, copy=False), temperature)
+        return symbols, probabilities

@@ -44,7 +44,7 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def require_secure(flag: str, host: str, insecure: bool) -> None:
+def require_secure(flag: str, host: str, insecure: bool, allow: str = "--insecure") -> None:
     """Refuse plaintext beyond this machine unless a flag allows it. Raises ConfigError."""
     if not insecure and not is_loopback(host):
-        raise ConfigError(f"{flag} {host}: the connection would be plaintext; say --insecure to allow that")
+        raise ConfigError(f"{flag} {host}: the connection would be plaintext; say {allow} to allow that")

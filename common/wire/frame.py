@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,6 +37,7 @@ from offramp.v1 import inference_pb2 as pb
 
 PROTOCOL_VERSION = 1
 TAIL_SEGMENT = "tail"
+"""A bundle's last part, as a hello asks for it."""
 CHECKSUM_BYTES = 4
 LAST_SEQUENCE = (1 << 63) - 1
 HTTP2_FRAME_BYTES = 9
@@ -63,6 +64,8 @@ class Frame:
     payload: bytes
     trace: bytes = b""
     """W3C trace context, 25 bytes; empty where the frame is not traced."""
+    deadline_ms: int = 0
+    """How long its answer is waited for; 0: as long as the hello says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class FrameWriter:
             message.codecs.extend(frame.codec for frame in frames)  # type: ignore[misc]
         if any(frame.trace for frame in frames):
             message.traces.extend(frame.trace for frame in frames)
+        if any(frame.deadline_ms for frame in frames):
+            message.deadlines_ms.extend(frame.deadline_ms for frame in frames)
         self._next = first + len(frames)
         return message.SerializeToString()
 
@@ -117,10 +122,13 @@ class FrameReader:
         # Each look at a repeated field makes an object.
         codecs: Sequence[int] = message.codecs
         traces: Sequence[bytes] = message.traces
+        deadlines: Sequence[int] = message.deadlines_ms
         if codecs and len(codecs) != count:
             raise MessageError(f"a message with {len(codecs)} codec ids for {count} frames")
         if traces:
             _check_traces(traces, count)
+        if deadlines and len(deadlines) != count:
+            raise MessageError(f"a message with {len(deadlines)} deadlines for {count} frames")
         first = message.first_sequence or self._next
         if first > LAST_SEQUENCE - count:
             raise MessageError(f"sequence number {first}, expected at most {LAST_SEQUENCE - count}")
@@ -129,10 +137,12 @@ class FrameReader:
             return [BadFrame(first + i, wrong) for i in range(count)]
         self._next = first + count
         if count == 1:
-            return [_open(first, codecs[0] if codecs else _BUNDLE, frames[0], traces[0] if traces else b"")]
+            codec, trace = codecs[0] if codecs else _BUNDLE, traces[0] if traces else b""
+            return [_open(first, codec, frames[0], trace, deadlines[0] if deadlines else 0)]
         codecs = codecs or [_BUNDLE] * count
         traces = traces or [b""] * count
-        return [_open(first + i, codecs[i], frames[i], traces[i]) for i in range(count)]
+        deadlines = deadlines or [0] * count
+        return [_open(first + i, codecs[i], frames[i], traces[i], deadlines[i]) for i in range(count)]
 
 
 def _check_traces(traces: Sequence[bytes], count: int) -> None:
@@ -143,7 +153,7 @@ def _check_traces(traces: Sequence[bytes], count: int) -> None:
             raise MessageError(f"a trace context of {len(trace)} bytes, expected {CONTEXT_BYTES}")
 
 
-def _open(sequence: int, codec: int, sealed: bytes, trace: bytes) -> Frame | BadFrame:
+def _open(sequence: int, codec: int, sealed: bytes, trace: bytes, deadline_ms: int) -> Frame | BadFrame:
     payload, stored = sealed[:-CHECKSUM_BYTES], sealed[-CHECKSUM_BYTES:]
     if not payload:
         return BadFrame(
@@ -154,7 +164,7 @@ def _open(sequence: int, codec: int, sealed: bytes, trace: bytes) -> Frame | Bad
     if found != computed:
         error = ChecksumError(f"checksum {found:#010x} with frame {sequence}, computed {computed:#010x}")
         return BadFrame(sequence, error)
-    return Frame(sequence, codec, payload, trace)
+    return Frame(sequence, codec, payload, trace, deadline_ms)
 
 
 def parse(kind: type[M], data: bytes) -> M:
@@ -165,21 +175,32 @@ def parse(kind: type[M], data: bytes) -> M:
         raise MessageError(f"{len(data)} bytes that are not an {kind.DESCRIPTOR.full_name} message") from None
 
 
-def hello(digest: bytes, deadline_ms: int = 0) -> bytes:
-    """A stream's first message, serialized. deadline_ms: how long an answer is waited for; 0: for ever."""
+def segment_of(part: int, parts: int) -> str:
+    """How a hello names part 1, 2, … of so many: the last one ``tail``, others by their number."""
+    return TAIL_SEGMENT if part == parts else f"part {part}"
+
+
+def hello(digest: bytes, deadline_ms: int = 0, segment: str = TAIL_SEGMENT) -> bytes:
+    """A stream's first message, serialized.
+
+    deadline_ms: how long an answer is waited for; 0: for ever. segment: the part that is asked for.
+    """
     greeting = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
         bundle_digest=digest,
-        segment=TAIL_SEGMENT,
+        segment=segment,
         deadline_ms=deadline_ms,
     )
     return pb.DeviceMessage(hello=greeting).SerializeToString()
 
 
-def check_hello(message: pb.DeviceMessage, *digests: bytes) -> None:
+def check_hello(
+    message: pb.DeviceMessage, *digests: bytes, segments: Mapping[bytes, str] | None = None
+) -> None:
     """Accept a stream's first message, or raise MessageError or MismatchError naming both sides' values.
 
-    digests: the bundles that this server has loaded; at least one.
+    digests: the bundles that this server has loaded; at least one. segments: what it runs of them, by digest,
+    where that is not the last part.
     """
     if not message.HasField("hello") or message.frames or message.first_sequence or message.codecs:
         raise MessageError("the first message of a stream is not a hello, expected one alone")
@@ -193,10 +214,11 @@ def check_hello(message: pb.DeviceMessage, *digests: bytes) -> None:
             f"a bundle digest of {len(theirs.bundle_digest)} bytes, expected {len(digests[0])}"
         )
     if theirs.bundle_digest not in digests:
-        ours = ", ".join(digest.hex() for digest in digests[:DIGESTS_NAMED])
-        raise MismatchError(f"the device runs bundle {theirs.bundle_digest.hex()}, the server {ours}")
-    if theirs.segment != TAIL_SEGMENT:
-        raise MismatchError(f"the device asks for segment {theirs.segment[:64]!r}, expected {TAIL_SEGMENT!r}")
+        loaded = ", ".join(digest.hex() for digest in digests[:DIGESTS_NAMED])
+        raise MismatchError(f"the device runs bundle {theirs.bundle_digest.hex()}, the server {loaded}")
+    ours = (segments or {}).get(theirs.bundle_digest, TAIL_SEGMENT)
+    if theirs.segment != ours:
+        raise MismatchError(f"the device asks for segment {theirs.segment[:64]!r}, expected {ours!r}")
 
 
 _REASONS: dict[type[Exception], pb.FrameError.Reason] = {

@@ -256,7 +256,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     paths: list[str] = []
     for directory in find_bundles(settings.bundle):
         bundle = load_bundle(directory)
-        bundle.require_pair()
+        bundle.require_pair("Ray Serve")
         name = bundle.manifest.name
         if name in tails:
             raise ConfigError(f"{directory}: a second bundle named {name}, expected names of their own")

@@ -97,7 +97,7 @@ def test_a_wrong_variable_is_told_by_its_name() -> None:
         ("OFFRAMP_CONFG", "OFFRAMP_CONFIG"),
         ("OFFRAMP_SOMETHING_ELSE_ENTIRELY", "a variable of the documents"),
         ("OFFRAMP_", "a variable of the documents"),
-        ("OFFRAMP_PORT", "a variable of the documents"),
+        ("OFFRAMP_PORT", "OFFRAMP_PART"),
     ],
 )
 def test_a_variable_that_is_no_setting_is_an_error_without_its_value(name: str, near: str) -> None:

@@ -46,7 +46,7 @@ def test_it_starts_with_the_activation() -> None:
 
 def test_an_answer_ends_it() -> None:
     inquiry = alone()
-    assert inquiry.replied(10, answer(), may_ask=True) == Settled("server", Verdict(1, 0.6))
+    assert inquiry.replied(10, answer(), may_ask=True) == Settled("server", Verdict(1, 0.6), part=2)
     assert inquiry.state is State.ANSWERED
 
 
@@ -99,7 +99,7 @@ def test_the_joint_confidence_decides_about_the_picture() -> None:
 def test_the_pictures_answer_replaces_the_first() -> None:
     inquiry = alone(1.0)
     inquiry.replied(10, answer(), may_ask=True)
-    assert inquiry.picture_replied(900, answer(2, 0.75)) == Settled("server", Verdict(2, 0.75))
+    assert inquiry.picture_replied(900, answer(2, 0.75)) == Settled("server", Verdict(2, 0.75), part=2)
     assert inquiry.state is State.ANSWERED
 
 
@@ -117,7 +117,7 @@ def test_without_an_answer_to_the_picture_the_first_one_stands(outcome: Refusal 
     inquiry = alone(1.0)
     inquiry.replied(10, answer(), may_ask=True)
     step = inquiry.picture_given_up() if outcome is None else inquiry.picture_replied(900, outcome)
-    assert step == Settled("server", Verdict(1, 0.6)) and inquiry.state is State.ANSWERED
+    assert step == Settled("server", Verdict(1, 0.6), part=2) and inquiry.state is State.ANSWERED
 
 
 # --- what it cost ---

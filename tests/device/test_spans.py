@@ -37,7 +37,7 @@ def test_a_span_ends_with_the_result_and_says_what_it_was() -> None:
     ((span, reason, attributes),) = recorder.ended
     assert (span, reason) == ("offramp.image", "no server")
     assert attributes.keys() == {
-        "source", "label", "confidence", "payload_bytes", "picture_bytes", "sends"
+        "source", "label", "confidence", "payload_bytes", "picture_bytes", "sends", "part"
     }  # fmt: skip
     assert attributes["source"] == "fallback" and attributes["payload_bytes"] == 10
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from offramp.cli import inspect
 from offramp.common.bundle.load import Bundle
-from offramp.common.errors import BundleError, ConfigError, DataError
+from offramp.common.errors import ConfigError, DataError
 from offramp.common.inputs.prepare import prepare
 from offramp.common.part.engine import Engine
 from offramp.device import Device, PictureOptions, preprocess
@@ -148,15 +148,20 @@ def test_what_is_for_pictures_alone_is_refused(sound_bundle: Bundle, sounds: Pat
     assert "is a WAV sound, this bundle takes pictures" in str(item.image)
 
 
-def test_both_programs_refuse_a_chain_of_three_with_one_line(tmp_path: Path, sounds: Path) -> None:
-    bundle = toy_tensor.write(tmp_path / "chain", parts=3)
-    expected = f"{bundle.path}: has 3 parts, this release runs bundles of 2"
-    with pytest.raises(BundleError, match=expected):
-        Device(bundle, server="127.0.0.1:1")
+def test_a_server_refuses_a_part_that_it_cannot_run_alone_with_one_line(
+    tmp_path: Path, capsys: Captured
+) -> None:
     from offramp.server import app
 
-    assert main(["--bundle", str(bundle.path), str(sounds)]) == 4
-    assert app.main(["--bundle", str(bundle.path), "--listen", "127.0.0.1:0"]) == 4
+    bundle = toy_tensor.write(tmp_path / "chain", parts=3)
+    start = ["--bundle", str(bundle.path), "--listen", "127.0.0.1:0"]
+    assert app.main(start) == 4
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"cloud-server: {bundle.path}: part 2 of 3 sends on what it is unsure of, expected --upstream, or "
+        "--part last"
+    )
+    assert app.edge_main(start) == 2
+    assert "edge-server: --upstream: expected the HOST:PORT" in capsys.readouterr().err
 
 
 def test_a_server_cannot_answer_pictures_by_it(sound_bundle: Bundle, capsys: Captured) -> None:

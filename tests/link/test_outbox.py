@@ -67,6 +67,22 @@ def test_the_window_is_the_smaller_of_ours_and_the_servers(
         assert len(box) == most
 
 
+def test_where_nobody_waits_the_window_is_ours_alone() -> None:
+    box = outbox(limits=Limits(2, 64, 16_384), window=5, waits=False)
+    while box.has_room():
+        box.add(item())
+    assert len(box) == 5 and send(box) == [1, 2]
+    assert not box.has_room() and box.due_in(0) is None
+
+
+@pytest.mark.parametrize(("timeout", "had", "fair"), [(2.0, 0.2, False), (2.0, 0.3, True), (0.2, 0.11, True)])
+def test_a_frame_that_came_with_little_time_is_not_the_servers_failure(
+    timeout: float, had: float, fair: bool
+) -> None:
+    box = Outbox(Pace(timeout, 16))
+    assert box.was_fair(item(start=5.0, deadline=5.0 + had), 5.0 + had) is fair
+
+
 def test_sent_frames_count_until_they_are_settled() -> None:
     box = outbox(4, window=4)
     assert send(box) == [1, 2, 3, 4] and not box.has_room()

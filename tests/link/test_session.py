@@ -12,6 +12,7 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from offramp.common.codec.activation import CodecId
 from offramp.common.errors import (
     AccessError,
     ExitCode,
@@ -25,6 +26,7 @@ from offramp.common.errors import (
 from offramp.common.wire import transport
 from offramp.link.backoff import BACKOFF_FIRST, BACKOFF_MOST
 from offramp.link.metrics import LinkMetrics
+from offramp.link.outbox import Offload
 from offramp.link.security import Security
 from offramp.link.servers import Servers
 from offramp.link.session import (
@@ -39,6 +41,7 @@ from offramp.link.session import (
     one_line,
 )
 from offramp.link.wire_bytes import WireCounter
+from offramp.v1 import inference_pb2 as pb
 from tests.device import hostile
 from tests.device.hostile import BREAKERS, STEPS, Script, leaving
 from tests.device.linked import LinkTo, answered, refused
@@ -119,6 +122,21 @@ def session() -> Session:
     metrics = LinkMetrics(CollectorRegistry(), "a_link")
     kit = Kit(Terms(bytes(32), 3, 64), 5.0, Security(), metrics, WireCounter(), NOBODY)
     return Session(Servers(["a:1"], failures=1).current, kit, now=100.0)
+
+
+def test_frames_say_what_they_have_left_where_not_all_have_the_same_time() -> None:
+    metrics = LinkMetrics(CollectorRegistry(), "a_link")
+    terms = Terms(bytes(32), 3, 64, part=3, parts=4, deadlines=True)
+    kit = Kit(terms, 5.0, Security(), metrics, WireCounter(), NOBODY)
+    session = Session(Servers(["a:1"], failures=1).current, kit, now=100.0)
+    (greeting,) = list(session._requests())
+    hello = pb.DeviceMessage.FromString(greeting).hello
+    assert (hello.segment, hello.deadline_ms) == ("part 3", 5000)
+    now = time.monotonic()
+    item = Offload(CodecId.RAW, b"payload", lambda _: None, None, now, now + 2)
+    item.sequence = 1
+    (left,) = pb.DeviceMessage.FromString(session.pack([item])).deadlines_ms
+    assert 0 < left <= 2001
 
 
 def test_a_stream_is_of_use_if_it_answered_or_lasted(session: Session) -> None:

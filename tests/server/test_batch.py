@@ -49,7 +49,10 @@ class Collector:
         self.gone = False
         self.outcomes: dict[int, tuple[int, float] | Exception] = {}
 
-    def answered(self, job: Job, class_index: int, probability: float) -> None:
+    def answered(
+        self, job: Job, class_index: int, probability: float, part: int = 0, fallback: bool = False
+    ) -> None:
+        assert not part and not fallback
         assert job.sequence not in self.outcomes
         self.outcomes[job.sequence] = class_index, probability
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import grpc
 import numpy as np
@@ -14,11 +15,15 @@ import pytest
 from numpy.typing import NDArray
 
 from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.part.engine import Engine
 from offramp.common.wire import frame
 from offramp.server.batch import Batcher, Lane, Shape
 from offramp.server.catalog import Catalog, Loaded, Served, Whole, message_bytes
+from offramp.server.forward import Middle
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan
+from offramp.server.upstream import Upstream
+from tests import toy, toy_chain
 from tests.processes import WAIT, Processes
 from tests.server.client import Ended, still_serves, stream_to
 from tests.server.variants import described, variant
@@ -59,6 +64,54 @@ def test_a_bundle_is_served_by_its_digest_as_its_plan_says(toy_bundle: Bundle) -
         assert value("offramp_server_batch_limit", {"name": "toy"}) == 4
         assert value("offramp_server_batch_wait_seconds", {"name": "toy"}) == 0.25
         assert value("offramp_server_tail_rate", {"name": "toy"}) == 100
+
+    in_loop(scenario)
+
+
+class Hop:
+    """A next hop that nothing is sent to."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class Hops:
+    """An upstream; keeps what it made."""
+
+    def __init__(self) -> None:
+        self.made: list[Hop] = []
+
+    def forward(self, bundle: Bundle, middle: Middle) -> Hop:
+        self.made.append(Hop())
+        return self.made[-1]
+
+
+def test_a_part_between_has_a_hop_of_its_own_that_ends_with_it(tmp_path: Path, toy_bundle: Bundle) -> None:
+    first, second = (toy_chain.write(tmp_path / str(t), thresholds=t) for t in (0.5, 0.9))
+
+    async def scenario(_: Catalog, batcher: Batcher, metrics: ServerMetrics) -> None:
+        hops = Hops()
+        catalog = Catalog(batcher, metrics, cast(Upstream, hops))
+        catalog.add(Loaded(toy_bundle, AnyTail(), PLAN))
+        for bundle in (first, second):
+            catalog.add(Loaded(bundle, Middle(Engine(bundle), 2), PLAN))
+        assert catalog.segments() == {
+            toy_bundle.digest: "tail", first.digest: "part 2", second.digest: "part 2"
+        }  # fmt: skip
+        assert catalog.get(first.digest).codec.shape == toy.SHAPE
+
+        async def end_streams(_: Served) -> None:
+            """There are none."""
+
+        catalog.retire(first.digest, end_streams)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert [hop.closed for hop in hops.made] == [1, 0]
+        await catalog.close()
+        assert [hop.closed for hop in hops.made] == [1, 1]
 
     in_loop(scenario)
 

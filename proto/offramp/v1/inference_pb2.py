@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aofframp/v1/inference.proto\x12\nofframp.v1\"\x8c\x01\n\rDeviceMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.offramp.v1.Hello\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12!\n\x06\x63odecs\x18\x04 \x03(\x0e\x32\x11.offramp.v1.Codec\x12\x0e\n\x06traces\x18\x05 \x03(\x0c\"^\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\rbundle_digest\x18\x02 \x01(\x0c\x12\x0f\n\x07segment\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"\x83\x01\n\rServerMessage\x12&\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.offramp.v1.Accepted\x12\"\n\x07replies\x18\x02 \x03(\x0b\x32\x11.offramp.v1.Reply\x12&\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x14.offramp.v1.Draining\".\n\x08\x41\x63\x63\x65pted\x12\"\n\x06limits\x18\x01 \x01(\x0b\x32\x12.offramp.v1.Limits\"l\n\x06Limits\x12\x18\n\x10\x66rames_in_flight\x18\x01 \x01(\r\x12\x15\n\rmessage_bytes\x18\x02 \x01(\r\x12\x1a\n\x12\x66rames_per_message\x18\x03 \x01(\r\x12\x15\n\rpicture_bytes\x18\x04 \x01(\r\"\x82\x01\n\x05Reply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x13\n\x0b\x63lass_index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x16\n\x0eserver_time_us\x18\x04 \x01(\r\x12%\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x16.offramp.v1.FrameError\"\x97\x02\n\nFrameError\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.offramp.v1.FrameError.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\xb0\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_CHECKSUM\x10\x01\x12\x13\n\x0fREASON_SEQUENCE\x10\x02\x12\x10\n\x0cREASON_CODEC\x10\x03\x12\x12\n\x0eREASON_PAYLOAD\x10\x04\x12\x15\n\x11REASON_OVERLOADED\x10\x05\x12\x13\n\x0fREASON_INTERNAL\x10\x06\x12\x12\n\x0eREASON_EXPIRED\x10\x07\"\n\n\x08\x44raining\"\x11\n\x0f\x44\x65scribeRequest\"m\n\x10\x44\x65scribeResponse\x12.\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x1d.offramp.v1.BundleDescription\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\"n\n\x11\x42undleDescription\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08segments\x18\x03 \x03(\t\x12\x18\n\x10\x61\x63tivation_shape\x18\x04 \x03(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r*;\n\x05\x43odec\x12\x10\n\x0c\x43ODEC_BUNDLE\x10\x00\x12\r\n\tCODEC_RAW\x10\x01\x12\x11\n\rCODEC_PICTURE\x10\x02\x32\x97\x01\n\tInference\x12\x43\n\x07Offload\x12\x19.offramp.v1.DeviceMessage\x1a\x19.offramp.v1.ServerMessage(\x01\x30\x01\x12\x45\n\x08\x44\x65scribe\x12\x1b.offramp.v1.DescribeRequest\x1a\x1c.offramp.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aofframp/v1/inference.proto\x12\nofframp.v1\"\xa2\x01\n\rDeviceMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.offramp.v1.Hello\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12!\n\x06\x63odecs\x18\x04 \x03(\x0e\x32\x11.offramp.v1.Codec\x12\x0e\n\x06traces\x18\x05 \x03(\x0c\x12\x14\n\x0c\x64\x65\x61\x64lines_ms\x18\x06 \x03(\r\"^\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\rbundle_digest\x18\x02 \x01(\x0c\x12\x0f\n\x07segment\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"\x83\x01\n\rServerMessage\x12&\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.offramp.v1.Accepted\x12\"\n\x07replies\x18\x02 \x03(\x0b\x32\x11.offramp.v1.Reply\x12&\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x14.offramp.v1.Draining\".\n\x08\x41\x63\x63\x65pted\x12\"\n\x06limits\x18\x01 \x01(\x0b\x32\x12.offramp.v1.Limits\"l\n\x06Limits\x12\x18\n\x10\x66rames_in_flight\x18\x01 \x01(\r\x12\x15\n\rmessage_bytes\x18\x02 \x01(\r\x12\x1a\n\x12\x66rames_per_message\x18\x03 \x01(\r\x12\x15\n\rpicture_bytes\x18\x04 \x01(\r\"\xa2\x01\n\x05Reply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x13\n\x0b\x63lass_index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x12\x16\n\x0eserver_time_us\x18\x04 \x01(\r\x12%\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x16.offramp.v1.FrameError\x12\x0c\n\x04part\x18\x06 \x01(\r\x12\x10\n\x08\x66\x61llback\x18\x07 \x01(\x08\"\x97\x02\n\nFrameError\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.offramp.v1.FrameError.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\xb0\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_CHECKSUM\x10\x01\x12\x13\n\x0fREASON_SEQUENCE\x10\x02\x12\x10\n\x0cREASON_CODEC\x10\x03\x12\x12\n\x0eREASON_PAYLOAD\x10\x04\x12\x15\n\x11REASON_OVERLOADED\x10\x05\x12\x13\n\x0fREASON_INTERNAL\x10\x06\x12\x12\n\x0eREASON_EXPIRED\x10\x07\"\n\n\x08\x44raining\"\x11\n\x0f\x44\x65scribeRequest\"m\n\x10\x44\x65scribeResponse\x12.\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x1d.offramp.v1.BundleDescription\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\"n\n\x11\x42undleDescription\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08segments\x18\x03 \x03(\t\x12\x18\n\x10\x61\x63tivation_shape\x18\x04 \x03(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r*;\n\x05\x43odec\x12\x10\n\x0c\x43ODEC_BUNDLE\x10\x00\x12\r\n\tCODEC_RAW\x10\x01\x12\x11\n\rCODEC_PICTURE\x10\x02\x32\x97\x01\n\tInference\x12\x43\n\x07Offload\x12\x19.offramp.v1.DeviceMessage\x1a\x19.offramp.v1.ServerMessage(\x01\x30\x01\x12\x45\n\x08\x44\x65scribe\x12\x1b.offramp.v1.DescribeRequest\x1a\x1c.offramp.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'offramp.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODEC']._serialized_start=1242
-  _globals['_CODEC']._serialized_end=1301
+  _globals['_CODEC']._serialized_start=1296
+  _globals['_CODEC']._serialized_end=1355
   _globals['_DEVICEMESSAGE']._serialized_start=43
-  _globals['_DEVICEMESSAGE']._serialized_end=183
-  _globals['_HELLO']._serialized_start=185
-  _globals['_HELLO']._serialized_end=279
-  _globals['_SERVERMESSAGE']._serialized_start=282
-  _globals['_SERVERMESSAGE']._serialized_end=413
-  _globals['_ACCEPTED']._serialized_start=415
-  _globals['_ACCEPTED']._serialized_end=461
-  _globals['_LIMITS']._serialized_start=463
-  _globals['_LIMITS']._serialized_end=571
-  _globals['_REPLY']._serialized_start=574
-  _globals['_REPLY']._serialized_end=704
-  _globals['_FRAMEERROR']._serialized_start=707
-  _globals['_FRAMEERROR']._serialized_end=986
-  _globals['_FRAMEERROR_REASON']._serialized_start=810
-  _globals['_FRAMEERROR_REASON']._serialized_end=986
-  _globals['_DRAINING']._serialized_start=988
-  _globals['_DRAINING']._serialized_end=998
-  _globals['_DESCRIBEREQUEST']._serialized_start=1000
-  _globals['_DESCRIBEREQUEST']._serialized_end=1017
-  _globals['_DESCRIBERESPONSE']._serialized_start=1019
-  _globals['_DESCRIBERESPONSE']._serialized_end=1128
-  _globals['_BUNDLEDESCRIPTION']._serialized_start=1130
-  _globals['_BUNDLEDESCRIPTION']._serialized_end=1240
-  _globals['_INFERENCE']._serialized_start=1304
-  _globals['_INFERENCE']._serialized_end=1455
+  _globals['_DEVICEMESSAGE']._serialized_end=205
+  _globals['_HELLO']._serialized_start=207
+  _globals['_HELLO']._serialized_end=301
+  _globals['_SERVERMESSAGE']._serialized_start=304
+  _globals['_SERVERMESSAGE']._serialized_end=435
+  _globals['_ACCEPTED']._serialized_start=437
+  _globals['_ACCEPTED']._serialized_end=483
+  _globals['_LIMITS']._serialized_start=485
+  _globals['_LIMITS']._serialized_end=593
+  _globals['_REPLY']._serialized_start=596
+  _globals['_REPLY']._serialized_end=758
+  _globals['_FRAMEERROR']._serialized_start=761
+  _globals['_FRAMEERROR']._serialized_end=1040
+  _globals['_FRAMEERROR_REASON']._serialized_start=864
+  _globals['_FRAMEERROR_REASON']._serialized_end=1040
+  _globals['_DRAINING']._serialized_start=1042
+  _globals['_DRAINING']._serialized_end=1052
+  _globals['_DESCRIBEREQUEST']._serialized_start=1054
+  _globals['_DESCRIBEREQUEST']._serialized_end=1071
+  _globals['_DESCRIBERESPONSE']._serialized_start=1073
+  _globals['_DESCRIBERESPONSE']._serialized_end=1182
+  _globals['_BUNDLEDESCRIPTION']._serialized_start=1184
+  _globals['_BUNDLEDESCRIPTION']._serialized_end=1294
+  _globals['_INFERENCE']._serialized_start=1358
+  _globals['_INFERENCE']._serialized_end=1509
 # @@protoc_insertion_point(module_scope)

@@ -17,18 +17,20 @@ CODEC_RAW: Codec
 CODEC_PICTURE: Codec
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "frames", "first_sequence", "codecs", "traces")
+    __slots__ = ("hello", "frames", "first_sequence", "codecs", "traces", "deadlines_ms")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
     TRACES_FIELD_NUMBER: _ClassVar[int]
+    DEADLINES_MS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frames: _containers.RepeatedScalarFieldContainer[bytes]
     first_sequence: int
     codecs: _containers.RepeatedScalarFieldContainer[Codec]
     traces: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frames: _Optional[_Iterable[bytes]] = ..., first_sequence: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., traces: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    deadlines_ms: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frames: _Optional[_Iterable[bytes]] = ..., first_sequence: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., traces: _Optional[_Iterable[bytes]] = ..., deadlines_ms: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "bundle_digest", "segment", "deadline_ms")
@@ -71,18 +73,22 @@ class Limits(_message.Message):
     def __init__(self, frames_in_flight: _Optional[int] = ..., message_bytes: _Optional[int] = ..., frames_per_message: _Optional[int] = ..., picture_bytes: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("sequence", "class_index", "probability", "server_time_us", "error")
+    __slots__ = ("sequence", "class_index", "probability", "server_time_us", "error", "part", "fallback")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     SERVER_TIME_US_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     class_index: int
     probability: float
     server_time_us: int
     error: FrameError
-    def __init__(self, sequence: _Optional[int] = ..., class_index: _Optional[int] = ..., probability: _Optional[float] = ..., server_time_us: _Optional[int] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ...) -> None: ...
+    part: int
+    fallback: bool
+    def __init__(self, sequence: _Optional[int] = ..., class_index: _Optional[int] = ..., probability: _Optional[float] = ..., server_time_us: _Optional[int] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ..., part: _Optional[int] = ..., fallback: bool = ...) -> None: ...
 
 class FrameError(_message.Message):
     __slots__ = ("reason", "message", "retry_after_ms")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 
 from offramp.cli.fleet.figures import Watched, device_row, server_row
+from offramp.cli.fleet.fleet import View
 from offramp.cli.fleet.pages import read_page
-from offramp.cli.fleet.table import DEVICE, SERVER, fleet_line, table
+from offramp.cli.fleet.table import DEVICE, SERVER, fleet_line, render, table
 from offramp.cli.fleet.targets import Target
 
 GOOD = 'offramp_server_frames_total{result="answered"} 3\n'
@@ -23,6 +24,32 @@ def test_a_narrow_terminal_hides_the_least_important_first() -> None:
         shown[width] = [str(column.header) for column in found.columns]
     assert shown[160] == ["target", *(name for name, _ in SERVER)]
     assert "bundle" not in shown[60] and {"queue", "frames/s", "rejected"} <= set(shown[60])
+
+
+def test_a_server_with_others_behind_it_says_who_answered() -> None:
+    pages = [
+        f'{GOOD}offramp_server_answers_total{{by="exit"}} {6 * n}\n'
+        f'offramp_server_answers_total{{by="upstream"}} {3 * n}\n'
+        f'offramp_server_answers_total{{by="fallback"}} {n}\n'
+        "offramp_server_upstream_connected 1\n"
+        for n in (0, 2)
+    ]
+    gateway, plain = (Watched(Target(name, f"http://{name}")) for name in ("gateway", "server"))
+    for second, page in enumerate(pages):
+        gateway.add(read_page(page, float(second)), 30)
+        plain.add(read_page(GOOD, float(second)), 30)
+    rows = [server_row(gateway), server_row(plain)]
+    assert rows[0]["upstream"]["answered"] == {"exit": 12, "upstream": 6, "fallback": 2}
+    assert (rows[0]["upstream"]["exit_rate"], rows[0]["upstream"]["fallback_share"]) == (0.6, 0.25)
+    assert "upstream" not in rows[1]
+
+    found = Console(width=200, record=True)
+    found.print(render(View([], rows, [], None), found))
+    text = found.export_text()
+    assert "upstream" in text and "60.0%" in text
+    alone = Console(width=200, record=True)
+    alone.print(render(View([], rows[1:], [], None), alone))
+    assert "upstream" not in alone.export_text()
 
 
 def test_bytes_that_a_device_cannot_count_are_unknown_and_not_0() -> None:

@@ -40,8 +40,8 @@ def test_a_chain_of_three_parts_loads_and_runs_in_an_engine_but_not_as_a_pair(tm
     engine.load(*Engine.names(bundle.manifest))
 
     assert [part.graph for part in bundle.manifest.parts] == [HEAD, "part-2.onnx", TAIL]
-    with pytest.raises(BundleError, match=rf"^{tmp_path}: has 3 parts, this release runs bundles of 2$"):
-        bundle.require_pair()
+    with pytest.raises(BundleError, match=rf"^{tmp_path}: has 3 parts, --pictures takes bundles of 2$"):
+        bundle.require_pair("--pictures")
 
 
 @pytest.mark.parametrize(

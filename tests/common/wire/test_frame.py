@@ -23,6 +23,7 @@ from offramp.common.wire.frame import (
     parse,
     reason_name,
     refusal,
+    segment_of,
 )
 from offramp.v1 import inference_pb2 as pb
 
@@ -278,6 +279,32 @@ def greeting(
     *, version: int = PROTOCOL_VERSION, digest: bytes = DIGEST, segment: str = "tail"
 ) -> pb.DeviceMessage:
     return pb.DeviceMessage(hello=pb.Hello(protocol_version=version, bundle_digest=digest, segment=segment))
+
+
+def test_a_hello_may_ask_for_a_part_between_where_the_server_runs_that() -> None:
+    asked = parse(pb.DeviceMessage, hello(DIGEST, segment=segment_of(2, 3)))
+
+    check_hello(asked, DIGEST, segments={DIGEST: "part 2"})
+    with pytest.raises(
+        errors.MismatchError, match=r"^the device asks for segment 'part 2', expected 'tail'$"
+    ):
+        check_hello(asked, DIGEST)
+    with pytest.raises(
+        errors.MismatchError, match=r"^the device asks for segment 'tail', expected 'part 2'$"
+    ):
+        check_hello(greeting(), DIGEST, segments={DIGEST: "part 2"})
+    assert [segment_of(part, 3) for part in (2, 3)] == ["part 2", "tail"]
+
+
+def test_a_frame_may_have_less_time_than_its_hello_says() -> None:
+    frames = [Frame(1, 0, b"one", deadline_ms=70), Frame(2, 0, b"two")]
+    message = parse(pb.DeviceMessage, FrameWriter().pack(frames))
+
+    assert FrameReader(LIMIT).read(message) == frames
+    assert not parse(pb.DeviceMessage, FrameWriter().pack([Frame(1, 0, b"one")])).deadlines_ms
+    del message.deadlines_ms[1:]
+    with pytest.raises(errors.MessageError, match=r"^a message with 1 deadlines for 2 frames$"):
+        FrameReader(LIMIT).read(message)
 
 
 FOREIGN = {
