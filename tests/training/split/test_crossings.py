@@ -13,7 +13,7 @@ from offramp.training.split.classifier import Made
 from offramp.training.split.code import rounded
 from offramp.training.split.crossings import Fitted, fit_codes
 from offramp.training.split.cuts import find_cuts
-from offramp.training.split.photos import Normalise
+from offramp.training.split.photos import Normalise, fast
 from offramp.training.split.place import Wanted, choose_places
 from offramp.training.split.run import Display, Job, no_bar
 from offramp.training.split.shares import Shares
@@ -46,12 +46,12 @@ def test_the_second_code_learns_on_what_the_first_lets_through(tmp_path: Path) -
     first = np.fromfile(tmp_path / "work" / "cache" / "activations.f16", np.float16).reshape(140, 8, 16, 16)
     second = np.fromfile(tmp_path / "work" / "cache-2" / "activations.f16", np.float16)
     code = fitted.codes[0]
-    with torch.no_grad():
+    with torch.no_grad(), fast():
         x = torch.from_numpy(first).float()
         decoded = code.decoder(rounded(code.encode(x, code.features(x))))
-        wanted = fitted.parts[1](decoded)
-    # Within float16, and bfloat16 where the CPU has it.
-    assert np.abs(second.reshape(wanted.shape) - wanted.numpy()).mean() < 0.02 * wanted.abs().mean()
+        wanted = fitted.parts[1](decoded).float()
+    # Within float16, and bfloat16 where the CPU has it: batches of another size may round otherwise.
+    assert np.abs(second.reshape(wanted.shape) - wanted.numpy()).mean() < 0.05 * wanted.abs().mean()
     # The first code is the one of a pair.
     alone = run(tmp_path / "pair", "0")
     assert all(torch.equal(a, b) for a, b in zip(code.parameters(), alone.codes[0].parameters(), strict=True))
