@@ -6,6 +6,10 @@ device profile turns these into latency and energy:
     latency = device MACs / speed + offloaded share · (round trip + message · 8 / link rate + server's time)
     energy  = device MACs · J per MAC + mean message bytes · J per byte
 
+A chain of more parts, from the report beside a bundle of `offramp split --cuts`, runs on the profile's
+gateways as well; each hop adds what reaches it, its round trip, its message and its part's time. A split of
+fewer parts than there are machines has its last part on the server: what it sends passes the other gateways.
+
 Exits that nobody trained are modelled, and marked so: their costs are exact, as they follow from the network;
 their accuracy and exit rates at each T_c lie on the line between the nearest exits that were measured, over
 the logarithm of the device's MACs, and their payload is the nearest run's share of raw bytes. Nothing is
@@ -29,9 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.bench.messages import framed_bytes
+from offramp.bench.plan_chains import later_bytes, read_curves
+from offramp.bench.plan_curves import SplitCurve
 from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
-from offramp.training.profile import Profile, read_profile
+from offramp.training.profile import Gateway, Profile, read_profile
 
 if TYPE_CHECKING:
     from offramp.bench.report_tables import ReportTable
@@ -40,9 +46,9 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Choose a split point, a training and a threshold for a device and its link.
 
-Reads the records that `offramp train` leaves beside its bundles, and a profile of the device: a TOML file, or
-flags. Prints the Pareto set of accuracy, bytes, latency and energy. Exits between measured ones are modelled
-and marked so; --measured leaves them out.
+Reads the records that `offramp train` leaves beside its bundles, the reports of `offramp split`, and a
+profile of the device: a TOML file, or flags. Prints the Pareto set of accuracy, bytes, latency and energy.
+Exits between measured ones are modelled and marked so; --measured leaves them out.
 
 a profile:
   macs_per_second = 2e9              # of one image on the device
@@ -55,6 +61,12 @@ a profile:
   flash_bytes = 2_000_000            # optional: for the weights, which then take none of memory_bytes
   head_seconds = 0.02                # optional: most that the head may take for an image
   measured = { macs = 12e6, seconds = 0.004 }  # optional: of a head on the device, for macs_per_second
+
+  [[gateways]]                       # optional, one for each machine between device and server
+  macs_per_second = 20e9
+  queue_seconds = 0.001              # what an image waits there
+  link_bits_per_second = 20e6        # to the next machine
+  round_trip_seconds = 0.02
 """
 
 _EXAMPLES = """\
@@ -68,25 +80,6 @@ exit status: 0 done, 2 wrong flags or profile, 5 unusable or missing records, or
 
 
 @dataclass(frozen=True)
-class SplitCurve:
-    """One way to split, at every threshold of a grid: arrays are [T]."""
-
-    name: str
-    exit_number: int
-    measured: bool
-    device_macs: int
-    device_weights: int
-    memory_bytes: int
-    thresholds: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-    exit_rate: NDArray[np.float64]
-    message_bytes: NDArray[np.float64]
-    """Means over all images."""
-    offloaded_bytes: float
-    """Of one offloaded image."""
-
-
-@dataclass(frozen=True)
 class SplitChoice:
     """One curve at one threshold, and what it costs on a device."""
 
@@ -97,6 +90,17 @@ class SplitChoice:
     message_bytes: float
     latency_seconds: float
     energy_joules: float
+    others: tuple[float, ...] = ()
+    """Thresholds of the exits behind the first."""
+    later_bytes: float = 0.0
+    """Of messages on the hops behind the first, a mean over images."""
+
+    @property
+    def shown(self) -> float | str:
+        """The threshold, or all of them in their order."""
+        if not self.others:
+            return self.threshold
+        return " ".join(f"{each:.2f}" for each in (self.threshold, *self.others))
 
     @property
     def costs(self) -> tuple[float, float, float, float]:
@@ -184,29 +188,45 @@ def _between(ends: Sequence[SplitCurve], what: str, share: float) -> NDArray[np.
 
 
 def choices(curves: Sequence[SplitCurve], profile: Profile) -> list[SplitChoice]:
-    """Every threshold of every curve that fits the device's memory."""
-    found = []
+    """Every threshold of every curve that fits the device's memory and has no more parts than machines."""
+    found: list[SplitChoice] = []
     for curve in curves:
         activations = curve.memory_bytes - curve.device_weights
         if not profile.fits(curve.device_macs, curve.device_weights, activations):
             continue
-        at_home = curve.device_macs / profile.speed
-        away = (
-            profile.round_trip_seconds
-            + curve.offloaded_bytes * 8 / profile.link_bits_per_second
-            + profile.server_seconds
-        )
-        for threshold, accuracy, exits, sent in zip(
+        if len(curve.between) > len(profile.gateways):
+            continue
+        at_home, before = curve.device_macs / profile.speed, len(found)
+        away = (1 - curve.exit_rate) * _hop(profile, curve.offloaded_bytes, 0, not curve.between)
+        for number, part in enumerate(curve.between):
+            gateway, last = profile.gateways[number], number == len(curve.between) - 1
+            away += (1 - curve.exit_rate if not number else curve.between[number - 1].sent) * (
+                gateway.queue_seconds + part.macs / gateway.macs_per_second
+            )
+            away += part.sent * _hop(profile, part.offloaded_bytes, number + 1, last)
+        rest = curve.rest_of_thresholds or ((),) * len(curve.thresholds)
+        for threshold, accuracy, exits, sent, seconds, others in zip(
             curve.thresholds.tolist(),
             curve.accuracy.tolist(),
             curve.exit_rate.tolist(),
             curve.message_bytes.tolist(),
+            away.tolist(),
+            rest,
             strict=True,
         ):
             energy = curve.device_macs * profile.joules_per_mac + sent * profile.joules_per_byte
-            latency = at_home + (1 - exits) * away
-            found.append(SplitChoice(curve, threshold, accuracy, exits, sent, latency, energy))
+            latency, later = at_home + seconds, sum(later_bytes(curve, len(found) - before))
+            found.append(SplitChoice(curve, threshold, accuracy, exits, sent, latency, energy, others, later))
     return found
+
+
+def _hop(profile: Profile, size: float, number: int, last: bool) -> float:
+    """Seconds that a message takes on the link behind machine ``number``; to the server through all that are
+    left, and its time there, if it is the last one."""
+    links: tuple[Profile | Gateway, ...] = (profile, *profile.gateways)
+    used = links[number:] if last else links[number : number + 1]
+    seconds = sum(each.round_trip_seconds + size * 8 / each.link_bits_per_second for each in used)
+    return seconds + profile.server_seconds if last else seconds
 
 
 def pareto_set(found: Sequence[SplitChoice]) -> list[SplitChoice]:
@@ -277,18 +297,25 @@ def _parser() -> Parser:
 
 
 def _plan(arguments: argparse.Namespace) -> ReportTable:
-    from offramp.training.record import read_records
+    from offramp.training.record import RECORD, read_records
 
     if not 0 <= arguments.accuracy <= 1:
         raise ConfigError(f"--accuracy {arguments.accuracy:g}, expected 0 … 1")
     if arguments.limit < 2:
         raise ConfigError(f"--limit {arguments.limit}, expected 2 or more")
     profile = read_profile(arguments.profile, arguments.settings)
-    records = read_records(arguments.runs)
-    curves = [measured_curve(record) for record in records]
-    if not arguments.measured:
-        curves += modelled_curves(records)
+    curves = read_curves(arguments.runs)
+    if not curves or any(arguments.runs.glob(f"*/{RECORD}")):
+        records = read_records(arguments.runs)
+        curves += [measured_curve(record) for record in records]
+        if not arguments.measured:
+            curves += modelled_curves(records)
     fitting = choices(curves, profile)
+    if not fitting and any(len(curve.between) > len(profile.gateways) for curve in curves):
+        raise DataError(
+            "nothing fits: the chains have more parts than there are machines; expected a table [[gateways]] "
+            "in the profile for each machine between device and server"
+        )
     if not fitting:
         least = min(curve.memory_bytes for curve in curves)
         limits = {"flash_bytes": profile.flash_bytes, "head_seconds": profile.head_seconds}
@@ -321,7 +348,11 @@ def report(found: Sequence[SplitChoice], profile: Profile, *, most: int = 20) ->
             )
         )
     stated = profile.model_dump(exclude_none=True, exclude={"measured"}) | {"macs_per_second": profile.speed}
+    gateways = stated.pop("gateways")
     given = ", ".join(f"{name} = {value:g}" for name, value in stated.items())
+    for number, gateway in enumerate(gateways, start=1):
+        given += f"; gateway {number}: " + ", ".join(f"{name} = {each:g}" for name, each in gateway.items())
+    hops = [Column("later", "B on later hops", 1)] if any(choice.others for choice in found) else []
     return ReportTable(
         "plan",
         "Pareto set: accuracy, message bytes, latency, energy",
@@ -332,6 +363,7 @@ def report(found: Sequence[SplitChoice], profile: Profile, *, most: int = 20) ->
             Column("accuracy", "accuracy %", 2),
             Column("exit_rate", "exit rate %", 1),
             Column("bytes", "message B an image", 1),
+            *hops,
             Column("latency", "latency ms", 2),
             Column("energy", "energy mJ", 3),
             Column("macs", "device M MAC", 1),
@@ -341,10 +373,11 @@ def report(found: Sequence[SplitChoice], profile: Profile, *, most: int = 20) ->
             {
                 "name": choice.curve.name,
                 "basis": "measured" if choice.curve.measured else "modelled",
-                "threshold": choice.threshold,
+                "threshold": choice.shown,
                 "accuracy": 100 * choice.accuracy,
                 "exit_rate": 100 * choice.exit_rate,
                 "bytes": choice.message_bytes,
+                "later": choice.later_bytes if choice.others else None,
                 "latency": 1000 * choice.latency_seconds,
                 "energy": 1000 * choice.energy_joules,
                 "macs": choice.curve.device_macs / 1e6,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, ExitCode, printable
 from offramp.training.display import Screen
-from offramp.training.split_recipe import FIELDS, Field, File, Switch, Wrong, read_recipe, together
+from offramp.training.kinds import File, Places, Switch, Wrong
+from offramp.training.split_recipe import FIELDS, Field, read_recipe, together
 
 if TYPE_CHECKING:
     from offramp.training.split.run import Done
@@ -42,6 +43,10 @@ bear it stay in float. T_c is chosen on photos that trained nothing, and the rep
 A run that was interrupted goes on with the same command, and has its minutes again. One with other settings
 repeats the stages that they change, and says so: another --drop or --budget repeats no training.
 
+For a chain of more than two machines --cuts names several places: before each lies a part with an exit of its
+own, and its code costs the --bytes of its place. Codes are fitted one after the other, the thresholds of all
+exits are chosen together; --hop-costs says what a byte costs on each hop.
+
 Sounds (WAV) and tensors (.npy) are split the same way, in class folders or a CSV file: a sound is made a
 log-mel spectrogram [1, mels, frames] by the flags below, which is what MODEL takes; a tensor stays as it is.
 
@@ -57,6 +62,7 @@ examples:
   offramp split mobilenetv2 --data photos --out my-split --profile device.toml
   offramp init photos && offramp split photos.toml --minutes 60
   offramp split my-split/recipe.toml --drop 2
+  offramp split my_model:build --data photos --out my-chain --cuts blocks.3 blocks.8 --bytes 80,30
   offramp split timm:efficientnet_lite0 --data photos --out my-split --budget 20 --json | jq .verdict
 
 exit status: 0 done, 2 wrong flags, recipe or profile, or a model that cannot be split, 4 a graph that no
@@ -156,8 +162,20 @@ def add_flag(parser: argparse._ActionsContainer, field: Field) -> None:
                 f"'{printable(value, 40)}': expected {field.kind.expected}"
             ) from None
 
+    if isinstance(field.kind, Places):
+        parser.add_argument(
+            field.flag, nargs="+", action=_Tuple, default=argparse.SUPPRESS, metavar=field.metavar, help=text
+        )
+        return
     kind = Path if isinstance(field.kind, File) else read
     parser.add_argument(field.flag, type=kind, default=argparse.SUPPRESS, metavar=field.metavar, help=text)
+
+
+class _Tuple(argparse.Action):
+    """Several values as a tuple, as a recipe's list becomes."""
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, __: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
 
 
 def _lines(done: Done) -> list[str]:
@@ -165,6 +183,11 @@ def _lines(done: Done) -> list[str]:
     accuracy, device = values["accuracy"], values["device"]
     sent, count = values["comparison"]["ours"][-1]["bytes_mean"], values["photos"]["test"]
     early = f"{values['exit_rate']:.1%} answered by the device"
+    parts = [
+        f"  part {number:<13}{each['answered']:.1%} answered, {each['right']:.2%} of all rightly, alone "
+        f"{each['accuracy']:.2%}; sends {each['sent_bytes_mean']:,.1f} B a photo on average"
+        for number, each in enumerate(values.get("parts", ()), start=1)
+    ]
     return [
         done.report.verdict,
         "",
@@ -176,6 +199,8 @@ def _lines(done: Done) -> list[str]:
         f"  all sent          {accuracy['sent']:.2%}, {sent:,.1f} B a photo",
         f"  device            {device['share_of_macs']:.0%} of the multiply-accumulates, "
         f"{device['head_bytes']:,} B",
+        *parts,
         "",
-        f"run it: cloud-server --bundle {path} & edge-device --bundle {path} PHOTOS",
+        f"run it: cloud-server --bundle {path} & {'' if not parts else 'edge-server between & '}"
+        f"edge-device --bundle {path} PHOTOS",
     ]

@@ -37,10 +37,11 @@ from torch import nn
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, OfframpError, printable
 from offramp.common.part.session import session
+from offramp.training.calibrate.chain_thresholds import Goal
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.data.photos import Columns, read_photos
 from offramp.training.split import fit
-from offramp.training.split.build import Goal, Split, build
+from offramp.training.split.build import Split, build
 from offramp.training.split.capture import Captured, capture
 from offramp.training.split.code import Code, choose_shape
 from offramp.training.split.cuts import Cut, Cuts, find_cuts
@@ -249,9 +250,10 @@ def head_in_integers(row: Row, captured: Captured, cuts: Cuts, normalise: Normal
     shape = choose_shape(layout, target=60, most_macs=0.08 * cuts.whole.macs)
     code = Code(layout, shape, captured.classes, *fit.channel_statistics(seen)).eval()
     data = replace(data, classes=tuple(map(str, range(captured.classes))))
-    ours = Split(halves, code, normalise, "architecture", row.name, cut.name, 1, "", 0)
+    parts = (halves.head, halves.tail)
+    ours = Split(parts, (code,), normalise, "architecture", row.name, ((cut.name, 1),), "", 0)
     with tempfile.TemporaryDirectory() as folder:
-        built = build(Path(folder, "bundle"), ours, data, Goal(None, 1e9))
+        built = build(Path(folder, "bundle"), ours, data, Goal(budget=(1e9,)))
         bundle = load_bundle(Path(folder, "bundle"))
         size = sum(each.stat().st_size for each in Path(folder, "bundle").iterdir())
     operators = {

@@ -7,6 +7,12 @@ memory_bytes = 500_000             # for activations, and for the weights where 
 flash_bytes = 2_000_000            # for the head's weights, one byte each
 link_bits_per_second = 50_000
 round_trip_seconds = 0.3
+
+[[gateways]]                       # machines between device and server, the device's next hop first
+macs_per_second = 20e9
+queue_seconds = 0.001              # what an image waits there
+link_bits_per_second = 20e6        # from it to the next hop
+round_trip_seconds = 0.02
 """
 
 from __future__ import annotations
@@ -37,8 +43,20 @@ class Measured(BaseModel):
     seconds: Positive
 
 
+class Gateway(BaseModel):
+    """A machine between device and server, and its link to the next hop; the defaults are a small computer
+    with a wire."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    macs_per_second: Positive = 20e9
+    queue_seconds: NotNegative = 0.001
+    link_bits_per_second: Positive = 20e6
+    round_trip_seconds: NotNegative = 0.02
+
+
 class Profile(BaseModel):
-    """A device and its link; the defaults are a small processor behind LTE-M."""
+    """A device and its link, and the gateways behind it; the defaults are a small processor behind LTE-M."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -52,6 +70,7 @@ class Profile(BaseModel):
     flash_bytes: Positive | None = None
     head_seconds: Positive | None = None
     measured: Measured | None = None
+    gateways: tuple[Gateway, ...] = ()
 
     @property
     def speed(self) -> float:

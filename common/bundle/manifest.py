@@ -217,6 +217,22 @@ class AgreementFigures(Strict):
         return self.agree / self.exits
 
 
+class PartFigures(Strict):
+    """Of one part on the test images, with every exit at its default threshold."""
+
+    accuracy: Fraction
+    """Of its own answers, were every image to reach it."""
+    accuracy_float: Fraction
+    answered: Fraction
+    """Share of the images that it answers."""
+    right: Fraction
+    """Share of all images that it answers rightly; over all parts, the accuracy."""
+    payload_bytes_mean: Annotated[float, Field(ge=0)]
+    """Of what crosses behind it, were every image to cross; 0 behind the last part."""
+    sent_bytes_mean: Annotated[float, Field(ge=0)]
+    """Of what does cross, over all images."""
+
+
 class Figures(Strict):
     """What this bundle measured on images that neither trained, chose nor calibrated it."""
 
@@ -236,12 +252,14 @@ class Figures(Strict):
     """What audits are compared with."""
     drift: EarlyExitFigures | None = None
     """What a device's images are compared with."""
+    parts: list[PartFigures] | None = None
+    """Of each part of a chain of more than two; a pair is written without it."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Bundles of before do not have the last two, and are written without them."""
+        """Bundles of before do not have the last three, and are written without them."""
         found: dict[str, Any] = handler(self)
-        missing = [name for name in ("agreement", "drift") if found[name] is None]
+        missing = [name for name in ("agreement", "drift", "parts") if found[name] is None]
         return {name: value for name, value in found.items() if name not in missing}
 
     @property
@@ -316,6 +334,8 @@ class Manifest(MayKnowUnknown, Strict):
             raise ValueError("a part but the last has no cut, expected where it ends")
         if self.figures.drift is not None:
             self.figures.drift.check(len(self.classes))
+        if self.figures.parts is not None and len(self.figures.parts) != len(self.parts):
+            raise ValueError(f"figures of {len(self.figures.parts)} parts, expected {len(self.parts)}")
         if self.unknown is not None:
             if self.activation.channel_axis:
                 raise ValueError("unknown: expected an activation whose channel_axis is 0")

@@ -257,6 +257,28 @@ def test_what_cannot_be_split_is_one_clear_error(photos: Path, tmp_path: Path) -
     assert "the model has 7 classes, the photos 3" in refused("--classifier", "keep", "--cut", "1")
 
 
+def test_cuts_are_names_behind_one_flag_and_bytes_are_by_hop(tmp_path: Path) -> None:
+    given = [
+        "m",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--cuts",
+        "0",
+        "2",
+        "--bytes",
+        "80,30",
+    ]
+    values = split._values(split._parser().parse_args(given))
+    assert values["cuts"] == ("0", "2") and values["bytes"] == (80.0, 30.0)
+    (tmp_path / "r.toml").write_text('[split]\nmodel = "m"\ncut = "1"\nbytes = [8, 9]\n')
+    given[0] = str(tmp_path / "r.toml")
+    assert split._values(split._parser().parse_args(given[:8]))["cut"] is None
+    with pytest.raises(ConfigError, match="--cut and --cuts: expected one of them"):
+        split._values(split._parser().parse_args([*given, "--cut", "1"]))
+
+
 def test_an_interrupted_run_says_how_it_goes_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from offramp.common.errors import ConfigError
+from offramp.training.kinds import Switch, Wrong
 from offramp.training.split_recipe import (
     BY_NAME,
     FIELDS,
     MARK,
-    Switch,
-    Wrong,
     parse_recipe,
     read_recipe,
     recipe_toml,
@@ -34,6 +33,9 @@ def recipe(text: str) -> dict[str, Any]:
         ("side", "64", "64", 64),
         ("head_macs", "0.3", "0.3", 0.3),
         ("bytes", "40", "40", 40.0),
+        ("bytes", "80,30", "[80, 30]", (80.0, 30.0)),
+        ("budget", "20,0", "[20, 0]", (20.0, 0.0)),
+        ("hop_costs", "1,0.05", "[1, 0.05]", (1.0, 0.05)),
         ("mean", "0.5", "0.5", (0.5, 0.5, 0.5)),
         ("std", "0.1,0.2,0.3", "[0.1, 0.2, 0.3]", (0.1, 0.2, 0.3)),
         ("head_memory", "500kB", '"500kB"', 500_000),
@@ -52,7 +54,8 @@ def test_a_flag_and_a_recipe_say_the_same(name: str, text: str, toml: str, value
     [
         ("side", "64.5"), ("side", "7"), ("head_macs", "nan"), ("head_macs", "2"), ("mean", "0.1,0.2"),
         ("mean", "0"), ("head_memory", "0"), ("head_memory", "1e400"), ("head_memory", "5 parsecs"),
-        ("classifier", "maybe"), ("drop", "0.01"), ("drop", "101"), ("model", ""),
+        ("classifier", "maybe"), ("drop", "0.01"), ("drop", "101"), ("model", ""), ("bytes", "40,"),
+        ("bytes", "2,40"), ("hop_costs", "1,-1"), ("budget", ""),
     ],
 )  # fmt: skip
 def test_what_a_field_does_not_take(name: str, text: str) -> None:

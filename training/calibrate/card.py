@@ -15,6 +15,7 @@ from offramp.common.bundle.manifest import (
     AgreementFigures,
     DatasetEntry,
     Figures,
+    PartFigures,
     Provenance,
     ThresholdFigures,
 )
@@ -33,7 +34,11 @@ _SYMBOLS_AT_A_TIME = 1 << 23
 
 
 def figures(
-    answers: Answers, in_float: tuple[float, float], payloads: NDArray[np.int64], threshold: float
+    answers: Answers,
+    in_float: tuple[float, float],
+    payloads: NDArray[np.int64],
+    threshold: float,
+    parts: list[PartFigures] | None = None,
 ) -> Figures:
     """The figures of a bundle's manifest.
 
@@ -42,14 +47,17 @@ def figures(
         in_float: accuracy of the float32 model's early and final exit, on the same images.
         payloads: bytes of each image's payload, int64 [N].
         threshold: the default T_c, which gets a row.
+        parts: of a chain of more than two, of which answers are the first part's and those behind it.
     """
     counts = symbol_counts_in_parts(answers.symbols)
     total = int(counts.sum())
     early_float, final_float = in_float
+    # What is behind the first part answers as a chain at its thresholds; the last part alone is better known.
+    final = float(answers.final_right.mean()) if parts is None else parts[-1].accuracy
     return Figures(
         images=len(payloads),
         accuracy_early=float(answers.early_right.mean()),
-        accuracy_final=float(answers.final_right.mean()),
+        accuracy_final=final,
         accuracy_early_float=early_float,
         accuracy_final_float=final_float,
         payload_bytes_mean=float(payloads.mean()),
@@ -73,6 +81,7 @@ def figures(
             for value in sorted({*CARD_THRESHOLDS, threshold})
         ],
         drift=early_exit_figures(answers),
+        parts=parts,
     )
 
 

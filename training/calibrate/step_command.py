@@ -124,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> list[Stepped]:
     from tqdm import tqdm
 
     from offramp.common.bundle.load import load_bundle
+    from offramp.training.calibrate.chain import require_two
     from offramp.training.calibrate.code_step import with_step
     from offramp.training.data.datasets import write_images
     from offramp.training.data.held_out import load_data
@@ -136,6 +137,7 @@ def _run(arguments: argparse.Namespace) -> list[Stepped]:
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: expected a folder that is empty, or not there yet")
     bundle = load_bundle(arguments.bundle)
+    require_two(bundle, "offramp step")
     # Before the data are read, which takes a while.
     every = [with_step(Graphs(bundle.head, bundle.tail), step) for step in steps]
     data = load_data(bundle, arguments.train_data, arguments.test_data)

@@ -130,6 +130,7 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
 
     from offramp.common.bundle.load import load_bundle
     from offramp.common.wire.picture import require_webp
+    from offramp.training.calibrate.chain import require_two
     from offramp.training.calibrate.confidence import ece, fit_temperature
     from offramp.training.calibrate.measure import run_graphs, with_better_answer
     from offramp.training.calibrate.sent_pictures import as_pictures, require_same_images
@@ -140,6 +141,7 @@ def _run(arguments: argparse.Namespace) -> ThresholdChoice:
     if arguments.picture_quality and not arguments.pictures:
         raise ConfigError("--picture-quality: expected --pictures too")
     bundle = load_bundle(arguments.bundle)
+    require_two(bundle, "offramp threshold")
     whole = load_bundle(arguments.pictures) if arguments.pictures else None
     if whole is not None:
         require_webp("--pictures")

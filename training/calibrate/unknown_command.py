@@ -112,12 +112,14 @@ def _parser() -> Parser:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     from offramp.common.bundle.load import load_bundle
+    from offramp.training.calibrate.chain import require_two
     from offramp.training.calibrate.intervals import wilson
     from offramp.training.calibrate.unknown import false_alarms_of, fit_unknown
 
     if arguments.pictures is not None and (arguments.train_data or arguments.test_data):
         raise ConfigError("FOLDER, --train-data and --test-data: expected one or the other")
     bundle = load_bundle(arguments.bundle)
+    require_two(bundle, "offramp unknown")
     before = bundle.digest.hex()
     if arguments.remove:
         written = bundle if arguments.dry_run else write(bundle, None)

@@ -14,8 +14,9 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
 from offramp.training.data.datasets import Dataset
 from offramp.training.display import Bar
+from offramp.training.kinds import File, Wrong
 from offramp.training.split.run import Display, Job, run
-from offramp.training.split_recipe import BY_NAME, OF_TENSORS, File, Wrong, refuse_both, settled
+from offramp.training.split_recipe import BY_NAME, OF_TENSORS, refuse_both, settled
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,21 @@ def split(
     pretrained: bool = False,
     classifier: Literal["auto", "keep", "new"] = "auto",
     cut: str | None = None,
+    cuts: Sequence[str] = (),
     head_macs: float | None = None,
     head_memory: int | str | None = None,
     profile: str | Path | None = None,
-    bytes: float = 60.0,
+    bytes: float | Sequence[float] = 60.0,
     drop: float | None = None,
-    budget: float | None = None,
+    budget: float | Sequence[float] | None = None,
+    hop_costs: Sequence[float] = (),
     minutes: float | None = None,
     rival_minutes: float = 0.0,
     whole: str | Path | None = None,
     epochs: int | None = None,
     versions: int | None = None,
     steps: int | None = None,
+    joint: int = 0,
     seed: int = 0,
     flip: bool = True,
     classes: Sequence[str] = (),
@@ -91,13 +95,18 @@ def split(
         weights: a file of its tensors; pretrained: its makers' weights, for text.
         classifier: its last layer: kept, new, or kept if it answers the photos.
         cut: a place by the name that ``offramp cuts`` gives it; None: chosen for the device.
+        cuts: several places by name, from input to output, in place of one: a part for each machine of a
+            chain, and an exit before each cut.
         head_macs: the device's share of the multiply-accumulates, 0.01 … 1; None: 0.5, or what the profile's
             ``head_seconds`` allow.
         head_memory: most bytes of activations that the device holds at once, or text as "500kB".
         profile: a TOML file of the device.
-        bytes: of a photo that is sent, about.
+        bytes: of a photo that is sent, about; of several crossings one number for each, or for all.
         drop: T_c for fewest bytes at most so many points (1: one of 100) below the pair's best; None: 1,
-            unless ``budget`` is given: T_c for most accuracy at so many bytes, a mean over all photos.
+            unless ``budget`` is given: T_c for most accuracy at so many bytes, a mean over all photos, on
+            each hop. The thresholds of several exits are chosen together.
+        hop_costs: what a byte costs on each hop, where ``drop`` has fewest; empty: 1 each.
+        joint: steps of training after all codes', which train them together.
         minutes: for everything; None: 30, unless ``epochs`` of tuning all weights, ``versions`` of each
             photo and ``steps`` of the code's training are all given.
         rival_minutes: more, to tune a copy of the unsplit model on WebP, for a fair comparison.
@@ -147,8 +156,8 @@ def split(
 def _checked(name: str, value: Any) -> Any:
     """An argument by the table of fields. Raises ConfigError."""
     kind = BY_NAME[name].kind
-    if value is None:
-        return None
+    if value is None or value == ():
+        return value
     if isinstance(kind, File):
         if not isinstance(value, str | Path) or not str(value):
             raise ConfigError(f"{name}={value!r:.80}: expected {kind.expected}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.common.bundle.load import Bundle
@@ -22,13 +22,12 @@ from offramp.common.bundle.write import file_entries, write_bundle
 from offramp.common.errors import printable
 from offramp.common.inputs.spec import PictureInput, TensorInput
 from offramp.training.calibrate.card import figures, provenance
+from offramp.training.calibrate.chain import Chain, run_parts, with_temperatures
+from offramp.training.calibrate.chain_thresholds import Goal, choose_thresholds, with_better_answer
 from offramp.training.calibrate.codebook import Candidate, choose_codec, payload_bytes
-from offramp.training.calibrate.confidence import fit_temperature
-from offramp.training.calibrate.measure import Answers, run_graphs, with_better_answer
-from offramp.training.calibrate.threshold import choose_threshold
+from offramp.training.calibrate.measure import Answers
 from offramp.training.calibrate.unknown import unknown_or_none
 from offramp.training.data.datasets import Dataset, Labelled
-from offramp.training.export import Graphs
 from offramp.training.split.code import ZERO_POINT, Code
 from offramp.training.split.graphs import (
     CODE,
@@ -37,10 +36,8 @@ from offramp.training.split.graphs import (
     NORMALISE,
     TENSOR,
     float_graphs,
-    from_symbols,
-    with_symbols,
+    in_symbols,
 )
-from offramp.training.split.halves import Halves
 from offramp.training.split.macs import COUNTED
 from offramp.training.split.photos import Normalise, batches
 from offramp.training.split.quantize import Quantized, quantize
@@ -53,29 +50,22 @@ TABLES = 4000
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What T_c is chosen for: at most so many points below the best accuracy, or at most so many bytes."""
-
-    drop: float | None
-    budget: float | None
-
-
-@dataclass(frozen=True)
 class Split:
     """What was fitted, with its names.
 
-    name: of the bundle; model, cut: by what a user calls them; number: of the cut, from 1.
+    parts: of `halves.divide`; codes: one at each cut, between two parts.
+    cuts: each cut's name, by what a user calls it, and its number, from 1.
+    name: of the bundle; model: by what a user calls it.
     recipe: the text of what made it; seed: it was made with.
     tensor: what it takes, where that is no picture.
     """
 
-    halves: Halves
-    code: Code | WholeCode
+    parts: tuple[fx.GraphModule, ...]
+    codes: tuple[Code | WholeCode, ...]
     normalise: Normalise
     name: str
     model: str
-    cut: str
-    number: int
+    cuts: tuple[tuple[str, int], ...]
     recipe: str
     seed: int
     tensor: TensorInput | None = None
@@ -85,67 +75,107 @@ class Split:
 class Built:
     """A bundle, and what was measured of it on the test photos.
 
-    answers: of its graphs, at its temperature; payloads: bytes of each photo, int64 [N]; codec: its name.
-    head, tail: how they were quantized; chosen_accuracy: of T_c on validation photos.
+    answers: of the first part and what is behind it, at the bundle's thresholds; chain: of every part.
+    hops: bytes of each photo at each crossing, int64 [N]; codecs: their names.
+    parts: how they were quantized; chosen_accuracy: of the thresholds on validation photos.
     """
 
     bundle: Bundle
     answers: Answers
-    payloads: NDArray[np.int64]
-    codec: str
-    head: Quantized
-    tail: Quantized
+    chain: Chain
+    hops: tuple[NDArray[np.int64], ...]
+    codecs: tuple[str, ...]
+    parts: tuple[Quantized, ...]
     chosen_accuracy: float
+
+    @property
+    def payloads(self) -> NDArray[np.int64]:
+        """Bytes of each photo at the first crossing, int64 [N]."""
+        return self.hops[0]
+
+    @property
+    def codec(self) -> str:
+        """Of the first crossing, by name."""
+        return self.codecs[0]
+
+    @property
+    def head(self) -> Quantized:
+        """The first part."""
+        return self.parts[0]
+
+    @property
+    def tail(self) -> Quantized:
+        """The last part."""
+        return self.parts[-1]
 
 
 def build(
     out: Path, split: Split, data: Dataset, goal: Goal, say: Callable[[str], object] = lambda _: None
 ) -> Built:
-    """Write the bundle. Raises BundleError for graphs that no bundle may have, DataError for a goal that no
-    T_c meets."""
+    """Write the bundle. Raises BundleError for graphs that no bundle may have."""
     shape = tuple(int(side) for side in data.train.images.shape[1:])
-    head, tail = _quantized(split, data, shape, say)
-    graphs = Graphs(
-        with_symbols(head.model).SerializeToString(deterministic=True),
-        from_symbols(tail.model).SerializeToString(deterministic=True),
-    )
+    parts = _quantized(split, data, shape, say)
+    graphs = in_symbols([each.model for each in parts])
     say("counting code tables and choosing T_c")
-    seen = run_graphs(graphs, data.validation)
-    known = run_graphs(graphs, _some(data.train, TABLES))
-    codec = choose_codec(known.symbols, seen.symbols)
-    temperature = min(1000.0, max(0.001, fit_temperature(seen.early, seen.labels)))
-    seen = with_better_answer(replace(seen, temperature=temperature))
-    chosen = choose_threshold(
-        seen,
-        payload_bytes(codec.tables, codec.lanes, seen.symbols),
-        drop=None if goal.drop is None else goal.drop / 100,
-        budget=goal.budget,
-        seed=split.seed,
-    )
+    seen = run_parts(graphs, data.validation)
+    known = run_parts(graphs, _some(data.train, TABLES))
+    codecs = [choose_codec(*each) for each in zip(known.symbols, seen.symbols, strict=True)]
+    seen = with_better_answer(with_temperatures(seen))
+    chosen = choose_thresholds(seen, _payloads(codecs, seen), goal)
     say("measuring on the test photos")
-    answers = replace(run_graphs(graphs, data.test), temperature=temperature, sent_answer=seen.sent_answer)
-    payloads = payload_bytes(codec.tables, codec.lanes, answers.symbols)
-    manifest, files = _manifest(split, data, graphs, codec, answers, payloads, chosen.threshold)
-    unknown = unknown_or_none(replace(known, temperature=temperature), seen)
+    own = {"temperatures": seen.temperatures, "sent_answer": seen.sent_answer}
+    chain = replace(run_parts(graphs, data.test), **own)  # type: ignore[arg-type]
+    hops = _payloads(codecs, chain)
+    manifest, files = _manifest(split, data, graphs, codecs, chain, hops, chosen.thresholds)
+    trained = replace(known, temperatures=seen.temperatures).of_first(chosen.thresholds)
+    unknown = unknown_or_none(trained, seen.of_first(chosen.thresholds))
     bundle = write_bundle(out, manifest.changed(unknown=unknown), files)
-    return Built(bundle, answers, payloads, codec.name, head, tail, chosen.accuracy)
+    answers, names = chain.of_first(chosen.thresholds), tuple(each.name for each in codecs)
+    return Built(bundle, answers, chain, hops, names, parts, chosen.accuracy)
+
+
+def _payloads(codecs: Sequence[Candidate], chain: Chain) -> tuple[NDArray[np.int64], ...]:
+    """Bytes of each image at each crossing."""
+    both = zip(codecs, chain.symbols, strict=True)
+    return tuple(payload_bytes(codec.tables, codec.lanes, symbols) for codec, symbols in both)
+
+
+def file_names(parts: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of each part's graph, and of each crossing's tables."""
+    numbers = range(2, parts)
+    return (
+        (HEAD, *(f"part{number}.onnx" for number in numbers), TAIL),
+        (CODEBOOK, *(f"{Path(CODEBOOK).stem}{number}.bin" for number in numbers)),
+    )
 
 
 def _manifest(
     split: Split,
     data: Dataset,
-    graphs: Graphs,
-    codec: Candidate,
-    answers: Answers,
-    payloads: NDArray[np.int64],
-    threshold: float,
+    graphs: Sequence[bytes],
+    codecs: Sequence[Candidate],
+    chain: Chain,
+    hops: Sequence[NDArray[np.int64]],
+    thresholds: Sequence[float],
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """What the bundle says of itself, and its files; answers and payloads are of the test part."""
-    files = {HEAD: graphs.head, TAIL: graphs.tail, CODEBOOK: codec.tables.to_bytes()}
+    """What the bundle says of itself, and its files; chain and hops are of the test part."""
+    graph_names, table_names = file_names(len(graphs))
+    files = dict(zip(graph_names, graphs, strict=True))
+    files |= {name: each.tables.to_bytes() for name, each in zip(table_names, codecs, strict=True)}
     entries = file_entries(files)
     shape = tuple(int(side) for side in data.train.images.shape[1:])
-    (head_macs, head_weights), (tail_macs, tail_weights) = costs(split.halves, split.code, shape)
-    cut = Cut(name=printable(split.cut, 200), number=split.number)
+    costs_of = costs(split.parts, split.codes, shape)
+    exits = [
+        {
+            "cut": Cut(name=printable(name, 200), number=number),
+            "exit": Exit(threshold=threshold, temperature=temperature),
+        }
+        for (name, number), threshold, temperature in zip(
+            split.cuts, thresholds, chain.temperatures, strict=True
+        )
+    ]
+    in_float = _in_float(split, data.test)
+    measured = chain.figures(thresholds, hops, in_float) if len(graphs) > 2 else None
     manifest = Manifest(
         format_version=2,
         name=split.name,
@@ -154,52 +184,51 @@ def _manifest(
         classes=list(data.classes),
         files=entries,
         parts=[
-            Part(
-                graph=HEAD,
-                cut=cut,
-                macs=head_macs,
-                weights=head_weights,
-                exit=Exit(threshold=threshold, temperature=answers.temperature),
-            ),
-            Part(graph=TAIL, macs=tail_macs, weights=tail_weights),
+            Part(graph=name, macs=macs, weights=weights, **more)  # type: ignore[arg-type]
+            for name, (macs, weights), more in zip(graph_names, costs_of, [*exits, {}], strict=True)
         ],
         crossings=[
             Crossing(
-                shape=split.code.symbols_shape,
+                shape=code.symbols_shape,
                 scale=1.0,
                 zero_point=ZERO_POINT,
                 codec=codec.entry,
-                tables=CODEBOOK,
+                tables=name,
             )
+            for code, codec, name in zip(split.codes, codecs, table_names, strict=True)
         ],
-        answers="all" if answers.sent_answer == "both" else "last",
+        answers="all" if chain.sent_answer == "both" else "last",
         provenance=provenance(data, split.recipe, split.seed),
-        figures=figures(answers, _in_float(split, data.test), payloads, threshold),
+        figures=figures(
+            chain.of_first(thresholds), (in_float[0], in_float[-1]), hops[0], thresholds[0], measured
+        ),
     )
     return manifest, files
 
 
 def costs(
-    halves: Halves, code: Code | WholeCode, shape: tuple[int, ...]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Multiply-accumulates for one input and weights, of the device's part and the server's, with the code.
+    parts: Sequence[nn.Module], codes: Sequence[Code | WholeCode], shape: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Multiply-accumulates for one input and weights, of each machine's part, with the code.
 
     shape: of one input.
     """
-    image, crossing = torch.zeros(1, *shape), torch.zeros(1, *code.layout.shape)
-    symbols = torch.zeros(1, *code.symbols_shape)
-    with torch.inference_mode():
-        features = code.features(crossing)
-    first = [
-        (halves.head, image),
-        (code.features, crossing),
-        (code.transform, crossing),
-        (code.exit, features),
-    ]
-    if code.correction is not None:
-        first.append((code.correction, features))
-    second = ((code.decoder, symbols), (halves.tail, crossing))
-    return _cost(first), _cost(second)
+    x, found = torch.zeros(1, *shape), []
+    before: tuple[tuple[nn.Module, Tensor], ...] = ()
+    for part, code in zip(parts, codes, strict=False):
+        crossing, symbols = torch.zeros(1, *code.layout.shape), torch.zeros(1, *code.symbols_shape)
+        with torch.inference_mode():
+            features = code.features(crossing)
+        own: list[tuple[nn.Module, Tensor]] = [
+            (code.features, crossing),
+            (code.transform, crossing),
+            (code.exit, features),
+        ]
+        if code.correction is not None:
+            own.append((code.correction, features))
+        found.append(_cost((*before, (part, x), *own)))
+        before, x = ((code.decoder, symbols),), crossing
+    return [*found, _cost((*before, (parts[-1], x)))]
 
 
 def _cost(modules: Sequence[tuple[nn.Module, Tensor]]) -> tuple[int, int]:
@@ -216,44 +245,52 @@ def _some(part: Labelled, most: int) -> Labelled:
 
 def _quantized(
     split: Split, data: Dataset, shape: tuple[int, ...], say: Callable[[str], object]
-) -> tuple[Quantized, Quantized]:
+) -> tuple[Quantized, ...]:
     say("exporting")
     name = IMAGE if split.tensor is None else TENSOR
-    head, tail = float_graphs(split.halves, split.code, split.normalise, shape, name)
+    graphs = float_graphs(split.parts, split.codes, split.normalise, shape, name)
     calibrating, held_out = _some(data.train, CALIBRATION), _some(data.validation, CALIBRATION)
 
     def stays(name: str) -> bool:
         return name in NORMALISE or name.startswith(LAST)
 
     say("quantizing the device's half")
-    done = quantize(head, name, calibrating.images, held_out.images, keep=stays, say=say)
-    say("quantizing the server's half")
-    codes = [_codes(split, each.images) for each in (calibrating, held_out)]
-    return done, quantize(tail, CODE, *codes, exact=(CODE,), say=say)
+    done = [quantize(graphs[0], name, calibrating.images, held_out.images, keep=stays, say=say)]
+    coded = [_codes(split, each.images) for each in (calibrating, held_out)]
+    for number, graph in enumerate(graphs[1:]):
+        last = number == len(graphs) - 2
+        say("quantizing the server's half" if last else f"quantizing part {number + 2}")
+        codes = [each[number] for each in coded]
+        keep = (lambda _: False) if last else stays
+        done.append(quantize(graph, CODE, *codes, keep=keep, exact=(CODE,), say=say))
+    return tuple(done)
 
 
 @torch.inference_mode()
-def _codes(split: Split, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return torch.cat([_coded(split, each)[1] for each in batches(images)]).numpy()
+def _codes(split: Split, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """What crosses at each cut."""
+    parts = [_in_order(split, each)[0] for each in batches(images)]
+    return [torch.cat(each).numpy() for each in zip(*parts, strict=True)]
 
 
-def _coded(split: Split, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The encoder's features and the symbols of uint8 [N, 3, H, W]."""
-    crossing = split.halves.head(split.normalise(images))
-    features = split.code.features(crossing)
-    return features, split.code.encode(crossing, features).clamp(-128, 127).round()
+def _in_order(split: Split, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The symbols at each crossing and the logits of each part, of uint8 [N, 3, H, W]."""
+    codes, logits, x = [], [], split.normalise(images)
+    for part, code in zip(split.parts, split.codes, strict=False):
+        crossing = part(x)
+        features = code.features(crossing)
+        codes.append(code.encode(crossing, features).clamp(-128, 127).round())
+        logits.append(code.exit(features))
+        x = code.decoder(codes[-1])
+    return codes, [*logits, split.parts[-1](x)]
 
 
 @torch.inference_mode()
-def _in_float(split: Split, test: Labelled) -> tuple[float, float]:
-    """Accuracy of early and final exit before anything is quantized."""
-    early, final = [], []
-    for images in batches(test.images):
-        features, symbols = _coded(split, images)
-        early.append(split.code.exit(features))
-        final.append(split.halves.tail(split.code.decoder(symbols)))
+def _in_float(split: Split, test: Labelled) -> list[float]:
+    """Accuracy of each part before anything is quantized."""
+    parts = [_in_order(split, images)[1] for images in batches(test.images)]
     labels = torch.from_numpy(test.labels)
-    return tuple((torch.cat(each).argmax(1) == labels).double().mean().item() for each in (early, final))  # type: ignore[return-value]
+    return [(torch.cat(each).argmax(1) == labels).double().mean().item() for each in zip(*parts, strict=True)]
 
 
 def bundle_name(out: Path) -> str:

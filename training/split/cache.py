@@ -2,7 +2,7 @@
 
     version 0 of each photo is the photo itself, the others are augmented
     activations.f16   float16 [versions · N, *shape], memory-mapped
-    logits.f32        float32 [versions · N, K], memory-mapped
+    logits.f32        float32 [versions · N, K], memory-mapped; at the first cut alone
     done.json         how many chunks are complete
 
 Chunk after chunk, each with random numbers of its own seed, so that it goes on after an interruption and ends
@@ -97,13 +97,9 @@ def fill(
         ConfigError: not enough disk space, or activations that float16 cannot hold.
     """
     total, parts = plan.versions * len(data), math.ceil(len(data) / BATCH)
-    done = _done(stage)
-    need = total * (2 * math.prod(shape) + 4 * classes)
-    if not done and need > (free := shutil.disk_usage(stage.folder).free):
-        raise ConfigError(
-            f"{stage.folder}: the activations take {need >> 20:,} MiB, {free >> 20:,} MiB are free; "
-            "expected more space, or fewer --versions"
-        )
+    done = _done(stage, "activations.f16", "logits.f32")
+    if not done:
+        _require_space(stage, total * (2 * math.prod(shape) + 4 * classes))
     mode: Literal["r+", "w+"] = "r+" if done else "w+"
     activations = np.memmap(stage.folder / "activations.f16", np.float16, mode, shape=(total, *shape))
     logits = np.memmap(stage.folder / "logits.f32", np.float32, mode, shape=(total, classes))
@@ -117,11 +113,8 @@ def fill(
         with fast():
             crossing = head(images)
             answer = tail(crossing).float()
-        crossing = crossing.float()
-        if not bool((crossing.abs() <= _HALF).all()):
-            raise ConfigError(f"the head's values pass {_HALF:,.0f}; expected a cut with smaller ones")
         own = slice(version * len(data) + first, version * len(data) + first + len(images))
-        activations[own], logits[own] = crossing.numpy(), answer.numpy()
+        activations[own], logits[own] = _checked(crossing), answer.numpy()
         if chunk % 16 == 15 or chunk + 1 == plan.versions * parts:
             activations.flush()
             logits.flush()
@@ -130,10 +123,56 @@ def fill(
     return Cached(activations, logits)
 
 
-def _done(stage: Stage) -> int:
+@torch.inference_mode()
+def carry_on(
+    stage: Stage,
+    before: Cached,
+    step: Callable[[Tensor], Tensor],
+    *,
+    shape: tuple[int, ...],
+    tick: Callable[[int, int], object] = lambda *_: None,
+) -> Cached:
+    """The same at the next cut: what ``step`` makes of the activations before it, the code's errors included.
+
+    The teacher's logits stay. Arguments and errors are those of `fill`.
+    """
+    total = len(before.logits)
+    done = _done(stage, "activations.f16")
+    if not done:
+        _require_space(stage, total * 2 * math.prod(shape))
+    mode: Literal["r+", "w+"] = "r+" if done else "w+"
+    activations = np.memmap(stage.folder / "activations.f16", np.float16, mode, shape=(total, *shape))
+    chunks = math.ceil(total / BATCH)
+    for chunk in range(done, chunks):
+        own = slice(chunk * BATCH, min(total, (chunk + 1) * BATCH))
+        with fast():
+            activations[own] = _checked(step(before.batch(torch.arange(own.start, own.stop))[0]))
+        if chunk % 16 == 15 or chunk + 1 == chunks:
+            activations.flush()
+            (stage.folder / _DONE).write_text(json.dumps(chunk + 1))
+        tick(own.stop, total)
+    return Cached(activations, before.logits)
+
+
+def _checked(crossing: Tensor) -> NDArray[np.float32]:
+    crossing = crossing.float()
+    if not bool((crossing.abs() <= _HALF).all()):
+        raise ConfigError(f"the head's values pass {_HALF:,.0f}; expected a cut with smaller ones")
+    return crossing.numpy()
+
+
+def _require_space(stage: Stage, need: int) -> None:
+    if need > (free := shutil.disk_usage(stage.folder).free):
+        raise ConfigError(
+            f"{stage.folder}: the activations take {need >> 20:,} MiB, {free >> 20:,} MiB are free; "
+            "expected more space, or fewer --versions"
+        )
+
+
+def _done(stage: Stage, *names: str) -> int:
     try:
         found = json.loads((stage.folder / _DONE).read_bytes())
     except (OSError, ValueError):
         return 0
-    files = all((stage.folder / name).exists() for name in ("activations.f16", "logits.f32"))
+    files = all((stage.folder / name).exists() for name in names)
     return found if isinstance(found, int) and files else 0

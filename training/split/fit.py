@@ -1,17 +1,19 @@
-"""Fit a code at a cut to the tail's answers, on what was cached of the frozen head.
+"""Fit codes at one cut or several to the tail's answers, on what was cached of the frozen head.
 
-    loss = KL(teacher ‖ tail(decoder(symbols))) + KL(teacher ‖ early exit) + feature loss + λ · bits
+    loss = KL(teacher ‖ tail(decoder(symbols))) + Σ over the cuts of
+           (KL(teacher ‖ early exit) + feature loss + λ · bits)
 
-The Kullback-Leibler terms are at temperature 2 (Hinton et al. 2015). λ is steered so that the bits come to
-what was asked for. Head and tail stay as they are.
+The Kullback-Leibler terms are at temperature 2 (Hinton et al. 2015). The λ of each cut is steered so that its
+bits come to their target. What is before, between and behind the cuts stays as it is.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ BATCH = 48
 MOST_STEPS = 20_000
 _TEMPERATURE = 2.0
 _EXIT, _FEATURE = 0.7, 0.3
-_RATE, _LINEAR_RATE, _DENSITY_RATE, _DECAY = 2.5e-3, 5e-4, 1e-2, 0.01
+_RATES, _DECAY = (2.5e-3, 5e-4, 1e-2), 0.01
 """Learning rates: of what begins from nothing, of transform and inverse, of the density; weight decay."""
 _FIRST_LAMBDA, _LAMBDAS = 2e-4, (1e-7, 2e-2)
 _STEER, _BAND = 4.0, 0.1
@@ -36,27 +38,36 @@ off, relatively."""
 
 @dataclass(frozen=True)
 class Settings:
-    """target: bytes of a photo's symbols; steps: None: as many as there is time for."""
+    """targets: bytes of a photo's symbols at each cut; steps: None: as many as there is time for.
 
-    target: float
+    rate_weights: λ of each cut to begin with; empty: what suits a code that knows nothing yet.
+    """
+
+    targets: tuple[float, ...]
     steps: int | None
     seed: int
+    rate_weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class State:
-    """Where it stands: step of steps, loss, estimated bytes of a photo, λ."""
+    """Where it stands: step of steps, loss; and for each cut estimated bytes of a photo, and λ."""
 
     step: int
     steps: int
     loss: float
-    bytes: float
-    rate_weight: float
+    sizes: tuple[float, ...]
+    rate_weights: tuple[float, ...]
+
+    @property
+    def bytes(self) -> float:
+        """Of all cuts."""
+        return sum(self.sizes)
 
 
 def fit(
-    code: Code,
-    tail: nn.Module,
+    codes: Sequence[Code],
+    behind: Sequence[nn.Module],
     cached: Cached,
     settings: Settings,
     stage: Stage,
@@ -65,98 +76,138 @@ def fit(
     until: float,
     tick: Callable[[State], object] = lambda _: None,
 ) -> State:
-    """Train ``code`` in place, which ends in evaluation; ``tick`` is called after each step.
+    """Train ``codes`` in place, which end in evaluation; ``tick`` is called after each step.
 
     Args:
-        tail: the frozen half behind the cut, in evaluation.
-        cached: of `cache.fill`.
+        behind: what is frozen between each code's cut and the next one's, in evaluation; the last one's ends
+            with the logits.
+        cached: of `cache.fill`, at the first of the cuts.
         stage: keeps its checkpoints, with which it goes on.
         until: share of the clock's time after which it ends.
     """
-    for each in tail.parameters():
+    for each in (one for part in behind for one in part.parameters()):
         each.requires_grad_(False)
-    code.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    density = list(code.density.parameters())
-    linear = [*code.transform.parameters(), *code.decoder.inverse.parameters()]
-    fixed = {id(each) for each in (*density, *linear)}
-    others = [each for each in code.parameters() if id(each) not in fixed]
-    rates = (_RATE, _LINEAR_RATE, _DENSITY_RATE)
-    optimizer = torch.optim.AdamW(
-        [{"params": others}, {"params": linear}, {"params": density, "weight_decay": 0.0}],
-        weight_decay=_DECAY,
-    )
-    pace, weight, mean_bytes = Pace(settings.steps, MOST_STEPS), _FIRST_LAMBDA, math.nan
+    # A checkpoint of one code has its names alone.
+    learned: nn.Module = codes[0] if len(codes) == 1 else nn.ModuleList(codes)
+    learned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(codes)
+    pace = Pace(settings.steps, MOST_STEPS)
+    weights = list(settings.rate_weights) or [_FIRST_LAMBDA] * len(codes)
+    sizes = [math.nan] * len(codes)
     if (kept := stage.load("code.pt")) is not None:
-        code.load_state_dict(kept["code"])
+        learned.load_state_dict(kept["code"])
         optimizer.load_state_dict(kept["optimizer"])
         pace.restore(kept["pace"])
-        weight, mean_bytes = float(kept["weight"]), float(kept["bytes"])
+        weights, sizes = _listed(kept["weight"]), _listed(kept["bytes"])
     pacer, saved = Pacer(pace, clock, until), time.monotonic()
 
     def save() -> None:
         stage.save(
             "code.pt",
             {
-                "code": code.state_dict(),
+                "code": learned.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "pace": pace.state(),
-                "weight": weight,
-                "bytes": mean_bytes,
+                "weight": weights,
+                "bytes": sizes,
             },
         )
 
-    state, begun_at = State(pace.step, pace.steps, math.nan, mean_bytes, weight), pace.step
-    code.train()
+    def now(loss: float) -> State:
+        return State(pace.step, pace.steps, loss, tuple(sizes), tuple(weights))
+
+    state, begun_at = now(math.nan), pace.step
+    learned.train()
     while not pace.done:
         generator = seeded(settings.seed, pace.step)
         at = torch.randint(0, len(cached.logits), (BATCH,), generator=generator)
         activation, teacher = cached.batch(at)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, _RATES, strict=True):
             group["lr"] = rate * schedule(pace)
-        loss, size = _loss(code, tail, activation, teacher, weight)
+        loss, measured = _loss(codes, behind, activation, teacher, weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([*others, *linear], 5.0)
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups[:2] for p in group["params"]], 5.0)
         optimizer.step()
-        mean_bytes = size if math.isnan(mean_bytes) else 0.95 * mean_bytes + 0.05 * size
-        off = math.log(max(mean_bytes, 1e-3) / settings.target) / _BAND
-        gain = min(0.03, _STEER / pace.steps)
-        weight = min(max(weight * math.exp(gain * max(-1.0, min(1.0, off))), _LAMBDAS[0]), _LAMBDAS[1])
+        for number, (size, target) in enumerate(zip(measured, settings.targets, strict=True)):
+            mean = size if math.isnan(sizes[number]) else 0.95 * sizes[number] + 0.05 * size
+            sizes[number] = mean
+            weights[number] = _steered(weights[number], mean / target, pace.steps)
         pace.advance()
         pacer.after_step()
-        state = State(pace.step, pace.steps, float(loss.detach()), mean_bytes, weight)
+        state = now(float(loss.detach()))
         tick(state)
         if time.monotonic() - saved > SAVE_SECONDS:
             save()
             saved = time.monotonic()
     if pace.step > begun_at:
         save()
-    code.eval()
+    learned.eval()
     return state
 
 
+def _optimizer(codes: Sequence[Code]) -> torch.optim.AdamW:
+    """With a group for each of `_RATES`."""
+    density = [p for code in codes for p in code.density.parameters()]
+    both = [each for code in codes for each in (code.transform, code.decoder.inverse)]
+    linear = [p for each in both for p in each.parameters()]
+    fixed = {id(each) for each in (*density, *linear)}
+    others = [p for code in codes for p in code.parameters() if id(p) not in fixed]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": linear},
+        {"params": density, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=_DECAY)
+
+
+def _steered(weight: float, ratio: float, steps: int) -> float:
+    """λ after a step, by how many times its target the bytes are."""
+    off = math.log(max(ratio, 1e-5)) / _BAND
+    gain = min(0.03, _STEER / steps)
+    return min(max(weight * math.exp(gain * max(-1.0, min(1.0, off))), _LAMBDAS[0]), _LAMBDAS[1])
+
+
+def _listed(kept: float | list[float]) -> list[float]:
+    """Of a checkpoint, which earlier releases wrote for one code."""
+    return list(kept) if isinstance(kept, list) else [kept]
+
+
 def _loss(
-    code: Code, tail: nn.Module, activation: Tensor, teacher: Tensor, weight: float
-) -> tuple[Tensor, float]:
-    """The loss, and bytes of a photo's symbols by the density."""
-    wanted = code.layout.to_map(activation)
-    mean, std = code.decoder.mean, code.decoder.std
-    if activation.ndim == 4:
-        activation = activation.contiguous(memory_format=torch.channels_last)
+    codes: Sequence[Code],
+    behind: Sequence[nn.Module],
+    activation: Tensor,
+    teacher: Tensor,
+    weights: Sequence[float],
+) -> tuple[Tensor, list[float]]:
+    """The loss, and bytes of a photo's symbols at each cut by the densities."""
+    source = x = activation
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    made = []
     with fast():
-        features = code.features(activation)
-        symbols = code.encode(activation, features).float()
-        early = code.exit(features)
-        found, extra = code.decoder.normalised(rounded(symbols))
-        final = tail(code.decoder.finish(found, extra))
-    feature = ((found.float() - (wanted - mean) / std) ** 2).mean()
-    if extra is not None:
-        token = (code.layout.extra_of(activation) - mean) / std
-        feature = feature + ((extra.float() - token) ** 2).mean()
-    rate, density = code.bits(symbols)
-    loss = _distance(final, teacher) + _EXIT * _distance(early, teacher) + _FEATURE * feature
-    # The density learns at its own rate, whatever λ is.
-    return loss + weight * rate + 1e-3 * density, code.coded_bits(symbols) / 8
+        for code, part in zip(codes, behind, strict=True):
+            features = code.features(x)
+            symbols = code.encode(x, features).float()
+            early = code.exit(features)
+            found, extra = code.decoder.normalised(rounded(symbols))
+            x = part(code.decoder.finish(found, extra))
+            made.append((code, source, symbols, early, found, extra))
+            source = x.detach()
+    terms = []
+    for code, wanted, symbols, early, found, extra in made:
+        mean, std = code.decoder.mean, code.decoder.std
+        feature = ((found.float() - (code.layout.to_map(wanted) - mean) / std) ** 2).mean()
+        if extra is not None:
+            token = (code.layout.extra_of(wanted) - mean) / std
+            feature = feature + ((extra.float() - token) ** 2).mean()
+        terms.append((early, feature, *code.bits(symbols), code.coded_bits(symbols) / 8))
+    loss = _distance(x, teacher)
+    for (early, feature, rate, density, _), weight in zip(terms, weights, strict=True):
+        loss = loss + _EXIT * _distance(early, teacher) + _FEATURE * feature
+        # The density learns at its own rate, whatever λ is.
+        loss = loss + weight * rate + 1e-3 * density
+    return loss, [size for *_, size in terms]
 
 
 def _distance(logits: Tensor, teacher: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
-"""Head and tail of a fitted split as float ONNX graphs, before they are quantized.
+"""The parts of a fitted split as float ONNX graphs, before they are quantized.
 
-    head   image uint8 [N, 3, H, W] or tensor uint8 [N, …]
+    head     image uint8 [N, 3, H, W] or tensor uint8 [N, …]
                                         -> code float32 [N, c, h, w], logits float32 [N, K]
-    tail   code float32 [N, c, h, w]    -> logits float32 [N, K]
+    between  code float32 [N, c, h, w]  -> next_code float32 [N, c, h, w], logits float32 [N, K]
+    tail     code float32 [N, c, h, w]  -> logits float32 [N, K]
 
-The code's values are not yet rounded in the head, and whole numbers in the tail.
+A code's values are not yet rounded where a graph makes them, and whole numbers where it takes them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -18,11 +21,12 @@ from torch import Tensor, fx, nn
 
 from offramp.training.split.code import ZERO_POINT, Code
 from offramp.training.split.export import to_onnx
-from offramp.training.split.halves import Halves
 from offramp.training.split.photos import Normalise
 from offramp.training.split.whole import WholeCode
 
 IMAGE, TENSOR, CODE, SYMBOLS, LOGITS = "image", "tensor", "code", "symbols", "logits"
+NEXT_CODE, NEXT_SYMBOLS = "next_code", "next_symbols"
+"""What a part sends that takes symbols itself: a graph's input and output cannot have one name."""
 NORMALISE = ("normalise_cast", "normalise_scale", "normalise_shift")
 """The nodes that make numbers of pixels, by name."""
 LAST = "to_symbols"
@@ -30,25 +34,50 @@ LAST = "to_symbols"
 
 
 def float_graphs(
-    halves: Halves, code: Code | WholeCode, normalise: Normalise, shape: tuple[int, ...], source: str = IMAGE
-) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Head, its input called ``source``, and tail. Raises ConfigError for what has no ONNX form."""
+    modules: Sequence[fx.GraphModule],
+    codes: Sequence[Code | WholeCode],
+    normalise: Normalise,
+    shape: tuple[int, ...],
+    source: str = IMAGE,
+) -> tuple[onnx.ModelProto, ...]:
+    """The parts in their order; the first one's input is called ``source``.
+
+    Args:
+        modules: of `halves.divide`, one more than codes.
+        codes: one at each cut.
+        normalise: what the first part expects of its bytes.
+        shape: of one input.
+
+    Raises ConfigError for what has no ONNX form.
+    """
+    head = _part(in_allowed_operators(modules[0]), shape, "head", "pixels", "activation")
+    found = [_with_pixels(_with_encoder(head, codes[0], CODE), normalise, source)]
+    for module, before, after in zip(modules[1:], codes, (*codes[1:], None), strict=True):
+        decoder = _part(_traced(before.decoder), before.symbols_shape, "decoder", CODE, "activation")
+        name, result = ("tail", LOGITS) if after is None else ("body", "activation")
+        own = _part(in_allowed_operators(module), before.layout.shape, name, "in", result)
+        if after is not None:
+            # Two graphs that are joined may not share a name.
+            _rename(decoder, {"activation": "decoded"})
+        joined = _joined(decoder, own, {_outputs(decoder)[0]: "in"})
+        found.append(joined if after is None else _with_encoder(joined, after, NEXT_CODE))
+    return tuple(found)
+
+
+def _with_encoder(part: onnx.ModelProto, code: Code | WholeCode, name: str) -> onnx.ModelProto:
+    """A graph whose output is an activation, with code and early exit in its place; name: of the code."""
     activation = code.layout.shape
     hidden = _shape_of(code.features, activation)
-    head = _part(in_allowed_operators(halves.head), shape, "head", "pixels", "activation")
-    head = _then(head, _traced(code.features), activation, "features", "activation", "hidden")
-    head = _then(head, _traced(code.exit), hidden, "exit", "hidden", LOGITS)
-    linear = CODE if code.correction is None else "coefficients"
-    head = _then(head, _traced(code.transform), activation, f"{LAST}_transform", "activation", linear)
+    part = _then(part, _traced(code.features), activation, "features", "activation", "hidden")
+    part = _then(part, _traced(code.exit), hidden, "exit", "hidden", LOGITS)
+    linear = name if code.correction is None else "coefficients"
+    part = _then(part, _traced(code.transform), activation, f"{LAST}_transform", "activation", linear)
     if code.correction is not None:
-        head = _then(head, _traced(code.correction), hidden, f"{LAST}_correction", "hidden", "correction")
-        head.graph.node.append(helper.make_node("Add", [linear, "correction"], [CODE], name=f"{LAST}_add"))
-        sides = ["N", *code.symbols_shape]
-        head.graph.output.append(helper.make_tensor_value_info(CODE, TensorProto.FLOAT, sides))
-    head = _keep_outputs(head, [CODE, LOGITS])
-    decoder = _part(_traced(code.decoder), code.symbols_shape, "decoder", CODE, "activation")
-    tail = _part(in_allowed_operators(halves.tail), activation, "tail", "in", LOGITS)
-    return _with_pixels(head, normalise, source), _joined(decoder, tail, {"activation": "in"})
+        part = _then(part, _traced(code.correction), hidden, f"{LAST}_correction", "hidden", "correction")
+        part.graph.node.append(helper.make_node("Add", [linear, "correction"], [name], name=f"{LAST}_add"))
+        sides: list[str | int | None] = ["N", *code.symbols_shape]
+        part.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sides))
+    return _keep_outputs(part, [name, LOGITS])
 
 
 def _then(
@@ -158,14 +187,22 @@ def _with_pixels(model: onnx.ModelProto, normalise: Normalise, name: str = IMAGE
     return model
 
 
-def with_symbols(head: onnx.ModelProto) -> onnx.ModelProto:
-    """A head whose code is rounded to uint8 symbols."""
-    return _with_code(head, "QuantizeLinear", inside=False)
+def with_symbols(part: onnx.ModelProto) -> onnx.ModelProto:
+    """A part whose code is rounded to uint8 symbols."""
+    return _with_code(part, "QuantizeLinear", inside=False)
 
 
-def from_symbols(tail: onnx.ModelProto) -> onnx.ModelProto:
-    """A tail that takes uint8 symbols."""
-    return _with_code(tail, "DequantizeLinear", inside=True)
+def from_symbols(part: onnx.ModelProto) -> onnx.ModelProto:
+    """A part that takes uint8 symbols."""
+    return _with_code(part, "DequantizeLinear", inside=True)
+
+
+def in_symbols(parts: Sequence[onnx.ModelProto]) -> tuple[bytes, ...]:
+    """All parts of a chain, serialised, with symbols where they take and make codes."""
+    last = len(parts) - 1
+    taking = [parts[0], *map(from_symbols, parts[1:])]
+    made = [each if number == last else with_symbols(each) for number, each in enumerate(taking)]
+    return tuple(each.SerializeToString(deterministic=True) for each in made)
 
 
 def _with_code(model: onnx.ModelProto, operator: str, *, inside: bool) -> onnx.ModelProto:
@@ -174,21 +211,25 @@ def _with_code(model: onnx.ModelProto, operator: str, *, inside: bool) -> onnx.M
     changed.CopyFrom(model)
     graph = changed.graph
     ports = graph.input if inside else graph.output
-    found = next(each for each in ports if each.name == CODE)
-    source, result = (SYMBOLS, CODE) if inside else (CODE, SYMBOLS)
+    found = next(each for each in ports if each.name in (CODE, NEXT_CODE))
+    code, symbols = found.name, SYMBOLS if found.name == CODE else NEXT_SYMBOLS
+    source, result = (symbols, code) if inside else (code, symbols)
     node = helper.make_node(
         operator, [source, "symbol_scale", "symbol_zero"], [result], name=f"{SYMBOLS}_{operator}"
     )
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([node, *rest] if inside else [*rest, node])
-    found.name = SYMBOLS
+    found.name = symbols
     found.type.tensor_type.elem_type = TensorProto.UINT8
+    constants: dict[str, NDArray[np.generic]] = {
+        "symbol_scale": np.array(1, np.float32),
+        "symbol_zero": np.array(ZERO_POINT, np.uint8),
+    }
+    # A part between two others takes symbols and makes them.
+    known = {each.name for each in graph.initializer}
     graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(1, np.float32), "symbol_scale"),
-            numpy_helper.from_array(np.array(ZERO_POINT, np.uint8), "symbol_zero"),
-        ]
+        numpy_helper.from_array(value, name) for name, value in constants.items() if name not in known
     )
     return changed
 

@@ -1,13 +1,16 @@
-"""The two halves of a captured classifier at a cut: the same operators, the same parameters, the same bits.
+"""The parts of a captured classifier at one cut or several: the same operators, parameters and bits.
 
-head   float32 [N, *input]       -> float32 [N, *activation]
-tail   float32 [N, *activation]  -> float32 [N, K]
+head     float32 [N, *input]       -> float32 [N, *activation]
+between  float32 [N, *activation]  -> float32 [N, *activation of the next cut]
+tail     float32 [N, *activation]  -> float32 [N, K]
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import fx
@@ -30,16 +33,37 @@ class Halves:
 
 
 def split(captured: Captured, cut: Cut) -> Halves:
-    """Head and tail at a cut of the same captured classifier.
+    """Head and tail at a cut of the same captured classifier. Raises ConfigError as `divide` does."""
+    return Halves(*divide(captured, (cut,)))
+
+
+def divide(captured: Captured, cuts: Sequence[Cut]) -> tuple[fx.GraphModule, ...]:
+    """The parts between cuts, which are in the order of the graph: one more than there are cuts.
+
+    One after the other they are bit for bit what the whole graph computes, as `Halves` are.
 
     Raises:
-        ConfigError: the cut is of another model, or the tail needs a size that what crosses does not have.
+        ConfigError: a cut is of another model, lies before the one that is named before it, or a part needs
+            a size that what crosses does not have.
     """
-    graph = captured.graph.graph
-    node = next((each for each in graph.nodes if each.name == cut.node), None)
-    if node is None or tuple(node.meta["val"].shape[1:]) != cut.shape:
-        raise ConfigError(f"{cut.name}: not a cut of this model; expected one that find_cuts gave for it")
-    return Halves(_head(captured, node), _tail(captured, node, cut.name))
+    nodes = list(captured.graph.graph.nodes)
+    at = {node.name: number for number, node in enumerate(nodes)}
+    for cut in cuts:
+        if cut.node not in at or tuple(nodes[at[cut.node]].meta["val"].shape[1:]) != cut.shape:
+            raise ConfigError(f"{cut.name}: not a cut of this model; expected one that find_cuts gave for it")
+    for first, second in pairwise(cuts):
+        if at[first.node] >= at[second.node]:
+            raise ConfigError(
+                f"{first.name}, {second.name}: the second is not behind the first; expected cuts from input "
+                "to output"
+            )
+    (logits,) = nodes[-1].all_input_nodes
+    goals = [*(nodes[at[cut.node]] for cut in cuts), logits]
+    rest = [
+        _behind(captured, goal, following, cut.name)
+        for goal, following, cut in zip(goals, goals[1:], cuts, strict=False)
+    ]
+    return _head(captured, goals[0]), *rest
 
 
 def _head(captured: Captured, cut: fx.Node) -> fx.GraphModule:
@@ -54,21 +78,20 @@ def _head(captured: Captured, cut: fx.Node) -> fx.GraphModule:
     return fx.GraphModule(captured.graph, graph).eval()
 
 
-def _tail(captured: Captured, cut: fx.Node, name: str) -> fx.GraphModule:
-    output = next(node for node in captured.graph.graph.nodes if node.op == "output")
-    (logits,) = output.all_input_nodes
+def _behind(captured: Captured, cut: fx.Node, goal: fx.Node, name: str) -> fx.GraphModule:
+    """From a cut, called ``name`` in errors, to what another one or the logits are."""
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
     made[cut] = graph.placeholder("activation")
     made[cut].meta = {"val": cut.meta["val"]}
-    _add_sizes(captured, graph, made, closure(logits, stop=cut), made[cut])
+    _add_sizes(captured, graph, made, closure(goal, stop=cut), made[cut])
     # Without what only computed sizes.
-    needed = _needed(logits, made)
+    needed = _needed(goal, made)
     for node in captured.graph.graph.nodes:
         if node in needed:
             if node.op == "placeholder":
-                raise ConfigError(f"{name}: the tail needs the input itself, so it is not a cut")
+                raise ConfigError(f"{name}: what is behind it needs the input itself, so it is not a cut")
             made[node] = graph.node_copy(node, lambda old: made[old])
-    graph.output(made[logits])
+    graph.output(made[goal])
     graph.lint()
     return fx.GraphModule(captured.graph, graph).eval()
 
@@ -96,8 +119,8 @@ def _add_sizes(
             made[node].meta = dict(node.meta)
 
 
-def _needed(logits: fx.Node, made: dict[fx.Node, fx.Node]) -> set[fx.Node]:
-    found, stack = set[fx.Node](), [logits]
+def _needed(goal: fx.Node, made: dict[fx.Node, fx.Node]) -> set[fx.Node]:
+    found, stack = set[fx.Node](), [goal]
     while stack:
         node = stack.pop()
         if node not in found and node not in made:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES
+from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES, PARTS
 from offramp.common.errors import ConfigError, printable
 from offramp.training.profile import Profile
 from offramp.training.split.code import CodeShape, choose_shape, encoder_macs
@@ -24,15 +24,23 @@ class Wanted:
     """What decides the place.
 
     cut: by name, whatever it costs; None: the best that the device can do.
+    cuts: several by name, from input to output, in its place.
     head_macs: most of the model's multiply-accumulates; None: half, or what the profile's time allows.
-    head_memory: most bytes of activations; profile: of the device; bytes: of a photo that is sent, about.
+    head_memory: most bytes of activations; profile: of the device; bytes: of a photo that is sent, about, for
+        all crossings or one for each.
     """
 
     cut: str | None
     head_macs: float | None
     head_memory: int | None
     profile: Profile | None
-    bytes: float
+    bytes: float | tuple[float, ...]
+    cuts: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> float:
+        """Bytes at the first crossing."""
+        return self.bytes[0] if isinstance(self.bytes, tuple) else self.bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,36 @@ class Place:
         )
 
 
+def each_of(given: float | tuple[float, ...], count: int, name: str) -> tuple[float, ...]:
+    """One number for each crossing, where one stands for all. Raises ConfigError for another count."""
+    found = given if isinstance(given, tuple) else (given,)
+    if len(found) not in (1, count):
+        hops = f"one for each of {count} crossings" if count > 1 else "one, because there is one crossing"
+        raise ConfigError(f"{name}: {len(found)} numbers; expected {hops}")
+    return found * count if len(found) == 1 else found
+
+
+def choose_places(cuts: Cuts, wanted: Wanted) -> tuple[Place, ...]:
+    """The cuts by name, in the order of the graph; or the one of `choose_place`.
+
+    Raises ConfigError as it does, and for names that are in another order.
+    """
+    count = max(1, len(wanted.cuts))
+    targets = each_of(wanted.bytes, count, "bytes")
+    if not wanted.cuts:
+        return (choose_place(cuts, wanted),)
+    if count >= PARTS:
+        raise ConfigError(f"cuts: {count} names; expected {PARTS - 1} at most")
+    named = map(cuts.find, wanted.cuts)
+    places = tuple(place_at(cuts, cut, target) for cut, target in zip(named, targets, strict=True))
+    order = [cuts.cuts.index(place.cut) for place in places]
+    for first, second, at, after in zip(places, places[1:], order, order[1:], strict=False):
+        if at >= after:
+            names = f"{printable(first.cut.name)} {printable(second.cut.name)}"
+            raise ConfigError(f"cuts: {names}: the second is not behind the first; expected input to output")
+    return places
+
+
 def choose_place(cuts: Cuts, wanted: Wanted) -> Place:
     """The cut by name, or the one that uses the device's share well and sends least.
 
@@ -61,13 +99,13 @@ def choose_place(cuts: Cuts, wanted: Wanted) -> Place:
     if not cuts.cuts:
         raise ConfigError("nowhere does one tensor cross the model alone, so it cannot be cut")
     if wanted.cut is not None:
-        return place_at(cuts, cuts.find(wanted.cut), wanted.bytes)
+        return place_at(cuts, cuts.find(wanted.cut), wanted.target)
     limits = _Limits.of(wanted, cuts.whole)
     fitting: list[Place] = []
     refused: tuple[float, str] | None = None
     for cut in cuts.places():
         try:
-            place = place_at(cuts, cut, wanted.bytes)
+            place = place_at(cuts, cut, wanted.target)
         except ConfigError as error:
             refused = refused or (math.inf, str(error))
             continue

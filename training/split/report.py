@@ -15,6 +15,7 @@ from offramp.common.errors import printable
 from offramp.common.files import replace_file
 from offramp.common.inputs.spec import TensorInput, WavFile
 from offramp.common.part.answer import ANSWERED_BY
+from offramp.training.calibrate.chain import points
 from offramp.training.calibrate.intervals import wilson
 from offramp.training.data.datasets import Dataset
 from offramp.training.split.build import Built
@@ -105,7 +106,7 @@ def make_report(
     device: Device,
     *,
     model: str,
-    cut: str,
+    cuts: Sequence[str],
     classifier: str,
     shape: tuple[int, ...],
     words: Words = PHOTOS,
@@ -115,8 +116,8 @@ def make_report(
     Args:
         unsplit: the unsplit model's logits on the test photos, float32 [N, K], in float.
         comparison: pictures beside the pair.
-        model, cut, classifier: in words.
-        shape: of the tensor at the cut.
+        model, cuts, classifier: in words.
+        shape: of the tensor at the first cut.
     """
     manifest, seen, labels = built.bundle.manifest, built.answers, data.test.labels
     at = manifest.threshold
@@ -136,7 +137,7 @@ def make_report(
         "bundle": manifest.name,
         "digest": built.bundle.digest.hex(),
         "model": model,
-        "cut": cut,
+        "cut": cuts[0],
         "crossing": list(shape),
         "symbols": list(manifest.activation.shape),
         "classifier": classifier,
@@ -173,10 +174,42 @@ def make_report(
         "classes": classes,
         "comparison": comparison.as_json(),
     }
-    values["words"] = asdict(words)
+    values |= _of_chain(built, cuts) | {"words": asdict(words)}
     text = verdict(comparison, f"T_c = {at:g}", accuracies["unsplit"], words)
     values["verdict"] = text
     return Report(values, text)
+
+
+def _of_chain(built: Built, cuts: Sequence[str]) -> dict[str, Any]:
+    """Of each part its figures as the manifest has them, and what it is; then points for a plan. A pair has
+    neither."""
+    manifest, found = built.bundle.manifest, []
+    if len(cuts) == 1:
+        return {}
+    figures = manifest.figures.parts
+    assert figures is not None
+    for number, (part, own, graph) in enumerate(
+        zip(manifest.parts, figures, built.bundle.graphs, strict=True)
+    ):
+        values: dict[str, Any] = own.model_dump() | {
+            "macs": part.macs,
+            "weights": part.weights,
+            "graph_bytes": len(graph),
+            "quantized": [asdict(each) for each in built.parts[number].divergence],
+            "in_float": built.parts[number].kinds,
+        }
+        if part.exit is not None:
+            values |= {
+                "cut": cuts[number],
+                "symbols": list(manifest.crossings[number].shape),
+                "codec": built.codecs[number],
+                "threshold": part.exit.threshold,
+                "temperature": part.exit.temperature,
+            }
+        found.append(values)
+    thresholds = [part.exit.threshold for part in manifest.parts if part.exit is not None]
+    measured = points(built.chain, built.hops, thresholds)
+    return {"parts": found, "points": [asdict(each) for each in measured]}
 
 
 def verdict(found: Comparison, chosen: str, unsplit: float, words: Words = PHOTOS) -> str:
@@ -237,6 +270,7 @@ def markdown(report: Report) -> str:
         f"- {words.many}: {photos['train']:,} to train, {photos['validation']:,} to choose, "
         f"{photos['test']:,} to test",
         "",
+        *_by_part(v.get("parts", []), words),
         "## By class",
         "",
         *_table(
@@ -261,6 +295,33 @@ def markdown(report: Report) -> str:
     lines += _table(("T_c", "right", f"bytes a {words.one}", words.rivals, words.hybrid), rows)
     lines += ["", *_table((words.file, "bytes", "right"), _pictures(v["comparison"])), ""]
     return "\n".join(lines)
+
+
+def _by_part(parts: Sequence[dict[str, Any]], words: Words) -> list[str]:
+    if not parts:
+        return []
+    head = ("part", "up to", "T_c", "answers", "rightly", "alone", "in float", f"B a {words.one} on", "M MAC")
+    rows = [
+        (
+            str(number),
+            printable(each.get("cut", "the end")),
+            f"{each['threshold']:g}" if "threshold" in each else "",
+            f"{each['answered']:.1%}",
+            f"{each['right']:.2%}",
+            f"{each['accuracy']:.2%}",
+            f"{each['accuracy_float']:.2%}",
+            f"{each['sent_bytes_mean']:,.1f}",
+            f"{(each['macs'] or 0) / 1e6:,.1f}",
+        )
+        for number, each in enumerate(parts, start=1)
+    ]
+    text = (
+        f"Answers and bytes are shares of all {words.many} and means over them, each exit at its T_c; "
+        '"alone" '
+        f"is right were every {words.one} to reach the part. The figures above and below are the first "
+        "part's, with all that is behind it for the server."
+    )
+    return ["## By part", "", *_table(head, rows), "", text, ""]
 
 
 def _note(words: Words, epochs: float) -> str:

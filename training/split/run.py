@@ -1,8 +1,8 @@
 """One command from a classifier and a folder of photos to a bundle and its report, stage by stage.
 
     classifier   kept, or tuned to the folder's classes
-    cache        what the frozen head makes of every photo
-    code         what is sent, fitted to the tail's answers
+    crossings    at each cut: what the frozen head makes of every photo, and what is sent, fitted to the
+                 tail's answers (``crossings.py``)
     bundle       quantized, measured, written; the report
 
 Each stage keeps what it made under ``OUT/work``; one that was done with the same settings is not repeated.
@@ -12,11 +12,10 @@ Each stage keeps what it made under ``OUT/work``; one that was done with the sam
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +24,28 @@ from torch import nn
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import replace_file
+from offramp.training.calibrate.chain_thresholds import Goal
 from offramp.training.data.datasets import PIXEL_SCALE, PIXEL_ZERO, Dataset
 from offramp.training.data.photos import Columns, read_photos
 from offramp.training.data.tensors import Kind, Options
 from offramp.training.display import Bar
 from offramp.training.profile import Profile, read_profile
-from offramp.training.split import cache, classifier, fit
-from offramp.training.split.build import Built, Goal, Split, build, bundle_name
+from offramp.training.split import classifier
+from offramp.training.split.build import Built, Split, build, bundle_name
 from offramp.training.split.capture import Captured, capture
-from offramp.training.split.code import Code
 from offramp.training.split.compared import compared
+from offramp.training.split.crossings import Fitted, digest_of, fit_codes, time_for
 from offramp.training.split.cuts import Cuts, find_cuts
-from offramp.training.split.halves import Halves, split
+from offramp.training.split.halves import divide
 from offramp.training.split.model import PAPERS, SIDE, Model, load_model
-from offramp.training.split.photos import Normalise, answers, fast, seconds_a_photo
-from offramp.training.split.place import Place, Wanted, at_the_same, choose_place
+from offramp.training.split.photos import Normalise, answers, seconds_a_photo
+from offramp.training.split.place import Place, Wanted, at_the_same, choose_places, each_of
 from offramp.training.split.report import PHOTOS, Device, Report, make_report, words_of, write
 from offramp.training.split.shares import MOST_AFTER, Shares, seconds_after, shares, slowness
 from offramp.training.split.taken import Taken, take_for
 from offramp.training.split.whole import WholeCode
 from offramp.training.split.work import Clock, Stage
 from offramp.training.split_recipe import BY_NAME, OF_TENSORS, RECIPE, recipe_toml
-
-SHORT = 300
-"""Steps of the code's training under which more time is worth it."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,14 @@ class Job:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     cut: str | None = None
+    cuts: tuple[str, ...] = ()
     head_macs: float | None = None
     head_memory: int | None = None
     profile: Profile | None = None
-    bytes: float = 60.0
+    bytes: float | tuple[float, ...] = 60.0
     drop: float | None = 1.0
-    budget: float | None = None
+    budget: float | tuple[float, ...] | None = None
+    hop_costs: tuple[float, ...] = ()
     minutes: float | None = 30.0
     seed: int = 0
     classifier: classifier.Choice = "auto"
@@ -80,6 +79,7 @@ class Job:
     epochs: int | None = None
     versions: int | None = None
     steps: int | None = None
+    joint: int = 0
     columns: Columns = field(default_factory=Columns)
     skip_bad: bool = False
     input: Kind = "auto"
@@ -135,8 +135,9 @@ def run(job: Job, display: Display) -> Done:
     display.say("looking for places to cut")
     captured = capture(model.module, model.shape, name=printable(model.name))
     cuts = find_cuts(captured)
-    wanted = Wanted(job.cut, job.head_macs, job.head_memory, job.profile, job.bytes)
-    place = choose_place(cuts, wanted)
+    wanted = Wanted(job.cut, job.head_macs, job.head_memory, job.profile, job.bytes, job.cuts)
+    places = choose_places(cuts, wanted)
+    goal = _goal(job, len(places))
     for note in (*model.notes, *sources):
         display.say(printable(note, 300))
     data = job.dataset or (_photos(job, side, display) if taken is None else taken.data)
@@ -146,14 +147,22 @@ def run(job: Job, display: Display) -> Done:
     each = seconds_a_photo(classifier.module_logits(captured), data.train, normalise)
     after = seconds_after(data, each, models=2 if job.rival_minutes else 1, slow=slowness(clock))
     ends = shares(clock, after)
-    for line in _plan(job, model, cuts, place, clock, after):
+    for line in _plan(job, model, cuts, places, clock, after):
         display.say(line)
     made = _classifier(job, model, captured, data, normalise, clock, ends, display)
     cuts = find_cuts(made.captured)
-    place = at_the_same(place, cuts)
-    halves = split(made.captured, place.cut)
-    code = _fit(job, made, halves, place, data, normalise, clock, ends, display)
-    return _finish(job, made, halves, code, place, cuts, data, normalise, display, taken)
+    places = tuple(at_the_same(place, cuts) for place in places)
+    fitted = fit_codes(job, made, places, data, normalise, clock, ends, display)
+    return _finish(job, made, fitted, places, goal, cuts, data, normalise, display, taken)
+
+
+def _goal(job: Job, hops: int) -> Goal:
+    """What thresholds are chosen for."""
+    costs = each_of(job.hop_costs, hops, "hop_costs") if job.hop_costs else ()
+    if job.budget is not None:
+        return Goal(budget=each_of(job.budget, hops, "budget"), costs=costs)
+    assert job.drop is not None
+    return Goal(drop=job.drop / 100, costs=costs)
 
 
 def _model(job: Job) -> Model:
@@ -217,19 +226,24 @@ def _photos(job: Job, side: int, display: Display) -> Dataset:
     return data
 
 
-def _plan(job: Job, model: Model, cuts: Cuts, place: Place, clock: Clock, after: float) -> Iterator[str]:
+def _plan(
+    job: Job, model: Model, cuts: Cuts, places: Sequence[Place], clock: Clock, after: float
+) -> Iterator[str]:
     """What is done, and how long it takes."""
+    place, targets = places[0], each_of(job.bytes, len(places), "bytes")
     head = place.head.macs
-    _, height, width = place.layout.map_shape
-    for _ in range(place.code.halvings):
-        height, width = -(-height // 2), -(-width // 2)
     on_it = "" if job.profile is None else f", {head / job.profile.speed:.2g} s a photo by the profile"
     yield (
         f"{printable(model.name)} is cut after {printable(place.cut.name)}: the device computes "
         f"{head / max(1, cuts.whole.macs):.0%} of {cuts.whole.macs / 1e6:,.1f} M multiply-accumulates{on_it} "
-        f"and sends {place.code.channels}×{height}×{width} symbols, about {job.bytes:g} B coded, for photos "
+        f"and sends {_symbols(place)} symbols, about {targets[0]:g} B coded, for photos "
         "that it is unsure of"
     )
+    for number, (each, target) in enumerate(zip(places[1:], targets[1:], strict=True), start=2):
+        yield (
+            f"part {number} goes on to {printable(each.cut.name)} and sends {_symbols(each)} symbols, about "
+            f"{target:g} B coded, for photos that it is unsure of"
+        )
     safe = "Ctrl-C is safe, the same command goes on"
     if clock.seconds is None:
         yield f"it takes as long as its steps do, and then about {_about(after)}; {safe}"
@@ -248,6 +262,13 @@ def _plan(job: Job, model: Model, cuts: Cuts, place: Place, clock: Clock, after:
         )
 
 
+def _symbols(place: Place) -> str:
+    _, height, width = place.layout.map_shape
+    for _ in range(place.code.halvings):
+        height, width = -(-height // 2), -(-width // 2)
+    return f"{place.code.channels}×{height}×{width}"
+
+
 def _about(seconds: float) -> str:
     return f"{max(5, 5 * round(seconds / 5)):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
@@ -264,7 +285,7 @@ def _classifier(
 ) -> classifier.Made:
     identity = {
         "model": job.model,
-        "weights": _digest(model.module),
+        "weights": digest_of(model.module),
         "photos": data.sha256,
         "side": model.shape[1],
         "seed": job.seed,
@@ -272,7 +293,7 @@ def _classifier(
         "std": normalise.std,
         "classifier": job.classifier,
         "epochs": job.epochs,
-        "minutes": time_for(job, job.epochs),
+        "minutes": time_for(job.minutes, job.epochs),
         "flip": job.flip,
     }
     stage = Stage(job.out / "work" / "classifier", identity, display.say)
@@ -293,138 +314,44 @@ def _classifier(
         )
 
 
-def time_for(job: Job, fixed: int | None) -> float | None:
-    """The minutes, where they decide how much a stage does: with more of them it begins again."""
-    return job.minutes if fixed is None else None
-
-
-def _digest(module: nn.Module) -> str:
-    """SHA-256 of a module's tensors."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if isinstance(tensor, torch.Tensor) and not name.endswith("num_batches_tracked"):
-            found.update(name.encode() + tensor.detach().contiguous().float().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _fit(
-    job: Job,
-    made: classifier.Made,
-    halves: Halves,
-    place: Place,
-    data: Dataset,
-    normalise: Normalise,
-    clock: Clock,
-    ends: Shares,
-    display: Display,
-) -> Code:
-    for half in (halves.head, halves.tail):
-        half.requires_grad_(False)
-    identity = {
-        "classifier": _digest(made.module),
-        "photos": data.sha256,
-        "cut": place.cut.name,
-        "seed": job.seed,
-        "flip": job.flip,
-        "versions": job.versions,
-        "minutes": time_for(job, job.versions),
-    }
-    stage = Stage(job.out / "work" / "cache", identity, display.say)
-    versions = job.versions or _versions(stage, halves, data, normalise, place, clock.left(ends.cache))
-    with display.bar(f"activations of {versions} versions") as bar:
-        cached = cache.fill(
-            stage,
-            halves.head,
-            halves.tail,
-            data.train,
-            normalise,
-            cache.Plan(versions, job.flip, job.seed),
-            shape=place.cut.shape,
-            classes=len(data.classes),
-            tick=lambda done, total: bar(done, total),
-        )
-    torch.manual_seed(job.seed)
-    mean, std = fit.channel_statistics(place.layout.to_map(cached.sample()))
-    code = Code(place.layout, place.code, len(data.classes), mean, std)
-    begun = code.begin(halves.tail, cached.sample(), target=job.bytes, seed=job.seed)
-    display.say(f"a linear transform begins with about {begun.bytes:,.0f} B a photo")
-    own = {
-        "cache": stage.digest,
-        "versions": versions,
-        "shape": asdict(place.code),
-        "bytes": job.bytes,
-        "steps": job.steps,
-        "minutes": time_for(job, job.steps),
-    }
-    fitted = Stage(job.out / "work" / "code", own, display.say)
-    with display.bar("code") as bar:
-        state = fit.fit(
-            code,
-            halves.tail,
-            cached,
-            fit.Settings(job.bytes, job.steps, job.seed),
-            fitted,
-            clock,
-            until=ends.code,
-            tick=lambda s: bar(s.step, s.steps, f"loss {s.loss:.3f}, {s.bytes:.0f} B"),
-        )
-    display.say(f"the code took {state.step:,} steps and costs about {state.bytes:,.0f} B a photo")
-    if state.step < SHORT and job.steps is None:
-        display.say(f"that is few: expected {SHORT:,} or more; give it more --minutes")
-    return code
-
-
-def _versions(
-    stage: Stage, halves: Halves, data: Dataset, normalise: Normalise, place: Place, left: float
-) -> int:
-    """How many versions of each photo there is time for, decided once."""
-    if (kept := stage.load("versions.pt")) is not None:
-        return int(kept)
-    images = normalise(torch.from_numpy(data.train.images[:32]))
-    seconds = 0.0
-    with torch.inference_mode(), fast():
-        for _ in range(2):
-            began = time.perf_counter()
-            halves.tail(halves.head(images))
-            seconds = time.perf_counter() - began
-    versions = cache.versions_for(
-        len(data.train), place.cut.shape, seconds_a_photo=1.3 * seconds / len(images), left=left
-    )
-    stage.save("versions.pt", versions)
-    return versions
-
-
 def _finish(
     job: Job,
     made: classifier.Made,
-    halves: Halves,
-    code: Code,
-    place: Place,
+    fitted: Fitted,
+    places: Sequence[Place],
+    goal: Goal,
     cuts: Cuts,
     data: Dataset,
     normalise: Normalise,
     display: Display,
     taken: Taken | None,
 ) -> Done:
-    whole = classifier.module_logits(made.captured)
+    whole, place = classifier.module_logits(made.captured), places[0]
     ours = Split(
-        halves=halves,
-        code=code,
+        parts=fitted.parts,
+        codes=fitted.codes,
         normalise=normalise,
         name=bundle_name(job.out),
         model=job.model,
-        cut=place.cut.name,
-        number=place.number,
-        recipe=recipe_text(job, place, None),
+        cuts=tuple((each.cut.name, each.number) for each in places),
+        recipe=recipe_text(job, places, None),
         seed=job.seed,
         tensor=None if taken is None else taken.spec,
     )
-    built = build(job.out, ours, data, Goal(job.drop, job.budget), display.say)
+    built = build(job.out, ours, data, goal, display.say)
     if job.whole is not None:
         display.say(f"writing the unsplit classifier to {job.whole}")
-        unsplit = replace(ours, code=WholeCode(code), name=bundle_name(job.whole))
-        build(job.whole, unsplit, data, Goal(job.drop, job.budget), display.say)
-    comparison = compared(job, made, data, built, normalise, display, taken, _digest(made.module))
+        unsplit = replace(
+            ours,
+            parts=divide(made.captured, [place.cut]),
+            codes=(WholeCode(fitted.codes[0]),),
+            cuts=ours.cuts[:1],
+            name=bundle_name(job.whole),
+        )
+        # Of the hops there is one.
+        first = None if goal.budget is None else goal.budget[:1]
+        build(job.whole, unsplit, data, replace(goal, budget=first, costs=()), display.say)
+    comparison = compared(job, made, data, built, normalise, display, taken, digest_of(made.module))
     more = place.head.macs - place.cut.head.macs
     device = Device(place.cut.head, cuts.whole, more, place.cut.peak_bytes)
     report = make_report(
@@ -434,27 +361,31 @@ def _finish(
         comparison,
         device,
         model=job.model,
-        cut=place.cut.name,
+        cuts=[each.cut.name for each in places],
         classifier=made.how,
         shape=place.cut.shape,
         words=PHOTOS if taken is None else words_of(taken.spec),
     )
     write(report, job.out)
-    replace_file(job.out / RECIPE, recipe_text(job, place, job.out).encode())
+    replace_file(job.out / RECIPE, recipe_text(job, places, job.out).encode())
     return Done(built, report)
 
 
-def recipe_text(job: Job, place: Place, beside: Path | None) -> str:
+def recipe_text(job: Job, places: Sequence[Place], beside: Path | None) -> str:
     """What made a bundle, as TOML; beside: the folder that it is for, None: not where things lie."""
     values = {name: getattr(job, name) for name in BY_NAME if hasattr(job, name)}
     # The cut says where, whatever it was chosen for.
-    values |= {"cut": place.cut.name, "head_macs": None, "head_memory": None, "profile": None}
+    names = tuple(place.cut.name for place in places)
+    values |= {"cut": names[0], "cuts": ()} if len(names) == 1 else {"cut": None, "cuts": names}
+    values |= {"head_macs": None, "head_memory": None, "profile": None}
     columns = job.columns
     values |= {"image_column": columns.image, "label_column": columns.label}
     values["classes"] = tuple(columns.classes)
     values |= {name: getattr(job.tensors, own) for name, own in OF_TENSORS.items()}
-    code = place.code
-    notes = [f"the code: {code.channels} channels, {code.halvings} halvings, {code.width} wide"]
+    notes = []
+    for number, code in enumerate((place.code for place in places), start=1):
+        which = "the code" if len(places) == 1 else f"code {number}"
+        notes.append(f"{which}: {code.channels} channels, {code.halvings} halvings, {code.width} wide")
     if job.module is not None or job.dataset is not None:
         notes.append("made from Python: a module or data that no recipe can name")
     return recipe_toml(values, beside=beside, notes=notes)

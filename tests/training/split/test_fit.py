@@ -45,9 +45,9 @@ def run(
     tick: Callable[[fit.State], object] = lambda _: None,
 ) -> fit.State:
     stage = Stage(folder, {}, print)
-    settings = fit.Settings(target, steps, 0)
+    settings = fit.Settings((target,), steps, 0)
     ours.begin(tail(), cached().sample(), target=target, seed=0)
-    return fit.fit(ours, tail(), cached(), settings, stage, Clock(None), until=1, tick=tick)
+    return fit.fit([ours], [tail()], cached(), settings, stage, Clock(None), until=1, tick=tick)
 
 
 def agreement(ours: Code) -> tuple[float, float]:
@@ -67,7 +67,7 @@ def test_it_learns_and_fewer_bytes_cost_fewer(tmp_path: Path) -> None:
     many, few = run(wide, tmp_path / "a", 80), run(narrow, tmp_path / "b", 15)
     assert not wide.training and many.step == 150
     assert min(agreement(wide)) > 0.6
-    assert few.bytes < 0.85 * many.bytes and few.rate_weight > many.rate_weight
+    assert few.bytes < 0.85 * many.bytes and few.rate_weights > many.rate_weights
 
 
 def test_what_was_interrupted_ends_with_the_same_weights(
@@ -87,6 +87,32 @@ def test_what_was_interrupted_ends_with_the_same_weights(
     assert run(again, tmp_path / "broken", 40, steps=12).step == 12
     for name, value in again.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_codes_at_two_cuts_are_trained_together(tmp_path: Path) -> None:
+    first, second = code(), code()
+    x, logits = cached().batch(torch.arange(400))
+
+    def right() -> float:
+        with torch.no_grad():
+            found = x
+            for each in (first, second):
+                found = each.decoder(rounded(each.encode(found, each.features(found))))
+            found = tail()(found).argmax(1)
+        return float((found == logits.argmax(1)).float().mean())
+
+    for each in (first, second):
+        each.begin(tail(), x, target=60, seed=0)
+    settings = fit.Settings((60, 20), 60, 0, (1e-3, 2e-3))
+    stage = Stage(tmp_path, {}, print)
+    both = (first, second), (nn.Identity(), tail())
+    state = fit.fit(*both, cached(), settings, stage, Clock(None), until=1)
+    assert len(state.sizes) == 2 and state.sizes[1] < state.sizes[0] and right() > 0.6
+    assert not (first.training or second.training)
+    # What is kept of it is both.
+    again = code(), code()
+    kept = fit.fit(again, both[1], cached(), settings, stage, Clock(None), until=1)
+    assert kept.sizes == state.sizes and torch.equal(again[1].correction.weight, second.correction.weight)
 
 
 def test_a_channel_that_hardly_moves_gets_a_floor() -> None:

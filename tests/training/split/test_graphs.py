@@ -1,6 +1,7 @@
 """Head and tail of a split as ONNX: they compute what the modules do, in operators that a bundle may have."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -10,14 +11,16 @@ from offramp.training.split.graphs import (
     CODE,
     IMAGE,
     LOGITS,
+    NEXT_CODE,
     NORMALISE,
     float_graphs,
     from_symbols,
+    in_symbols,
     run_tensor,
     whole_graph,
     with_symbols,
 )
-from offramp.training.split.halves import split
+from offramp.training.split.halves import divide, split
 from offramp.training.split.layout import Layout
 from offramp.training.split.photos import Normalise
 from offramp.training.split.quantize import quantize
@@ -36,7 +39,7 @@ def test_the_graphs_compute_what_the_modules_do(name: str, cut: str) -> None:
     torch.nn.init.normal_(code.correction.weight)
     halves, normalise = split(captured, at), Normalise((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     sides = captured.shape
-    head, tail = float_graphs(halves, code, normalise, (sides[0], sides[1], sides[2]))
+    head, tail = float_graphs((halves.head, halves.tail), (code,), normalise, sides)
     images = torch.randint(0, 256, (3, *sides), dtype=torch.uint8)
     with torch.no_grad():
         crossing = halves.head(normalise(images))
@@ -54,6 +57,36 @@ def test_the_graphs_compute_what_the_modules_do(name: str, cut: str) -> None:
     assert np.array_equal(levels.numpy().astype(int) - 128, symbols.round().clamp(-128, 127).numpy())
     (answers,) = run_tensor(taking, [LOGITS], {"symbols": levels})
     assert torch.allclose(answers, wanted[2], atol=1e-4)
+
+
+def test_a_part_between_two_takes_and_makes_symbols() -> None:
+    captured, cuts = networks.found("vit")
+    several = [cuts.find(name) for name in ("blocks.0", "blocks.1")]
+    torch.manual_seed(0)
+    codes = []
+    for at in several:
+        layout = Layout.of(at.shape)
+        ones = torch.ones(layout.map_shape[0])
+        size = choose_shape(layout, target=20, most_macs=1e5)
+        codes.append(Code(layout, size, captured.classes, 0 * ones, ones).eval())
+        torch.nn.init.normal_(codes[-1].correction.weight)
+    modules = divide(captured, several)
+    parts = float_graphs(modules, codes, Normalise((0.5,) * 3, (0.25,) * 3), captured.shape)
+    symbols = torch.randint(-20, 20, (3, *codes[0].symbols_shape)).float()
+    with torch.no_grad():
+        crossing = modules[1](codes[0].decoder(symbols))
+        features = codes[1].features(crossing)
+        wanted = codes[1].encode(crossing, features), codes[1].exit(features)
+    found = run_tensor(parts[1], [NEXT_CODE, LOGITS], {CODE: symbols})
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+    _, between, last = in_symbols(parts)
+    for name, graph in (("part2.onnx", between), ("tail.onnx", last)):
+        check_graph(name, graph)
+    levels, _ = run_tensor(
+        onnx.load_from_string(between), ["next_symbols", LOGITS], {"symbols": (symbols + 128).byte()}
+    )
+    assert np.array_equal(levels.numpy().astype(int) - 128, wanted[0].round().clamp(-128, 127).numpy())
 
 
 def test_one_mean_for_all_channels_makes_integers_of_the_bytes_as_they_are() -> None:

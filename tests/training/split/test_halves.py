@@ -8,7 +8,7 @@ import torch
 from offramp.common.errors import ConfigError
 from offramp.training.split.capture import capture
 from offramp.training.split.cuts import find_cuts
-from offramp.training.split.halves import split
+from offramp.training.split.halves import divide, split
 from tests.training.split.networks import NETWORKS, build, found
 
 
@@ -27,6 +27,24 @@ def test_the_halves_are_the_whole_bit_for_bit(name: str) -> None:
                 kept = activation.clone()
                 assert torch.equal(halves.tail(activation), whole), cut.name
                 assert torch.equal(activation, kept), cut.name
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "swin"])
+def test_the_parts_of_several_cuts_are_the_whole_bit_for_bit(name: str) -> None:
+    captured, cuts = found(name)
+    places = cuts.places()
+    several = [places[0], places[len(places) // 2], places[-1]]
+    parts = divide(captured, several)
+    for batch in (1, 3):
+        x = torch.randn(batch, *captured.shape)
+        with torch.no_grad():
+            whole = captured.graph(x)
+            for part, cut in zip(parts, several, strict=False):
+                x = part(x)
+                assert x.shape == (batch, *cut.shape)
+            assert torch.equal(parts[-1](x), whole)
+    with pytest.raises(ConfigError, match="the second is not behind the first"):
+        divide(captured, several[1::-1])
 
 
 def test_each_half_has_only_what_it_uses_and_shares_it_with_the_module() -> None:

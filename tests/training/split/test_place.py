@@ -6,7 +6,7 @@ import pytest
 
 from offramp.common.errors import ConfigError
 from offramp.training.profile import Profile
-from offramp.training.split.place import Wanted, choose_place
+from offramp.training.split.place import Wanted, choose_place, choose_places
 from tests.training.split import networks
 
 MODEL = "paper-mobilenetv2"
@@ -69,3 +69,17 @@ def test_a_vector_of_tokens_that_is_not_a_square_is_refused() -> None:
                 choose_place(cuts, replace(ANY, cut=cut.name))
             return
     pytest.fail("the network has no such cut")
+
+
+def test_several_cuts_are_named_in_order() -> None:
+    cuts = networks.found("resnet")[1]
+    both = replace(ANY, cuts=("layer1", "layer2"), bytes=(80.0, 20.0))
+    first, second = choose_places(cuts, both)
+    assert (first.cut.name, second.cut.name) == ("layer1", "layer2")
+    assert first == choose_place(cuts, replace(ANY, cut="layer1", bytes=80.0))
+    with pytest.raises(ConfigError, match="cuts: layer2 layer1: the second is not behind the first"):
+        choose_places(cuts, replace(both, cuts=("layer2", "layer1")))
+    with pytest.raises(ConfigError, match="bytes: 3 numbers; expected one for each of 2 crossings"):
+        choose_places(cuts, replace(both, bytes=(1.0, 2.0, 3.0)))
+    with pytest.raises(ConfigError, match="bytes: 2 numbers; expected one, because there is one crossing"):
+        choose_places(cuts, replace(both, cuts=()))
