@@ -107,7 +107,7 @@ def test_a_part_between_has_a_hop_of_its_own_that_ends_with_it(tmp_path: Path, t
             """There are none."""
 
         catalog.retire(first.digest, end_streams)
-        for _ in range(3):
+        for _turn in range(3):
             await asyncio.sleep(0)
         assert [hop.closed for hop in hops.made] == [1, 0]
         await catalog.close()

@@ -71,7 +71,7 @@ def encoder_macs(layout: Layout, shape: CodeShape) -> int:
     source, height, width = layout.map_shape
     wide = shape.width
     size = 2**shape.halvings
-    total = -(-height // size) * -(-width // size) * source * size * size * shape.channels
+    total: int = -(-height // size) * -(-width // size) * source * size * size * shape.channels
     for step in range(max(1, shape.halvings)):
         if step < shape.halvings:
             height, width = -(-height // 2), -(-width // 2)

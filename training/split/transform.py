@@ -151,7 +151,7 @@ def _information(transform: Transform, tail: nn.Module, activations: Tensor, see
     size = transform.linear.in_channels * transform.size**2
     found = torch.zeros(size, size)
     every = max(1, len(activations) // _GRADIENTS)
-    for some in activations[::every][:_GRADIENTS].split(_BATCH):
+    for some in torch.split(activations[::every][:_GRADIENTS], _BATCH):
         crossing = some.clone().requires_grad_(True)
         logs = functional.log_softmax(tail(crossing).float() / _TEMPERATURE, dim=1)
         drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)

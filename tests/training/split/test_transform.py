@@ -65,7 +65,8 @@ def test_more_bytes_make_smaller_steps_and_the_same_photos_the_same_transform() 
 
 def test_a_tail_that_looks_at_nothing_is_no_reason_to_fail() -> None:
     transform, inverse = made((4, 4, 4), 4, 0)
-    blind = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    nn.init.zeros_(blind[1].weight)
+    last = nn.Linear(64, 3)
+    nn.init.zeros_(last.weight)
+    blind = nn.Sequential(nn.Flatten(), last)
     found = fit(transform, inverse, blind, torch.randn(50, 4, 4, 4), target=8, seed=0)
     assert found.bytes > 0 and bool(torch.isfinite(transform.linear.weight).all())
