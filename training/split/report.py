@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,16 @@ class Report:
     verdict: str
 
 
+def _by_class(data: Dataset, rights: Mapping[str, NDArray[np.bool_]]) -> list[dict[str, Any]]:
+    """How often each class is answered right; None where no test photo is of it: nothing is known then."""
+    found = []
+    for number, name in enumerate(data.classes):
+        own = data.test.labels == number
+        shares = {key: float(right[own].mean()) if own.any() else None for key, right in rights.items()}
+        found.append({"class": name, "photos": int(own.sum())} | shares)
+    return found
+
+
 def make_report(
     built: Built,
     data: Dataset,
@@ -123,13 +133,6 @@ def make_report(
     at = manifest.threshold
     whole_right = unsplit.argmax(axis=1) == labels
     rights = {"unsplit": whole_right, "pair": seen.right(at), "early": seen.early_right}
-    classes = []
-    for number, name in enumerate(data.classes):
-        own = labels == number
-        classes.append(
-            {"class": name, "photos": int(own.sum())}
-            | {key: float(right[own].mean()) for key, right in rights.items()}
-        )
     count = len(labels)
     accuracies = {key: float(right.mean()) for key, right in rights.items()}
     sent = ~seen.exits(at)
@@ -171,7 +174,7 @@ def make_report(
         "bytes_of_sent": float(built.payloads[sent].mean()) if sent.any() else 0.0,
         "exit_rate": float(1 - sent.mean()),
         "validation_accuracy": built.chosen_accuracy,
-        "classes": classes,
+        "classes": _by_class(data, rights),
         "comparison": comparison.as_json(),
     }
     values |= _of_chain(built, cuts) | {"words": asdict(words)}
@@ -279,7 +282,10 @@ def markdown(report: Report) -> str:
                 (
                     printable(each["class"], 60),
                     f"{each['photos']:,}",
-                    *(f"{each[key]:.1%}" for key in ("unsplit", "pair", "early")),
+                    *(
+                        "unknown" if each[key] is None else f"{each[key]:.1%}"
+                        for key in ("unsplit", "pair", "early")
+                    ),
                 )
                 for each in v["classes"]
             ],

@@ -120,6 +120,8 @@ def test_three_parts_become_a_bundle_whose_card_adds_up(tmp_path: Path) -> None:
     assert [part.get("cut") for part in made.values["parts"]] == ["layer1", "layer2", None]
     assert made.values["accuracy"]["pair"] == pytest.approx(sum(each.right for each in figures))
     assert len(made.values["points"]) > 400 and "## By part" in markdown(made)
+    empty = [each for each in made.values["classes"] if not each["photos"]]
+    assert empty and all(each["pair"] is None for each in empty) and "| unknown |" in markdown(made)
     # What plans read of it.
     write(made, tmp_path / "bundle")
     (curve,) = read_curves(tmp_path)
