@@ -31,7 +31,6 @@ from offramp.common.arguments import Parser, fraction
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.metrics import serve_metrics
 from offramp.common.wire.transport import set_grpc_environment
-from offramp.device.settings import DeviceSettings
 from offramp.device.sources.source import Source
 
 if TYPE_CHECKING:
@@ -217,6 +216,7 @@ def _page(variant: Variant, bundle: Bundle, cores: Sequence[int]) -> Iterator[Li
         yield None
         return
     from offramp.device.live import Live
+    from offramp.device.settings import DeviceSettings
 
     given = {"bundle": str(bundle.path), "metrics_port": 0, "page": True}
     live = Live(variant.device, DeviceSettings.model_validate(given))

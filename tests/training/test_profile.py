@@ -33,7 +33,7 @@ def test_weights_are_in_flash_where_there_is_some() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("speed = 3", "speed: no such field; expected one of flash_bytes, head_seconds"),
+        ("speed = 3", "speed: no such field; expected one of flash_bytes, gateways, head_seconds"),
         ("flash = 3", "flash: no such field; expected flash_bytes"),
         ("macs_per_second = 0", "macs_per_second = 0: Input should be greater than 0"),
         ("macs_per_second = nan", "macs_per_second = NaN: Input should be a finite number"),
