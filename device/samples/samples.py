@@ -140,7 +140,9 @@ class Samples:
         """It has its result, and its audit, where it had one, its outcome. Never waits, never fails."""
         if taken is None:
             return
-        differs = isinstance(audit, Answer) and audit.class_index != result.class_index
+        # One that a machine in between cut short is lost: the last part did not see it.
+        audited = audit if isinstance(audit, Answer) and not audit.fallback else None
+        differs = audited is not None and audited.class_index != result.class_index
         reasons = self._choice.reasons(
             result.confidence, drawn=taken.drawn, unknown=result.unknown, differs=differs
         )
@@ -153,7 +155,7 @@ class Samples:
             return
         if not taken.held and taken.image is not None:
             taken.image, taken.held = taken.image.copy(), True
-        said = self._decision(audit.class_index, audit.probability) if isinstance(audit, Answer) else None
+        said = None if audited is None else self._decision(audited.class_index, audited.probability)
         self._jobs.put(_Job(taken, result, said, reasons, counts_as, now()))
 
     def close(self) -> None:

@@ -144,13 +144,16 @@ def test_each_input_is_chosen_once_and_for_all_its_reasons(
     offer(samples, unknown(), Answer(2, 0.4, None, 60.0, 80.0))
     offer(samples, audit=Answer(1, 0.4, None, 60.0, 80.0))
     offer(samples, audit=Refusal("no reply", Cause.TIMEOUT, 1))
+    # A gateway that was unsure, and the server behind it gone: counted as lost, too.
+    offer(samples, audit=Answer(2, 0.4, None, 60.0, 80.0, fallback=True))
     samples.close()
-    first, agrees, lost = records(tmp_path / "kept")
+    first, agrees, lost, cut_short = records(tmp_path / "kept")
+    assert cut_short.reasons == ["random"] and cut_short.audit is None
     assert first.reasons == ["random", "audit", "unknown"] and first.unknown and first.source == "server"
     assert first.audit is not None and (first.audit.label, first.audit.confidence) == ("triangle", 0.4)
     assert agrees.audit is not None and agrees.reasons == ["random"] and lost.audit is None
     counts = {r: value(metrics, "kept_total", reason=r) for r in ("random", "audit", "unknown", "unsure")}
-    assert counts == {"random": 3, "audit": 1, "unknown": 1, "unsure": 0}
+    assert counts == {"random": 4, "audit": 1, "unknown": 1, "unsure": 0}
 
 
 def test_without_a_folder_nothing_is_kept(toy_bundle: Bundle, metrics: DeviceMetrics) -> None:
