@@ -67,7 +67,12 @@ def test_what_the_upstream_does_not_answer_the_gateways_exit_does(run: Processes
             account = device.finish()
     assert account.status == 0 and not account.fallbacks
     by = {(2, False): "exit", (3, False): "upstream", (2, True): "fallback"}
-    assert parts(account) == {key: answered(gateway, each) for key, each in by.items()}
+    # Every early exit is audited: the gateway answers those, too, and what it cuts short is a lost audit.
+    seen, audits = parts(account), account.audits
+    over = {each: answered(gateway, each) - seen[key] for key, each in by.items()}
+    assert over["fallback"] == audits["lost"]
+    assert over["exit"] + over["upstream"] == audits["agrees"] + audits["differs"]
+    assert sum(over.values()) == seen[1, False] == sum(audits.values())
     assert frames_of(gateway) == {
         "answered": account.sent,
         "refused": 0,
