@@ -215,7 +215,7 @@ def _copy(folder: Path, samples: Sequence[Record], work: Path, done: Exported) -
 def folder_of(label: str) -> str:
     """The class folder of a label: the label itself, where it can name one; else ``_unsorted``.
 
-    ``train`` and the like are parts to the readers of class folders, and a hidden folder is none.
+    ``train`` and the like are parts to the readers of class folders, and hidden folders are skipped.
     """
     usable = (
         label

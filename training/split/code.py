@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from offramp.training.models.bottleneck import Density
 from offramp.training.split.layout import Layout
-from offramp.training.split.transform import LARGEST, Fitted, Inverse, Transform
+from offramp.training.split.transform import LARGEST, Fitted, Inverse, Transform, blocks_of
 from offramp.training.split.transform import fit as fit_transform
 
 ZERO_POINT = 128
@@ -70,8 +70,8 @@ def encoder_macs(layout: Layout, shape: CodeShape) -> int:
     """Multiply-accumulates of encoder and early exit for one input, without the exit's last layer."""
     source, height, width = layout.map_shape
     wide = shape.width
-    size = 2**shape.halvings
-    total: int = -(-height // size) * -(-width // size) * source * size * size * shape.channels
+    high, across = (blocks_of(side, shape.halvings)[0] for side in (height, width))
+    total: int = high * across * source * 4**shape.halvings * shape.channels
     for step in range(max(1, shape.halvings)):
         if step < shape.halvings:
             height, width = -(-height // 2), -(-width // 2)
@@ -210,9 +210,7 @@ class Code(nn.Module):
 
     def __init__(self, layout: Layout, shape: CodeShape, classes: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        _, height, width = layout.map_shape
-        for _ in range(shape.halvings):
-            height, width = -(-height // 2), -(-width // 2)
+        height, width = (blocks_of(side, shape.halvings)[0] for side in layout.map_shape[1:])
         self.layout, self.shape = layout, shape
         self.symbols_shape = (shape.channels, height, width)
         self.features = Features(layout, shape, mean, std)

@@ -189,10 +189,9 @@ def _fit(
     """A new code for what is cached at its cut; number: of the crossing, from 0."""
     job, target = work.job, work.targets[number]
     torch.manual_seed(job.seed)
-    mean, std = fit.channel_statistics(place.layout.to_map(cached.sample()))
+    sample = cached.sample()
+    mean, std = fit.channel_statistics(place.layout.to_map(sample))
     code = Code(place.layout, place.code, len(work.data.classes), mean, std)
-    begun = code.begin(tail, cached.sample(), target=target, seed=job.seed)
-    work.display.say(f"a linear transform begins with about {begun.bytes:,.0f} B a photo")
     own = {
         "cache": stage.digest,
         "versions": len(cached.logits) // len(work.data.train),
@@ -202,6 +201,10 @@ def _fit(
         "minutes": time_for(job.minutes, job.steps),
     }
     fitted = work.stage(name, own)
+    if not (fitted.folder / fit.CHECKPOINT).exists():
+        # What is kept has its transform.
+        begun = code.begin(tail, sample, target=target, seed=job.seed)
+        work.display.say(f"a linear transform begins with about {begun.bytes:,.0f} B a photo")
     with work.display.bar(name) as bar:
         state = fit.fit(
             [code],

@@ -22,11 +22,13 @@ from torch.nn import functional
 from offramp.training.split.cache import Cached
 from offramp.training.split.code import Code, rounded
 from offramp.training.split.photos import fast
+from offramp.training.split.transform import TEMPERATURE
 from offramp.training.split.work import SAVE_SECONDS, Clock, Pace, Pacer, Stage, schedule, seeded
 
+CHECKPOINT = "code.pt"
+"""Of codes and their optimizer, in the stage's folder."""
 BATCH = 48
 MOST_STEPS = 20_000
-_TEMPERATURE = 2.0
 _EXIT, _FEATURE = 0.7, 0.3
 _RATES, _DECAY = (2.5e-3, 5e-4, 1e-2), 0.01
 """Learning rates: of what begins from nothing, of transform and inverse, of the density; weight decay."""
@@ -94,16 +96,16 @@ def fit(
     pace = Pace(settings.steps, MOST_STEPS)
     weights = list(settings.rate_weights) or [_FIRST_LAMBDA] * len(codes)
     sizes = [math.nan] * len(codes)
-    if (kept := stage.load("code.pt")) is not None:
+    if (kept := stage.load(CHECKPOINT)) is not None:
         learned.load_state_dict(kept["code"])
         optimizer.load_state_dict(kept["optimizer"])
         pace.restore(kept["pace"])
-        weights, sizes = _listed(kept["weight"]), _listed(kept["bytes"])
+        weights, sizes = list(kept["weight"]), list(kept["bytes"])
     pacer, saved = Pacer(pace, clock, until), time.monotonic()
 
     def save() -> None:
         stage.save(
-            "code.pt",
+            CHECKPOINT,
             {
                 "code": learned.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -168,11 +170,6 @@ def _steered(weight: float, ratio: float, steps: int) -> float:
     return min(max(weight * math.exp(gain * max(-1.0, min(1.0, off))), _LAMBDAS[0]), _LAMBDAS[1])
 
 
-def _listed(kept: float | list[float]) -> list[float]:
-    """Of a checkpoint, which earlier releases wrote for one code."""
-    return list(kept) if isinstance(kept, list) else [kept]
-
-
 def _loss(
     codes: Sequence[Code],
     behind: Sequence[nn.Module],
@@ -211,8 +208,8 @@ def _loss(
 
 
 def _distance(logits: Tensor, teacher: Tensor) -> Tensor:
-    ours, theirs = (functional.log_softmax(each.float() / _TEMPERATURE, dim=1) for each in (logits, teacher))
-    return functional.kl_div(ours, theirs, log_target=True, reduction="batchmean") * _TEMPERATURE**2
+    ours, theirs = (functional.log_softmax(each.float() / TEMPERATURE, dim=1) for each in (logits, teacher))
+    return functional.kl_div(ours, theirs, log_target=True, reduction="batchmean") * TEMPERATURE**2
 
 
 def channel_statistics(code_map: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from offramp.training.losses import entropy_bits
 from offramp.training.split.layout import Layout
 
-_TEMPERATURE = 2.0
-"""Of the answers whose information is measured; that of the loss which follows."""
+TEMPERATURE = 2.0
+"""Of the answers whose information is measured, and of the loss that follows (`fit`)."""
 _FLOOR = 0.03
 """Added to W², of its mean eigenvalue: what looked indifferent on a few hundred photos may not be."""
 _GRADIENTS, _COLUMNS, _BATCH = 768, 40_000, 48
@@ -60,8 +61,9 @@ class Transform(nn.Module):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", std.clone())
         source, height, width = layout.map_shape
-        before = (blocks_of(height, halvings)[1], blocks_of(width, halvings)[1])
-        self.linear = nn.Conv2d(source, channels, self.size, self.size, before)
+        (high, above), (wide, left) = blocks_of(height, halvings), blocks_of(width, halvings)
+        self.places = (high, wide)
+        self.linear = nn.Conv2d(source, channels, self.size, self.size, (above, left))
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.linear((self.layout.to_map(x) - self.mean) / self.std)
@@ -116,7 +118,7 @@ def fit(
     largest = forward.gather(0, forward.abs().argmax(0, keepdim=True))
     forward = forward * largest.sign()
     coefficients = (forward.T @ weight) @ columns
-    places = math.prod(_counts(transform))
+    places = math.prod(transform.places)
     step = _step(coefficients, target * 8 / places)
     size, source = transform.size, transform.linear.in_channels
     with torch.no_grad():
@@ -128,16 +130,10 @@ def fit(
     return Fitted((step * coefficients).std(1), _bits(rounded) * places / 8)
 
 
-def _counts(transform: Transform) -> tuple[int, int]:
-    _, height, width = transform.layout.map_shape
-    halvings = transform.size.bit_length() - 1
-    return blocks_of(height, halvings)[0], blocks_of(width, halvings)[0]
-
-
 def _blocks(map_: Tensor, transform: Transform) -> Tensor:
     """[N, C, H, W] as [N, C · size², blocks], values in the order of the transform's weights."""
     size = transform.size
-    high, wide = _counts(transform)
+    high, wide = transform.places
     top, left = cast(tuple[int, int], transform.linear.padding)
     height, width = map_.shape[2:]
     bottom, right = high * size - height - top, wide * size - width - left
@@ -153,7 +149,7 @@ def _information(transform: Transform, tail: nn.Module, activations: Tensor, see
     every = max(1, len(activations) // _GRADIENTS)
     for some in torch.split(activations[::every][:_GRADIENTS], _BATCH):
         crossing = some.clone().requires_grad_(True)
-        logs = functional.log_softmax(tail(crossing).float() / _TEMPERATURE, dim=1)
+        logs = functional.log_softmax(tail(crossing).float() / TEMPERATURE, dim=1)
         drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)
         (gradient,) = torch.autograd.grad(logs.gather(1, drawn).sum(), crossing)
         columns = _blocks(layout.to_map(gradient) * transform.std, transform).permute(1, 0, 2).flatten(1)
@@ -176,9 +172,5 @@ def _step(coefficients: Tensor, bits: float) -> float:
 
 def _bits(rounded: Tensor) -> float:
     """Entropy of a block's symbols, bits, each channel with a table of its own."""
-    total = 0.0
-    for channel in rounded:
-        counts = channel.unique(return_counts=True)[1].double()
-        shares = counts / counts.sum()
-        total -= float((shares * shares.log2()).sum())
-    return total
+    counts = (channel.unique(return_counts=True)[1].double() for channel in rounded)
+    return sum(float(entropy_bits(each / each.sum())) for each in counts)
