@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from offramp.cli.fleet.drift import drift
 from offramp.cli.fleet.figures import ratio, wilson
 from offramp.cli.fleet.fleet import View
 
@@ -52,6 +53,7 @@ DEVICE: list[Column] = [
     ("exit", lambda row: percent(row["exit_rate"])),
     ("fallback", lambda row: f"{row['fallbacks']:,.0f}"),
     ("audits agree", audits),
+    ("drift", lambda row: drift(row["drift"])),
     ("wire B/s", lambda row: figure(row["wire_bytes_sent_per_second"], 0)),
     ("B/image", lambda row: figure(row["wire_bytes_sent_per_image"])),
     ("saved", lambda row: percent(row["saved"])),
@@ -89,6 +91,7 @@ HIDDEN_FIRST = (
     "bundle",
     "head ms",
     "audits agree",
+    "drift",
     "B/image",
     "decode ms",
     "p99",
@@ -117,7 +120,7 @@ def table(title: str, rows: list[dict[str, Any]], columns: list[Column], console
     return table(title, rows, [column for column in columns if column[0] != hidden], console)
 
 
-def fleet_line(devices: list[dict[str, Any]]) -> str:
+def fleet_line(devices: list[dict[str, Any]], drifts: dict[str, dict[str, Any]] | None = None) -> str:
     """All devices together."""
     images = sum(row["images"] for row in devices)
     exits = sum((row["exit_rate"] or 0.0) * row["images"] for row in devices)
@@ -135,6 +138,7 @@ def fleet_line(devices: list[dict[str, Any]]) -> str:
         f"{len(devices)} devices: {rate:,.1f} images/s, {percent(ratio(exits, images))} exit early, "
         f"{wire} wire B/s, {percent(saved)} of the raw activations' bytes saved"
         + (f", audits agree {shown}" if audited else "")
+        + (f", drift {drift(drifts)}" if drifts else "")
     )
 
 
@@ -142,7 +146,7 @@ def render(view: View, console: Console) -> RenderableType:
     """The view for a terminal."""
     parts: list[RenderableType] = []
     if view.devices:
-        parts.append(table(fleet_line(view.devices), view.devices, DEVICE, console))
+        parts.append(table(fleet_line(view.devices, view.drift), view.devices, DEVICE, console))
     if view.servers:
         columns = [*SERVER, *UPSTREAM] if any("upstream" in row for row in view.servers) else SERVER
         parts.append(table(f"{len(view.servers)} servers", view.servers, columns, console))
