@@ -107,8 +107,8 @@ class Stage:
             # PyTorch names the module first, and then what is wrong.
             reason = printable(" ".join(str(error).split())[:160] or type(error).__name__)
             raise ConfigError(
-                f"{self.folder / name}: a checkpoint that does not fit what this release makes of the same settings "
-                f"({reason}); remove it to begin again"
+                f"{self.folder / name}: a checkpoint that does not fit, as of another release ({reason}); "
+                "remove it to begin again"
             ) from None
 
 
