@@ -1,7 +1,7 @@
 """Builds the images and runs both Compose files for real: make check-containers
 
-As root on Debian, with deploy/install-checkers.sh containers. A Docker engine of its own is started and ended;
-no registry of images is asked: the base is debootstrap's, Prometheus is Debian's. What is asserted:
+As root on Debian, after deploy/install-checkers.sh containers. A Docker engine is started for it, and ended; no
+registry of images is asked: the base is debootstrap's, Prometheus is Debian's. What is asserted:
 
     health, Prometheus' targets, the demo's figures through Prometheus, image by image against those made here
     read-only file systems, no capabilities, no new privileges, limits of memory and processes, in force

@@ -151,20 +151,18 @@ def base_name() -> str:
     return found[1]
 
 
-def import_base(docker: Engine, mirror: str, architecture: str | None = None) -> None:
+def import_base(docker: Engine, mirror: str) -> None:
     """Debian as debootstrap makes it, under the name that the Dockerfile asks for, if the daemon has none."""
     if docker.has(base_name()):
         return
     tree = docker.work / "debian"
     shutil.rmtree(tree, ignore_errors=True)
-    words = [] if architecture is None else ["--arch", architecture]
     log = docker.work / "debootstrap.log"
-    run("debootstrap", *words, "--variant=minbase", "bookworm", tree, mirror, log=log)
+    run("debootstrap", "--variant=minbase", "bookworm", tree, mirror, log=log)
     teach_pip(tree)
     archive = docker.work / "debian.tar"
     run("tar", "--numeric-owner", "-C", tree, "-cf", archive, ".")
-    platform = [] if architecture is None else ["--platform", f"linux/{architecture}"]
-    docker.docker("import", *platform, archive, base_name())
+    docker.docker("import", archive, base_name())
     archive.unlink()
     shutil.rmtree(tree)
     say(f"{base_name()}: imported")
@@ -173,29 +171,30 @@ def import_base(docker: Engine, mirror: str, architecture: str | None = None) ->
 def teach_pip(tree: Path) -> None:
     """Where this machine's pip is given an index or an authority of its own, the base's is given the same."""
     found: dict[str, str] = {}
-    for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
+    lines = run(sys.executable, "-m", "pip", "config", "list").splitlines()
+    # Variables last: they win over files.
+    for line in sorted(lines, key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")
         where, _, name = key.rpartition(".")
         if where in ("global", "install", ":env:"):
             found[name] = shlex.split(value)[0] if value else ""
     authority = found.get("cert") or os.environ.get("SSL_CERT_FILE")
-    lines = ["[global]"]
+    written = ["[global]"]
     for name in PASSED_ON:
         remote = [each for each in found.get(name, "").split() if not each.startswith("file:")]
         if remote:
-            lines.append(f"{name} = {' '.join(remote)}")
+            written.append(f"{name} = {' '.join(remote)}")
     if authority:
         shutil.copyfile(authority, tree / "etc" / "pip-authority.pem")
-        lines.append("cert = /etc/pip-authority.pem")
-    (tree / "etc" / "pip.conf").write_text("\n".join(lines) + "\n")
+        written.append("cert = /etc/pip-authority.pem")
+    (tree / "etc" / "pip.conf").write_text("\n".join(written) + "\n")
 
 
-def build(docker: Engine, targets: Sequence[tuple[str, str]], platform: str | None = None) -> None:
+def build(docker: Engine, targets: Sequence[tuple[str, str]]) -> None:
     """Build the Dockerfile's targets, each with its tag."""
-    words = [] if platform is None else ["--platform", platform]
     for target, tag in targets:
         docker.docker(
-            *("build", "--network", "host", *words, "--target", target, "--tag", tag),
+            *("build", "--network", "host", "--target", target, "--tag", tag),
             *("--file", DOCKERFILE, ROOT),
             log=docker.work / f"{target}.log",
         )
