@@ -54,16 +54,15 @@ def run(*command: object, log: Path | None = None, **variables: str) -> str:
     """Run a program in the repository; its output, also written to ``log``. Raises Failed where it fails."""
     done = subprocess.run(
         [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, **variables},
     )
     if log is not None:
-        log.write_text(done.stdout)
+        log.write_text(done.stdout + done.stderr)
     if done.returncode:
-        end = "\n".join(done.stdout.splitlines()[-40:])
+        end = "\n".join([*done.stdout.splitlines()[-40:], *done.stderr.splitlines()[-40:]])
         raise Failed(f"{shlex.join(map(str, command))}: exit status {done.returncode}\n{end}")
     return done.stdout
 
