@@ -71,6 +71,7 @@ def toy_chain(bundle: Path, images: Path) -> list[int]:
     found = toy_chain.write(bundle, 3)
     pictures = toy.images(200)
     # Whoever reads it is not who wrote it.
+    bundle.chmod(0o755)
     for path in bundle.iterdir():
         path.chmod(0o644)
     images.mkdir()
