@@ -144,6 +144,8 @@ def up(docker: Engine, file: str, **variables: str) -> Iterator[Demo]:
             return False
         return {each["labels"]["instance"] for each in targets if each["health"] == "up"} == addresses
 
+    # What a run before left behind where it was cut off.
+    demo.compose("down", "--volumes")
     try:
         demo.compose("up", "--detach", "--no-build", *demo.services)
         for service in demo.services:
