@@ -30,6 +30,7 @@ class Rest:
 
     def __init__(self, engine: Engine, first: int, threshold: float | None = None) -> None:
         self.first = first
+        self.last = len(engine.manifest.parts)
         self._engine = engine
         self._thresholds = thresholds_of(engine.manifest, first)
         if threshold is not None:
@@ -37,7 +38,7 @@ class Rest:
 
     def tail(self, symbols: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """See ``batch.Tail``; for measuring: all parts run, as for inputs that no exit is sure of."""
-        for number in range(self.first, len(self._engine.manifest.parts)):
+        for number in range(self.first, self.last):
             following, _ = self._engine.part(number, symbols)
             assert following is not None
             symbols = following
@@ -53,7 +54,8 @@ class Finish:
 
     def __init__(self, rest: Rest, metrics: ServerMetrics) -> None:
         self._rest = rest
-        self._metrics = metrics
+        numbers = range(rest.first, rest.last + 1)
+        self._counts = {number: metrics.answered_by_part.labels(str(number)) for number in numbers}
 
     def check_room(self) -> None:
         """See ``batch.Onward``: nothing goes on."""
@@ -70,5 +72,5 @@ class Finish:
         said = zip(batch, answers.best, answers.probabilities, answers.parts, strict=True)
         for job, best, probability, part in said:
             if not job.owner.gone:
-                self._metrics.answered_by_part.labels(str(part)).inc()
+                self._counts[part].inc()
             job.owner.answered(job, best, probability, 0 if part == self._rest.first else part)
