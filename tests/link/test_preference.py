@@ -27,8 +27,8 @@ def test_looks_are_rarer_while_they_fail_until_the_first_answers_again() -> None
     assert Pauses(draw=lambda: 0.0).after(asked=False, settled=True) == RETURN_FIRST / 2
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "RETURN_FIRST", 0.05)
 
 
@@ -50,6 +50,7 @@ def breaks_once(later: Script) -> Script:
     return script
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_preferred_server_is_gone_back_to_once_it_takes_streams(linked: LinkTo) -> None:
     with (
         hostile.hostile(breaks_once(hostile.echo())) as first,
@@ -72,6 +73,7 @@ def test_a_preferred_server_is_gone_back_to_once_it_takes_streams(linked: LinkTo
         assert device.sample("offramp_device_connects_total") == 3
 
 
+@pytest.mark.usefixtures("soon")
 def test_what_the_other_does_not_answer_in_time_is_sent_again(linked: LinkTo) -> None:
     with (
         hostile.hostile(breaks_once(hostile.echo())) as first,
@@ -86,6 +88,7 @@ def test_what_the_other_does_not_answer_in_time_is_sent_again(linked: LinkTo) ->
         assert [each.server for each in answers] == [servers[0], servers[1], servers[0]]
 
 
+@pytest.mark.usefixtures("soon")
 def test_the_end_does_not_wait_for_one_that_is_asked(linked: LinkTo) -> None:
     with (
         hostile.hostile(breaks_once(hostile.first_messages())) as first,
@@ -102,6 +105,7 @@ def test_the_end_does_not_wait_for_one_that_is_asked(linked: LinkTo) -> None:
         assert time.monotonic() - start < WAIT / 2
 
 
+@pytest.mark.usefixtures("soon")
 def test_one_that_takes_no_streams_is_left_alone(linked: LinkTo) -> None:
     refuses = hostile.leaving("after the hello", grpc.StatusCode.UNAVAILABLE)
     with (
