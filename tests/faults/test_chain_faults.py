@@ -149,7 +149,8 @@ def test_a_gateway_s_bundle_that_is_replaced_under_load_loses_no_frame(
     old, new = variant(chain, models / "old", "old"), variant(chain, tmp_path / "new", "new")
     kept = shutil.copytree(old.path, tmp_path / "kept")
     cloud = run.server(*FAST, "--part", "last", "--bundle", new.path, bundle=kept)
-    gateway = run.server(*FAST, "--upstream", cloud.address, "--reload-interval", 3600, bundle=models)
+    flags = ("--upstream", cloud.address, "--upstream-timeout", WAIT, "--reload-interval", 3600)
+    gateway = run.server(*FAST, *flags, bundle=models)
     with load(run, toy_images, "--server", gateway.address, *patient, bundle=kept) as device:
         device.warmed_up()
         shutil.copytree(new.path, models / "new")
@@ -170,4 +171,4 @@ def test_a_gateway_s_bundle_that_is_replaced_under_load_loses_no_frame(
     frames = frames_of(gateway)
     assert frames["total"] == frames["answered"] == mine.answered + theirs.answered
     assert frames_of(cloud)["total"] == answered(gateway, "upstream") and not answered(gateway, "fallback")
-    assert gateway.metrics()["offramp_server_upstream_connected"] == 1
+    until(lambda: gateway.metrics()["offramp_server_upstream_connected"] == 1, "the retired link's end")
