@@ -159,8 +159,9 @@ class Chain:
         return Pages(device, self.gateway.page(), self.server.page())
 
     def pair(self, gateway: str, server: str) -> Row:
-        """Both in trouble at once, and what became of the images."""
+        """Both in trouble at once, and what became of the images. The load rests before and after."""
         before, sent, start = self._pages(), self.device.sent, time.monotonic()
+        self.device.paused.clear()
         self.gateway.begin(gateway)
         self.server.begin(server)
         self.device.more("fallback", LEAST)
@@ -186,7 +187,6 @@ class Chain:
             device[FALLBACKS],
             disagreements,
         )
-        self.device.paused.clear()
         return row
 
     def _disagreements(self, before: Pages, gateway: str, server: str) -> list[str]:
@@ -248,6 +248,7 @@ def three_hops(run: Processes, images: Path) -> Iterator[Chain]:
         flags = ("--server", gateway.address, "--timeout", TIMEOUT)
         device = stack.enter_context(load(run, images, *flags, plain=True))
         device.warmed_up()
+        device.rest()
         yield Chain(device, gateway, server)
 
 
