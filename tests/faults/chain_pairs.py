@@ -176,7 +176,7 @@ class Chain:
                 break
             time.sleep(0.05)
         device = self._pages().device - before.device
-        row = Row(
+        return Row(
             gateway,
             server,
             time.monotonic() - start,
@@ -187,7 +187,6 @@ class Chain:
             device[FALLBACKS],
             disagreements,
         )
-        return row
 
     def _disagreements(self, before: Pages, gateway: str, server: str) -> list[str]:
         """What the pages say that cannot be, of the time since; they are at rest."""
