@@ -12,6 +12,7 @@ import json
 import os
 import time
 from argparse import RawDescriptionHelpFormatter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,8 @@ def measure(
     messages = Messages([(int(codec), coded) for codec, coded in map(bundle.codec.encode, symbols)], 1)
     segment = segment_of(2, len(bundle.manifest.parts))
 
+    cpu_us: dict[str, list[float]] = defaultdict(list)
+
     def latencies(server: Program) -> NDArray[np.float64]:
         found = asyncio.run(
             open_loop(
@@ -148,6 +151,7 @@ def measure(
                 f"{len(kept)} frames were answered, {found.refused} refused, {found.lost} lost: expected a "
                 "lower --rate"
             )
+        cpu_us[server.address].append(found.server_busy * seconds / len(kept) * 1e6)
         return kept
 
     common = ("--exit-threshold", 1, "--metrics-port", 0)
@@ -182,6 +186,10 @@ def measure(
             name: page[f"{metric}_sum"] / max(1.0, page[f"{metric}_count"]) * 1e3
             for name, metric in STAGES.items()
         },
+        "cpu_us_per_frame": {
+            "server, direct": float(np.median(cpu_us[server.address])),
+            "gateway": float(np.median(cpu_us[gateway.address])),
+        },
         "answers_by_upstream": page['offramp_server_answers_total{by="upstream"}'],
         "answers_by_fallback": page['offramp_server_answers_total{by="fallback"}'],
     }  # fmt: skip
@@ -207,6 +215,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     )
     stages = ", ".join(f"{name} {value:.2f}" for name, value in result["gateway_ms"].items())
     yield f"of the gateway, means in ms: {stages}"
+    cpu = ", ".join(f"{name} {value:.0f}" for name, value in result["cpu_us_per_frame"].items())
+    yield f"processor time of a frame in us: {cpu}"
     if result["answers_by_fallback"]:
         yield f"{result['answers_by_fallback']:.0f} answers were fallbacks: they crossed nothing"
 

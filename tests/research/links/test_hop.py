@@ -28,6 +28,7 @@ def test_both_ways_are_measured_and_the_difference_is_said(
     found = json.loads(capsys.readouterr().out)
     assert found["answers_by_fallback"] == 0
     assert found["answers_by_upstream"] >= found["frames"]["gateway"] > 0
+    assert min(found["cpu_us_per_frame"].values()) > 0
     said = "\n".join(lines(found))
     assert "4 devices, 80 frames/s together; part 2 alone" in said and "the hop adds" in said
 
