@@ -83,7 +83,9 @@ class Loader:
             if number == last:
                 return engine
             threshold = self._exit_threshold if number == part else None
-            return (Middle if self._upstream else Rest)(engine, number, threshold)
+            if self._upstream:
+                return Middle(engine, number, threshold)
+            return Rest(engine, number, threshold)
 
         plan, engine = make_plan(
             bundle,
