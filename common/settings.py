@@ -55,12 +55,12 @@ NAMES = frozenset(
     corrections exit_threshold frames_in_flight grace hello_timeout idle_timeout insecure keep
     keep_bytes keep_share listen log_format log_level max_batch max_stream_age max_streams max_wait_ms
     message_bytes metrics_host metrics_port otel page page_token_file part picture_quality
-    picture_threshold pictures providers proxy queue rate reload_interval server spool spool_bytes
-    strikes target_latency threads threshold threshold_ceiling threshold_floor timeout tls tls_ca
-    tls_cert tls_client_ca tls_key tls_server_name token_file trusted_key upstream upstream_breaker
-    upstream_insecure upstream_proxy upstream_timeout upstream_tls upstream_tls_ca upstream_tls_cert
-    upstream_tls_key upstream_tls_server_name upstream_token_file upstream_window window workers
-    write_timeout
+    picture_threshold pictures prefer_first providers proxy queue rate reload_interval server spool
+    spool_bytes strikes target_latency threads threshold threshold_ceiling threshold_floor timeout tls
+    tls_ca tls_cert tls_client_ca tls_key tls_server_name token_file trusted_key upstream
+    upstream_breaker upstream_insecure upstream_prefer_first upstream_proxy upstream_timeout
+    upstream_tls upstream_tls_ca upstream_tls_cert upstream_tls_key upstream_tls_server_name
+    upstream_token_file upstream_window window workers write_timeout
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """The settings of all programs: one environment may be that of several, and none imports another's."""

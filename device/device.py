@@ -226,6 +226,8 @@ class Device:
         audited = self._audits.draw()
         before_head = time.perf_counter()
         future: Future[Result] = Future()
+        # Under way from here on: a caller's cancel() changes nothing, since its outcome comes in any case.
+        future.set_running_or_notify_cancel()
         trace = start_span(self._tracing, future)
         exit_ = run_head(self._engine, image, self._unknown)
         self.metrics.head_seconds.observe(time.perf_counter() - before_head)

@@ -87,6 +87,12 @@ UPSTREAM: list[Column] = [
 """Of servers with others behind them; only where there is one."""
 
 
+PARTS: list[Column] = [
+    ("by part", lambda row: " / ".join(f"{count:,.0f}" for count in row.get("parts", {}).values()) or "–")
+]
+"""Of devices and servers that answer by several parts of a chain; only where there is one."""
+
+
 HIDDEN_FIRST = (
     "bundle",
     "head ms",
@@ -146,9 +152,11 @@ def render(view: View, console: Console) -> RenderableType:
     """The view for a terminal."""
     parts: list[RenderableType] = []
     if view.devices:
-        parts.append(table(fleet_line(view.devices, view.drift), view.devices, DEVICE, console))
+        columns = [*DEVICE, *(PARTS if any("parts" in row for row in view.devices) else [])]
+        parts.append(table(fleet_line(view.devices, view.drift), view.devices, columns, console))
     if view.servers:
         columns = [*SERVER, *UPSTREAM] if any("upstream" in row for row in view.servers) else SERVER
+        columns = [*columns, *(PARTS if any("parts" in row for row in view.servers) else [])]
         parts.append(table(f"{len(view.servers)} servers", view.servers, columns, console))
     parts += [Text(f"{each['target']}: {each['error']}", style="red") for each in view.failed]
     if view.note is not None:

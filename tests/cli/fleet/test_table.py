@@ -55,6 +55,34 @@ def test_a_server_with_others_behind_it_says_who_answered() -> None:
     assert "upstream" not in alone.export_text()
 
 
+def test_programs_of_a_chain_say_what_each_part_answered() -> None:
+    def pages(n: int) -> tuple[str, str]:
+        answers = "offramp_device_answers_total"
+        device = (
+            f'offramp_device_images_total{{source="server"}} {7 * n}\n'
+            f'{answers}{{part="1",cut_short="false"}} {4 * n}\n'
+            f'{answers}{{part="2",cut_short="false"}} {2 * n}\n{answers}{{part="2",cut_short="true"}} {n}\n'
+            f'{answers}{{part="3",cut_short="false"}} {5 * n}\n'
+            f'offramp_device_server_answers_total{{server="barn:1"}} {6 * n}\n'
+            f'offramp_device_server_answers_total{{server="cloud:1"}} {n}\n'
+        )
+        name = "offramp_server_part_answers_total"
+        return device, f'{GOOD}{name}{{part="2"}} {2 * n}\n{name}{{part="3"}} {3 * n}\n'
+
+    watched = [Watched(Target(name, f"http://{name}")) for name in ("device", "cloud")]
+    for second in (0, 1):
+        for each, page in zip(watched, pages(10 * second), strict=True):
+            each.add(read_page(page, float(second)), 30)
+    device, cloud = device_row(watched[0]), server_row(watched[1])
+    assert (device["parts"], device["cut_short"]) == ({"1": 40, "2": 30, "3": 50}, 10)
+    assert device["servers"] == {"barn:1": 60, "cloud:1": 10}
+    assert cloud["parts"] == {"2": 20, "3": 30} and "upstream" not in cloud
+    shown = Console(width=220, record=True)
+    shown.print(render(View([device], [cloud], [], None), shown))
+    text = shown.export_text()
+    assert "by part" in text and "40 / 30 / 50" in text and "20 / 30" in text
+
+
 def test_bytes_that_a_device_cannot_count_are_unknown_and_not_0() -> None:
     page = read_page('offramp_device_images_total{source="server"} 3\n', at=0.0)
     watched = Watched(Target("device:9102", "http://device:9102/metrics"))
