@@ -243,11 +243,12 @@ class DatagramLink:
 
     def _send(self, item: _Item, now: float) -> Refusal | None:
         """Send or send again; why it cannot be."""
+        item.sends += 1
         trouble = self._carrier.send(item.datagram, item.sequence, item.deadline - now)
         if trouble is not None:
+            item.sends -= 1
             self._fail(UnavailableError(trouble))
             return Refusal(trouble, Cause.UNAVAILABLE, item.sends)
-        item.sends += 1
         (self._metrics.frames_resent if item.sends > 1 else self._metrics.raw_activation_bytes).inc(
             1 if item.sends > 1 else self._terms.raw_bytes
         )

@@ -65,7 +65,7 @@ class Broker:
         except ValueError:
             raise ConfigError(wrong) from None
         prefix = parts.path.strip("/") or "offramp"
-        if parts.scheme not in SCHEMES or not host or parts.query or parts.fragment:
+        if parts.scheme not in SCHEMES or not host or not set("?#").isdisjoint(url):
             raise ConfigError(wrong)
         if parts.username is not None or parts.password is not None:
             raise ConfigError(
