@@ -146,7 +146,7 @@ class DatagramLink:
         due = start + self.timeout if deadline is None else deadline
         refusal: Refusal | None
         with self._changed:
-            refusal = self._open() or self._admit(due, background or behind)
+            refusal = self._open(due - start) or self._admit(due, background or behind)
             if refusal is None:
                 made = self._make(codec, payload)
                 if isinstance(made, Refusal):
@@ -200,13 +200,13 @@ class DatagramLink:
 
     # --- a frame comes in, under the lock ---
 
-    def _open(self) -> Refusal | None:
+    def _open(self, seconds: float) -> Refusal | None:
         """The carrier is opened with the first frame, as a link connects with its first."""
         if self._closed:
             return Refusal("closed", Cause.CLOSED)
         if not self._opened:
             try:
-                self._carrier.open(self._received)
+                self._carrier.open(self._received, seconds)
             except OfframpError as error:
                 self.failure = error
                 return Refusal(str(error), Cause.UNAVAILABLE)

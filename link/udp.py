@@ -31,7 +31,7 @@ class UdpCarrier:
         self._closed = False
         self._sent = self._received = 0
 
-    def open(self, received: Received) -> None:
+    def open(self, received: Received, seconds: float) -> None:
         """Bind a port of our own. Raises UnavailableError where the host has no address."""
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]

@@ -39,7 +39,7 @@ class FakeCarrier:
         self.unreachable = False
         self.closed = False
 
-    def open(self, received: Received) -> None:
+    def open(self, received: Received, seconds: float) -> None:
         if self.unreachable:
             raise UnavailableError("fake is unreachable")
         self.received = received
