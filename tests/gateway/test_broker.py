@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -286,9 +287,11 @@ def test_tls_user_and_token(
         frames.offload(b"\7")
         (outcome,) = frames.settled()
         assert isinstance(outcome, Answer)
-    stranger = Frames(stack, Broker.parse("--server", url, Security(), None), "stranger", 0.5)
-    stranger.offload(b"\7")
-    (refused,) = stranger.settled()
+    with ExitStack() as away:
+        stranger = Frames(away, Broker.parse("--server", url, Security(), None), "stranger", 0.5)
+        stranger.offload(b"\7")
+        (refused,) = stranger.settled()
+    gc.collect()
     assert isinstance(refused, Refusal) and "mqtts://127.0.0.1" in refused.reason
     assert "wrong-token" not in caplog.text and "right-token" not in caplog.text
 
