@@ -244,7 +244,7 @@ class DatagramLink:
     def _send(self, item: _Item, now: float) -> Refusal | None:
         """Send or send again; why it cannot be."""
         item.sends += 1
-        trouble = self._carrier.send(item.datagram, item.sequence, item.deadline - now)
+        trouble = self._carrier.send(item.datagram, item.deadline - now)
         if trouble is not None:
             item.sends -= 1
             self._fail(UnavailableError(trouble))

@@ -297,7 +297,7 @@ class MqttCarrier:
             why = self._connection.trouble or "has not answered yet"
             raise UnavailableError(f"{self.target} {why}")
 
-    def send(self, datagram: bytes, sequence: int, seconds: float) -> str | None:
+    def send(self, datagram: bytes, seconds: float) -> str | None:
         """Publish one request."""
         return self._connection.publish(
             self._request,

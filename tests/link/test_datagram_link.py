@@ -44,7 +44,7 @@ class FakeCarrier:
             raise UnavailableError("fake is unreachable")
         self.received = received
 
-    def send(self, datagram: bytes, sequence: int, seconds: float) -> str | None:
+    def send(self, datagram: bytes, seconds: float) -> str | None:
         if self.trouble is None:
             self.sent.append(datagram)
             for each in self.reply(datagram):
