@@ -212,9 +212,10 @@ class SerialDoor:
 
 
 class PipeDoor:
-    """Datagrams with their length before them, from one descriptor; replies go to another.
+    """Datagrams of many devices from one descriptor; replies go to another.
 
-    ended: called at the end of the first.
+    A record is two bytes of length, one of the address's, the address, which is the caller's and comes back with
+    the reply, and the datagram. ended: called at the end of the first.
     """
 
     def __init__(self, source: int, sink: int, ended: Callable[[], None]) -> None:
@@ -237,7 +238,6 @@ class PipeDoor:
 
     def _run(self, take: Take) -> None:
         reader = LengthReader()
-        sender = Sender("pipe", "pipe", self._send)
         while not self._closed:
             try:
                 data = os.read(self._source, _CHUNK)
@@ -245,16 +245,18 @@ class PipeDoor:
                 data = b""
             if not data or self._closed:
                 break
-            for datagram in reader.feed(data):
-                take(sender, datagram)
+            for record in reader.feed(data):
+                end = 1 + record[0]
+                address = record[:end]
+                take(Sender("pipe", address, partial(self._send, address)), record[end:])
             if reader.error is not None:
                 log.error("standard input: %s", reader.error)
                 break
         self._ended()
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, address: bytes, data: bytes) -> bool:
         with self._lock:
-            return write_all(self._sink, with_length(data))
+            return write_all(self._sink, with_length(address + data))
 
 
 def write_all(descriptor: int, data: bytes) -> bool:

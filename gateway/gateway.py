@@ -7,7 +7,8 @@
 Rules this module keeps:
 - A request is forwarded once. The same bytes again get the same reply, or another try after an error that
   says nothing of them; with a key, a number that was used with other bytes is refused.
-- Nothing is answered that was not checked to its last byte, and no reply is longer than its request.
+- Nothing is answered that was not checked to its last byte, and a reply is 7 … 17 bytes: nobody gets much by
+  little.
 - Memory is bounded: pieces, requests and replies that are kept for doubles.
 - Labels of metrics are the names of listed devices alone.
 """

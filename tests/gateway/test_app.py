@@ -84,11 +84,11 @@ def test_devices_by_udp_a_serial_line_and_a_pipe(
             while not found:
                 found = cobs.feed(os.read(ours, 100))
             # The same bytes by another door: the same reply, and no second request.
-            program.stdin.write(with_length(request))
+            program.stdin.write(with_length(b"\2ab" + request))
             again, lengths = list[bytes](), LengthReader()
             while not again:
                 again = lengths.feed(os.read(program.stdout.fileno(), 100))
-            assert again == found
+            assert again == [b"\2ab" + found[0]]
             counts = scrape(f"http://{page}/metrics")
             assert counts["offramp_gateway_answers_total{device=hive-3}"] == len(device.answers) == 40
             assert counts["offramp_gateway_answers_total{device=pipe}"] == 1

@@ -95,17 +95,22 @@ def test_a_pipe_until_its_end(last: bytes) -> None:
     taken, ended = Taken(), threading.Event()
     door = PipeDoor(source, sink, ended.set)
     door.open(lambda *one: taken.append(one))
-    for piece in (with_length(b"one") + with_length(b"two")[:1], with_length(b"two")[1:] + last):
+    one, two = with_length(b"\3abcone"), with_length(b"\0two")
+    for piece in (one + two[:1], two[1:] + with_length(b"\x09short") + last):
         os.write(feed, piece)
-    until(lambda: len(taken) == 2, "both datagrams")
-    assert taken[1][0].answer(b"reply") and LengthReader().feed(os.read(out, 100)) == [b"reply"]
+    until(lambda: len(taken) == 3, "all records")
+    assert taken[0][0].answer(b"reply") and LengthReader().feed(os.read(out, 100)) == [b"\3abcreply"]
     if not last:
         os.close(feed)
     assert ended.wait(WAIT)
     door.close()
     for each in (source, sink, out, *((feed,) if last else ())):
         os.close(each)
-    assert [data for _, data in taken] == [b"one", b"two"]
+    assert [(each.address, data) for each, data in taken] == [
+        (b"\3abc", b"one"),
+        (b"\0", b"two"),
+        (b"\x09short", b""),
+    ]
 
 
 def test_who_reads_no_replies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
