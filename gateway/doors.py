@@ -214,8 +214,8 @@ class SerialDoor:
 class PipeDoor:
     """Datagrams of many devices from one descriptor; replies go to another.
 
-    A record is two bytes of length, one of the address's, the address, which is the caller's and comes back with
-    the reply, and the datagram. ended: called at the end of the first.
+    A record is two bytes of length, one of the address's, the address, which is the caller's and comes back
+    with the reply, and the datagram. ended: called at the end of the first.
     """
 
     def __init__(self, source: int, sink: int, ended: Callable[[], None]) -> None:
