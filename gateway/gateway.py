@@ -58,7 +58,7 @@ from offramp.link.outcome import Answer
 
 log = logging.getLogger("offramp.gateway")
 
-RECENT_MOST = 65_536
+RECENT_MOST = 8192
 """Requests whose replies are kept for doubles."""
 _LOG_SECONDS = 10.0
 """Between two lines of the log that say the same of datagrams."""
