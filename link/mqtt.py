@@ -151,12 +151,14 @@ class Connection:
         *,
         retained: bool = False,
     ) -> None:
-        from paho.mqtt.client import Client, MQTTProtocolVersion
-        from paho.mqtt.enums import CallbackAPIVersion
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
         self.broker = broker
         self.ready = threading.Event()
         """Set while the broker has accepted us and what we listen to."""
+        self.tried = threading.Event()
+        """Set once it is known whether the first attempt came to something."""
         self.trouble: str | None = None
         """Why it is not ready."""
         self.connects = 0
@@ -204,7 +206,8 @@ class Connection:
 
         if not self.ready.is_set():
             return f"{self.broker.target} {self.trouble or 'has not answered yet'}"
-        properties = Properties(PacketTypes.PUBLISH)
+        untyped: Any = Properties
+        properties = untyped(PacketTypes.PUBLISH)
         if seconds is not None:
             properties.MessageExpiryInterval = max(1, math.ceil(seconds))
         if respond is not None:
@@ -252,6 +255,7 @@ class Connection:
             log.info("%s answers", self.broker.target)
         self.trouble = None
         self.ready.set()
+        self.tried.set()
 
     def _disconnected(self, _client: Client, _data: object, _flags: object, code: Any, _more: object) -> None:
         if not self._closed and self.ready.is_set():
@@ -263,6 +267,7 @@ class Connection:
         if self.trouble != why:
             log.warning("%s %s", self.broker.target, why)
         self.trouble = why
+        self.tried.set()
 
     def _arrived(self, message: MQTTMessage) -> None:
         try:
@@ -293,7 +298,8 @@ class MqttCarrier:
         if self._receive is None:
             self._receive, wait = received, min(seconds, CONNECT_SECONDS)
             self._connection.start()
-        if not self._connection.ready.wait(wait):
+        self._connection.tried.wait(wait)
+        if not self._connection.ready.is_set():
             why = self._connection.trouble or "has not answered yet"
             raise UnavailableError(f"{self.target} {why}")
 

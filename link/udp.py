@@ -79,7 +79,7 @@ class UdpCarrier:
             self._socket.close()
 
     def _read(self, from_: socket.socket, received: Received) -> None:
-        while not self._closed:
+        while True:
             try:
                 data = from_.recv(MOST_BYTES)
             except ConnectionRefusedError:  # an earlier request met no gateway

@@ -17,6 +17,9 @@ from offramp.common.wire.borders import CobsReader, LengthReader, to_cobs, with_
 from offramp.common.wire.datagram import Datagrams, Reply, ReplyError
 from offramp.common.wire.seal import DeviceKey
 from offramp.gateway.app import main
+from offramp.link.mqtt import Broker, Connection
+from offramp.link.security import Security
+from tests.mosquitto import Mosquitto, needs_mosquitto
 from tests.processes import Processes, Program, closed_port, processes, scrape, until
 
 KEY = "07" * 16
@@ -100,6 +103,36 @@ def test_devices_by_udp_a_serial_line_and_a_pipe(
             program.kill()
             os.close(ours)
             os.close(theirs)
+
+
+@needs_mosquitto
+def test_a_device_by_a_broker(run: Processes, toy_images: Path, tmp_path: Path) -> None:
+    server, broker = run.server(), Mosquitto(tmp_path)
+    try:
+        program, page = gateway(run, "--server", f"127.0.0.1:{server.port}", "--mqtt", broker.url)
+        flags = ("--server", broker.url, "--mqtt-name", "hive-3", "--threshold", 1, "--json")
+        assert _is_online(broker)
+        status, device = run.device(*flags, toy_images)
+        assert status == ExitCode.OK and {each["source"] for each in device.answers} == {"server"}
+        assert scrape(page)["offramp_gateway_answers_total{device=unlisted}"] == len(device.answers)
+        program.send(signal.SIGTERM)
+        assert program.wait() == ExitCode.OK
+    finally:
+        broker.kill()
+    status, device = run.device(*flags, toy_images)
+    assert status == ExitCode.UNAVAILABLE and {each["source"] for each in device.answers} == {"fallback"}
+
+
+def _is_online(broker: Mosquitto) -> bool:
+    """Whether a gateway has said so."""
+    found: list[object] = []
+    target = Broker.parse("--mqtt", broker.url, Security())
+    connection = Connection(target, "probe", ["offramp/+/state"], found.append, "probe", retained=True)
+    connection.start()
+    until(connection.ready.is_set, "the broker")
+    until(lambda: found, "a state")
+    connection.close()
+    return bool(found)
 
 
 def test_requests_wait_for_a_server(run: Processes, toy_bundle: Bundle) -> None:

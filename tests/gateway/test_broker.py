@@ -245,7 +245,7 @@ def test_replies_of_others_change_nothing(stack: ExitStack, broker: Mosquitto, d
         {},
         {"correlation": correlation_of(request), "retain": True},
     ):
-        assert stranger.publish("offramp/hive-3/reply", forged, **more) is None  # type: ignore[arg-type]
+        assert stranger.publish("offramp/hive-3/reply", forged, **more) is None
     seen = listener(stack, broker, "offramp/hive-3/reply")
     until(lambda: seen, "what was published")
     assert not frames.outcomes[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -79,7 +80,7 @@ class Rig:
         self.outcomes: list[list[Outcome]] = []
         self.late: list[Answer] = []
 
-    def offload(self, count: int = 1, codec: CodecId = CodecId.BUNDLE, **options: bool) -> None:
+    def offload(self, count: int = 1, codec: CodecId = CodecId.BUNDLE, **options: Any) -> None:
         for _ in range(count):
             mine: list[Outcome] = []
             self.outcomes.append(mine)
