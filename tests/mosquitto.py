@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -15,7 +16,10 @@ from tests.certificates import Pair
 from tests.processes import WAIT, until
 
 PROGRAM = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="needs Debian's mosquitto")
+CLIENT = importlib.util.find_spec("paho") is not None
+needs_mosquitto = pytest.mark.skipif(
+    PROGRAM is None or not CLIENT, reason="needs Debian's mosquitto and the extra [mqtt]"
+)
 
 
 class Mosquitto:

@@ -172,6 +172,8 @@ def test_requests_wait_for_a_server(run: Processes, toy_bundle: Bundle) -> None:
 def test_flags_that_cannot_work(
     toy_bundle: Bundle, capfd: pytest.CaptureFixture[str], flags: str, words: str
 ) -> None:
+    if "mqtt" in flags:
+        pytest.importorskip("paho.mqtt.client")
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = main(["--bundle", str(toy_bundle.path), *flags.split()])

@@ -13,6 +13,8 @@ from offramp.link.gateways import is_gateway
 from offramp.link.security import Security
 from tests.device.test_datagrams import device_of
 
+pytest.importorskip("paho.mqtt.client")
+
 
 def test_addresses() -> None:
     assert is_gateway("udp://a:1") and is_gateway("mqtt://a") and not is_gateway("a:1")
