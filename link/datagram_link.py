@@ -81,6 +81,7 @@ class _Item:
     start: float
     deadline: float
     behind: bool
+    """Whether it is an audit: sent once, and no sign of the gateway's state if it is lost."""
     probe: bool = False
     sends: int = 0
     again_at: float = math.inf
@@ -154,10 +155,8 @@ class DatagramLink:
                 else:
                     sequence, datagram = made
                     low = sequence % SEQUENCES
-                    item = _Item(
-                        sequence, codec, len(payload), datagram, done, late, start, due, behind or background
-                    )
-                    item.probe = not item.behind and self._breaker.take()
+                    item = _Item(sequence, codec, len(payload), datagram, done, late, start, due, behind)
+                    item.probe = not behind and self._breaker.take()
                     self._late.pop(low, None)
                     self._waiting[low] = item
                     refusal = self._send(item, start)
@@ -249,12 +248,15 @@ class DatagramLink:
             item.sends -= 1
             self._fail(UnavailableError(trouble))
             return Refusal(trouble, Cause.UNAVAILABLE, item.sends)
-        (self._metrics.frames_resent if item.sends > 1 else self._metrics.raw_activation_bytes).inc(
-            1 if item.sends > 1 else self._terms.raw_bytes
-        )
-        self._metrics.payload_bytes.inc(item.size)
-        self._metrics.message_bytes_sent.inc(len(item.datagram))
-        left = self._carrier.tries - item.sends
+        metrics = self._metrics
+        metrics.payload_bytes.inc(item.size)
+        metrics.raw_activation_bytes.inc(self._terms.raw_bytes)
+        metrics.message_bytes_sent.inc(len(item.datagram))
+        if item.behind:
+            metrics.audit_bytes.inc(item.size)
+        if item.sends > 1:
+            metrics.frames_resent.inc()
+        left = 0 if item.behind else self._carrier.tries - item.sends
         item.again_at = math.inf if not left else now + (item.deadline - now) / (left + 1)
         return None
 

@@ -166,6 +166,14 @@ def test_a_lost_request_is_sent_again_as_the_same_bytes(rig_of: RigOf) -> None:
     assert len(set(rig.carrier.sent)) == 1 and rig.count("frames_resent_total") == 2
 
 
+def test_an_audit_is_sent_once(rig_of: RigOf) -> None:
+    rig = rig_of(0.2)
+    rig.offload(behind=True)
+    (outcome,) = rig.settled()
+    assert isinstance(outcome, Refusal) and len(rig.carrier.sent) == 1
+    assert rig.count("audit_bytes_total") == 7 and rig.link.failure is None
+
+
 def test_a_late_reply_is_a_correction(rig_of: RigOf) -> None:
     rig = rig_of(0.05)
     rig.offload()
