@@ -63,6 +63,7 @@ CHECKED = {
     "imagenette-lite0.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",
     "ray.sh": "needs Ray, 0.7 GB: make test-ray has its tests",
     "spoken-digits.sh": "needs recordings; tests/cli/test_split_sounds.py runs the commands whole",
+    "three-parts-cifar10.sh": "the same on another data set",
     "three-parts.sh": "trains for an hour; tests/training/split/test_crossings.py fits several codes",
     "unknown.sh": "needs four data sets",
     "wire-bytes.sh": "needs a packet socket and a broker; tests/gateway has its programs",
