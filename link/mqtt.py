@@ -272,8 +272,9 @@ class Connection:
     def _arrived(self, message: MQTTMessage) -> None:
         try:
             self._message(message)
-        except Exception:
-            log.exception("a message of %s was not taken", self.broker.target)
+        except Exception as error:
+            # Such as a topic that is not UTF-8: the client's thread has to go on.
+            log.error("a message of %s was not taken: %s", self.broker.target, type(error).__name__)
 
 
 class MqttCarrier:
