@@ -30,6 +30,9 @@ COMMANDS = {
     "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
     "cuts": Command("offramp.cli.cuts", "split", "list where a classifier of yours can be cut"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
+    "gateway": Command(
+        "offramp.gateway.app", "device,sign,mqtt", "take datagrams of devices, and answer them by a server"
+    ),
     "init": Command(
         "offramp.cli.init", "device,split,train", "look at a folder of photos, write a recipe for split"
     ),
@@ -79,6 +82,7 @@ examples:
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
   offramp top device-1:9102 server:9101
+  offramp gateway --bundle DIR --udp 127.0.0.1:5683
   offramp samples kept --each 20 --export to-label
 
 `offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.
