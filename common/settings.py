@@ -20,7 +20,6 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
-from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
@@ -185,8 +184,12 @@ def default_of(field: FieldInfo) -> str:
 
 
 def _is_several(field: FieldInfo) -> bool:
-    kinds = get_args(field.annotation) if get_origin(field.annotation) is UnionType else (field.annotation,)
-    return any(get_origin(kind) is tuple for kind in kinds)
+    """Whether an annotation is of a tuple: itself, annotated, or as one of several."""
+
+    def holds(kind: Any) -> bool:
+        return get_origin(kind) is tuple or any(holds(each) for each in get_args(kind))
+
+    return holds(field.annotation)
 
 
 def read_settings(

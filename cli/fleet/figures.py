@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.cli.fleet.drift import device_drift
 from offramp.cli.fleet.pages import Page
 from offramp.cli.fleet.targets import Target
 
@@ -138,6 +139,7 @@ def device_row(watched: Watched) -> dict[str, Any]:
         "audits_agree_interval": wilson(audits["agrees"], compared),
         "audits_lost": audits["lost"],
         "audits_expected": page.values.get(("offramp_device_expected_agreement_ratio", ())),
+        "drift": device_drift(page),
         "payload_bytes": payload,
         "raw_activation_bytes": raw,
         "saved_bytes": saved,
