@@ -1,0 +1,212 @@
+/* The layers of a quantized network, a row of output at a time; offramp_steps is the order.
+ *
+ * The arithmetic is that of ONNX Runtime's integer kernels: sums of 32 bits, and then one multiplication in single
+ * precision, rounded to the nearest and halves to even. Compile with -std=c11, or with -ffp-contract=off. */
+#include "offramp_layers.h"
+#include "offramp_model.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && !defined(OFFRAMP_PORTABLE)
+#include <arm_acle.h>
+#endif
+
+_Static_assert(FLT_EVAL_METHOD == 0, "float must be computed in single precision");
+_Static_assert(sizeof(float) == 4 && FLT_MANT_DIG == 24, "float must be IEEE 754's binary32");
+
+static const uint8_t *image;
+static uint8_t *memory;
+static uint16_t done[OFFRAMP_LAYERS];
+
+/* Rounded to the nearest and halves to even, for |value| below 2^22: adding 1.5 * 2^23 leaves no bit for a fraction. */
+static int32_t to_nearest(float value)
+{
+    const float shift = 12582912.0f;
+    float shifted = value + shift;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return bits - 0x4B400000;
+}
+
+static uint8_t to_byte(float value, float least, float most, int32_t zero)
+{
+    value = value < least ? least : value > most ? most : value;
+    return (uint8_t)(to_nearest(value) + zero);
+}
+
+static uint8_t requantize(int32_t sum, float scale, int32_t zero)
+{
+    return to_byte((float)sum * scale, (float)-zero, (float)(255 - zero), zero);
+}
+
+static const uint8_t *row_of(uint32_t index, uint32_t row)
+{
+    const offramp_tensor *t = &offramp_tensors[index];
+    size_t bytes = (size_t)t->width * t->channels;
+    return index == OFFRAMP_IMAGE ? image + row * bytes : memory + t->at + row % t->rows * bytes;
+}
+
+static uint8_t *own_row(uint32_t index, uint32_t row)
+{
+    const offramp_tensor *t = &offramp_tensors[index];
+    return memory + t->at + (size_t)(row % t->rows) * t->width * t->channels;
+}
+
+static int32_t dot(const int8_t *weights, const uint8_t *inputs, size_t n)
+{
+    int32_t sum = 0;
+    size_t i = 0;
+#if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && !defined(OFFRAMP_PORTABLE)
+    for (; i + 4 <= n; i += 4) {
+        uint32_t w, x;
+        memcpy(&w, weights + i, 4);
+        memcpy(&x, inputs + i, 4);
+        sum = __smlad(__sxtb16(w), (int16x2_t)__uxtb16(x), sum);
+        sum = __smlad(__sxtb16(w >> 8 | w << 24), (int16x2_t)__uxtb16(x >> 8 | x << 24), sum);
+    }
+#endif
+    for (; i < n; i++)
+        sum += weights[i] * inputs[i];
+    return sum;
+}
+
+/* The pixels below one kernel as one run of bytes: where they lie, or gathered with the zero point around them. */
+static const uint8_t *patch_of(const offramp_layer *l, uint32_t row, uint32_t column)
+{
+    const offramp_tensor *in = &offramp_tensors[l->input];
+    size_t channels = in->channels;
+    int32_t top = (int32_t)(row * l->stride_y) - l->pad_top, left = (int32_t)(column * l->stride_x) - l->pad_left;
+    if (l->kernel_height == 1 && l->kernel_width == 1)
+        return row_of(l->input, (uint32_t)top) + (size_t)left * channels;
+    uint8_t *at = memory + OFFRAMP_PATCH_AT;
+    for (int32_t y = top; y < top + l->kernel_height; y++) {
+        const uint8_t *line = y < 0 || y >= in->height ? NULL : row_of(l->input, (uint32_t)y);
+        for (int32_t x = left; x < left + l->kernel_width; x++, at += channels) {
+            if (line && x >= 0 && x < in->width)
+                memcpy(at, line + (size_t)x * channels, channels);
+            else
+                memset(at, l->input_zero, channels);
+        }
+    }
+    return memory + OFFRAMP_PATCH_AT;
+}
+
+static void conv_row(const offramp_layer *l, uint32_t row)
+{
+    const offramp_tensor *out = &offramp_tensors[l->output];
+    size_t n = (size_t)l->kernel_height * l->kernel_width * offramp_tensors[l->input].channels;
+    uint8_t *to = own_row(l->output, row);
+    for (uint32_t column = 0; column < out->width; column++) {
+        const uint8_t *patch = patch_of(l, row, column);
+        const int8_t *weights = l->weights;
+        for (uint32_t o = 0; o < out->channels; o++, weights += n)
+            *to++ = requantize(l->bias[o] + dot(weights, patch, n), l->scale[o], l->output_zero);
+    }
+}
+
+static void depthwise_row(const offramp_layer *l, uint32_t row)
+{
+    const offramp_tensor *in = &offramp_tensors[l->input], *out = &offramp_tensors[l->output];
+    size_t channels = in->channels;
+    const uint8_t *inputs[OFFRAMP_MOST_TAPS];
+    const int8_t *weights[OFFRAMP_MOST_TAPS];
+    int32_t top = (int32_t)(row * l->stride_y) - l->pad_top, zero = l->input_zero;
+    uint8_t *to = own_row(l->output, row);
+    for (uint32_t column = 0; column < out->width; column++) {
+        int32_t left = (int32_t)(column * l->stride_x) - l->pad_left;
+        uint32_t taps = 0;
+        for (int32_t y = 0; y < l->kernel_height; y++) {
+            if (top + y < 0 || top + y >= in->height)
+                continue;
+            const uint8_t *line = row_of(l->input, (uint32_t)(top + y));
+            for (int32_t x = 0; x < l->kernel_width; x++) {
+                if (left + x < 0 || left + x >= in->width)
+                    continue;
+                inputs[taps] = line + (size_t)(left + x) * channels;
+                weights[taps++] = l->weights + (size_t)(y * l->kernel_width + x) * channels;
+            }
+        }
+        size_t c = 0;
+        for (; c + 4 <= channels; c += 4) {
+            int32_t s0 = l->bias[c], s1 = l->bias[c + 1], s2 = l->bias[c + 2], s3 = l->bias[c + 3];
+            for (uint32_t t = 0; t < taps; t++) {
+                const uint8_t *x = inputs[t] + c;
+                const int8_t *w = weights[t] + c;
+                s0 += (x[0] - zero) * w[0];
+                s1 += (x[1] - zero) * w[1];
+                s2 += (x[2] - zero) * w[2];
+                s3 += (x[3] - zero) * w[3];
+            }
+            to[c] = requantize(s0, l->scale[c], l->output_zero);
+            to[c + 1] = requantize(s1, l->scale[c + 1], l->output_zero);
+            to[c + 2] = requantize(s2, l->scale[c + 2], l->output_zero);
+            to[c + 3] = requantize(s3, l->scale[c + 3], l->output_zero);
+        }
+        for (; c < channels; c++) {
+            int32_t sum = l->bias[c];
+            for (uint32_t t = 0; t < taps; t++)
+                sum += (inputs[t][c] - zero) * weights[t][c];
+            to[c] = requantize(sum, l->scale[c], l->output_zero);
+        }
+        to += channels;
+    }
+}
+
+static void add_row(const offramp_layer *l, uint32_t row)
+{
+    const offramp_tensor *out = &offramp_tensors[l->output];
+    const uint8_t *a = row_of(l->input, row), *b = row_of(l->other, row);
+    uint8_t *to = own_row(l->output, row);
+    size_t n = (size_t)out->width * out->channels;
+    float ratio_a = l->scale[0], ratio_b = l->scale[1], fixed = l->scale[2];
+    for (size_t i = 0; i < n; i++)
+        to[i] = to_byte(fmaf((float)a[i], ratio_a, fmaf((float)b[i], ratio_b, fixed)), 0.0f, 255.0f, 0);
+}
+
+static void channels_first_row(const offramp_layer *l, uint32_t row)
+{
+    const offramp_tensor *out = &offramp_tensors[l->output];
+    const uint8_t *from = row_of(l->input, row);
+    uint8_t *to = memory + out->at + (size_t)row * out->width;
+    for (uint32_t x = 0; x < out->width; x++)
+        for (uint32_t c = 0; c < out->channels; c++)
+            to[(size_t)c * out->height * out->width + x] = *from++;
+}
+
+static void logits_of(const offramp_layer *l, float *logits)
+{
+    const offramp_tensor *in = &offramp_tensors[l->input];
+    size_t n = (size_t)in->height * in->width * in->channels;
+    for (uint32_t k = 0; k < OFFRAMP_CLASSES; k++)
+        logits[k] = (float)(l->bias[k] + dot(l->weights + k * n, memory + in->at, n)) * l->scale[k];
+}
+
+void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits)
+{
+    image = pixels;
+    memory = arena;
+    memset(done, 0, sizeof done);
+    for (uint32_t step = 0; step < OFFRAMP_STEPS; step++) {
+        const offramp_layer *l = &offramp_layers[offramp_steps[step]];
+        uint32_t row = done[offramp_steps[step]]++;
+        switch ((offramp_kind)l->kind) {
+        case OFFRAMP_CONV:
+            conv_row(l, row);
+            break;
+        case OFFRAMP_DEPTHWISE:
+            depthwise_row(l, row);
+            break;
+        case OFFRAMP_ADD:
+            add_row(l, row);
+            break;
+        case OFFRAMP_CHANNELS_FIRST:
+            channels_first_row(l, row);
+            break;
+        case OFFRAMP_LOGITS:
+            logits_of(l, logits);
+            break;
+        }
+    }
+}

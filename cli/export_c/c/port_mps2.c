@@ -1,0 +1,117 @@
+/* Arm's MPS2 board with a Cortex-M4 or M7 (AN386, AN500), as QEMU has it: start-up, and files of the PC that runs it by
+ * Arm's semihosting: offramp.in is read, offramp.out written. A board of yours has its own start-up and drivers.
+ *
+ * With OFFRAMP_TICKS the system timer counts clock cycles; under `qemu-system-arm -icount shift=5` one is one
+ * instruction. */
+#include "port.h"
+
+#include <string.h>
+
+int main(void);
+void reset(void);
+void fault(void);
+int semihosting(int call, const void *arguments);
+extern uint32_t stack_top, data_start, data_end, data_load, bss_start, bss_end;
+
+enum { SYS_OPEN = 1, SYS_WRITE = 5, SYS_READ = 6, SYS_EXIT = 24, OPEN_READ = 1, OPEN_WRITE = 5 };
+static int input, output;
+
+__attribute__((naked)) int semihosting(int call, const void *arguments)
+{
+    (void)call;
+    (void)arguments;
+    __asm volatile("bkpt 0xab\n bx lr");
+}
+
+static int open_file(const char *name, uint32_t mode)
+{
+    struct {
+        const char *name;
+        uint32_t mode, length;
+    } arguments = {name, mode, strlen(name)};
+    return semihosting(SYS_OPEN, &arguments);
+}
+
+static uint32_t transfer(int call, int file, const void *at, size_t size)
+{
+    struct {
+        int file;
+        const void *at;
+        uint32_t size;
+    } arguments = {file, at, size};
+    return (uint32_t)semihosting(call, &arguments); /* bytes that were not transferred */
+}
+
+void port_open(void)
+{
+    input = open_file("offramp.in", OPEN_READ);
+    output = open_file("offramp.out", OPEN_WRITE);
+}
+
+size_t port_read(void *to, size_t size)
+{
+    return size - transfer(SYS_READ, input, to, size);
+}
+
+void port_write(const void *from, size_t size)
+{
+    transfer(SYS_WRITE, output, from, size);
+}
+
+#ifdef OFFRAMP_TICKS
+#define SYSTICK ((volatile uint32_t *)0xE000E010) /* control, reload, value */
+enum { ENABLE = 1, INTERRUPT = 2, CORE_CLOCK = 4, RELOAD = 0xFFFFFF };
+static volatile uint32_t turns;
+
+void port_turn(void);
+void port_turn(void)
+{
+    turns++;
+}
+
+uint32_t port_ticks(void)
+{
+    if (!SYSTICK[0]) {
+        SYSTICK[1] = RELOAD;
+        SYSTICK[2] = 0;
+        SYSTICK[0] = ENABLE | INTERRUPT | CORE_CLOCK;
+    }
+    uint32_t before, now;
+    do {
+        before = turns;
+        now = SYSTICK[2];
+    } while (before != turns);
+    return (before + 1) * (RELOAD + 1u) - now;
+}
+#else
+#define port_turn fault
+uint32_t port_ticks(void)
+{
+    return 0;
+}
+#endif
+
+void fault(void)
+{
+    semihosting(SYS_EXIT, (const void *)0x20023); /* a run-time error */
+    for (;;)
+        ;
+}
+
+void reset(void)
+{
+    *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* the floating-point unit on */
+    __asm volatile("dsb\n isb");
+    memcpy(&data_start, &data_load, (size_t)((char *)&data_end - (char *)&data_start));
+    memset(&bss_start, 0, (size_t)((char *)&bss_end - (char *)&bss_start));
+    /* An application's exit, or a run-time error: the status is all that this call can say. */
+    semihosting(SYS_EXIT, main() ? (const void *)0x20023 : (const void *)0x20026);
+    for (;;)
+        ;
+}
+
+__attribute__((section(".vectors"), used)) static const void *const vectors[16] = {
+    &stack_top, (const void *)reset, (const void *)fault, (const void *)fault, (const void *)fault,
+    (const void *)fault, (const void *)fault, 0, 0, 0, 0, (const void *)fault, (const void *)fault, 0,
+    (const void *)fault, (const void *)port_turn,
+};
