@@ -1,4 +1,4 @@
-"""Where in one static block of memory each buffer lies: buffers that are not needed at one time share bytes."""
+"""Where in one static block of memory each buffer lies: those that are not needed at one time share bytes."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, printable
 
 DESCRIPTION = """\
-Write the device's half of a bundle as C11 without an operating system, a heap or a dependency: head, early exit,
-threshold, coder and datagram, with weights in flash and one static block of memory that is planned here. Without
---out nothing is written but the report: flash, RAM and multiplications."""
+Write the device's half of a bundle as C11 without an operating system, a heap or a dependency: head, early
+exit, threshold, coder and datagram, with weights in flash and one static block of memory that is planned
+here. Without --out nothing is written but the report: flash, RAM and multiplications."""
 
 EPILOG = """\
 examples:
@@ -29,14 +29,21 @@ UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; raises BundleError for a head that C cannot run, ConfigError for one that does not fit."""
+    """Run the command; raises BundleError for a head that C cannot run, ConfigError for what does not fit."""
     parser = Parser(
-        "offramp export-c", description=DESCRIPTION, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter
+        "offramp export-c",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", help="the bundle's directory")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write the program: new, or empty")
-    parser.add_argument("--ram", type=_size, metavar="BYTES", help="refuse what needs more memory; as 65536, 64k")
-    parser.add_argument("--flash", type=_size, metavar="BYTES", help="refuse what needs more flash; as 1m, 512k")
+    parser.add_argument(
+        "--ram", type=_size, metavar="BYTES", help="refuse what needs more memory; as 65536, 64k"
+    )
+    parser.add_argument(
+        "--flash", type=_size, metavar="BYTES", help="refuse what needs more flash; as 1m, 512k"
+    )
     parser.add_argument("--json", action="store_true", help="the report as JSON, with each layer's figures")
     arguments = parser.parse_args(argv)
     program = make_program(load_bundle(arguments.bundle))
@@ -72,9 +79,9 @@ def report(program: Program) -> list[str]:
     width = max(len(layer["name"]) for layer in layers)
     lines = [
         f"{found['bundle']}  (digest {found['digest'][:16]}…)",
-        f"  RAM    {found['ram_bytes']:>11,} B  and a stack; {found['whole_tensors_bytes']:,} B if tensors were whole",
+        f"  RAM    {found['ram_bytes']:>11,} B  and a stack; {found['whole_tensors_bytes']:,} B, all rows kept",
         f"         {found['picture_bytes']:>11,} B  the picture, which is the caller's",
-        f"  flash  {found['flash_bytes']:>11,} B  weights {found['weight_bytes']:,}, coder's tables "
+        f"  flash  {found['flash_bytes']:>11,} B  weights {found['weight_bytes']:,}, tables of the coder "
         f"{found['coder_bytes']:,}, code about {found['code_bytes_about']:,}",
         f"  MACs   {found['macs']:>11,}",
         "",

@@ -33,7 +33,9 @@ def write_files(program: Program) -> dict[str, bytes]:
     found["offramp_model.c"] = _model(program).encode()
     if program.coder.files:
         found["offramp_tables.h"] = _tables_header(program).encode()
-    compiled = sorted(name for name in found if name.endswith(".c") and not name.startswith(("port_", "main")))
+    compiled = sorted(
+        name for name in found if name.endswith(".c") and not name.startswith(("port_", "main"))
+    )
     makefile = (sources / "Makefile").read_text().replace("@SOURCES@", " ".join(compiled))
     found["Makefile"] = makefile.encode()
     found["size.json"] = (json.dumps(program.report(), indent=1) + "\n").encode()
@@ -118,7 +120,10 @@ def _tables_header(program: Program) -> str:
             "extern const int16_t offramp_base[], offramp_weights[];",
         ]
     )
-    return "\n".join(["#ifndef OFFRAMP_TABLES_H", "#define OFFRAMP_TABLES_H", "", *declared, "", "#endif"]) + "\n"
+    return (
+        "\n".join(["#ifndef OFFRAMP_TABLES_H", "#define OFFRAMP_TABLES_H", "", *declared, "", "#endif"])
+        + "\n"
+    )
 
 
 def _model(program: Program) -> str:

@@ -49,7 +49,9 @@ class Program:
         """Everything in flash that is not code."""
         network = self.network
         names = sum(len(name.encode()) + 5 for name in self.bundle.manifest.classes)
-        tables = len(network.layers) * LAYER_BYTES + len(network.tensors) * TENSOR_BYTES + len(self.schedule.steps)
+        tables = (
+            len(network.layers) * LAYER_BYTES + len(network.tensors) * TENSOR_BYTES + len(self.schedule.steps)
+        )
         return self.weight_bytes + tables + self.coder.flash_bytes + names
 
     @property
@@ -67,16 +69,18 @@ class Program:
         if ram is not None and self.ram_bytes > ram:
             _, held = bound(self.buffers)
             largest = max(held, key=lambda buffer: buffer.bytes)
-            maker = {layer.output: layer.name for layer in self.network.layers}.get(largest.name, largest.name)
+            maker = {layer.output: layer.name for layer in self.network.layers}.get(
+                largest.name, largest.name
+            )
             raise ConfigError(
-                f"--ram: has {ram:,} B, the program needs {self.ram_bytes:,} B and a stack; most of it at once for "
+                f"--ram: has {ram:,} B, the program needs {self.ram_bytes:,} B and a stack; most at once for "
                 f"layer {maker} with {largest.bytes:,} B"
             )
         if flash is not None and self.constant_bytes + CODE_BYTES > flash:
             layer = max(self.network.layers, key=lambda each: each.flash_bytes)
             raise ConfigError(
-                f"--flash: has {flash:,} B, the program needs about {self.constant_bytes + CODE_BYTES:,} B; the "
-                f"largest layer is {layer.name} with {layer.flash_bytes:,} B"
+                f"--flash: has {flash:,} B, the program needs about {self.constant_bytes + CODE_BYTES:,} B; "
+                f"the largest layer is {layer.name} with {layer.flash_bytes:,} B"
             )
 
     def report(self) -> dict[str, Any]:
@@ -115,7 +119,12 @@ def whole_bytes(network: Network) -> int:
     most = 0
     for index, layer in enumerate(network.layers):
         later = network.layers[index:]
-        live = {name for each in later for name in each.inputs if name in network.tensors and name != network.image}
+        live = {
+            name
+            for each in later
+            for name in each.inputs
+            if name in network.tensors and name != network.image
+        }
         made = {each.output for each in network.layers[:index]} & live
         held = made | ({layer.output} & network.tensors.keys())
         most = max(most, sum(network.tensors[name].whole_bytes for name in held))
@@ -141,7 +150,9 @@ def make_program(bundle: Bundle) -> Program:
     buffers = [
         Buffer(name, size, *schedule.life[name])
         for name, tensor in network.tensors.items()
-        if name != network.image and name in schedule.life and (size := schedule.rows[name] * tensor.row_bytes)
+        if name != network.image
+        and name in schedule.life
+        and (size := schedule.rows[name] * tensor.row_bytes)
     ]
     gathered = [i for i, step in enumerate(schedule.steps) if _patch(network.layers[step])]
     if gathered:

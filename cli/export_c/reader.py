@@ -1,7 +1,7 @@
 """A head's ONNX graph to layers: each pattern of quantize and dequantize that ONNX Runtime runs in integers.
 
-The arithmetic of what comes out is ONNX Runtime's on x86-64 with AVX2 (docs/reference/microcontroller.md): the numbers
-that it computes once, in float32, are computed here in the same way.
+The arithmetic of what comes out is ONNX Runtime's on x86-64 with AVX2 (docs/reference/microcontroller.md): the
+numbers that it computes once, in float32, are computed here in the same way.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class _Reader:
                 self._refuse(node, f"is the operator {node.kind}, expected one of {', '.join(steps)}")
             steps[node.kind](node)
         if SYMBOLS not in self.views or self.layers[-1].kind is not Kind.LOGITS:
-            raise BundleError(f"its last layers do not make '{SYMBOLS}' and '{LOGITS}', expected a head with an exit")
+            raise BundleError(
+                f"its last layers do not make '{SYMBOLS}' and '{LOGITS}', expected a head with an exit"
+            )
         whole, _ = self.views[SYMBOLS]
         found = self.tensors[whole]
         symbols = Tensor("symbols, channels first", *_sides(found), found.scale, found.zero)
@@ -126,7 +128,9 @@ class _Reader:
             values, scale = self.constants[name], self.constants[node.inputs[1]]
             zero = self.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(1)
             if zero.any() or values.dtype not in (np.int8, np.int32):
-                self._refuse(node, f"has {values.dtype} constants or a zero point, expected int8 or int32 around 0")
+                self._refuse(
+                    node, f"has {values.dtype} constants or a zero point, expected int8 or int32 around 0"
+                )
             self.numbers[node.output] = _Constant(name, values, np.atleast_1d(scale).astype(np.float32))
             return
         whole, channels = self._view(node, name)
@@ -147,7 +151,9 @@ class _Reader:
     def _quantize(self, node: _Node) -> None:
         make = self.pending.pop(node.inputs[0], None)
         if make is None:
-            self._refuse(node, f"quantizes '{printable(node.inputs[0], 60)}', expected a convolution or an addition")
+            self._refuse(
+                node, f"quantizes '{printable(node.inputs[0], 60)}', expected a convolution or an addition"
+            )
         wanted = Tensor(node.output, 0, 0, 0, self._scalar(node, 1), int(self._scalar(node, 2)))
         self.layers.append(make(wanted))
         self.views[node.output] = node.output, tuple(range(self.tensors[node.output].channels))
@@ -173,13 +179,21 @@ class _Reader:
     def _operands(self, node: _Node) -> tuple[Tensor, tuple[int, ...], _Constant, NDArray[np.int64]]:
         """A convolution's or product's input, its channels, weights and bias."""
         data, weights = self.numbers.get(node.inputs[0]), self.numbers.get(node.inputs[1])
-        if not isinstance(data, Tensor) or not isinstance(weights, _Constant) or weights.values.dtype != np.int8:
+        if (
+            not isinstance(data, Tensor)
+            or not isinstance(weights, _Constant)
+            or weights.values.dtype != np.int8
+        ):
             self._refuse(node, "is computed in float, expected int8 weights and quantized inputs")
         outputs = weights.values.shape[0]
         bias = np.zeros(outputs, np.int64)
         if len(node.inputs) > 2:
             found = self.numbers.get(node.inputs[2])
-            if not isinstance(found, _Constant) or found.values.dtype != np.int32 or found.values.shape != (outputs,):
+            if (
+                not isinstance(found, _Constant)
+                or found.values.dtype != np.int32
+                or found.values.shape != (outputs,)
+            ):
                 self._refuse(node, "has a float bias, expected an int32 one")
             bias = found.values.astype(np.int64)
         return data, self.views[node.inputs[0]][1], weights, bias
@@ -232,7 +246,7 @@ class _Reader:
     def _merged(
         self, node: _Node, weights: NDArray[Any], channels: tuple[int, ...], count: int
     ) -> NDArray[np.int8]:
-        """The weights for each channel once, where the graph gives some channels twice: the sums are the same."""
+        """The weights for each channel once, where the graph gives some twice: the sums are the same."""
         summed = np.zeros((weights.shape[0], count, *weights.shape[2:]), np.int32)
         for index, channel in enumerate(channels):
             summed[:, channel] += weights[:, index]
@@ -248,14 +262,18 @@ class _Reader:
     def _add(self, node: _Node) -> None:
         first, second = (self.numbers.get(name) for name in node.inputs)
         if not isinstance(first, Tensor) or not isinstance(second, Tensor) or _sides(first) != _sides(second):
-            self._refuse(node, "adds tensors of different shapes or in float, expected two quantized ones alike")
+            self._refuse(
+                node, "adds tensors of different shapes or in float, expected two quantized ones alike"
+            )
 
         def make(out: Tensor) -> Layer:
             self.tensors[out.name] = Tensor(out.name, *_sides(first), out.scale, out.zero)
             ratio = [np.float32(each.scale) / np.float32(out.scale) for each in (first, second)]
             fixed = np.float32(out.zero) - _fused(ratio[0], first.zero, ratio[1] * np.float32(second.zero))
             scale = np.array([*ratio, fixed], np.float32)
-            return Layer(Kind.ADD, printable(node.output, 60), (first.name, second.name), out.name, scale=scale)
+            return Layer(
+                Kind.ADD, printable(node.output, 60), (first.name, second.name), out.name, scale=scale
+            )
 
         self.pending[node.output] = make
 
@@ -269,7 +287,15 @@ class _Reader:
         scale = np.broadcast_to(np.float32(data.scale) * stored.scale, self.classes).astype(np.float32)
         kept = np.ascontiguousarray(weights.reshape(shape).transpose(0, 2, 3, 1))
         self.layers.append(
-            Layer(Kind.LOGITS, _name(stored), (data.name,), LOGITS, weights=kept, bias=self._bias(node, bias), scale=scale)
+            Layer(
+                Kind.LOGITS,
+                _name(stored),
+                (data.name,),
+                LOGITS,
+                weights=kept,
+                bias=self._bias(node, bias),
+                scale=scale,
+            )
         )
 
 

@@ -21,7 +21,8 @@ RANS_TOTAL = 4096
 class Coder:
     """What a codec adds. files: of the compiled coder, ``main`` of the C form. code: its constants, in C.
 
-    buffers: name and bytes of its scratch memory. payload_bytes: most that it writes. flash_bytes: of the constants.
+    buffers: name and bytes of its scratch memory. payload_bytes: most that it writes. flash_bytes: of the
+    constants.
     """
 
     main: str
@@ -120,21 +121,10 @@ def _rans_table(number: int, table: RansTable) -> tuple[str, int]:
 
 def _context(model: ContextModel, shape: tuple[int, int, int]) -> Coder:
     channels, height, width = shape
-    stored = np.frombuffer(model.to_bytes(), np.uint8)
-    reach, at = int(stored[0]), 1
-
-    def take(kind: str, count: int) -> list[int]:
-        nonlocal at
-        size = count * np.dtype(kind).itemsize
-        found = np.frombuffer(stored[at : at + size].tobytes(), kind)
-        at += size
-        return [int(each) for each in found]
-
     inputs, symbols = 10 * channels, channels * height * width
-    mode = take("u1", channels)
-    base = take("<i2", channels * (2 * reach + 2))
-    rows, columns = take("i1", 2 * channels * height), take("i1", 2 * channels * width)
-    weights = take("i1", 2 * channels * inputs)
+    mode, base, rows, columns, weights = (
+        getattr(model, name).ravel().tolist() for name in ("mode", "base", "rows", "columns", "weights")
+    )
     code = "\n".join(
         [
             array("uint8_t", "offramp_mode", mode, "const"),
@@ -148,7 +138,7 @@ def _context(model: ContextModel, shape: tuple[int, int, int]) -> Coder:
         main="offramp_context.c",
         files=("context.c", "context.h", "ans.h", "bytes.h", "coder.h"),
         code=code,
-        defines={"REACH": reach},
+        defines={"REACH": model.reach},
         buffers={
             "NEAR": 2 * (height + 1) * (width + 2) * channels,
             "AROUND": 2 * inputs,

@@ -106,7 +106,7 @@ static int take_reply(void)
 
 static int take_threshold(void)
 {
-    float threshold;
+    float threshold = 0.0f;
     if (port_read(&threshold, sizeof threshold) != sizeof threshold)
         return 0;
     put("threshold");

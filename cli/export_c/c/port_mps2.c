@@ -1,8 +1,8 @@
 /* Arm's MPS2 board with a Cortex-M4 or M7 (AN386, AN500), as QEMU has it: start-up, and files of the PC that runs it by
  * Arm's semihosting: offramp.in is read, offramp.out written. A board of yours has its own start-up and drivers.
  *
- * With OFFRAMP_TICKS the system timer counts clock cycles; under `qemu-system-arm -icount shift=5` one is one
- * instruction. */
+ * With OFFRAMP_TICKS the system timer is read, in cycles of the board's 25 MHz. Under `qemu-system-arm -icount shift=5`
+ * an instruction takes 32 ns, so that a cycle of 40 ns is 1.25 instructions. */
 #include "port.h"
 
 #include <string.h>
@@ -11,7 +11,8 @@ int main(void);
 void reset(void);
 void fault(void);
 int semihosting(int call, const void *arguments);
-extern uint32_t stack_top, data_start, data_end, data_load, bss_start, bss_end;
+/* From mps2.ld: only their addresses mean something, of the two with bytes in their names a size. */
+extern uint32_t stack_top, data_start, data_load, data_bytes, bss_start, bss_bytes;
 
 enum { SYS_OPEN = 1, SYS_WRITE = 5, SYS_READ = 6, SYS_EXIT = 24, OPEN_READ = 1, OPEN_WRITE = 5 };
 static int input, output;
@@ -102,16 +103,19 @@ void reset(void)
 {
     *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* the floating-point unit on */
     __asm volatile("dsb\n isb");
-    memcpy(&data_start, &data_load, (size_t)((char *)&data_end - (char *)&data_start));
-    memset(&bss_start, 0, (size_t)((char *)&bss_end - (char *)&bss_start));
+    memcpy(&data_start, &data_load, (uintptr_t)&data_bytes);
+    memset(&bss_start, 0, (uintptr_t)&bss_bytes);
     /* An application's exit, or a run-time error: the status is all that this call can say. */
     semihosting(SYS_EXIT, main() ? (const void *)0x20023 : (const void *)0x20026);
     for (;;)
         ;
 }
 
-__attribute__((section(".vectors"), used)) static const void *const vectors[16] = {
-    &stack_top, (const void *)reset, (const void *)fault, (const void *)fault, (const void *)fault,
-    (const void *)fault, (const void *)fault, 0, 0, 0, 0, (const void *)fault, (const void *)fault, 0,
-    (const void *)fault, (const void *)port_turn,
+typedef struct {
+    uint32_t *stack;
+    void (*handlers[15])(void);
+} vector_table;
+
+__attribute__((section(".vectors"), used)) static const vector_table vectors = {
+    &stack_top, {reset, fault, fault, fault, fault, fault, 0, 0, 0, 0, fault, fault, 0, fault, port_turn},
 };
