@@ -2,9 +2,9 @@
 
     python runs/microcontroller.py models/digits-mobilenetv2-exit12 examples/digits --count 300
 
-Takes `arm-none-eabi-gcc` and `qemu-system-arm`. Every image is sent, so that every datagram is compared with what
-the product sends for it. Instructions are counted by QEMU (`-icount`: its clock goes on by 2^SHIFT ns with each),
-read from the core's system timer.
+Takes `arm-none-eabi-gcc` and `qemu-system-arm`. Every image is sent, so that every datagram is compared
+with what the product sends for it. Instructions are counted by QEMU (`-icount`: its clock goes on by
+2^SHIFT ns with each), read from the core's system timer.
 """
 
 from __future__ import annotations

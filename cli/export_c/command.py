@@ -79,7 +79,7 @@ def report(program: Program) -> list[str]:
     width = max(len(layer["name"]) for layer in layers)
     lines = [
         f"{found['bundle']}  (digest {found['digest'][:16]}…)",
-        f"  RAM    {found['ram_bytes']:>11,} B  and a stack; {found['whole_tensors_bytes']:,} B, all rows kept",
+        f"  RAM    {found['ram_bytes']:>11,} B  and a stack; {found['whole_tensors_bytes']:,} B keeping all",
         f"         {found['picture_bytes']:>11,} B  the picture, which is the caller's",
         f"  flash  {found['flash_bytes']:>11,} B  weights {found['weight_bytes']:,}, tables of the coder "
         f"{found['coder_bytes']:,}, code about {found['code_bytes_about']:,}",

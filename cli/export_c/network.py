@@ -1,7 +1,8 @@
 """The head as a list of layers on rows of bytes: what the C program runs, and nothing of ONNX.
 
-Activations are uint8 in height, width, channel order. Every number here is the one that the C code uses: ``scale``
-is the float32 that ONNX Runtime multiplies a sum with (docs/reference/microcontroller.md has the arithmetic).
+Activations are uint8 in height, width, channel order. Every number here is the one that the C code uses:
+``scale`` is the float32 that ONNX Runtime multiplies a sum with (docs/reference/microcontroller.md has the
+arithmetic).
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Layer:
     """One step of the head. ``inputs`` and ``output`` name tensors.
 
     weights: int8, [O, kh, kw, I] of a convolution, [kh, kw, C] of a depthwise one, [K, H, W, C] of the
-    logits. bias: int32 [O]; what the input's zero point adds is in it, but for a depthwise one. scale: float32
-    [O], of an addition the two ratios and the fixed part.
+    logits. bias: int32 [O]; what the input's zero point adds is in it, but for a depthwise one. scale:
+    float32 [O], of an addition the two ratios and the fixed part.
     """
 
     kind: Kind

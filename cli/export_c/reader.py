@@ -1,7 +1,7 @@
 """A head's ONNX graph to layers: each pattern of quantize and dequantize that ONNX Runtime runs in integers.
 
-The arithmetic of what comes out is ONNX Runtime's on x86-64 with AVX2 (docs/reference/microcontroller.md): the
-numbers that it computes once, in float32, are computed here in the same way.
+The arithmetic of what comes out is ONNX Runtime's on x86-64 with AVX2 (docs/reference/microcontroller.md):
+the numbers that it computes once, in float32, are computed here in the same way.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """In which order rows are computed, and how many rows of each tensor have to be kept.
 
 No tensor is ever whole, but the symbols and what the logits are made of: a convolution needs as many rows of
-its input as its kernel is high, so each tensor is a ring of a few rows. Every row is computed once. Of the layers
-that can make a row, the one nearest to the end does: what it has used can then be overwritten soonest.
+its input as its kernel is high, so each tensor is a ring of a few rows. Every row is computed once. Of the
+layers that can make a row, the one nearest to the end does: what it has used can then be overwritten soonest.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from offramp.cli.export_c.network import Kind, Layer, Network
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps: the layer of each step, which makes its next row. rows: of each tensor's ring. life: the first and
-    the last step in which a tensor is needed; ``len(steps)``: after all of them."""
+    """steps: the layer of each step, which makes its next row. rows: of each tensor's ring. life: the
+    first and the last step in which a tensor is needed; ``len(steps)``: after all of them."""
 
     steps: tuple[int, ...]
     rows: dict[str, int]

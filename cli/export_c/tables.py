@@ -113,8 +113,8 @@ def _rans_table(number: int, table: RansTable) -> tuple[str, int]:
         array("encode_entry", f"encode_{number}", encode)
         + array("uint8_t", f"column_{number}", columns_of)
         + array("uint8_t", f"token_{number}", cells.ravel().tolist())
-        + f"static const table table_{number} = {{encode_{number}, column_{number}, token_{number}, {columns}, "
-        f"{table.runs}, {table.mode}, {full}, {int(modes >= RANS_TOTAL)}}};\n"
+        + f"static const table table_{number} = {{encode_{number}, column_{number}, token_{number}, "
+        f"{columns}, {table.runs}, {table.mode}, {full}, {int(modes >= RANS_TOTAL)}}};\n"
     )
     return code, 4 * len(encode) + 256 + cells.size + 24
 
