@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused_with_its_layer() -> None:
 
 
 def test_symbols_of_another_shape_are_refused(tmp_path: Path) -> None:
-    activation = {"shape": [4, 4, 6], "scale": 0.08, "zero_point": 120}
+    activation = {"shape": [4, 4, 6], "scale": toy_heads.SCALE, "zero_point": toy_heads.ZERO}
     bundle = toy_heads.write(tmp_path / "bundle", "raw", activation=activation)
     with pytest.raises(BundleError, match="not of the shape that its manifest says"):
         make_program(bundle)

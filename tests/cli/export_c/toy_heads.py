@@ -28,6 +28,7 @@ from tests import toy
 
 HEIGHT, WIDTH = 11, 7
 SHAPE = (4, 6, 4)
+SCALE, ZERO = 0.03125, 16
 CLASSES = 3
 FLAGS = (
     *("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-pedantic", "-Werror"),
@@ -137,7 +138,7 @@ def head(seed: int = 0) -> Head:
     narrow = made.conv(deep, "narrow", (6, 9, 1, 1), zero=128)
     block = made.add(narrow, stem, "block")
     down = made.conv(block, "down", (6, 1, 5, 5), zero=100, group=6, strides=[2, 2], pads=[2, 2, 2, 2])
-    symbols = made.conv(down, "symbols", (4, 6, 1, 3), scale=0.08, zero=120, pads=[0, 1, 0, 1])
+    symbols = made.conv(down, "symbols", (4, 6, 1, 3), scale=SCALE, zero=ZERO, pads=[0, 1, 0, 1])
     pool = made.conv(symbols, "pool", (4, 1, 3, 3), scale=0.05, zero=110, group=4, strides=[2, 1])
     made.logits(pool, 4 * 2 * 2)
     return made
@@ -174,7 +175,7 @@ def write(directory: Path, codec: str = "rans", graph: bytes | None = None, **ch
         "files": toy.manifest(files)["files"],
         "classes": ["left", "right", "över"],
         "preprocessing": {"color": "RGB", "height": HEIGHT, "width": WIDTH, "resize": "bilinear"},
-        "activation": {"shape": list(SHAPE), "scale": float(np.float32(0.08)), "zero_point": 120},
+        "activation": {"shape": list(SHAPE), "scale": SCALE, "zero_point": ZERO},
         "codec": described,
         **changes,
     }
@@ -189,7 +190,7 @@ def context_model() -> ContextModel:
         weights[channel, :, :, 4 * channels + channel :] = 0
     return ContextModel(
         SHAPE,
-        np.full(channels, 120, np.uint8),
+        np.full(channels, ZERO, np.uint8),
         rng.integers(-60, 60, (channels, 2 * reach + 2)).astype(np.int16),
         rng.integers(-9, 10, (channels, height, 2)).astype(np.int8),
         rng.integers(-9, 10, (channels, width, 2)).astype(np.int8),
