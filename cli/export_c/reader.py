@@ -99,7 +99,7 @@ class _Reader:
         }
         for node in self.nodes:
             if node.kind not in steps:
-                self._refuse(node, f"is the operator {node.kind}, expected one of {', '.join(steps)}")
+                self._refuse(node, f"is the operator {node.kind}, expected integers only: {', '.join(steps)}")
             steps[node.kind](node)
         if SYMBOLS not in self.views or self.layers[-1].kind is not Kind.LOGITS:
             raise BundleError(
@@ -128,9 +128,7 @@ class _Reader:
             values, scale = self.constants[name], self.constants[node.inputs[1]]
             zero = self.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(1)
             if zero.any() or values.dtype not in (np.int8, np.int32):
-                self._refuse(
-                    node, f"has {values.dtype} constants or a zero point, expected int8 or int32 around 0"
-                )
+                return  # who uses them is refused
             self.numbers[node.output] = _Constant(name, values, np.atleast_1d(scale).astype(np.float32))
             return
         whole, channels = self._view(node, name)
@@ -184,7 +182,7 @@ class _Reader:
             or not isinstance(weights, _Constant)
             or weights.values.dtype != np.int8
         ):
-            self._refuse(node, "is computed in float, expected int8 weights and quantized inputs")
+            self._refuse(node, "is computed in float, expected int8 weights around 0 and quantized inputs")
         outputs = weights.values.shape[0]
         bias = np.zeros(outputs, np.int64)
         if len(node.inputs) > 2:
