@@ -33,6 +33,9 @@ COMMANDS = {
     "export-c": Command(
         "offramp.cli.export_c.command", "device,export-c", "write a bundle's head in C for a microcontroller"
     ),
+    "gateway": Command(
+        "offramp.gateway.app", "device,sign,mqtt", "take datagrams of devices, and answer them by a server"
+    ),
     "init": Command(
         "offramp.cli.init", "device,split,train", "look at a folder of photos, write a recipe for split"
     ),
@@ -83,6 +86,7 @@ examples:
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
   offramp top device-1:9102 server:9101
+  offramp gateway --bundle DIR --udp 127.0.0.1:5683
   offramp samples kept --each 20 --export to-label
 
 `offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.

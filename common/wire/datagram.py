@@ -1,4 +1,4 @@
-"""Datagrams: one unsure image, or its answer, in one packet that needs no connection. Pure functions of bytes.
+"""Datagrams: one unsure image or its answer, in one packet that needs no connection. Pure functions.
 
 Invariants (docs/reference/wire-format.md has the layout, byte by byte):
 - A datagram says by itself which bundle it is for, in the first two bytes of its digest. Its checksum, or its
@@ -224,7 +224,9 @@ class Datagrams:
         ConfigError for what no datagram can say.
         """
         if not 0 <= codec <= CodecId.PICTURE or not payload:
-            raise ConfigError(f"codec {codec} with {len(payload)} bytes, expected a codec of 0 … 2 and a payload")
+            raise ConfigError(
+                f"codec {codec} with {len(payload)} bytes, expected a codec of 0 … 2 and a payload"
+            )
         first = bytes([VERSION << 5 | (key is not None) << 4 | Kind.REQUEST << 2 | codec]) + self.short_digest
         if key is None:
             _check_range("sequence number", sequence, SEQUENCES)
@@ -292,7 +294,9 @@ class Datagrams:
         """
         low = reply_sequence(data)
         if is_sealed(data) != (key is not None):
-            raise MessageError(f"a reply {'with' if key is None else 'without'} authentication, expected the other")
+            raise MessageError(
+                f"a reply {'with' if key is None else 'without'} authentication, expected the other"
+            )
         if key is None:
             fields = self._check(data)[3:]
         else:
@@ -356,7 +360,9 @@ class Datagrams:
 
 
 def _nonce(direction: int, device: int, sequence: int, salt: bytes = b"\0\0") -> bytes:
-    return bytes([direction]) + device.to_bytes(2, "little") + sequence.to_bytes(4, "little") + salt + bytes(4)
+    return (
+        bytes([direction]) + device.to_bytes(2, "little") + sequence.to_bytes(4, "little") + salt + bytes(4)
+    )
 
 
 def _device(device: int | None) -> int:

@@ -1,8 +1,8 @@
 """Requests longer than a link's packets, in pieces; pure functions of bytes, and of a clock that comes in.
 
 A piece has three bytes and a part of the datagram: the first byte of its kind, an id, its number with the top
-bit set in the last one. All pieces but the last have the same length. A piece has no checksum: that of the whole
-finds a wrong one. What waits for its missing pieces is bounded in number, bytes and time.
+bit set in the last one. All pieces but the last have the same length. A piece has no checksum: that of the
+whole finds a wrong one. What waits for its missing pieces is bounded in number, bytes and time.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Assembler:
         sender: who sent it, as the link says; now: seconds.
         """
         if kind_of(data) is not Kind.FRAGMENT or data[0] != _FIRST_BYTE:
-            raise MessageError(f"a datagram that begins with {data[0]:02x}, expected a fragment's {_FIRST_BYTE:02x}")
+            raise MessageError(
+                f"a datagram that begins with {data[0]:02x}, expected a fragment's {_FIRST_BYTE:02x}"
+            )
         if len(data) <= PIECE_OVERHEAD:
             raise MessageError(f"a fragment of {len(data)} bytes, expected over {PIECE_OVERHEAD}")
         self.expire(now)
@@ -133,7 +135,9 @@ def _fits(waiting: _Open, index: int, last: bool, size: int) -> bool:
     if index in waiting.pieces:
         return False
     if last:
-        return not waiting.count and index > max(waiting.pieces) and (not waiting.step or size <= waiting.step)
+        return (
+            not waiting.count and index > max(waiting.pieces) and (not waiting.step or size <= waiting.step)
+        )
     if waiting.count and (index >= waiting.count or size < len(waiting.pieces[waiting.count - 1])):
         return False
     return not waiting.step or size == waiting.step

@@ -6,10 +6,14 @@ imported at the first key: only who uses one needs it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from offramp.common.errors import AccessError, ConfigError
+from offramp.common.files import read_bounded
 from offramp.common.wire.datagram import TAG_BYTES
 
 KEY_BYTES = (16, 32)
+_FILE_BYTES = 4096
 
 
 class DeviceKey:
@@ -36,3 +40,21 @@ class DeviceKey:
             return self._cipher.decrypt(nonce, sealed, data)
         except InvalidTag:
             raise AccessError("a datagram that its device's key did not seal") from None
+
+
+def parse_key(name: str, text: str) -> DeviceKey:
+    """A key of 32 or 64 hexadecimal digits. Raises ConfigError, which names where and never repeats it."""
+    try:
+        key = bytes.fromhex(text.strip())
+    except ValueError:
+        key = b""
+    if len(key) not in KEY_BYTES:
+        raise ConfigError(f"{name}: expected a key of 32 or 64 hexadecimal digits")
+    return DeviceKey(key)
+
+
+def read_key(flag: str, path: Path | str) -> DeviceKey:
+    """The key in a file. Raises ConfigError, which names the file and never repeats its contents."""
+    name = f"{flag} {path}"
+    data = read_bounded(path, _FILE_BYTES, name=name, expected="a file with a key")
+    return parse_key(name, data.decode("ascii", "replace"))

@@ -160,7 +160,7 @@ def test_pieces() -> None:
 
 
 def test_a_request_that_can_be_checked_by_eye() -> None:
-    """Version 1, the bundle's codec; digest 00 01; sequence 1; "payload"; CRC-24 over digest and all of it."""
+    """Version 1, the bundle's codec; digest 00 01; sequence 1; "payload"; CRC-24 of digest and all of it."""
     data = bytes.fromhex(DATAGRAMS["requests"][0]["bytes"])
     assert crc24(b"123456789") == 0x21CF02  # as catalogues of CRCs have it
     assert data[:-3] == b"\x20" + b"\x00\x01" + b"\x01\x00" + b"payload"

@@ -254,7 +254,10 @@ def hello_vector() -> dict[str, str]:
 def datagram_vectors() -> dict[str, Any]:
     """Requests and replies with and without a key, of a bundle whose digest is 00 01 … 1f; and pieces."""
     digest, key = bytes(range(32)), bytes(range(16, 32))
-    sides: list[tuple[str, int | None, Seal | None]] = [("plain", None, None), ("sealed", 513, DeviceKey(key))]
+    sides: list[tuple[str, int | None, Seal | None]] = [
+        ("plain", None, None),
+        ("sealed", 513, DeviceKey(key)),
+    ]
     requests, replies = [], []
     for name, device, seal in sides:
         for codec, sequence, payload in ((0, 1, b"payload"), (1, 65_535, bytes(range(64))), (0, 0, b"\x80")):

@@ -51,7 +51,14 @@ void port_open(void)
 
 size_t port_read(void *to, size_t size)
 {
-    return size - transfer(SYS_READ, input, to, size);
+    size_t left = size;
+    while (left) {
+        size_t still = transfer(SYS_READ, input, (uint8_t *)to + (size - left), left);
+        if (still >= left) /* the end; more than that is an error */
+            break;
+        left = still;
+    }
+    return size - left;
 }
 
 void port_write(const void *from, size_t size)
