@@ -21,6 +21,7 @@ from tests.processes import WAIT, processes
 
 ROOT = Path(__file__).parents[3]
 THRESHOLD = 0.999
+MAIN = "import sys; from offramp.cli.app import main; sys.exit(main())"
 QEMU = "qemu-system-arm -M mps2-an386 -display none -monitor none -serial none -semihosting-config"
 
 
@@ -39,7 +40,7 @@ def test_firmware_gets_the_servers_answers(tmp_path: Path) -> None:
     with processes(bundle.path) as started:
         server = started.server()
         gateway = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from offramp.cli.app import main; sys.exit(main())", "gateway", "--stdio", "--bundle", str(bundle.path),
+            [sys.executable, "-c", MAIN, "gateway", "--stdio", "--bundle", str(bundle.path),
              "--server", server.address, "--metrics-port", "0"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
