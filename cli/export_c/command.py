@@ -56,9 +56,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _size(text: str) -> int:
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
-    if unit not in UNITS or not number.isascii() or not number.isdigit() or not 0 < int(number) < 1 << 32:
+    bytes_of = int(number) * UNITS.get(unit, 0) if number.isascii() and number.isdigit() else 0
+    if not 0 < bytes_of < 1 << 32:
         raise argparse.ArgumentTypeError(f"'{printable(text, 40)}': expected bytes, as 65536, 64k or 1m")
-    return int(number) * UNITS[unit]
+    return bytes_of
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
