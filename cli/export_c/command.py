@@ -13,6 +13,7 @@ from offramp.cli.export_c.program import Program, make_program
 from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import ConfigError, printable
+from offramp.common.part.engine import Engine
 
 DESCRIPTION = """\
 Write the device's half of a bundle as C11 without an operating system, a heap or a dependency: head, early
@@ -46,7 +47,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="the report as JSON, with each layer's figures")
     arguments = parser.parse_args(argv)
-    program = make_program(load_bundle(arguments.bundle))
+    bundle = load_bundle(arguments.bundle)
+    # A graph that does not run is refused as the programs refuse it.
+    Engine(bundle).load_head()
+    program = make_program(bundle)
     program.require(arguments.ram, arguments.flash)
     if arguments.out is not None:
         _write(arguments.out, write_files(program))

@@ -66,7 +66,7 @@ def digest_crc(digest: bytes) -> int:
 def _defines(program: Program) -> dict[str, Any]:
     network, manifest, places = program.network, program.bundle.manifest, program.arena.places
     image, symbols = network.tensors[network.image], network.tensors[network.symbols]
-    taps = [layer.kernel[0] * layer.kernel[1] for layer in network.layers if layer.kind is Kind.DEPTHWISE]
+    taps = [layer.kernel[0] * layer.kernel[1] for layer in network.layers if "DEPTHWISE" in layer.kind.value]
     threshold, temperature = floats(np.array([manifest.threshold, manifest.temperature], np.float32))
     return {
         "IMAGE_HEIGHT": image.height,
@@ -137,7 +137,8 @@ def _model(program: Program) -> str:
         parts.append(_constants(number, layer))
         entries.append(_entry(program, number, layer, index))
     tensors = [
-        f"{{{places.get(name, 0)}, {max(rows[name], 1)}, {each.height}, {each.width}, {each.channels}}}"
+        f"{{{places.get(name, 0)}, {max(rows[name], 1)}, {each.height}, {each.width}, {each.channels}, "
+        f"{4 if each.real else 1}}}"
         for name, each in network.tensors.items()
     ]
     names = map(literal, program.bundle.manifest.classes)
@@ -156,18 +157,27 @@ def _model(program: Program) -> str:
 def _constants(number: int, layer: Layer) -> str:
     text = ""
     if layer.weights.size:
-        text += array("int8_t", f"weights_{number}", layer.weights.ravel().tolist())
+        real = layer.weights.dtype == np.float32
+        values = floats(layer.weights.ravel()) if real else layer.weights.ravel().tolist()
+        text += array("float" if real else "int8_t", f"weights_{number}", values)
     if layer.bias.size:
         # The least int32 has no literal of its own; `_bias` of the reader keeps it out.
         text += array("int32_t", f"bias_{number}", layer.bias.tolist())
     if layer.scale.size:
-        text += array("float", f"scale_{number}", floats(layer.scale))
+        text += array("float", f"scale_{number}", floats(layer.scale.ravel()))
     return text
+
+
+def _columns(layer: Layer) -> int:
+    """How many tables a look-up has: one for all channels, or one for each."""
+    tables = {Kind.LOOKUP: layer.weights, Kind.REAL: layer.scale}.get(layer.kind)
+    return 0 if tables is None else int(tables.shape[1])
 
 
 def _entry(program: Program, number: int, layer: Layer, index: dict[str, int]) -> str:
     tensors = program.network.tensors
     output = tensors.get(layer.output)
+    real = layer.weights.size > 0 and layer.weights.dtype == np.float32
     fields = [
         f"OFFRAMP_{layer.kind.value}",
         index[layer.inputs[0]],
@@ -178,7 +188,9 @@ def _entry(program: Program, number: int, layer: Layer, index: dict[str, int]) -
         *layer.pad,
         tensors[layer.inputs[0]].zero,
         0 if output is None else output.zero,
-        f"weights_{number}" if layer.weights.size else 0,
+        layer.chunk or _columns(layer),
+        f"weights_{number}" if layer.weights.size and not real else 0,
+        f"weights_{number}" if real else 0,
         f"bias_{number}" if layer.bias.size else 0,
         f"scale_{number}" if layer.scale.size else 0,
     ]

@@ -23,8 +23,22 @@ class Kind(Enum):
     ADD = "ADD"
     CHANNELS_FIRST = "CHANNELS_FIRST"
     """The symbols in the order that the codec takes."""
+    LOOKUP = "LOOKUP"
+    """Each byte to another, by a table for all channels or one for each."""
+    REAL = "REAL"
+    """Each byte to a float32, in the same way."""
+    REAL_CONV = "REAL_CONV"
+    REAL_DEPTHWISE = "REAL_DEPTHWISE"
+    """Of float32, to float32 or to bytes."""
+    MEAN = "MEAN"
+    """Of all places of a channel."""
     LOGITS = "LOGITS"
     """A whole tensor to one float32 a class."""
+
+
+CONVOLUTIONS = (Kind.CONV, Kind.DEPTHWISE, Kind.REAL_CONV, Kind.REAL_DEPTHWISE)
+WHOLE = (Kind.MEAN, Kind.LOGITS)
+"""They need all rows of their input at once."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +49,15 @@ class Tensor:
     channels: int
     height: int
     width: int
-    scale: float
-    zero: int
+    scale: float = 1.0
+    zero: int = 0
+    real: bool = False
+    """float32 in the place of bytes."""
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self.channels * self.width
+        return self.channels * self.width * (4 if self.real else 1)
 
     @property
     def whole_bytes(self) -> int:
@@ -73,6 +89,8 @@ class Layer:
     weights: NDArray[Any] = field(default_factory=_nothing, repr=False)
     bias: NDArray[Any] = field(default_factory=_nothing, repr=False)
     scale: NDArray[Any] = field(default_factory=_nothing, repr=False)
+    chunk: int = 0
+    """Channels that a real convolution sums up before it adds the sums."""
 
     @property
     def flash_bytes(self) -> int:
@@ -102,8 +120,7 @@ class Network:
         """Multiplications of one layer."""
         if layer.kind is Kind.LOGITS:
             return int(layer.weights.size)
-        if layer.kind not in (Kind.CONV, Kind.DEPTHWISE):
+        if layer.kind not in CONVOLUTIONS:
             return 0
         out = self.tensors[layer.output]
-        each = layer.weights.size // (out.channels if layer.kind is Kind.DEPTHWISE else 1)
-        return int(out.height * out.width * each * (out.channels if layer.kind is Kind.DEPTHWISE else 1))
+        return int(out.height * out.width * layer.weights.size)

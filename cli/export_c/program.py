@@ -15,7 +15,7 @@ from offramp.common.errors import BundleError, ConfigError
 
 HEADER_ROOM, CHECKSUM_BYTES = 8, 3
 """Before a payload: the datagram's header of 5 bytes; and behind it."""
-LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 24, 12, 32
+LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 32, 16, 32
 """Of a 32-bit machine; state: besides what the network says."""
 CODE_BYTES = 8_000
 """About: GCC 12, -O2, Cortex-M4, with either coder."""
@@ -132,9 +132,9 @@ def whole_bytes(network: Network) -> int:
 
 
 def _patch(layer: Layer) -> int:
-    if layer.kind is not Kind.CONV or layer.kernel == (1, 1):
+    if layer.kind not in (Kind.CONV, Kind.REAL_CONV) or layer.kernel == (1, 1):
         return 0
-    return int(layer.weights[0].size)
+    return int(layer.weights[0].nbytes)
 
 
 def make_program(bundle: Bundle) -> Program:

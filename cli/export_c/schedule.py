@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offramp.cli.export_c.network import Kind, Layer, Network
+from offramp.cli.export_c.network import WHOLE, Kind, Layer, Network
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Schedule:
 def needed(network: Network, layer: Layer, row: int) -> range:
     """The rows of each of its inputs that the layer needs for this row of its output."""
     height = network.tensors[layer.inputs[0]].height
-    return range(height) if layer.kind is Kind.LOGITS else layer.rows(row, height)
+    return range(height) if layer.kind in WHOLE else layer.rows(row, height)
 
 
 def _height(network: Network, layer: Layer) -> int:

@@ -50,14 +50,14 @@ static uint8_t requantize(int32_t sum, float scale, int32_t zero)
 static const uint8_t *row_of(uint32_t index, uint32_t row)
 {
     const offramp_tensor *t = &offramp_tensors[index];
-    size_t bytes = (size_t)t->width * t->channels;
+    size_t bytes = (size_t)t->width * t->channels * t->value_bytes;
     return index == OFFRAMP_IMAGE ? image + row * bytes : memory + t->at + row % t->rows * bytes;
 }
 
 static uint8_t *own_row(uint32_t index, uint32_t row)
 {
     const offramp_tensor *t = &offramp_tensors[index];
-    return memory + t->at + (size_t)(row % t->rows) * t->width * t->channels;
+    return memory + t->at + (size_t)(row % t->rows) * t->width * t->channels * t->value_bytes;
 }
 
 /* Two sums at once, of two rows of weights with the same inputs: what takes time in a network. */
@@ -90,18 +90,18 @@ static void dot_pair(const int8_t *first, const int8_t *second, const uint8_t *i
 static const uint8_t *patch_of(const offramp_layer *l, uint32_t row, uint32_t column)
 {
     const offramp_tensor *in = &offramp_tensors[l->input];
-    size_t channels = in->channels;
+    size_t bytes = (size_t)in->channels * in->value_bytes;
     int32_t top = (int32_t)(row * l->stride_y) - l->pad_top, left = (int32_t)(column * l->stride_x) - l->pad_left;
     if (l->kernel_height == 1 && l->kernel_width == 1)
-        return row_of(l->input, (uint32_t)top) + (size_t)left * channels;
+        return row_of(l->input, (uint32_t)top) + (size_t)left * bytes;
     uint8_t *at = memory + OFFRAMP_PATCH_AT;
     for (int32_t y = top; y < top + l->kernel_height; y++) {
         const uint8_t *line = y < 0 || y >= in->height ? NULL : row_of(l->input, (uint32_t)y);
-        for (int32_t x = left; x < left + l->kernel_width; x++, at += channels) {
+        for (int32_t x = left; x < left + l->kernel_width; x++, at += bytes) {
             if (line && x >= 0 && x < in->width)
-                memcpy(at, line + (size_t)x * channels, channels);
+                memcpy(at, line + (size_t)x * bytes, bytes);
             else
-                memset(at, l->input_zero, channels);
+                memset(at, l->input_zero, bytes);
         }
     }
     return memory + OFFRAMP_PATCH_AT;
@@ -206,6 +206,99 @@ static void logits_of(const offramp_layer *l, float *logits)
     }
 }
 
+/* Rows of float lie at multiples of 8 bytes, by the plan and because each of their values has 4. */
+static const float *reals_at(const uint8_t *bytes)
+{
+    return (const float *)(const void *)bytes;
+}
+
+/* One result of a layer in float: to a float, or rounded to a byte. */
+static void put_real(const offramp_layer *l, uint8_t *row, size_t index, float value)
+{
+    value = value < l->scale[0] ? l->scale[0] : value > l->scale[1] ? l->scale[1] : value;
+    if (offramp_tensors[l->output].value_bytes > 1)
+        memcpy(row + 4 * index, &value, 4);
+    else
+        row[index] = to_byte(value / l->scale[2], (float)-l->output_zero, (float)(255 - l->output_zero), l->output_zero);
+}
+
+static void real_conv_row(const offramp_layer *l, uint32_t row)
+{
+    const offramp_tensor *out = &offramp_tensors[l->output];
+    size_t channels = offramp_tensors[l->input].channels, taps = (size_t)l->kernel_height * l->kernel_width, at = 0;
+    uint8_t *to = own_row(l->output, row);
+    for (uint32_t column = 0; column < out->width; column++) {
+        const float *patch = reals_at(patch_of(l, row, column)), *weights = l->reals;
+        for (uint32_t o = 0; o < out->channels; o++, weights += taps * channels) {
+            float total = 0.0f;
+            for (size_t first = 0; first < channels; first += l->chunk) {
+                size_t end = first + l->chunk < channels ? first + l->chunk : channels;
+                float sum = 0.0f;
+                for (size_t t = 0; t < taps; t++)
+                    for (size_t c = first; c < end; c++)
+                        sum = fmaf(patch[t * channels + c], weights[t * channels + c], sum);
+                total = first ? sum + total : sum;
+            }
+            put_real(l, to, at++, total + l->scale[3 + o]);
+        }
+    }
+}
+
+static void real_depthwise_row(const offramp_layer *l, uint32_t row)
+{
+    const offramp_tensor *in = &offramp_tensors[l->input], *out = &offramp_tensors[l->output];
+    size_t channels = in->channels, at = 0;
+    int32_t top = (int32_t)(row * l->stride_y) - l->pad_top;
+    uint8_t *to = own_row(l->output, row);
+    for (uint32_t column = 0; column < out->width; column++) {
+        int32_t left = (int32_t)(column * l->stride_x) - l->pad_left;
+        for (size_t c = 0; c < channels; c++) {
+            float sum = 0.0f;
+            for (int32_t y = 0; y < l->kernel_height; y++) {
+                if (top + y < 0 || top + y >= in->height)
+                    continue;
+                const float *line = reals_at(row_of(l->input, (uint32_t)(top + y)));
+                for (int32_t x = 0; x < l->kernel_width; x++)
+                    if (left + x >= 0 && left + x < in->width)
+                        sum = fmaf(line[(size_t)(left + x) * channels + c],
+                                   l->reals[(size_t)(y * l->kernel_width + x) * channels + c], sum);
+            }
+            put_real(l, to, at++, sum + l->scale[3 + c]);
+        }
+    }
+}
+
+/* Each byte by its channel's table: to another byte, or to a float. */
+static void table_row(const offramp_layer *l, uint32_t row)
+{
+    const offramp_tensor *in = &offramp_tensors[l->input];
+    const uint8_t *from = row_of(l->input, row);
+    uint8_t *to = own_row(l->output, row);
+    size_t n = (size_t)in->width * in->channels;
+    for (size_t i = 0; i < n; i++) {
+        size_t at = (size_t)from[i] * l->chunk + (l->chunk > 1 ? i % in->channels : 0);
+        if (l->kind == OFFRAMP_LOOKUP)
+            to[i] = (uint8_t)l->weights[at];
+        else
+            memcpy(to + 4 * i, &l->scale[at], 4);
+    }
+}
+
+static void mean_of(const offramp_layer *l)
+{
+    const offramp_tensor *in = &offramp_tensors[l->input];
+    const uint8_t *from = memory + in->at;
+    uint8_t *to = own_row(l->output, 0);
+    size_t places = (size_t)in->height * in->width;
+    for (uint32_t c = 0; c < in->channels; c++) {
+        int32_t sum = 0;
+        for (size_t i = 0; i < places; i++)
+            sum += from[i * in->channels + c] - l->input_zero;
+        float mean = (float)sum * l->scale[0] / l->scale[1];
+        to[c] = to_byte(mean / l->scale[2], (float)-l->output_zero, (float)(255 - l->output_zero), l->output_zero);
+    }
+}
+
 void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits)
 {
     image = pixels;
@@ -226,6 +319,19 @@ void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits)
             break;
         case OFFRAMP_CHANNELS_FIRST:
             channels_first_row(l, row);
+            break;
+        case OFFRAMP_LOOKUP:
+        case OFFRAMP_REAL:
+            table_row(l, row);
+            break;
+        case OFFRAMP_REAL_CONV:
+            real_conv_row(l, row);
+            break;
+        case OFFRAMP_REAL_DEPTHWISE:
+            real_depthwise_row(l, row);
+            break;
+        case OFFRAMP_MEAN:
+            mean_of(l);
             break;
         case OFFRAMP_LOGITS:
             logits_of(l, logits);

@@ -13,6 +13,7 @@ enum {
 typedef struct {
     uint32_t at;
     uint16_t rows, height, width, channels;
+    uint8_t value_bytes; /* 1, or 4 of float */
 } offramp_tensor;
 
 typedef enum {
@@ -20,17 +21,26 @@ typedef enum {
     OFFRAMP_DEPTHWISE,
     OFFRAMP_ADD,
     OFFRAMP_CHANNELS_FIRST,
+    OFFRAMP_LOOKUP,
+    OFFRAMP_REAL,
+    OFFRAMP_REAL_CONV,
+    OFFRAMP_REAL_DEPTHWISE,
+    OFFRAMP_MEAN,
     OFFRAMP_LOGITS,
 } offramp_kind;
 
 /* weights: of CONV outputs x kernel height x kernel width x inputs, of DEPTHWISE kernel height x kernel width x
  * channels, of LOGITS classes x height x width x channels. bias: with what the input's zero point adds, but of
- * DEPTHWISE. scale: of each output; of ADD the two ratios and the fixed part. */
+ * DEPTHWISE. scale: of each output; of ADD the two ratios and the fixed part. Of what computes in float, reals are the
+ * weights in the same order, and scale is the least and the largest output, the scale of output bytes, and the biases. Of
+ * LOOKUP weights, and of REAL scale, are 256 x chunk values; of MEAN scale is the input's, the places, the output's. */
 typedef struct {
     uint8_t kind, input, other, output;
     uint8_t kernel_height, kernel_width, stride_y, stride_x, pad_top, pad_left;
     uint8_t input_zero, output_zero;
+    uint16_t chunk; /* tables of a look-up; channels that a convolution in float adds up at a time */
     const int8_t *weights;
+    const float *reals;
     const int32_t *bias;
     const float *scale;
 } offramp_layer;

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from offramp.cli.export_c.network import Kind
 from offramp.cli.export_c.reader import read_head
-from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import BundleError
 from tests import toy_tensor
 from tests.cli.export_c import toy_heads
@@ -72,7 +72,7 @@ def relu(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (relu, "'wide.relu' is the operator Relu, expected integers only"),
+        (relu, "'wide.relu' is the operator Relu, expected one of"),
         (attribute("deep.f", "dilations", [2, 2]), "'deep.f' is dilated"),
         (attribute("deep.f", "auto_pad", "SAME_UPPER"), "'deep.f' pads automatically"),
         (attribute("wide.f", "group", 3), "'wide.f' has 3 groups, expected 1 or one for each channel"),
@@ -93,9 +93,16 @@ def test_what_c_has_not_is_refused(
     assert message in str(error.value)
 
 
-def test_a_head_that_computes_in_float_is_refused(raw_bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="'pixels' is the operator Cast, expected integers only"):
-        read_head(raw_bundle)
+def missing(model: onnx.ModelProto) -> None:
+    """A constant that is named and not there."""
+    (found,) = (each for each in model.graph.initializer if each.name == "dense.bias.s")
+    model.graph.initializer.remove(found)
+
+
+def test_a_damaged_graph_is_one_error(tmp_path: Path) -> None:
+    bundle = toy_heads.write(tmp_path / "bundle", "raw", edited(missing))
+    with pytest.raises(BundleError, match=r"head\.onnx: is not a graph that runs: KeyError"):
+        read_head(bundle)
 
 
 def test_a_bundle_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
