@@ -23,7 +23,7 @@ from tests.cli.export_c import toy_heads
 ROOT = Path(__file__).parents[3]
 TRASHNET = ROOT / "models/trashnet-efficientnet-lite0"
 SHARE = 1e-3
-"""Symbols that may differ, by one: another CPU adds up in another order (docs/reference/microcontroller.md)."""
+"""Symbols that may differ, by one: another CPU adds up in another order."""
 
 
 def test_the_trashnet_bundle(tmp_path: Path) -> None:
