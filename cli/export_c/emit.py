@@ -16,7 +16,7 @@ from offramp.cli.export_c.program import HEADER_ROOM, Program
 from offramp.cli.export_c.tables import array
 
 FIXED = (
-    "offramp.h", "offramp.c", "offramp_layers.h", "offramp_layers.c", "main.c", "port.h", "port_linux.c",
+    "offramp.h", "offramp.c", "offramp_layers.h", "offramp_layers.c", "offramp_seal.h", "offramp_seal.c", "main.c", "port.h", "port_linux.c",
     "port_mps2.c", "mps2.ld",
 )  # fmt: skip
 PLAIN = frozenset(string.ascii_letters + string.digits + " .,_-+/")
@@ -77,9 +77,8 @@ def _defines(program: Program) -> dict[str, Any]:
         "TEMPERATURE": temperature,
         "BOTH_EXITS": int(manifest.sent_answer == "both"),
         "PARTS": len(manifest.parts),
-        "SHORT_DIGEST": "{" + ", ".join(map(str, program.bundle.digest[:2])) + "}",
+        "DIGEST": "{" + ", ".join(map(str, program.bundle.digest)) + "}",
         "DIGEST_CRC": f"{digest_crc(program.bundle.digest):#x}u",
-        "HEADER_BYTES": 5,
         "ARENA_BYTES": program.arena.bytes,
         "LAYERS": len(network.layers),
         "STEPS": len(program.schedule.steps),

@@ -13,11 +13,11 @@ from offramp.cli.export_c.tables import Coder, make_coder
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import BundleError, ConfigError
 
-HEADER_ROOM, CHECKSUM_BYTES = 8, 3
-"""Before a payload: the datagram's header of 5 bytes; and behind it."""
-LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 32, 16, 32
-"""Of a 32-bit machine; state: besides what the network says."""
-CODE_BYTES = 8_000
+HEADER_ROOM, TAG_BYTES = 16, 8
+"""Before a payload: the datagram's header of 9 bytes at most; and behind it."""
+LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 32, 16, 280
+"""Of a 32-bit machine; state: a key and what does not depend on the network."""
+CODE_BYTES = 11_500
 """About: GCC 12, -O2, Cortex-M4, with either coder."""
 MOST_LAYERS = 250
 
@@ -159,6 +159,6 @@ def make_program(bundle: Bundle) -> Program:
         most = max(_patch(network.layers[schedule.steps[i]]) for i in gathered)
         buffers.append(Buffer("PATCH", most, gathered[0], gathered[-1]))
     buffers += [Buffer(name, size, end, end) for name, size in coder.buffers.items()]
-    datagram = HEADER_ROOM + max(coder.payload_bytes, symbols.whole_bytes) + CHECKSUM_BYTES
+    datagram = HEADER_ROOM + max(coder.payload_bytes, symbols.whole_bytes) + TAG_BYTES
     buffers.append(Buffer("DATAGRAM", datagram, end, end))
     return Program(bundle, network, schedule, coder, tuple(buffers), plan(buffers))

@@ -2,6 +2,7 @@
  *
  *   'T' and a float32, little-endian: start again with this threshold
  *   'I' and an image's pixels   -> image CLASS CONFIDENCE BYTES DATAGRAM
+ *   'K', two bytes of a device's number, four of the first number and 16 of a key: as offramp_set_key
  *   'R', two bytes of size, little-endian, and a reply -> reply STATUS CLASS CONFIDENCE PART ERROR
  *
  * Numbers are decimal; a confidence is eight hexadecimal digits, a float32's bits; a datagram is hexadecimal, - where
@@ -114,13 +115,30 @@ static int take_threshold(void)
     return 1;
 }
 
+static int take_key(void)
+{
+    uint8_t given[22];
+    if (port_read(given, sizeof given) != sizeof given)
+        return 0;
+    uint32_t number = 0;
+    for (int i = 0; i < 4; i++)
+        number |= (uint32_t)given[2 + i] << (8 * i);
+    put("key");
+    put_number((uint32_t)offramp_set_key((uint16_t)(given[0] | given[1] << 8), given + 6, 16, number));
+    return 1;
+}
+
 int main(void)
 {
     uint8_t kind;
     port_open();
     offramp_init(0, OFFRAMP_THRESHOLD);
     while (port_read(&kind, 1) == 1) {
-        int taken = kind == 'I' ? take_image() : kind == 'R' ? take_reply() : kind == 'T' ? take_threshold() : 0;
+        int taken = kind == 'I'   ? take_image()
+                    : kind == 'R' ? take_reply()
+                    : kind == 'T' ? take_threshold()
+                    : kind == 'K' ? take_key()
+                                  : 0;
         if (!taken)
             return 1;
         put("\n");

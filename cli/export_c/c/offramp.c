@@ -1,6 +1,7 @@
 /* Init, classify and reply: the early exit's decision, and datagrams; see offramp.h. */
 #include "offramp.h"
 #include "offramp_layers.h"
+#include "offramp_seal.h"
 
 #include <math.h>
 #include <string.h>
@@ -16,7 +17,11 @@ enum {
     SEALED = 0x10,
     CHECKSUM_BYTES = 3,
     CLASS_BYTES = OFFRAMP_CLASSES <= 256 ? 1 : 2,
-    REPLY_HEADER = 3,
+    HEADER_BYTES = 5,
+    SEALED_HEADER_BYTES = 9,
+    REPLY_HEADER_BYTES = 3,
+    SEALED_REPLY_HEADER_BYTES = 5,
+    MOST_FIELDS = CLASS_BYTES + 2,
     FALLBACK = 0x80,
 };
 
@@ -27,8 +32,11 @@ enum {
 static _Alignas(8) uint8_t arena[OFFRAMP_ARENA_BYTES] OFFRAMP_ARENA_ATTRIBUTE;
 static float early[OFFRAMP_CLASSES]; /* the early exit's probabilities, for the image that is waited for */
 static float exit_threshold;
-static uint16_t next_sequence, waited_for;
-static uint8_t ready, waiting;
+static uint32_t next_number, waited_for;
+static uint16_t own_device;
+static uint8_t ready, waiting, sealed, used_up;
+static seal_key own_key;
+static const uint8_t digest[32] = OFFRAMP_DIGEST;
 
 /* CRC-24 of RFC 9580, without a table: a datagram is short. */
 static uint32_t crc24(const uint8_t *data, size_t size, uint32_t crc)
@@ -90,28 +98,70 @@ offramp_status offramp_init(uint16_t sequence, float threshold)
     waiting = 0;
     if (!(threshold >= 0.0f && threshold <= 1.0f))
         return OFFRAMP_RANGE;
-    next_sequence = sequence;
+    next_number = sequence;
+    sealed = 0;
+    used_up = 0;
     exit_threshold = threshold;
     ready = 1;
     return OFFRAMP_OK;
 }
 
-/* The datagram of the symbols in the arena: header, payload, checksum. */
-static size_t write_datagram(uint8_t *datagram, uint16_t sequence)
+offramp_status offramp_set_key(uint16_t device, const uint8_t *key, size_t size, uint32_t number)
 {
-    static const uint8_t digest[2] = OFFRAMP_SHORT_DIGEST;
-    uint8_t *payload = arena + OFFRAMP_PAYLOAD_AT;
+    if (!ready)
+        return OFFRAMP_NOT_READY;
+    if (!key || !seal_expand(&own_key, key, size))
+        return OFFRAMP_RANGE;
+    own_device = device;
+    next_number = number;
+    sealed = 1;
+    waiting = 0;
+    return OFFRAMP_OK;
+}
+
+uint32_t offramp_number(void)
+{
+    return next_number;
+}
+
+/* direction: 0 of a request, 1 of a reply, which has a salt. */
+static void make_nonce(uint8_t *nonce, uint8_t direction, uint32_t number, const uint8_t *salt)
+{
+    memset(nonce, 0, SEAL_NONCE_BYTES);
+    nonce[0] = direction;
+    nonce[1] = (uint8_t)own_device;
+    nonce[2] = (uint8_t)(own_device >> 8);
+    for (int i = 0; i < 4; i++)
+        nonce[3 + i] = (uint8_t)(number >> (8 * i));
+    if (salt)
+        memcpy(nonce + 7, salt, 2);
+}
+
+/* The datagram of the symbols in the arena: header, payload, and checksum or tag. */
+static size_t write_datagram(uint8_t *datagram, uint32_t number)
+{
+    uint8_t *payload = arena + OFFRAMP_PAYLOAD_AT, *at = datagram + 3;
     size_t size = offramp_encode(arena);
-    datagram[0] = (uint8_t)(VERSION << 5 | REQUEST_KIND << 2);
+    datagram[0] = (uint8_t)(VERSION << 5 | (sealed ? SEALED : 0) | REQUEST_KIND << 2);
     if (!size) {
         datagram[0] |= CODEC_RAW;
         size = OFFRAMP_SYMBOLS;
         memcpy(payload, arena + OFFRAMP_SYMBOLS_AT, size);
     }
-    memcpy(datagram + 1, digest, sizeof digest);
-    datagram[3] = (uint8_t)sequence;
-    datagram[4] = (uint8_t)(sequence >> 8);
-    size += OFFRAMP_HEADER_BYTES;
+    memcpy(datagram + 1, digest, 2);
+    if (sealed) {
+        uint8_t nonce[SEAL_NONCE_BYTES];
+        *at++ = (uint8_t)own_device;
+        *at++ = (uint8_t)(own_device >> 8);
+        for (int i = 0; i < 4; i++)
+            *at++ = (uint8_t)(number >> (8 * i));
+        make_nonce(nonce, 0, number, NULL);
+        seal_close(&own_key, nonce, digest, sizeof digest, datagram, SEALED_HEADER_BYTES, payload, size, payload + size);
+        return SEALED_HEADER_BYTES + size + SEAL_TAG_BYTES;
+    }
+    *at++ = (uint8_t)number;
+    *at = (uint8_t)(number >> 8);
+    size += HEADER_BYTES;
     uint32_t crc = crc24(datagram, size, OFFRAMP_DIGEST_CRC);
     for (int i = 0; i < CHECKSUM_BYTES; i++)
         datagram[size++] = (uint8_t)(crc >> (16 - 8 * i));
@@ -131,10 +181,15 @@ offramp_status offramp_classify(const uint8_t *pixels, offramp_result *result)
     result->early = (offramp_answer){.class_index = (uint16_t)best, .confidence = early[best], .part = 1};
     if (early[best] > exit_threshold)
         return OFFRAMP_OK;
-    waited_for = next_sequence++;
+    if (used_up)
+        return OFFRAMP_USED_UP;
+    waited_for = sealed ? next_number : next_number & 0xFFFFu;
+    next_number++;
+    used_up = sealed && !next_number;
     waiting = 1;
-    result->datagram = arena + OFFRAMP_PAYLOAD_AT - OFFRAMP_HEADER_BYTES;
-    result->size = write_datagram(arena + OFFRAMP_PAYLOAD_AT - OFFRAMP_HEADER_BYTES, waited_for);
+    uint8_t *datagram = arena + OFFRAMP_PAYLOAD_AT - (sealed ? SEALED_HEADER_BYTES : HEADER_BYTES);
+    result->datagram = datagram;
+    result->size = write_datagram(datagram, waited_for);
     return OFFRAMP_OK;
 }
 
@@ -161,26 +216,38 @@ static void fold(offramp_answer *answer)
 }
 #endif
 
+static uint32_t checksum_at(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] << 16 | (uint32_t)bytes[1] << 8 | bytes[2];
+}
+
 offramp_status offramp_reply(const uint8_t *datagram, size_t size, offramp_answer *answer)
 {
     if (!ready)
         return OFFRAMP_NOT_READY;
     if (!datagram || !answer)
         return OFFRAMP_RANGE;
-    if (size < REPLY_HEADER + 1 + CHECKSUM_BYTES || datagram[0] >> 5 != VERSION || datagram[0] & SEALED ||
+    size_t header = sealed ? SEALED_REPLY_HEADER_BYTES : REPLY_HEADER_BYTES;
+    size_t trailer = sealed ? SEAL_TAG_BYTES : CHECKSUM_BYTES;
+    if (size < header + 1 + trailer || datagram[0] >> 5 != VERSION || !(datagram[0] & SEALED) != !sealed ||
         (datagram[0] >> 2 & 3) != REPLY_KIND)
         return OFFRAMP_MALFORMED;
-    size_t end = size - CHECKSUM_BYTES, fields = end - REPLY_HEADER;
-    uint8_t form = datagram[0] & 3;
-    const uint8_t *at = datagram + REPLY_HEADER;
+    uint8_t form = datagram[0] & 3, at[MOST_FIELDS];
+    size_t fields = size - header - trailer;
     if (form > FORM_ERROR || fields != (form == FORM_ERROR ? 1u : (size_t)CLASS_BYTES + 1 + form))
         return OFFRAMP_MALFORMED;
-    uint32_t crc = crc24(datagram, end, OFFRAMP_DIGEST_CRC);
-    uint32_t found = (uint32_t)datagram[end] << 16 | (uint32_t)datagram[end + 1] << 8 | datagram[end + 2];
-    if (crc != found)
+    int expected = waiting && (uint32_t)(datagram[1] | datagram[2] << 8) == (waited_for & 0xFFFFu);
+    memcpy(at, datagram + header, fields);
+    if (!sealed && crc24(datagram, size - trailer, OFFRAMP_DIGEST_CRC) != checksum_at(datagram + size - trailer))
         return OFFRAMP_CHECKSUM;
-    if (!waiting || (uint16_t)(datagram[1] | datagram[2] << 8) != waited_for)
+    if (!expected)
         return OFFRAMP_IGNORED;
+    if (sealed) {
+        uint8_t nonce[SEAL_NONCE_BYTES];
+        make_nonce(nonce, 1, waited_for, datagram + 3);
+        if (!seal_open(&own_key, nonce, digest, sizeof digest, datagram, header, at, fields, datagram + size - trailer))
+            return OFFRAMP_CHECKSUM;
+    }
     *answer = (offramp_answer){.part = OFFRAMP_PARTS};
     if (form == FORM_ERROR) {
         if (!at[0])
@@ -190,8 +257,9 @@ offramp_status offramp_reply(const uint8_t *datagram, size_t size, offramp_answe
         return OFFRAMP_NO_ANSWER;
     }
     uint32_t index = at[0];
-    if (CLASS_BYTES == 2)
-        index |= (uint32_t)at[1] << 8;
+#if OFFRAMP_CLASSES > 256
+    index |= (uint32_t)at[1] << 8;
+#endif
     if (index >= OFFRAMP_CLASSES)
         return OFFRAMP_MALFORMED;
     answer->class_index = (uint16_t)index;

@@ -22,11 +22,12 @@
 typedef enum {
     OFFRAMP_OK = 0,
     OFFRAMP_NOT_READY,  /* offramp_init was not called, or refused its threshold */
-    OFFRAMP_RANGE,      /* a threshold that is not 0 ... 1, or a null pointer */
+    OFFRAMP_RANGE,      /* a threshold that is not 0 ... 1, a key of another size, or a null pointer */
     OFFRAMP_MALFORMED,  /* a reply that is too short, of another version or kind, or of a class that there is not */
-    OFFRAMP_CHECKSUM,   /* damaged on its way, or of another bundle */
+    OFFRAMP_CHECKSUM,   /* damaged on its way, of another bundle, or not sealed with this key */
     OFFRAMP_IGNORED,    /* a reply to an image that this device does not wait for: old, or the second one */
     OFFRAMP_NO_ANSWER,  /* the server could not answer: the early exit's answer stands, answer->error says why */
+    OFFRAMP_USED_UP,    /* unsure, but the key has no numbers left: nothing is to be sent */
 } offramp_status;
 
 typedef struct {
@@ -51,6 +52,15 @@ offramp_status offramp_init(uint16_t sequence, float threshold);
 
 /* One image: OFFRAMP_IMAGE_HEIGHT rows of OFFRAMP_IMAGE_WIDTH pixels of 3 bytes, red first. It is only read. */
 offramp_status offramp_classify(const uint8_t *pixels, offramp_result *result);
+
+/* From now on datagrams are hidden and authentic, and replies have to be: AES-CCM with the device's key of 16 or 32
+ * bytes, which the gateway has under the device's number. A number must never be used for two images, not even after a
+ * restart: keep offramp_number() in flash, for instance by storing the next multiple of 256 before it is reached, and
+ * start there. Call it after offramp_init, which forgets the key. */
+offramp_status offramp_set_key(uint16_t device, const uint8_t *key, size_t size, uint32_t number);
+
+/* The number of the next datagram. */
+uint32_t offramp_number(void);
 
 /* What came back for the last image that was to be sent. Anything may be given: it is checked. Until a reply is OK or
  * OFFRAMP_NO_ANSWER the device goes on waiting; to give up, use the early exit's answer. */

