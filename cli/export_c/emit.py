@@ -16,8 +16,8 @@ from offramp.cli.export_c.program import HEADER_ROOM, Program
 from offramp.cli.export_c.tables import array
 
 FIXED = (
-    "offramp.h", "offramp.c", "offramp_layers.h", "offramp_layers.c", "offramp_seal.h", "offramp_seal.c", "main.c", "port.h", "port_linux.c",
-    "port_mps2.c", "mps2.ld",
+    "offramp.h", "offramp.c", "offramp_layers.h", "offramp_layers.c", "offramp_seal.h", "offramp_seal.c",
+    "main.c", "port.h", "port_linux.c", "port_mps2.c", "mps2.ld",
 )  # fmt: skip
 PLAIN = frozenset(string.ascii_letters + string.digits + " .,_-+/")
 CRC_START, CRC_POLYNOMIAL = 0xB704CE, 0x864CFB

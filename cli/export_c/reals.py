@@ -88,6 +88,8 @@ class Reals(Graph):
             self.layers.append(self.pending.pop(name)(out))
             return self.tensors[key]
         tensor, values = self._table(node, name)
+        if (values == values[:, :1]).all():
+            values = values[:, :1]
         self.tensors[key] = Tensor(key, *sides_of(tensor), real=True)
         self.layers.append(Layer(Kind.REAL, printable(name, 60), (tensor.name,), key, scale=values))
         return self.tensors[key]

@@ -21,6 +21,7 @@ from offramp.common.inputs.pictures import decode
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine
 from offramp.common.wire.datagram import Datagrams, Reply, crc24
+from offramp.common.wire.seal import DeviceKey
 from tests.cli.export_c import toy_heads
 from tests.cli.export_c.toy_heads import image_record, parsed, reply_record, run, threshold_record
 
@@ -102,6 +103,50 @@ def test_replies_are_read_as_the_product_reads_them(tmp_path: Path) -> None:
             assert (int(mine[1]), int(mine[3])) == theirs[1:3]
             assert confidence == pytest.approx(theirs[3], rel=1e-5)
     assert found[-1][0] in ("3", "4", "5"), "a reply is taken once"
+
+
+def test_with_a_key_datagrams_are_sealed_and_replies_have_to_be(tmp_path: Path) -> None:
+    """The product's bytes, also where a number needs four of them; one flipped bit, or no key: refused."""
+    bundle = toy_heads.write(tmp_path / "bundle", "context")
+    program = toy_heads.build(make_program(bundle), tmp_path / "c", *toy_heads.SANITIZERS)
+    datagrams, key, device, first = (
+        Datagrams(bundle.digest, 3, 2),
+        DeviceKey(bytes(range(16))),
+        40_000,
+        0xFFFFFFF8,
+    )
+    images = toy_heads.images(9)
+    symbols, _ = Engine(bundle).head(images)
+    key_record = b"K" + struct.pack("<HI", device, first) + bytes(range(16))
+    records, statuses = [threshold_record(1), key_record], []
+    for number, image in enumerate(images[:8], first):
+        right = datagrams.reply(Reply(number, 2, 0.4), device, key, b"ab")
+        flipped = bytearray(right)
+        flipped[3 + number % (len(right) - 3)] ^= 1
+        plain = datagrams.reply(Reply(number % 65536, 2, 0.4))
+        replies = [
+            bytes(flipped),
+            plain,
+            datagrams.reply(Reply(number - 1, 2, 0.4), device, key),
+            right,
+            right,
+        ]
+        records += [image_record(image), *map(reply_record, replies)]
+        statuses += ["4", "3", "5", "0", "5"]
+    lines = run(program, records)
+
+    assert lines[1] == "key 0"
+    sent = [parsed(line).datagram for line in lines if line.startswith("image")]
+    assert sent == [
+        datagrams.request(number, *bundle.codec.encode(each), device, key)
+        for number, each in enumerate(symbols[:8], first)
+    ]
+    assert [line.split()[1] for line in lines if line.startswith("reply")] == statuses
+    # The key is used up: the program ends, as it does where a call fails.
+    done = subprocess.run(
+        [program], input=b"".join([*records, image_record(images[8])]), check=False, timeout=100
+    )
+    assert done.returncode == 1
 
 
 def _damaged(data: bytearray, datagrams: Datagrams, rng: np.random.Generator) -> bytearray:
@@ -203,6 +248,7 @@ def test_cppcheck_finds_nothing(tmp_path: Path) -> None:
     checks = "--enable=warning,portability,performance --error-exitcode=1 --std=c11 -DOFFRAMP_NO_HEAP -q"
     files = [
         "offramp.c",
+        "offramp_seal.c",
         "offramp_layers.c",
         "offramp_rans.c",
         "rans.c",
