@@ -69,12 +69,11 @@ class Program:
         if ram is not None and self.ram_bytes > ram:
             _, held = bound(self.buffers)
             largest = max(held, key=lambda buffer: buffer.bytes)
-            maker = {layer.output: layer.name for layer in self.network.layers}.get(
-                largest.name, largest.name
-            )
+            layers = {layer.output: f"layer {layer.name}" for layer in self.network.layers}
+            what = layers.get(largest.name, f"the coder's {largest.name.lower()}")
             raise ConfigError(
                 f"--ram: has {ram:,} B, the program needs {self.ram_bytes:,} B and a stack; most at once for "
-                f"layer {maker} with {largest.bytes:,} B"
+                f"{what} with {largest.bytes:,} B"
             )
         if flash is not None and self.constant_bytes + CODE_BYTES > flash:
             layer = max(self.network.layers, key=lambda each: each.flash_bytes)

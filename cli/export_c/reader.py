@@ -21,6 +21,8 @@ from offramp.common.errors import BundleError, printable
 from offramp.common.inputs.spec import Preprocessing
 
 SYMBOLS, LOGITS = "symbols", "logits"
+MOST_TAPS = 121
+"""Of a depthwise kernel, in bytes: pointers to them are on the stack."""
 
 
 def read_head(bundle: Bundle) -> Network:
@@ -158,6 +160,8 @@ class _Reader(Reals):
         depthwise = group > 1
         if depthwise and (weights.shape[1] != 1 or not group == weights.shape[0] == len(channels)):
             self._refuse(node, f"has {group} groups, expected 1 or one for each channel")
+        if depthwise and weights[0].size > MOST_TAPS:
+            self._refuse(node, f"has a kernel of {weights[0].size} places, expected at most {MOST_TAPS}")
         if channels != tuple(range(data.channels)):
             if depthwise:
                 self._refuse(node, "takes some channels only, expected all")
