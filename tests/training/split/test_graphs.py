@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from offramp.common.bundle.graphs import check_graph
+from offramp.training.split.capture import capture
 from offramp.training.split.code import Code, choose_shape
 from offramp.training.split.graphs import (
     CODE,
@@ -113,3 +114,22 @@ def test_a_mean_for_each_channel_is_computed() -> None:
         (logits,) = run_tensor(model, [LOGITS], {IMAGE: images})
         with torch.no_grad():
             assert torch.allclose(logits, captured.graph(normalise(images)), atol=1e-4)
+
+
+class _Reductions(torch.nn.Module):
+    """What ConvNeXt V2 (an L2 norm over places), cosine heads and attention do with their maps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = x.norm(dim=(2, 3), keepdim=True)
+        scaled = x * (norm / (norm.mean(1, keepdim=True) + 1e-6))
+        return scaled.sum((2, 3)) + x.amax((2, 3))
+
+
+def test_a_network_of_reductions_is_one_that_a_bundle_may_have() -> None:
+    captured = capture(_Reductions().eval(), (3, 8, 8), name="reductions")
+    normalise = Normalise((0.5,) * 3, (0.25,) * 3)
+    model = whole_graph(captured.graph, normalise, captured.shape)
+    check_graph("head.onnx", model.SerializeToString())
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    (found,) = run_tensor(model, [LOGITS], {IMAGE: images})
+    assert torch.allclose(found, captured.graph(normalise(images)), atol=1e-4)
