@@ -209,6 +209,13 @@ class _Reader(Reals):
         if any(self._constant(name) is not None for name in node.inputs):
             self._elementwise(node)
             return
+        if (
+            node.inputs[0] in self.real
+            and node.inputs[0] in self.pending
+            and node.inputs[1] != node.inputs[0]
+        ):
+            self._real_sum(node)
+            return
         first, second = (self.numbers.get(name) for name in node.inputs)
         if (
             not isinstance(first, Tensor)

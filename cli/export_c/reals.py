@@ -126,6 +126,20 @@ class Reals(Graph):
         self.pending[node.output] = make
         self.real.add(node.output)
 
+    def _real_sum(self, node: Node) -> None:
+        """A convolution whose sums begin with another's result, not with 0: ONNX Runtime joins them so."""
+        inner = self.pending.pop(node.inputs[0])
+        addend = self._real(node, node.inputs[1])
+
+        def make(out: Tensor) -> Layer:
+            layer = inner(out)
+            if sides_of(addend) != sides_of(self.tensors[out.name]) or layer.kind is not Kind.REAL_CONV:
+                self._refuse(node, "adds to a convolution what is of another shape, expected two alike")
+            return replace(layer, inputs=(*layer.inputs, addend.name))
+
+        self.pending[node.output] = make
+        self.real.add(node.output)
+
     def _is_quantized_next(self, node: Node) -> bool:
         """Whether only a Clip is between this node and its quantization: ONNX Runtime rounds its weights."""
         (user, *others) = self.users.get(node.output, [node])

@@ -22,9 +22,11 @@ class Schedule:
     life: dict[str, tuple[int, int]]
 
 
-def needed(network: Network, layer: Layer, row: int) -> range:
-    """The rows of each of its inputs that the layer needs for this row of its output."""
-    height = network.tensors[layer.inputs[0]].height
+def needed(network: Network, layer: Layer, row: int, name: str) -> range:
+    """The rows of one of its inputs that the layer needs for this row of its output."""
+    if name != layer.inputs[0]:
+        return range(row, row + 1)
+    height = network.tensors[name].height
     return range(height) if layer.kind in WHOLE else layer.rows(row, height)
 
 
@@ -48,12 +50,14 @@ def make_schedule(network: Network) -> Schedule:
     def can_run(index: int) -> bool:
         if done[index] == heights[index]:
             return False
-        span = needed(network, layers[index], done[index])
-        return all(made[name] >= span.stop for name in layers[index].inputs)
+        layer, row = layers[index], done[index]
+        return all(made[name] >= needed(network, layer, row, name).stop for name in layer.inputs)
 
     def oldest(name: str) -> int:
         """The first row that is still needed."""
-        firsts = [needed(network, layers[i], done[i]).start for i in users[name] if done[i] < heights[i]]
+        firsts = [
+            needed(network, layers[i], done[i], name).start for i in users[name] if done[i] < heights[i]
+        ]
         return min(firsts, default=made[name])
 
     while any(d < h for d, h in zip(done, heights, strict=True)):

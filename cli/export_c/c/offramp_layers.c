@@ -227,17 +227,18 @@ static void real_conv_row(const offramp_layer *l, uint32_t row)
     const offramp_tensor *out = &offramp_tensors[l->output];
     size_t channels = offramp_tensors[l->input].channels, taps = (size_t)l->kernel_height * l->kernel_width, at = 0;
     uint8_t *to = own_row(l->output, row);
+    const float *addends = l->other == l->input ? NULL : reals_at(row_of(l->other, row));
     for (uint32_t column = 0; column < out->width; column++) {
         const float *patch = reals_at(patch_of(l, row, column)), *weights = l->reals;
         for (uint32_t o = 0; o < out->channels; o++, weights += taps * channels) {
-            float total = 0.0f;
+            float total = addends ? addends[at] : 0.0f;
             for (size_t first = 0; first < channels; first += l->chunk) {
                 size_t end = first + l->chunk < channels ? first + l->chunk : channels;
                 float sum = 0.0f;
                 for (size_t t = 0; t < taps; t++)
                     for (size_t c = first; c < end; c++)
                         sum = fmaf(patch[t * channels + c], weights[t * channels + c], sum);
-                total = first ? sum + total : sum;
+                total = sum + total;
             }
             put_real(l, to, at++, total + l->scale[3 + o]);
         }

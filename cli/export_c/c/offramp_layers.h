@@ -32,7 +32,7 @@ typedef enum {
 /* weights: of CONV outputs x kernel height x kernel width x inputs, of DEPTHWISE kernel height x kernel width x
  * channels, of LOGITS classes x height x width x channels. bias: with what the input's zero point adds, but of
  * DEPTHWISE. scale: of each output; of ADD the two ratios and the fixed part. Of what computes in float, reals are the
- * weights in the same order, and scale is the least and the largest output, the scale of output bytes, and the biases. Of
+ * weights in the same order, another input is what a sum begins with, and scale is the least and the largest output, the scale of output bytes, and the biases. Of
  * LOOKUP weights, and of REAL scale, are 256 x chunk values; of MEAN scale is the input's, the places, the output's. */
 typedef struct {
     uint8_t kind, input, other, output;

@@ -23,7 +23,7 @@ def check(network: Network) -> None:
     for index in schedule.steps:
         layer, row = network.layers[index], done[index]
         for name in layer.inputs:
-            for wanted in needed(network, layer, row) if name != network.image else ():
+            for wanted in needed(network, layer, row, name) if name != network.image else ():
                 assert rings[name][wanted % schedule.rows[name]] == wanted, f"{layer.name} row {row}"
         if layer.kind is not Kind.LOGITS:
             rings[layer.output][row % schedule.rows[layer.output]] = row
