@@ -7,11 +7,12 @@ want promtool prometheus
 want nginx nginx-light
 want docker-compose docker-compose
 want kubectl kubernetes-client
+want mosquitto mosquitto
 want node nodejs
 want npm npm
 want systemd-analyze systemd
 [ -n "$packages" ] || exit 0
-# The package of Prometheus would start it as a service.
+# The packages of Prometheus and Mosquitto would start them as services.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   printf '#!/bin/sh\nexit 101\n' >"$policy"

@@ -75,11 +75,11 @@ class Device(Connectionless):
     """One bundle's head, its early exit and the link to a server.
 
     server: HOST:PORT, or several in the order in which they are tried; a gateway's URL; None: none, for
-    ``encode`` and ``resolve``. threshold: T_c, by default the
-    bundle's. threads: for the head. providers: what runs it, in order of preference (``part/providers.py``).
-    link, steering, pictures, spool, audits, keep, datagrams: see ``options.py``; by default T_c is not steered, no
-    picture is sent, nothing is spooled, audited or kept. on_correction: called, from another thread, with
-    what the server answers too late. tracing: starts a span for each image, below the caller's.
+    ``encode``. threshold: T_c, by default the bundle's. threads: for the head. providers: what runs it, in
+    order of preference (``part/providers.py``). link, steering, pictures, spool, audits, keep, datagrams: see
+    ``options.py``; by default T_c is not steered, no picture is sent, nothing is spooled, audited or kept.
+    on_correction: called, from another thread, with what the server answers too late. tracing: starts a span
+    for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads, but not in a process that was forked after
     the device was made: its threads and its connection stay in the parent. Raises BundleError for a head that

@@ -1,4 +1,4 @@
-"""How a ``Device`` works, in six groups. Each option has the name, range and default of its flag.
+"""How a ``Device`` works, in seven groups. Each option has the name, range and default of its flag.
 
 Times are in seconds, where a flag may take milliseconds. A wrong type or value raises ConfigError that names
 the option.

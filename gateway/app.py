@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.common.ending import exit_status
-from offramp.common.errors import AddressError, ConfigError, ExitCode
+from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.logs import start_log
 from offramp.common.settings import make_parser, read_settings
 from offramp.common.wire.address import is_loopback, join_address, split_address
@@ -149,7 +149,7 @@ def run(settings: GatewaySettings, log: logging.Logger) -> int:
                 door.close()
             for route in routes:
                 route.lane.close(LAST_SECONDS)
-    except AddressError:
+    except OfframpError:
         for route in routes:
             route.lane.close(0)
         raise

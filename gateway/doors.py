@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from offramp.common.errors import AddressError, ConfigError, MessageError
+from offramp.common.errors import AddressError, ConfigError
 from offramp.common.wire.address import join_address, split_address
 from offramp.common.wire.borders import CobsReader, LengthReader, to_cobs, with_length
 from offramp.common.wire.datagram import MOST_BYTES
@@ -55,6 +55,7 @@ class UdpDoor:
         self._listen = split_address("--udp", listen)
         self.port = 0
         self._closed = False
+        self._socket: socket.socket | None = None
 
     def open(self, take: Take) -> None:
         """Bind. Raises AddressError."""
@@ -67,13 +68,15 @@ class UdpDoor:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             self._socket.bind(address)
         except OSError as error:
+            self.end()
             where = join_address(*self._listen)
             raise AddressError(
                 f"--udp {where}: cannot be bound: {error.strerror or error}, expected a free address"
             ) from None
         self.port = self._socket.getsockname()[1]
         self._socket.settimeout(0.2)
-        self._thread = threading.Thread(target=self._read, args=(take,), name="offramp-udp", daemon=True)
+        arguments = self._socket, take
+        self._thread = threading.Thread(target=self._read, args=arguments, name="offramp-udp", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -83,21 +86,22 @@ class UdpDoor:
 
     def end(self) -> None:
         """Close the socket."""
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
 
-    def _read(self, take: Take) -> None:
+    def _read(self, bound: socket.socket, take: Take) -> None:
         while not self._closed:
             try:
-                data, address = self._socket.recvfrom(MOST_BYTES + 1)
+                data, address = bound.recvfrom(MOST_BYTES + 1)
             except TimeoutError:
                 continue
             except OSError:  # an ICMP error of an earlier reply
                 continue
-            take(Sender("udp", address, partial(self._send, address)), data)
+            take(Sender("udp", address, partial(self._send, bound, address)), data)
 
-    def _send(self, address: tuple[str, int], data: bytes) -> bool:
+    def _send(self, bound: socket.socket, address: tuple[str, int], data: bytes) -> bool:
         try:
-            self._socket.sendto(data, address)
+            bound.sendto(data, address)
         except OSError:
             return False
         return True
@@ -203,13 +207,15 @@ class SerialDoor:
 
     def _send(self, data: bytes) -> bool:
         with self._lock:
-            return self._descriptor is not None and write_all(self._descriptor, to_cobs(data))
+            # A zero before it too: whatever noise there was ends with it.
+            return self._descriptor is not None and write_all(self._descriptor, b"\0" + to_cobs(data))
 
 
 class PipeDoor:
-    """Datagrams with their length before them, from one descriptor; replies go to another.
+    """Datagrams of many devices from one descriptor; replies go to another.
 
-    ended: called at the end of the first.
+    A record is two bytes of length, one of the address's, the address, which is the caller's and comes back
+    with the reply, and the datagram. ended: called at the end of the first.
     """
 
     def __init__(self, source: int, sink: int, ended: Callable[[], None]) -> None:
@@ -232,7 +238,6 @@ class PipeDoor:
 
     def _run(self, take: Take) -> None:
         reader = LengthReader()
-        sender = Sender("pipe", "pipe", self._send)
         while not self._closed:
             try:
                 data = os.read(self._source, _CHUNK)
@@ -240,19 +245,18 @@ class PipeDoor:
                 data = b""
             if not data or self._closed:
                 break
-            try:
-                found = reader.feed(data)
-            except MessageError as error:
-                # There is no way back to a datagram's beginning.
-                log.error("standard input: %s", error)
+            for record in reader.feed(data):
+                end = 1 + record[0]
+                address = record[:end]
+                take(Sender("pipe", address, partial(self._send, address)), record[end:])
+            if reader.error is not None:
+                log.error("standard input: %s", reader.error)
                 break
-            for datagram in found:
-                take(sender, datagram)
         self._ended()
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, address: bytes, data: bytes) -> bool:
         with self._lock:
-            return write_all(self._sink, with_length(data))
+            return write_all(self._sink, with_length(address + data))
 
 
 def write_all(descriptor: int, data: bytes) -> bool:

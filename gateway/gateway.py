@@ -7,7 +7,8 @@
 Rules this module keeps:
 - A request is forwarded once. The same bytes again get the same reply, or another try after an error that
   says nothing of them; with a key, a number that was used with other bytes is refused.
-- Nothing is answered that was not checked to its last byte, and no reply is longer than its request.
+- Nothing is answered that was not checked to its last byte, and a reply is 7 … 17 bytes: nobody gets much by
+  little.
 - Memory is bounded: pieces, requests and replies that are kept for doubles.
 - Labels of metrics are the names of listed devices alone.
 """
@@ -57,7 +58,7 @@ from offramp.link.outcome import Answer
 
 log = logging.getLogger("offramp.gateway")
 
-RECENT_MOST = 65_536
+RECENT_MOST = 8192
 """Requests whose replies are kept for doubles."""
 _LOG_SECONDS = 10.0
 """Between two lines of the log that say the same of datagrams."""

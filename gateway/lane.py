@@ -89,15 +89,15 @@ class Lane:
                 if self._closed:
                     return
                 now = time.monotonic()
-                expired = [job for job in self._waiting if job.due <= now]
-                if expired:
-                    self._waiting = deque(job for job in self._waiting if job.due > now)
+                expired = []
+                # All wait equally long, so that those in front are due first.
+                while self._waiting and self._waiting[0].due <= now:
+                    expired.append(self._waiting.popleft())
                     self._changed.notify_all()
                 pause = self._pause_until - now
                 job = None
                 if not expired and pause > 0:
-                    first = min(each.due for each in self._waiting) - now
-                    self._changed.wait(max(0.0, min(pause, first)))
+                    self._changed.wait(max(0.0, min(pause, self._waiting[0].due - now)))
                 elif not expired:
                     job = self._waiting.popleft()
                     self._sent.add(job)

@@ -20,10 +20,10 @@ class Carrier(Protocol):
     tries: int
     """How often one request is worth sending within its time."""
 
-    def open(self, received: Received) -> None:
-        """Start. Raises OfframpError."""
+    def open(self, received: Received, seconds: float) -> None:
+        """Start, within so many seconds. Raises OfframpError; it may be called again then."""
 
-    def send(self, datagram: bytes, sequence: int, seconds: float) -> str | None:
+    def send(self, datagram: bytes, seconds: float) -> str | None:
         """Send one request, of no more use after so many seconds; why it cannot be, or None."""
 
     def envelope(self, datagram: bytes) -> int:

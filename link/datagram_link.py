@@ -81,6 +81,7 @@ class _Item:
     start: float
     deadline: float
     behind: bool
+    """Whether it is an audit: sent once, and no sign of the gateway's state if it is lost."""
     probe: bool = False
     sends: int = 0
     again_at: float = math.inf
@@ -146,7 +147,7 @@ class DatagramLink:
         due = start + self.timeout if deadline is None else deadline
         refusal: Refusal | None
         with self._changed:
-            refusal = self._open() or self._admit(due, background or behind)
+            refusal = self._open(due - start) or self._admit(due, background or behind)
             if refusal is None:
                 made = self._make(codec, payload)
                 if isinstance(made, Refusal):
@@ -154,10 +155,8 @@ class DatagramLink:
                 else:
                     sequence, datagram = made
                     low = sequence % SEQUENCES
-                    item = _Item(
-                        sequence, codec, len(payload), datagram, done, late, start, due, behind or background
-                    )
-                    item.probe = not item.behind and self._breaker.take()
+                    item = _Item(sequence, codec, len(payload), datagram, done, late, start, due, behind)
+                    item.probe = not behind and self._breaker.take()
                     self._late.pop(low, None)
                     self._waiting[low] = item
                     refusal = self._send(item, start)
@@ -200,13 +199,13 @@ class DatagramLink:
 
     # --- a frame comes in, under the lock ---
 
-    def _open(self) -> Refusal | None:
+    def _open(self, seconds: float) -> Refusal | None:
         """The carrier is opened with the first frame, as a link connects with its first."""
         if self._closed:
             return Refusal("closed", Cause.CLOSED)
         if not self._opened:
             try:
-                self._carrier.open(self._received)
+                self._carrier.open(self._received, seconds)
             except OfframpError as error:
                 self.failure = error
                 return Refusal(str(error), Cause.UNAVAILABLE)
@@ -243,17 +242,21 @@ class DatagramLink:
 
     def _send(self, item: _Item, now: float) -> Refusal | None:
         """Send or send again; why it cannot be."""
-        trouble = self._carrier.send(item.datagram, item.sequence, item.deadline - now)
+        item.sends += 1
+        trouble = self._carrier.send(item.datagram, item.deadline - now)
         if trouble is not None:
+            item.sends -= 1
             self._fail(UnavailableError(trouble))
             return Refusal(trouble, Cause.UNAVAILABLE, item.sends)
-        item.sends += 1
-        (self._metrics.frames_resent if item.sends > 1 else self._metrics.raw_activation_bytes).inc(
-            1 if item.sends > 1 else self._terms.raw_bytes
-        )
-        self._metrics.payload_bytes.inc(item.size)
-        self._metrics.message_bytes_sent.inc(len(item.datagram))
-        left = self._carrier.tries - item.sends
+        metrics = self._metrics
+        metrics.payload_bytes.inc(item.size)
+        metrics.raw_activation_bytes.inc(self._terms.raw_bytes)
+        metrics.message_bytes_sent.inc(len(item.datagram))
+        if item.behind:
+            metrics.audit_bytes.inc(item.size)
+        if item.sends > 1:
+            metrics.frames_resent.inc()
+        left = 0 if item.behind else self._carrier.tries - item.sends
         item.again_at = math.inf if not left else now + (item.deadline - now) / (left + 1)
         return None
 

@@ -36,6 +36,8 @@ log = logging.getLogger("offramp.link")
 SCHEMES = {"mqtt": 1883, "mqtts": 8883}
 KEEPALIVE_SECONDS = 60
 CONNECT_SECONDS = 5.0
+RECONNECT_SECONDS = (1, 30)
+"""Before it connects again: at first, doubled each time up to the second."""
 QUEUE_MOST = 1024
 """Messages that wait in the client, at most."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -65,7 +67,7 @@ class Broker:
         except ValueError:
             raise ConfigError(wrong) from None
         prefix = parts.path.strip("/") or "offramp"
-        if parts.scheme not in SCHEMES or not host or parts.query or parts.fragment:
+        if parts.scheme not in SCHEMES or not host or not set("?#").isdisjoint(url):
             raise ConfigError(wrong)
         if parts.username is not None or parts.password is not None:
             raise ConfigError(
@@ -136,7 +138,7 @@ class Connection:
     """One client of a broker, which connects again by itself. Its callbacks come on one thread of its own.
 
     name: its client id. subscribe: the topic filters. message: called with each message. state: the topic of
-    its last will.
+    its last will. retained: whether the broker sends what it kept, which is of another time.
     """
 
     def __init__(
@@ -146,13 +148,17 @@ class Connection:
         subscribe: list[str],
         message: Callable[[MQTTMessage], None],
         state: str,
+        *,
+        retained: bool = False,
     ) -> None:
-        from paho.mqtt.client import Client, MQTTProtocolVersion
-        from paho.mqtt.enums import CallbackAPIVersion
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
         self.broker = broker
         self.ready = threading.Event()
         """Set while the broker has accepted us and what we listen to."""
+        self.tried = threading.Event()
+        """Set once it is known whether the first attempt came to something."""
         self.trouble: str | None = None
         """Why it is not ready."""
         self.connects = 0
@@ -161,11 +167,12 @@ class Connection:
         self._message = message
         self._state = state
         self._closed = False
+        self._retained = retained
         self._client: Client = Client(
             CallbackAPIVersion.VERSION2, client_id=name, protocol=MQTTProtocolVersion.MQTTv5
         )
         self._client.max_queued_messages_set(QUEUE_MOST)
-        self._client.reconnect_delay_set(1, 30)
+        self._client.reconnect_delay_set(*RECONNECT_SECONDS)
         self._client.will_set(state, b"offline", 1, retain=True)
         self._client.on_pre_connect = self._before_connect
         self._client.on_connect = self._connected
@@ -199,7 +206,8 @@ class Connection:
 
         if not self.ready.is_set():
             return f"{self.broker.target} {self.trouble or 'has not answered yet'}"
-        properties = Properties(PacketTypes.PUBLISH)
+        untyped: Any = Properties
+        properties = untyped(PacketTypes.PUBLISH)
         if seconds is not None:
             properties.MessageExpiryInterval = max(1, math.ceil(seconds))
         if respond is not None:
@@ -235,7 +243,7 @@ class Connection:
             self._down(f"refuses us: {printable(str(code))}")
             return
         self.connects += 1
-        client.subscribe([(each, _options()) for each in self._subscribe])
+        client.subscribe([(each, _options(self._retained)) for each in self._subscribe])
 
     def _subscribed(self, client: Client, _data: object, _id: int, codes: list[Any], _more: object) -> None:
         refused = [str(code) for code in codes if code.is_failure]
@@ -247,6 +255,7 @@ class Connection:
             log.info("%s answers", self.broker.target)
         self.trouble = None
         self.ready.set()
+        self.tried.set()
 
     def _disconnected(self, _client: Client, _data: object, _flags: object, code: Any, _more: object) -> None:
         if not self._closed and self.ready.is_set():
@@ -258,12 +267,14 @@ class Connection:
         if self.trouble != why:
             log.warning("%s %s", self.broker.target, why)
         self.trouble = why
+        self.tried.set()
 
     def _arrived(self, message: MQTTMessage) -> None:
         try:
             self._message(message)
-        except Exception:
-            log.exception("a message of %s was not taken", self.broker.target)
+        except Exception as error:
+            # Such as a topic that is not UTF-8: the client's thread has to go on.
+            log.error("a message of %s was not taken: %s", self.broker.target, type(error).__name__)
 
 
 class MqttCarrier:
@@ -282,16 +293,18 @@ class MqttCarrier:
         self._connection = Connection(broker, name, [self._reply], self._message, broker.topic(name, "state"))
         self._receive: Received | None = None
 
-    def open(self, received: Received) -> None:
-        """Connect, and wait a little for it. Raises UnavailableError; it goes on trying."""
+    def open(self, received: Received, seconds: float) -> None:
+        """Connect, and wait for it, the first time. Raises UnavailableError; it goes on trying."""
+        wait = 0.0
         if self._receive is None:
-            self._receive = received
+            self._receive, wait = received, min(seconds, CONNECT_SECONDS)
             self._connection.start()
-        if not self._connection.ready.wait(CONNECT_SECONDS):
+        self._connection.tried.wait(wait)
+        if not self._connection.ready.is_set():
             why = self._connection.trouble or "has not answered yet"
             raise UnavailableError(f"{self.target} {why}")
 
-    def send(self, datagram: bytes, sequence: int, seconds: float) -> str | None:
+    def send(self, datagram: bytes, seconds: float) -> str | None:
         """Publish one request."""
         return self._connection.publish(
             self._request,
@@ -324,11 +337,11 @@ class MqttCarrier:
         self._receive(bytes(message.payload), correlation or b"")
 
 
-def _options() -> Any:
+def _options(retained: bool) -> Any:
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
-    # Retained messages are not sent: they are of another time.
-    return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+    kinds = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE, SubscribeOptions.RETAIN_DO_NOT_SEND
+    return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=kinds[not retained])
 
 
 def _line(flag: str, path: str | None) -> str | None:

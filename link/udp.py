@@ -31,7 +31,7 @@ class UdpCarrier:
         self._closed = False
         self._sent = self._received = 0
 
-    def open(self, received: Received) -> None:
+    def open(self, received: Received, seconds: float) -> None:
         """Bind a port of our own. Raises UnavailableError where the host has no address."""
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
@@ -44,12 +44,12 @@ class UdpCarrier:
         )
         self._thread.start()
 
-    def send(self, datagram: bytes, sequence: int, seconds: float) -> str | None:
+    def send(self, datagram: bytes, seconds: float) -> str | None:
         """One request; a refused port shows at the next one, and is no reason not to try."""
         if self._socket is None:
             return f"{self.target} is closed"
         try:
-            for packet in fragment(datagram, self._packet_bytes, sequence & 0xFF):
+            for packet in fragment(datagram, self._packet_bytes):
                 with suppress(ConnectionRefusedError):
                     self._socket.send(packet)
                 self._sent += len(packet)
@@ -60,7 +60,7 @@ class UdpCarrier:
     def envelope(self, datagram: bytes) -> int:
         """What its pieces take beside it; UDP and IP headers are not counted, as TCP's are not."""
         try:
-            return sum(map(len, fragment(datagram, self._packet_bytes, 0))) - len(datagram)
+            return sum(map(len, fragment(datagram, self._packet_bytes))) - len(datagram)
         except OfframpError:
             return 0
 
@@ -79,7 +79,7 @@ class UdpCarrier:
             self._socket.close()
 
     def _read(self, from_: socket.socket, received: Received) -> None:
-        while not self._closed:
+        while True:
             try:
                 data = from_.recv(MOST_BYTES)
             except ConnectionRefusedError:  # an earlier request met no gateway

@@ -27,4 +27,6 @@ split() {
 split two --bytes 80 --cut _blocks.7 "$@"
 split three --bytes 80,40 --hop-costs 1,0.05 --cuts _blocks.7 _blocks.11 "$@"
 split three-joint --bytes 80,40 --hop-costs 1,0.05 --joint 750 --cuts _blocks.7 _blocks.11 "$@"
-exec python runs/three_parts.py "$out" --out "$out/table.md"
+python runs/three_parts.py "$out" --out "$out/table.md"
+# Three real processes against the parts in one, input by input.
+exec python runs/chain_processes.py "$out/three" examples/trashnet

@@ -23,7 +23,7 @@ here. Without --out nothing is written but the report: flash, RAM and multiplica
 EPILOG = """\
 examples:
   offramp export-c models/digits-mobilenetv2-exit12
-  offramp export-c models/digits-mobilenetv2-exit12 --ram 64k --out firmware && make -C firmware
+  offramp export-c models/digits-mobilenetv2-exit12 --ram 128k --out firmware && make -C firmware
   offramp export-c DIR --json | jq .ram_bytes
 """
 UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}

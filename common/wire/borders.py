@@ -90,9 +90,13 @@ class LengthReader:
 
     def __init__(self) -> None:
         self._held = bytearray()
+        self.error: MessageError | None = None
+        """A length of 0: no way leads back to a datagram's beginning, and nothing more is read."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The datagrams that end in these bytes. Raises MessageError for a length of 0."""
+        """The datagrams that end in these bytes."""
+        if self.error is not None:
+            return []
         self._held += data
         found = []
         place = 0
@@ -100,7 +104,8 @@ class LengthReader:
             start = place + LENGTH_BYTES
             length = int.from_bytes(self._held[place:start], "little")
             if not length:
-                raise MessageError(f"a length of 0 before a datagram, expected 1 … {LENGTH_MOST}")
+                self.error = MessageError(f"a length of 0 before a datagram, expected 1 … {LENGTH_MOST}")
+                break
             if len(self._held) - start < length:
                 break
             found.append(bytes(self._held[start : start + length]))

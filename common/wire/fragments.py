@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from offramp.common.errors import ConfigError, MessageError
-from offramp.common.wire.datagram import MOST_BYTES, VERSION, Kind, kind_of
+from offramp.common.wire.datagram import MOST_BYTES, VERSION, Kind, is_sealed, kind_of
 
 PIECE_OVERHEAD = 3
 MOST_PIECES = 128
@@ -19,10 +19,11 @@ _LAST = 0x80
 _FIRST_BYTE = VERSION << 5 | Kind.FRAGMENT << 2
 
 
-def fragment(datagram: bytes, size: int, number: int) -> list[bytes]:
+def fragment(datagram: bytes, size: int, number: int | None = None) -> list[bytes]:
     """A datagram as packets of at most so many bytes: itself if it fits, else its pieces.
 
-    number: the lowest byte of the request's sequence number. Raises ConfigError if 128 pieces do not hold it.
+    number: what tells its pieces from others'; None: the lowest byte of its sequence number. Raises
+    ConfigError if 128 pieces do not hold it.
     """
     if len(datagram) <= size:
         return [datagram]
@@ -33,6 +34,8 @@ def fragment(datagram: bytes, size: int, number: int) -> list[bytes]:
             f"a datagram of {len(datagram)} bytes for packets of {size}, expected at most "
             f"{MOST_PIECES} pieces of {max(step, 0)} bytes"
         )
+    if number is None:
+        number = datagram[5 if is_sealed(datagram) else 3]
     pieces = []
     for index in range(count):
         last = _LAST if index == count - 1 else 0

@@ -203,7 +203,7 @@ def test_what_no_datagram_can_say() -> None:
         ((1, 1, bytes(65_500)), "65508 bytes, expected at most 65507"),
     ):
         with pytest.raises(ConfigError, match=words):
-            OURS.request(*arguments)  # type: ignore[arg-type]
+            OURS.request(*arguments)
     for reply, words in (
         (Reply(1, 10, 0.5), "class 10"),
         (Reply(1, 1, 1.5), "confidence of 1.5"),
