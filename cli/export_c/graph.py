@@ -82,7 +82,7 @@ class Graph:
         values = self.constants.get(node.inputs[index])
         if values is None or values.size != 1:
             self._refuse(node, "has a scale or zero point for each channel, expected one for all")
-        return values.reshape(()).item()
+        return float(values.reshape(()))
 
     def _view(self, node: Node, name: str) -> tuple[str, tuple[int, ...]]:
         if name not in self.views:

@@ -79,18 +79,10 @@ class _Reader(Reals):
     def _dequantize(self, node: Node) -> None:
         name = node.inputs[0]
         if name in self.constants:
-            values, scale = self.constants[name], self.constants[node.inputs[1]]
-            zero = self.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(1)
-            if zero.any() or values.dtype not in (np.int8, np.int32):
-                if scale.size == zero.size == 1:
-                    self.reals[node.output] = ((values.astype(np.int32) - int(zero)) * scale).astype(
-                        np.float32
-                    )
-                return  # who else uses them is refused
-            self.numbers[node.output] = Constant(name, values, np.atleast_1d(scale).astype(np.float32))
+            self._constant_numbers(node, self.constants[name])
             return
         whole, channels = self._view(node, name)
-        scale, zero = self._scalar(node, 1), int(self._scalar(node, 2))
+        scale, zero = self._scalar(node, 1), int(self._scalar(node, 2)) if len(node.inputs) > 2 else 0
         tensor = self.tensors[whole]
         if whole == IMAGE and (tensor.scale, tensor.zero) == (1.0, 0):
             tensor = self.tensors[IMAGE] = Tensor(IMAGE, *sides_of(tensor), scale, zero)
@@ -98,6 +90,18 @@ class _Reader(Reals):
             self._refuse(node, "reads bytes with another scale than they were written with")
         self.numbers[node.output] = tensor
         self.views[node.output] = whole, channels
+
+    def _constant_numbers(self, node: Node, values: NDArray[Any]) -> None:
+        scale = self.constants[node.inputs[1]]
+        zeros = self.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(1, np.int32)
+        if not zeros.any() and values.dtype in (np.int8, np.int32):
+            self.numbers[node.output] = Constant(
+                node.inputs[0], values, np.atleast_1d(scale).astype(np.float32)
+            )
+        elif scale.size == zeros.size == 1:
+            # Who needs int8 around 0 refuses it.
+            levels = values.astype(np.int32) - int(zeros.reshape(()))
+            self.reals[node.output] = (levels * scale.reshape(())).astype(np.float32)
 
     def _quantize(self, node: Node) -> None:
         make = self.pending.pop(node.inputs[0], None)

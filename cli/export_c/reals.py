@@ -155,7 +155,7 @@ class Reals(Graph):
 
         def make(out: Tensor) -> Layer:
             layer = inner(out)
-            return replace(layer, scale=np.concatenate([np.float32([low, high]), layer.scale[2:]]))
+            return replace(layer, scale=np.concatenate([np.array([low, high], np.float32), layer.scale[2:]]))
 
         self.pending[node.output] = make
         self.real.add(node.output)

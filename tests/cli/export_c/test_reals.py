@@ -105,8 +105,8 @@ def test_what_c_has_not_is_refused(
     change: Callable[[list[onnx.NodeProto]], object], message: str, tmp_path: Path
 ) -> None:
     constants = [
-        numpy_helper.from_array(np.float32(0), "low"),
-        numpy_helper.from_array(np.float32(6), "high"),
+        numpy_helper.from_array(np.array(0, np.float32), "low"),
+        numpy_helper.from_array(np.array(6, np.float32), "high"),
         numpy_helper.from_array(np.array([2, 3]), "axes"),
     ]
     bundle = toy_heads.write(tmp_path / "bundle", "raw", edited(change, *constants))

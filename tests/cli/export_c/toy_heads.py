@@ -152,8 +152,8 @@ def tail() -> bytes:
         helper.make_node("MatMul", ["flat", "w"], ["logits"]),
     ]
     constants = [
-        numpy_helper.from_array(np.float32(1), "s"),
-        numpy_helper.from_array(np.uint8(0), "z"),
+        numpy_helper.from_array(np.array(1, np.float32), "s"),
+        numpy_helper.from_array(np.array(0, np.uint8), "z"),
         numpy_helper.from_array(np.ones((int(np.prod(SHAPE)), CLASSES), np.float32), "w"),
     ]
     ports = [toy.port("symbols", TensorProto.UINT8, *SHAPE)], [toy.port("logits", TensorProto.FLOAT, CLASSES)]
