@@ -59,10 +59,12 @@ def test_firmware_gets_the_servers_answers(tmp_path: Path) -> None:
                 if not said.datagram:
                     continue
                 unsure += 1
-                gateway.stdin.write(struct.pack("<H", len(said.datagram)) + said.datagram)
+                # A record of the pipe: its length, an address of no bytes, the datagram.
+                gateway.stdin.write(struct.pack("<HB", len(said.datagram) + 1, 0) + said.datagram)
                 gateway.stdin.flush()
-                (size,) = struct.unpack("<H", gateway.stdout.read(2))
-                records.write(reply_record(gateway.stdout.read(size)))
+                size, address = struct.unpack("<HB", gateway.stdout.read(3))
+                assert address == 0
+                records.write(reply_record(gateway.stdout.read(size - 1)))
                 status, best, _, part, error = lines.readline().split()[1:]
                 assert (status, part, error) == ("0", "2", "0")
                 assert int(best) == late[number].argmax()
