@@ -73,7 +73,7 @@ def measured(bundle_path: Path, folder: Path, count: int) -> dict[str, Any]:
         run = [*QEMU.split(), "-icount", f"shift={SHIFT}", "-semihosting-config", SEMIHOSTING]
         subprocess.run([*run, "-kernel", "build/offramp.elf"], cwd=work, check=True)
         _, *lines = (work / "offramp.out").read_text().splitlines()
-    text, data, bss = map(int, re.findall(r"\d+", sizes.splitlines()[1])[:3])
+    text, initialised, bss = map(int, re.findall(r"\d+", sizes.splitlines()[1])[:3])
     symbols, probabilities = Engine(bundle).head(images)
     datagrams = Datagrams(bundle.digest, len(bundle.manifest.classes), len(bundle.manifest.parts))
     same = decided = 0
@@ -97,8 +97,8 @@ def measured(bundle_path: Path, folder: Path, count: int) -> dict[str, Any]:
         "macs": program.macs,
         "instructions_mean": round(float(np.mean(ticks)) * TICK_NS / 2**SHIFT),
         "ram_bytes": program.ram_bytes,
-        "ram_bytes_with_the_test_program": data + bss,
-        "flash_bytes": text + data,
+        "ram_bytes_with_the_test_program": initialised + bss,
+        "flash_bytes": text + initialised,
         "whole_tensors_bytes": program.report()["whole_tensors_bytes"],
         "picture_bytes": program.report()["picture_bytes"],
         "heap_or_double_precision": sorted(UNWANTED & set(names)),
