@@ -100,13 +100,15 @@ class Arrivals:
 
 
 @asynccontextmanager
-async def _opened(address: str, digest: bytes, deadline: float) -> AsyncIterator[Any]:
+async def _opened(
+    address: str, digest: bytes, deadline: float, segment: str = frame.TAIL_SEGMENT
+) -> AsyncIterator[Any]:
     """One accepted stream on a connection of its own."""
     import grpc.aio
 
     async with grpc.aio.insecure_channel(address, options=transport.device_options()) as channel:
         call: Any = channel.stream_stream(transport.OFFLOAD)()
-        await call.write(frame.hello(digest, int(deadline * 1e3)))
+        await call.write(frame.hello(digest, int(deadline * 1e3), segment))
         await call.read()
         try:
             yield call
@@ -170,6 +172,7 @@ async def open_loop(
     deadline: float,
     patient: bool,
     window: int = 16,
+    segment: str = frame.TAIL_SEGMENT,
 ) -> Arrivals:
     """Offer ``rate`` frames a second, spread over all streams at random.
 
@@ -185,8 +188,11 @@ async def open_loop(
         patient: devices have ``edge-device``'s breaker, which does as the server's retry hint says; else they
             send on whatever they are answered.
         window: unanswered frames of one device.
+        segment: the part that is asked for.
     """
-    devices = [_Device(server.address, digest, messages, deadline, patient, window) for _ in range(streams)]
+    devices = [
+        _Device(server.address, digest, messages, deadline, patient, window, segment) for _ in range(streams)
+    ]
     tasks = [asyncio.create_task(device.run()) for device in devices]
     for device in devices:
         await device.opened.wait()
@@ -234,7 +240,14 @@ class _Device:
     """One device of an open loop."""
 
     def __init__(
-        self, address: str, digest: bytes, messages: Messages, deadline: float, patient: bool, window: int
+        self,
+        address: str,
+        digest: bytes,
+        messages: Messages,
+        deadline: float,
+        patient: bool,
+        window: int,
+        segment: str,
     ) -> None:
         from offramp.link.breaker import Breaker
 
@@ -243,7 +256,7 @@ class _Device:
         """Sequence number of each unanswered frame, and when it was due."""
         self.answered: list[tuple[float, float]] = []
         self.refused: list[float] = []
-        self._address, self._digest, self._deadline = address, digest, deadline
+        self._stream = address, digest, deadline, segment
         self._messages = messages
         self._window = window
         # edge-device's own default.
@@ -270,7 +283,7 @@ class _Device:
 
     async def run(self) -> None:
         """Keep the stream up until cancelled."""
-        async with _opened(self._address, self._digest, self._deadline) as call:
+        async with _opened(*self._stream) as call:
             self.opened.set()
             writer = asyncio.create_task(self._write(call))
             try:

@@ -20,7 +20,6 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
-from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
@@ -57,13 +56,13 @@ NAMES = frozenset(
     hold_requests idle_timeout insecure keep keep_bytes keep_share key_file listen log_format log_level
     max_batch max_stream_age max_streams max_wait_ms message_bytes metrics_host metrics_port mqtt
     mqtt_group mqtt_name mqtt_tls_ca mqtt_tls_cert mqtt_tls_key mqtt_token_file mqtt_user_file otel
-    packet_bytes page page_token_file part picture_quality picture_threshold pictures providers proxy
-    queue rate reload_interval sequence_file serial server spool spool_bytes state stdio strikes
-    target_latency threads threshold threshold_ceiling threshold_floor timeout tls tls_ca tls_cert
-    tls_client_ca tls_key tls_server_name token_file trusted_key udp upstream upstream_breaker
-    upstream_insecure upstream_proxy upstream_timeout upstream_tls upstream_tls_ca upstream_tls_cert
-    upstream_tls_key upstream_tls_server_name upstream_token_file upstream_window user_file window
-    workers write_timeout
+    packet_bytes page page_token_file part picture_quality picture_threshold pictures prefer_first
+    providers proxy queue rate reload_interval sequence_file serial server spool spool_bytes state stdio
+    strikes target_latency threads threshold threshold_ceiling threshold_floor timeout tls tls_ca
+    tls_cert tls_client_ca tls_key tls_server_name token_file trusted_key udp upstream upstream_breaker
+    upstream_insecure upstream_prefer_first upstream_proxy upstream_timeout upstream_tls upstream_tls_ca
+    upstream_tls_cert upstream_tls_key upstream_tls_server_name upstream_token_file upstream_window
+    user_file window workers write_timeout
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """The settings of all programs: one environment may be that of several, and none imports another's."""
@@ -185,8 +184,12 @@ def default_of(field: FieldInfo) -> str:
 
 
 def _is_several(field: FieldInfo) -> bool:
-    kinds = get_args(field.annotation) if get_origin(field.annotation) is UnionType else (field.annotation,)
-    return any(get_origin(kind) is tuple for kind in kinds)
+    """Whether an annotation is of a tuple: itself, annotated, or as one of several."""
+
+    def holds(kind: Any) -> bool:
+        return get_origin(kind) is tuple or any(holds(each) for each in get_args(kind))
+
+    return holds(field.annotation)
 
 
 def read_settings(

@@ -7,6 +7,7 @@ missing tool. deploy/install-checkers.sh installs Debian's tools, the extra [dev
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,11 @@ DEPLOY = Path(__file__).parent
 ROOT = DEPLOY.parent
 SCHEMAS = DEPLOY / "kubernetes" / "schemas"
 CUSTOM = {"Gateway", "GRPCRoute", "PodMonitor"}
+COMPOSE = {"compose.yaml": "targets", "compose-chain.yaml": "chain"}
+"""Each file, and the folder of its Prometheus' targets."""
+KUSTOMIZE = ("kubernetes", "kubernetes/edge-server")
+PROGRAMS = ("edge-device", "edge-server")
+"""Those that have a unit of systemd's."""
 NO_SCHEMA = {"BackendTrafficPolicy"}
 """Custom resources whose schema no package registry has: only read as YAML."""
 
@@ -39,10 +45,15 @@ def tool(name: str) -> str:
     return found
 
 
-def call(*command: object, given: str | None = None) -> str:
+def call(*command: object, given: str | None = None, **variables: str) -> str:
     """Run a tool; what it prints. Raises Failed with all of it where it complains."""
     done = subprocess.run(
-        [str(word) for word in command], input=given, capture_output=True, text=True, cwd=ROOT
+        [str(word) for word in command],
+        input=given,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
     )
     if done.returncode:
         raise Failed(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}".strip())
@@ -74,8 +85,14 @@ def compose() -> str:
         program = ["docker", "compose"]
     except (Failed, FileNotFoundError):
         program = [tool("docker-compose")]
-    call(*program, "--file", "deploy/compose.yaml", "config", "--quiet")
-    return f"{' '.join(Path(word).name for word in program)} config"
+    for file, targets in COMPOSE.items():
+        call(*program, "--file", DEPLOY / file, "config", "--quiet", BUNDLE="/bundle", IMAGES="/images")
+        services = read(DEPLOY / file)[0]["services"]
+        for path in sorted((DEPLOY / "prometheus" / targets).glob("*.yml")):
+            named = {each.split(":")[0] for group in read(path)[0] for each in group["targets"]}
+            if not named or named - set(services):
+                raise Failed(f"{path.relative_to(ROOT)}: {sorted(named)}, expected services of {file}")
+    return f"{' '.join(Path(word).name for word in program)} config; Prometheus' targets compared"
 
 
 def prometheus() -> str:
@@ -105,8 +122,10 @@ def grafana() -> str:
 
 
 def kubernetes() -> str:
-    built = call(tool("kubectl"), "kustomize", "deploy/kubernetes")
-    objects: list[dict[str, Any]] = list(yaml.safe_load_all(built))
+    objects: list[dict[str, Any]] = []
+    for folder in KUSTOMIZE:
+        built = call(tool("kubectl"), "kustomize", f"deploy/{folder}")
+        objects += yaml.safe_load_all(built)
     custom = [each for each in objects if each["kind"] in CUSTOM]
     core = [each for each in objects if each["kind"] not in CUSTOM | NO_SCHEMA]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -125,29 +144,40 @@ def kubernetes() -> str:
 
 
 def systemd() -> str:
-    text = (DEPLOY / "systemd" / "edge-device.service").read_text()
-    program = "/opt/offramp/bin/edge-device"
-    if program not in text:
-        raise Failed(f"edge-device.service: expected {program}")
-    with tempfile.TemporaryDirectory() as folder:
-        # systemd wants the program to be there.
-        unit = Path(folder) / "edge-device.service"
-        unit.write_text(text.replace(program, shutil.which("true") or program))
-        call(tool("systemd-analyze"), "verify", unit)
-        table = call(tool("systemd-analyze"), "security", "--offline=true", unit)
-    exposure = re.search(r"Overall exposure level[^:]*: ([0-9.]+)", table)
-    return f"systemd-analyze verify; security: exposure {exposure[1] if exposure else table}"
+    exposures = []
+    for name in PROGRAMS:
+        text = (DEPLOY / "systemd" / f"{name}.service").read_text()
+        program = f"/opt/offramp/bin/{name}"
+        if program not in text:
+            raise Failed(f"{name}.service: expected {program}")
+        with tempfile.TemporaryDirectory() as folder:
+            # systemd wants the program to be there.
+            unit = Path(folder) / f"{name}.service"
+            unit.write_text(text.replace(program, shutil.which("true") or program))
+            call(tool("systemd-analyze"), "verify", unit)
+            table = call(tool("systemd-analyze"), "security", "--offline=true", unit)
+        exposure = re.search(r"Overall exposure level[^:]*: ([0-9.]+)", table)
+        exposures.append(f"{name} {exposure[1] if exposure else table}")
+    return f"systemd-analyze verify; security: exposure {', '.join(exposures)}"
 
 
 def settings() -> str:
+    """By the programs' own rules, with the flags that the units give."""
     sys.path.insert(0, str(ROOT))
     from offramp.common.settings import make_parser, read_settings
     from offramp.device.settings import DeviceSettings
+    from offramp.server.settings import ServerSettings
 
-    parser = make_parser("edge-device", DeviceSettings, "", "")
-    arguments = parser.parse_args(["--config", str(DEPLOY / "systemd" / "edge-device.toml")])
-    read_settings(DeviceSettings, arguments, {})
-    return "edge-device's own settings"
+    for name, kind in zip(PROGRAMS, (DeviceSettings, ServerSettings), strict=True):
+        parser = make_parser(name, kind, "", "")
+        unit = (DEPLOY / "systemd" / f"{name}.service").read_text().replace("\\\n", " ")
+        words = re.findall(r"^ExecStart=\S+ (.*)$", unit, re.MULTILINE)[0].split()
+        arguments, _ = parser.parse_known_args(words)
+        if arguments.config != f"/etc/offramp/{name}.toml":
+            raise Failed(f"{name}.service: --config {arguments.config}, expected /etc/offramp/{name}.toml")
+        arguments.config = str(DEPLOY / "systemd" / f"{name}.toml")
+        read_settings(kind, arguments, {})
+    return f"the settings of {' and '.join(PROGRAMS)}"
 
 
 def read(path: Path) -> list[Any]:
@@ -206,10 +236,10 @@ CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
     (dockerfile, ("containers/Dockerfile", "containers/hadolint.yaml")),
     (scripts, ("**/*.sh",)),
     (python, ("**/*.py",)),
-    (compose, ("compose.yaml",)),
+    (compose, ("compose*.yaml", "prometheus/chain/*.yml")),
     (prometheus, ("prometheus/**/*.yml",)),
     (grafana, ("grafana/provisioning/**/*.yml", "grafana/dashboards/*.json")),
-    (kubernetes, ("kubernetes/*.yaml", "kubernetes/schemas/*.json", "kubernetes/schemas/*.mjs")),
+    (kubernetes, ("kubernetes/**/*.yaml", "kubernetes/schemas/*.json", "kubernetes/schemas/*.mjs")),
     (systemd, ("systemd/*.service",)),
     (settings, ("systemd/*.toml",)),
     (nginx, ("nginx/*.conf",)),

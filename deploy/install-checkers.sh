@@ -1,5 +1,6 @@
 #!/bin/sh
-# Debian's packages that the tests in tests/deploy and `make check-deploy` need, where they are missing. As root.
+# Debian's packages that the tests in tests/deploy and `make check-deploy` need, where they are missing; with the word
+# containers also those of `make check-containers`. As root.
 set -eu
 packages=
 want() { command -v "$1" >/dev/null || packages="$packages $2"; }
@@ -11,8 +12,12 @@ want mosquitto mosquitto
 want node nodejs
 want npm npm
 want systemd-analyze systemd
+if [ "${1:-}" = containers ]; then
+  want dockerd docker.io
+  want debootstrap debootstrap
+fi
 [ -n "$packages" ] || exit 0
-# The packages of Prometheus and Mosquitto would start them as services.
+# The packages of Prometheus, Mosquitto and Docker would start them as services.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   printf '#!/bin/sh\nexit 101\n' >"$policy"

@@ -155,7 +155,9 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
                 log.info("%s has no reference for drift of confidence and classes", bundle.manifest.name)
         parts = len(bundle.manifest.parts)
         totals.parts = None if parts == 2 else {str(part): 0 for part in range(1, parts + 1)}
-        report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout, parts)
+        servers = settings.server
+        totals.servers = None if len(servers) == 1 else dict.fromkeys(servers, 0)
+        report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout, parts, len(servers))
         stop_waiting_when(stop.is_set)
         seen = None if live is None else live.seen
         printer = Printer(report, totals, bundle.codec.raw_bytes, stop, seen)

@@ -232,6 +232,8 @@ class Device(Connectionless):
             self.metrics.decode_seconds.observe(decode_seconds)
         audited = self._audits.draw()
         future: Future[Result] = Future()
+        # Under way from here on: a caller's cancel() changes nothing, since its outcome comes in any case.
+        future.set_running_or_notify_cancel()
         trace = start_span(self._tracing, future)
         exit_ = self._run_head(image)
         number = next(self._indices) if index is None else index

@@ -58,6 +58,8 @@ class Settled:
     """Number of the part whose exit had the last word."""
     cut_short: bool = False
     """Whether that part was unsure, and the one behind it did not answer."""
+    server: str = ""
+    """HOST:PORT of the server that answered."""
 
 
 class AskPicture:
@@ -143,7 +145,9 @@ class Inquiry:
         return self._fold(answer)
 
     def _settled(self, answer: Answer) -> Settled:
-        return Settled("server", self._fold(answer), part=answer.part, cut_short=answer.fallback)
+        return Settled(
+            "server", self._fold(answer), part=answer.part, cut_short=answer.fallback, server=answer.server
+        )
 
     def _fold(self, answer: Answer) -> Verdict:
         """The verdict once this answer is in: together with what is known so far, or the answer's alone.

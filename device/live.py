@@ -115,6 +115,7 @@ class Live:
         self._servers = list(settings.server)
         self._steered = SteeringOptions.of(settings).steers
         self._recent: deque[tuple[int, str, Result]] = deque(maxlen=RECENT)
+        self._parts = len(device.bundle.manifest.parts)
         figures = device.bundle.manifest.figures
         self._curve = [
             {"threshold": each.threshold, "accuracy": each.accuracy, "exit_rate": each.exit_rate}
@@ -140,13 +141,15 @@ class Live:
             "servers": self._servers,
             "failure": None if failure is None else printable(str(failure), 500),
             "webp": self.pictures.mean(),
-            "recent": [_shown(*each) for each in reversed(list(self._recent))],
+            "recent": [_shown(*each, self._parts) for each in reversed(list(self._recent))],
         }
 
 
-def _shown(index: int, name: str, result: Result) -> dict[str, Any]:
-    """One answer as the page has it."""
+def _shown(index: int, name: str, result: Result, parts: int) -> dict[str, Any]:
+    """One answer as the page has it; of a chain's servers, the part that answered in the source's place."""
+    of_chain = result.source == "server" and parts > 2
     return {
+        **({"by": result.by} if of_chain else {}),
         "index": index,
         "name": printable(name, NAME_CHARACTERS),
         "label": printable(result.label, NAME_CHARACTERS),

@@ -83,6 +83,8 @@ class LinkOptions(_Checked):
     """Seconds that a frame may wait for others to share its message."""
     coalesce_frames: int = 64
     """Frames that are enough for a message, with ``coalesce``."""
+    prefer_first: bool = False
+    """Go back to an earlier server once it takes streams again; otherwise stay with the one that works."""
     breaker: int = 5
     """Timeouts and refusals in a row after which frames are turned away until a probe is answered."""
     insecure: bool = False
@@ -98,6 +100,7 @@ class LinkOptions(_Checked):
             window=settings.window,
             coalesce=settings.coalesce / 1000,
             coalesce_frames=settings.coalesce_frames,
+            prefer_first=settings.prefer_first,
             breaker=settings.breaker,
             insecure=settings.insecure,
             security=Security(
@@ -150,7 +153,14 @@ class LinkOptions(_Checked):
         for address in servers:
             self.security.check(split_address("--server", address)[0], self.insecure)
         return Link(
-            servers, terms, pace, metrics, failures=self.breaker, security=self.security, meanwhile=meanwhile
+            servers,
+            terms,
+            pace,
+            metrics,
+            prefer_first=self.prefer_first,
+            failures=self.breaker,
+            security=self.security,
+            meanwhile=meanwhile,
         )
 
 

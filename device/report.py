@@ -22,9 +22,16 @@ class Report:
     """Writes results as they come: JSON lines, or a table with a progress bar on a terminal."""
 
     def __init__(
-        self, as_json: bool, quiet: bool, expected: int | None, out: TextIO = sys.stdout, parts: int = 2
+        self,
+        as_json: bool,
+        quiet: bool,
+        expected: int | None,
+        out: TextIO = sys.stdout,
+        parts: int = 2,
+        servers: int = 1,
     ) -> None:
         self._parts = parts
+        self._servers = servers
         self._json = as_json
         self._quiet = quiet
         self._out = out
@@ -63,6 +70,8 @@ class Report:
                 record["part"] = result.part
             if result.cut_short:
                 record["cut_short"] = True
+            if result.server and self._servers > 1:
+                record["server"] = result.server
             if result.reason is not None:
                 record["reason"] = result.reason
             self._line(json.dumps(record))
@@ -85,7 +94,7 @@ class Report:
         """Who answered; of a chain's servers, the part, and whether the one behind it did not."""
         if result.source != "server" or self._parts == 2:
             return result.source
-        return f"part {result.part}" + (", short" if result.cut_short else "")
+        return result.by
 
     def unreadable(self, index: int, name: str, error: DataError) -> None:
         """One image that could not be used."""
@@ -144,6 +153,8 @@ class Report:
         if parts := summary.get("parts"):
             shown = ", ".join(f"part {part} {count}" for part, count in parts.items())
             self._line(f"answered by {shown}; {summary['cut_short']} cut short by a part behind that failed")
+        if servers := summary.get("servers"):
+            self._line(f"asked {', '.join(f'{server} {count}' for server, count in servers.items())}")
         if summary["unknown"]:
             self._line(f"unknown {summary['unknown']:,}, marked ?: unlike all that the bundle knows")
         if passed_over := Counter(summary["passed_over"]):

@@ -46,6 +46,13 @@ class Result:
     """Number of the part whose exit had the last word: 1 for the device's own, 2 for the server's, …"""
     cut_short: bool = False
     """Whether that part was unsure, and answered because the one behind it did not."""
+    server: str = ""
+    """HOST:PORT of the server that was asked and answered; empty where none did."""
+
+    @property
+    def by(self) -> str:
+        """The part of a chain that answered, and whether the one behind it did not, as a person reads it."""
+        return f"part {self.part}" + (", short" if self.cut_short else "")
 
     @classmethod
     def of(
@@ -69,6 +76,7 @@ class Result:
             unknown=unknown,
             part=settled.part,
             cut_short=settled.cut_short,
+            server=settled.server,
         )
 
 

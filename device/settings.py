@@ -107,6 +107,11 @@ class DeviceSettings(Settings):
         "is taken from the environment",
         examples=["URL"],
     )
+    prefer_first: bool = Field(
+        False,
+        description="the servers are in order of preference: go back to an earlier one once it takes "
+        "streams again (default: stay with the one that works)",
+    )
     timeout: Seconds = Field(
         2.0,
         description="how long an image waits for the server before its early exit answers",

@@ -34,4 +34,6 @@ def _end_span(tracing: Tracing, span: Span, future: Future[Result]) -> None:
         picture_bytes=result.picture_bytes,
         sends=result.sends,
         part=result.part,
+        **({"cut_short": True} if result.cut_short else {}),
+        **({"server": result.server} if result.server else {}),
     )

@@ -48,6 +48,8 @@ class Totals:
     """By the number of the part that answered; None for a bundle of two, whose sources say it."""
     cut_short: int = 0
     """Of those, how many because the part behind did not answer."""
+    servers: dict[str, int] | None = None
+    """By the server that answered; None where there is one only."""
     latencies: Sample = field(default_factory=Sample)
     decoding: Sample = field(default_factory=Sample)
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -63,6 +65,8 @@ class Totals:
         if self.parts is not None:
             self.parts[str(result.part)] += 1
         self.cut_short += result.cut_short
+        if self.servers is not None and result.server:
+            self.servers[result.server] += 1
         self.pictures += result.picture_bytes > 0
         self.picture_bytes += result.picture_bytes
         self.raw_activation_bytes += raw_bytes * result.sends
@@ -86,6 +90,7 @@ class Totals:
             **self.images,
             "unknown": self.unknown,
             **({} if self.parts is None else {"parts": self.parts, "cut_short": self.cut_short}),
+            **({} if self.servers is None else {"servers": self.servers}),
             "threshold": threshold,
             "exit_rate": self.images["early_exit"] / answered if answered else None,
             "payload_bytes": self.payload_bytes,

@@ -36,6 +36,7 @@ from offramp.link.backoff import Backoff, Sparingly
 from offramp.link.metrics import LinkMetrics
 from offramp.link.outbox import BEHIND_MOST, FRAME_OVERHEAD, SENDS, Limits, Offload, Outbox, Pace
 from offramp.link.outcome import Answer, Cause, Outcome, Refusal
+from offramp.link.preference import Preference
 from offramp.link.security import Security
 from offramp.link.servers import End, Server, Servers
 from offramp.link.session import Kit, Owner, Session, Terms
@@ -61,8 +62,9 @@ class _State(Enum):
 class Link:
     """Frames to one server at a time, and their answers back.
 
-    servers: HOST:PORT each, in the order in which they are tried. failures: timeouts and refusals in a row
-    that open the breaker. meanwhile: what the log says of frames while no server can be reached.
+    servers: HOST:PORT each, in the order in which they are tried. prefer_first: go back to an earlier one
+    once it takes streams again. failures: timeouts and refusals in a row that open the breaker. meanwhile:
+    what the log says of frames while no server can be reached.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Link:
         pace: Pace,
         metrics: LinkMetrics,
         *,
+        prefer_first: bool = False,
         failures: int = 5,
         security: Security | None = None,
         meanwhile: str = "frames have no answer",
@@ -104,6 +107,8 @@ class Link:
         self._outbox = Outbox(pace)
         self._servers = Servers(servers, failures)
         self._session = Session(self._servers.current, self._kit, time.monotonic())
+        self._preference = Preference(self._kit, self._look_back, self._return_to)
+        self._back = [self._preference.look_back] if prefer_first and len(servers) > 1 else []
         self._drains = Sparingly()
         self._breaker_shown = False
         self._threads: list[threading.Thread] = []
@@ -177,6 +182,7 @@ class Link:
             if not self._session.is_accepted:
                 self._session.cancel("closed")
         self._sooner.set()
+        self._preference.close()
         end = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -190,8 +196,8 @@ class Link:
 
     def _start(self) -> None:
         self._state = _State.CONNECTING
-        for work in (self._keep_up, self._keep_time):
-            thread = threading.Thread(target=work, name=f"offramp{work.__name__}", daemon=True)
+        for work in (self._keep_up, self._keep_time, *self._back):
+            thread = threading.Thread(target=work, name=f"offramp_{work.__name__.strip('_')}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -405,11 +411,37 @@ class Link:
         """From now on frames are for the next server, if there is another."""
         before = self._servers.current
         if self._servers.go_on(now):
-            self._kit.metrics.failovers.inc()
-            # A probe says something only of the server that it was let out to.
-            if self._outbox.drop_probes():
-                before.breaker.release()
+            self._changed(before)
         self._watch_breaker()
+
+    def _changed(self, before: Server) -> None:
+        """Another server than before is the current one."""
+        self._kit.metrics.failovers.inc()
+        # A probe says something only of the server that it was let out to.
+        if self._outbox.drop_probes():
+            before.breaker.release()
+
+    def _look_back(self) -> tuple[list[Server], bool]:
+        with self._lock:
+            settled = self._servers.is_first and self._session.progress
+            return self._servers.preferred(time.monotonic()), settled
+
+    def _return_to(self, server: Server) -> None:
+        """Frames are for this one again; the stream in use ends as if its server drained. Takes the lock."""
+        with self._lock:
+            before = self._servers.current
+            if self._state is not _State.READY or server is before:
+                return
+            self._servers.current = server
+            self._changed(before)
+            server.breaker.success()
+            self._watch_breaker()
+            self._session.half_close = True
+            self._session.end_by = time.monotonic() + self._kit.timeout / 2
+            self._state = _State.CONNECTING
+            self._notify()
+        self._sooner.set()
+        log.info("%s takes streams again; going back to it from %s", server.target, before.target)
 
     def _watch_breaker(self) -> None:
         breaker = self._servers.current.breaker

@@ -68,6 +68,12 @@ class LinkMetrics:
         )
         for cause in Cause:
             self.unanswered.labels(cause)
+        self.server_answers = Counter(
+            f"{prefix}_server_answers",
+            "Frames answered in time, by the server that was asked; without audits.",
+            ["server"],
+            registry=registry,
+        )
         self.connects = Counter(f"{prefix}_connects", "Streams that the server accepted.", registry=registry)
         self.reconnects = Counter(
             f"{prefix}_reconnects", "Attempts to connect again after a failure.", registry=registry

@@ -41,6 +41,8 @@ class Answer:
     """How often it was sent."""
     part: int = 2
     """Number of the part that answered, from 1."""
+    server: str = ""
+    """HOST:PORT that was asked."""
     fallback: bool = False
     """Whether that part was unsure, and the one behind it did not answer."""
 

@@ -5,6 +5,8 @@ Rules:
   next, in order and round again, when a stream ends or its breaker opens.
 - Passed over is one that asked to be left alone for some time, or whose breaker is open, as long as another
   has neither.
+- With an order of preference (``preference.py``), a link goes back to one before the current one once that
+  takes streams again.
 - A round is over once every server has failed since the last one that worked. Until then frames wait for
   the next one, and nothing is waited for longer than the first pause.
 - A stream worked if its server accepted it and nobody broke the protocol; not if the server fell silent
@@ -106,6 +108,11 @@ class Servers:
         return fresh
 
     @property
+    def is_first(self) -> bool:
+        """Whether the current one is the first."""
+        return self.current is self._all[0]
+
+    @property
     def round_is_over(self) -> bool:
         """Whether all of them have failed since one last worked."""
         return self._failed >= len(self._all)
@@ -150,6 +157,11 @@ class Servers:
         asked = min(following, key=lambda server: max(server.away_until, now))
         self.current = next(ready, asked)
         return self.current is not before
+
+    def preferred(self, now: float) -> list[Server]:
+        """Those before the current one that may be asked now whether they take streams."""
+        before = self._all[: self._all.index(self.current)]
+        return [each for each in before if each.away_until <= now and each.breaker.allows(now)]
 
     def better(self, now: float) -> bool:
         """Whether another one may take frames now, while the current one's breaker is open."""

@@ -150,6 +150,7 @@ class Session:
         self.last_received = 0.0
         self.call: Any = None
         self._kit = kit
+        self._answers = kit.metrics.server_answers.labels(server.target)
         self._writer = frame.FrameWriter()
         self._idle = Allowance()
 
@@ -323,11 +324,13 @@ class Session:
             wire_bytes=both + answered.envelope_bytes + envelope,
             sends=answered.sends,
             part=part,
+            server=target,
             fallback=reply.fallback,
         )
         if item is not None:
             if not item.behind:
                 metrics.round_trip_seconds.observe(self.last_received - item.start)
+                self._answers.inc()
             item.done(answer)
         elif answered.late is not None:
             answered.late(answer)

@@ -107,6 +107,13 @@ class WireCounter:
             self._ended += self._current
             self._current, self._descriptor = WireBytes(0, 0), None
 
+    def add(self, other: WireCounter) -> None:
+        """Count what another counter has counted, whose connections have ended."""
+        total = other.total()
+        with self._lock:
+            self._missed |= total is None
+            self._ended += total or WireBytes(0, 0)
+
     def total(self) -> WireBytes | None:
         """Bytes so far, over all connections."""
         self.sample()

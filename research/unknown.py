@@ -337,7 +337,7 @@ def report(found: dict[str, list[Row]]) -> list[str]:
     for name, rows in found.items():
         row = next(each for each in rows if each.candidate.name == SHIPPED)
         cells = [
-            ""
+            "–"
             if kind not in row.report
             else f"{100 * row.report[kind][0]:.1f} / {100 * row.report[kind][1]:.0f}"
             for kind in kinds

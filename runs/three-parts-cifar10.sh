@@ -18,7 +18,7 @@ split() {
   fi
   PYTHONPATH=runs offramp split lite0:build --data "$data" --out "$out/$name" --side 64 --mean 0.498039 --std 0.501961 \
     --classes airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck --drop 0.5 --epochs 2 --versions 1 --steps 1500 \
-    --rival-minutes 0 "$@"
+    --image-column img --rival-minutes 0 "$@"
 }
 split two --bytes 60 --cut _blocks.7 "$@"
 split three --bytes 60,30 --hop-costs 1,0.05 --cuts _blocks.7 _blocks.11 "$@"

@@ -39,6 +39,9 @@ examples:
     --token-file tokens.txt
   cloud-server --bundle CODE --pictures PLAIN
 
+Of a bundle of three parts or more, it runs --part (by default the second) and all behind it, so that devices
+and gateways may ask for any of them.
+
 --bundle is a bundle, or a directory of bundles; it may be given more than once. --pictures takes the same;
 its bundles are served too, and answer pictures. What changes there is loaded while the server runs, within
 --reload-interval or at SIGHUP. Tokens and certificates are read again as well.
@@ -116,8 +119,6 @@ def run(settings: ServerSettings, log: logging.Logger) -> int:
         raise ConfigError("--tls-cert and --tls-key belong together, expected both or none")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
-    if settings.exit_threshold is not None and not settings.upstream:
-        raise ConfigError("--exit-threshold needs --upstream: the last part has no exit")
     if settings.page and settings.metrics_port is None:
         raise ConfigError("--page needs --metrics-port")
     sys.setswitchinterval(SWITCH_SECONDS)

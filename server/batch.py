@@ -228,6 +228,8 @@ class Answers:
     """What goes on to the next part, where it does."""
     rows: NDArray[np.float32] | None = None
     """Of a part that others follow: all probabilities, [N, K]."""
+    parts: list[int] | None = None
+    """The number of the part that answered each, where several run here."""
 
 
 class Lane:

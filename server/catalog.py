@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from offramp.common.bundle.load import Bundle
@@ -20,6 +20,7 @@ from offramp.server.batch import Batcher, Lane, Shape, Tail
 from offramp.server.forward import Forward, Middle
 from offramp.server.metrics import ServerMetrics
 from offramp.server.plan import Plan, decodes_inline
+from offramp.server.rest import Finish, Rest
 from offramp.server.upstream import Upstream
 
 log = logging.getLogger("offramp.cloud-server")
@@ -44,11 +45,18 @@ class Served:
     """Where what that part is unsure of goes; None for the last one."""
     whole: Lane | None = None
     """Of its head and tail together, which answer pictures; None where it is not asked to."""
+    later: list[Served] = field(default_factory=list)
+    """The same from each later part on, where all of them run here."""
 
     @property
     def segment(self) -> str:
         """The part that runs here, as a hello asks for it."""
         return segment_of(self.part, len(self.bundle.manifest.parts))
+
+    @property
+    def entries(self) -> dict[str, Served]:
+        """Where a stream may come in, by the part that its hello asks for; this one is the first."""
+        return {each.segment: each for each in (self, *self.later)}
 
     def answers_pictures_of(self, other: Served) -> bool:
         """Whether its whole model can answer pictures of devices that run the other bundle."""
@@ -77,6 +85,8 @@ class Loaded:
     """What runs its graphs, by file."""
     part: int = 2
     """The number of the part that runs here."""
+    later: Sequence[Loaded] = ()
+    """The same from each later part on, where all of them run here."""
     decode_inline: bool = field(init=False)
     """See ``plan.decodes_inline``. Measured where the bundle is loaded, which is not the event loop."""
 
@@ -102,13 +112,14 @@ class Catalog:
         """Their digests."""
         return list(self._served)
 
-    def segments(self) -> dict[bytes, str]:
+    def segments(self) -> dict[bytes, list[str]]:
         """What runs here of each, as a hello asks for it."""
-        return {digest: each.segment for digest, each in self._served.items()}
+        return {digest: list(each.entries) for digest, each in self._served.items()}
 
-    def get(self, digest: bytes) -> Served:
-        """The bundle with this digest. Raises KeyError."""
-        return self._served[digest]
+    def get(self, digest: bytes, segment: str | None = None) -> Served:
+        """The bundle with this digest, from the part on that a hello asks for. Raises KeyError."""
+        served = self._served[digest]
+        return served if segment is None else served.entries[segment]
 
     def pictures_of(self, served: Served) -> Served | None:
         """Whose whole model answers the pictures of devices that run this bundle; None: no bundle's."""
@@ -117,19 +128,8 @@ class Catalog:
     def add(self, loaded: Loaded) -> Served:
         """Take a bundle into service."""
         bundle, plan = loaded.bundle, loaded.plan
-        forward: Forward | None = None
-        if isinstance(loaded.tail, Middle):
-            assert self._upstream is not None
-            forward = self._upstream.forward(bundle, loaded.tail)
-        served = Served(
-            bundle,
-            bundle.codec_of(loaded.part - 2),
-            self._batcher.add(loaded.tail, _shape(plan), forward),
-            loaded.decode_inline,
-            message_bytes(bundle, False, loaded.part),
-            loaded.part,
-            forward,
-        )
+        served = self._entry(loaded)
+        served.later = [self._entry(each) for each in loaded.later]
         self._served[bundle.digest] = served
         self._metrics.add_bundle(bundle)
         name = bundle.manifest.name
@@ -137,15 +137,35 @@ class Catalog:
         self._metrics.batch_wait_seconds.labels(name).set(plan.max_wait)
         self._metrics.tail_rate.labels(name).set(plan.best)
         self._show(name, loaded.placements)
-        of = (
-            "" if len(bundle.manifest.parts) == 2 else f", part {loaded.part} of {len(bundle.manifest.parts)}"
-        )
-        if self._upstream is not None and forward is None:
+        parts, last = len(bundle.manifest.parts), loaded.part + len(loaded.later)
+        which = f"part {loaded.part}" if last == loaded.part else f"parts {loaded.part} … {last}"
+        of = "" if parts == 2 else f", {which} of {parts}"
+        if self._upstream is not None and served.forward is None:
             log.warning("%s: its last part runs here, so --upstream is not used for it", name)
         log.info("serves %s (%s)%s: %s", name, bundle.digest.hex(), of, plan)
         if loaded.whole is not None:
             self.take_pictures(served, loaded.whole)
         return served
+
+    def _entry(self, loaded: Loaded) -> Served:
+        """The lane of one part, or of one and all behind it."""
+        bundle, tail = loaded.bundle, loaded.tail
+        forward: Forward | None = None
+        finish: Finish | None = None
+        if isinstance(tail, Middle):
+            assert self._upstream is not None
+            forward = self._upstream.forward(bundle, tail)
+        elif isinstance(tail, Rest):
+            finish = Finish(tail, self._metrics)
+        return Served(
+            bundle,
+            bundle.codec_of(loaded.part - 2),
+            self._batcher.add(tail, _shape(loaded.plan), forward or finish),
+            loaded.decode_inline,
+            message_bytes(bundle, False, loaded.part),
+            loaded.part,
+            forward,
+        )
 
     def take_pictures(self, served: Served, whole: Whole) -> None:
         """Have a bundle in service answer pictures too, on streams that are opened from now on."""
@@ -166,7 +186,8 @@ class Catalog:
 
         async def forget() -> None:
             await end_streams(served)
-            self._batcher.remove(served.lane)
+            for entry in served.entries.values():
+                self._batcher.remove(entry.lane)
             if served.forward is not None:
                 await served.forward.close()
             if served.whole is not None:

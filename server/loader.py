@@ -26,8 +26,9 @@ from offramp.server.batch import Tail
 from offramp.server.catalog import Catalog, EndStreams, Loaded, Whole, message_bytes
 from offramp.server.forward import Middle
 from offramp.server.metrics import ServerMetrics
-from offramp.server.parts import part_of
+from offramp.server.parts import part_of, parts_of
 from offramp.server.plan import largest_batch, make_plan, plan_pictures, threads_each
+from offramp.server.rest import Rest
 from offramp.server.whole import WholeModel
 
 log = logging.getLogger("offramp.cloud-server")
@@ -75,9 +76,16 @@ class Loader:
         """pictures: to answer pictures as well. Raises BundleError where it cannot be served here."""
         part = self._check(bundle, pictures)
 
-        def tail_of(engine: Engine) -> Tail:
-            last = part == len(bundle.manifest.parts)
-            return engine if last else Middle(engine, part, self._exit_threshold)
+        last = len(bundle.manifest.parts)
+        parts = parts_of(bundle, part, upstream=self._upstream)
+
+        def tail_of(engine: Engine, number: int = part) -> Tail:
+            if number == last:
+                return engine
+            threshold = self._exit_threshold if number == part else None
+            if self._upstream:
+                return Middle(engine, number, threshold)
+            return Rest(engine, number, threshold)
 
         plan, engine = make_plan(
             bundle,
@@ -87,13 +95,14 @@ class Loader:
             max_wait=self._max_wait,
             providers=self._providers,
             cancelled=self._cancelled.is_set,
-            part=part,
+            parts=parts,
             tail_of=tail_of,
         )
         self.workers = plan.workers
-        engine.log_placements(log, engine.name(part))
+        engine.log_placements(log, *map(engine.name, parts))
         whole = self._whole(bundle, engine) if pictures else None
-        return Loaded(bundle, tail_of(engine), plan, whole, engine.placements, part)
+        later = [Loaded(bundle, tail_of(engine, each), plan, part=each) for each in parts[1:]]
+        return Loaded(bundle, tail_of(engine), plan, whole, engine.placements, part, later)
 
     def load_whole(self, bundle: Bundle) -> Whole:
         """For a bundle in service. Raises BundleError where it cannot answer pictures here."""
@@ -108,7 +117,9 @@ class Loader:
         loaded = [self(*each) for each in bundles]
         if self.message_bytes is None:
             self.message_bytes = max(
-                message_bytes(one.bundle, one.whole is not None, one.part) for one in loaded
+                message_bytes(one.bundle, one.whole is not None, each.part)
+                for one in loaded
+                for each in (one, *one.later)
             )
         return loaded
 
@@ -138,7 +149,12 @@ class Loader:
             bundle.require_pair("--pictures")
         if pictures and not isinstance(taken, Preprocessing):
             raise BundleError(f"{bundle.path}: takes {taken.what}, so it cannot answer pictures (--pictures)")
-        needed = message_bytes(bundle, pictures, part)
+        parts = parts_of(bundle, part, upstream=self._upstream)
+        if self._exit_threshold is not None and not self._upstream and len(parts) == 1:
+            raise BundleError(
+                f"{bundle.path}: --exit-threshold: part {part} is the last one, which has no exit"
+            )
+        needed = max(message_bytes(bundle, pictures, each) for each in parts)
         if self.message_bytes is not None and needed > self.message_bytes:
             raise BundleError(
                 f"{bundle.path}: needs messages of {needed} bytes, this server was started for "

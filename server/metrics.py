@@ -111,6 +111,12 @@ class ServerMetrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=registry,
         )
+        self.answered_by_part = Counter(
+            "offramp_server_part_answers",
+            "Frames answered where several parts of a chain run, by the number of the part that answered.",
+            ["part"],
+            registry=registry,
+        )
         self.open_streams = Gauge("offramp_server_open_streams", "Open streams.", registry=registry)
         self.queue_depth = Gauge(
             "offramp_server_queue_depth", "Decoded frames that wait for the tail.", registry=registry

@@ -1,4 +1,4 @@
-"""Which part of a bundle a server runs."""
+"""Which parts of a bundle a server runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def part_of(bundle: Bundle, wanted: str | None, *, upstream: bool) -> int:
     """The number of the part to run, from 2.
 
     wanted: ``--part``: a number, ``last``, or the name of the cut where the part ends; None: the second.
-    upstream: whether there is a server for what its exit is unsure of. Raises BundleError for a part that the
-    bundle does not have, or that cannot be run so.
+    upstream: whether there is a server for what its exit is unsure of; otherwise all parts behind it run here
+    as well. Raises BundleError for a part that the bundle does not have, or that cannot be run so.
     """
     parts = bundle.manifest.parts
     named = {
@@ -25,15 +25,13 @@ def part_of(bundle: Bundle, wanted: str | None, *, upstream: bool) -> int:
         raise BundleError(
             f"{bundle.path}: --part {wanted}: has no such part, expected one of {', '.join(numbers)}"
         )
-    if number == len(parts):
-        return number
-    if not upstream:
-        raise BundleError(
-            f"{bundle.path}: part {number} of {len(parts)} sends on what it is unsure of, expected "
-            "--upstream, or --part last"
-        )
-    if parts[number - 1].exit is None:
+    if number < len(parts) and upstream and parts[number - 1].exit is None:
         raise BundleError(
             f"{bundle.path}: part {number} has no exit, expected one: it answers where --upstream does not"
         )
     return number
+
+
+def parts_of(bundle: Bundle, number: int, *, upstream: bool) -> range:
+    """The numbers of the parts that run here: without an upstream server, all behind this one too."""
+    return range(number, number + 1 if upstream else len(bundle.manifest.parts) + 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,29 +86,29 @@ def make_plan(
     max_wait: float | None = None,
     providers: Providers = CPU,
     cancelled: Cancelled = lambda: False,
-    part: int = 2,
+    parts: Sequence[int] = (2,),
     tail_of: Callable[[Engine], Tail] = lambda engine: engine,
 ) -> tuple[Plan, Engine]:
-    """A plan for ``threads`` threads, and the bundle's part, loaded, as it wants it.
+    """A plan for ``threads`` threads, and these parts of the bundle, loaded, as it wants them.
 
-    None: choose by measurement. tail_of: what runs this part. Raises BundleError where the tail does not run,
-    ConfigError where there are not as many threads, StoppedError if cancelled.
+    None: choose by measurement. tail_of: what runs the parts, from the first on. Raises BundleError where
+    one does not run, ConfigError where there are not as many threads, StoppedError if cancelled.
     """
 
     def engine_of(threads: int) -> Engine:
         return Engine(bundle, threads, providers=providers, cancelled=cancelled)
 
     first = engine_of(threads)
-    name = first.name(part)
-    largest = largest_batch(first, (name,), max_batch)
+    names = tuple(map(first.name, parts))
+    largest = largest_batch(first, names, max_batch)
     layouts = [workers] if workers is not None else sorted({1, threads})
     measure = len(layouts) > 1 or max_batch is None or max_wait is None
     best: tuple[Plan, Engine] | None = None
     for count in layouts:
         try:
             engine = engine_of(threads_each(threads, count))
-            engine.load(name)
-            shape = bundle.manifest.crossings[part - 2].shape
+            engine.load(*names)
+            shape = bundle.manifest.crossings[parts[0] - 2].shape
             curve: Curve = {}
             if measure:
                 curve = batch_curve(

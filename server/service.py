@@ -100,7 +100,8 @@ class InferenceService:
 
         After the grace they are ended.
         """
-        while left := [each for each in self._streams if served in (each.served, each.pictures)]:
+        here = served.entries.values()
+        while left := [each for each in self._streams if each.served in here or each.pictures in here]:
             for stream in left:
                 stream.drain(end_in=self.limits.grace)
             await asyncio.sleep(RETIRE_SECONDS)
@@ -142,7 +143,7 @@ class InferenceService:
             pb.BundleDescription(
                 digest=served.bundle.digest,
                 name=served.bundle.manifest.name,
-                segments=[served.segment],
+                segments=list(served.entries),
                 activation_shape=served.codec.shape,
                 classes=len(served.bundle.manifest.classes),
             )

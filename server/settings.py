@@ -131,13 +131,14 @@ class ServerSettings(Settings):
     part: str | None = Field(
         None,
         description="which part of a bundle to run: a number from 2, 'last', or the name of the cut where it "
-        "ends (default: the second, which is the last of a bundle of two)",
+        "ends; without --upstream, all parts behind it too (default: the second, which is the last of a "
+        "bundle of two)",
         examples=["PART"],
     )
     exit_threshold: Fraction | None = Field(
         None,
-        description="confidence threshold of this part's exit, with --upstream: what it is more confident of "
-        "is answered here (default: the bundle's)",
+        description="confidence threshold of this part's exit, where it has one: what it is more confident "
+        "of is answered here, and does not go on (default: the bundle's)",
         examples=["T"],
     )
     upstream: Annotated[Listed, Field(max_length=16)] = Field(
@@ -145,6 +146,11 @@ class ServerSettings(Settings):
         description="the server that runs the part behind this one, for what this part's exit is unsure of; "
         "with several, the next one is tried where one fails or is overloaded",
         examples=["HOST:PORT"],
+    )
+    upstream_prefer_first: bool = Field(
+        False,
+        description="the upstream servers are in order of preference: go back to an earlier one once it "
+        "takes streams again (default: stay with the one that works)",
     )
     upstream_timeout: Seconds = Field(
         2.0,

@@ -163,7 +163,7 @@ class Stream:
             raise MessageError("the stream ended before its hello")
         catalog = self._shared.catalog
         frame.check_hello(first, *catalog.digests(), segments=catalog.segments())
-        self.served = served = catalog.get(first.hello.bundle_digest)
+        self.served = served = catalog.get(first.hello.bundle_digest, first.hello.segment)
         self.pictures = catalog.pictures_of(served)
         self._lifetime.accepted = True
         self._message_bytes = served.message_bytes

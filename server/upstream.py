@@ -24,6 +24,7 @@ class Upstream:
     breaker: int
     security: Security
     metrics: ForwardMetrics
+    prefer_first: bool = False
 
     @classmethod
     def of(cls, settings: ServerSettings, metrics: ServerMetrics) -> Upstream | None:
@@ -45,7 +46,8 @@ class Upstream:
             security.check(split_address(FLAG, address)[0], settings.upstream_insecure)
         pace = Pace(settings.upstream_timeout, settings.upstream_window, waits=False)
         made = ForwardMetrics(metrics.registry)
-        return cls(tuple(settings.upstream), pace, settings.upstream_breaker, security, made)
+        prefer = settings.upstream_prefer_first
+        return cls(tuple(settings.upstream), pace, settings.upstream_breaker, security, made, prefer)
 
     def forward(self, bundle: Bundle, middle: Middle) -> Forward:
         """The next hop of this part; it connects with its first frame."""
@@ -54,6 +56,7 @@ class Upstream:
             Terms.of(bundle, middle.number + 1, deadlines=True),
             self.pace,
             self.metrics.link,
+            prefer_first=self.prefer_first,
             failures=self.breaker,
             security=self.security,
             meanwhile="this part's exit answers",

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.cli.fleet.drift import device_drift
 from offramp.cli.fleet.pages import Page
 from offramp.cli.fleet.targets import Target
 
@@ -138,6 +139,7 @@ def device_row(watched: Watched) -> dict[str, Any]:
         "audits_agree_interval": wilson(audits["agrees"], compared),
         "audits_lost": audits["lost"],
         "audits_expected": page.values.get(("offramp_device_expected_agreement_ratio", ())),
+        "drift": device_drift(page),
         "payload_bytes": payload,
         "raw_activation_bytes": raw,
         "saved_bytes": saved,
@@ -149,7 +151,23 @@ def device_row(watched: Watched) -> dict[str, Any]:
         "head_seconds": watched.mean("offramp_device_stage_seconds", stage="head"),
         "round_trip_seconds_median": watched.quantile(trip, 0.5),
         "round_trip_seconds_p99": watched.quantile(trip, 0.99),
+        **chain_figures(watched),
     }
+
+
+def chain_figures(watched: Watched) -> dict[str, Any]:
+    """Who answered a device: by part of a chain, and by server where there are several; else none."""
+    page, found = watched.pages[-1], dict[str, Any]()
+    answers, servers = "offramp_device_answers_total", "offramp_device_server_answers_total"
+    if parts := page.labels(answers, "part"):
+        found["parts"] = {
+            part: sum(watched.change(answers, part=part, cut_short=cut) for cut in ("false", "true"))
+            for part in parts
+        }
+        found["cut_short"] = sum(watched.change(answers, part=part, cut_short="true") for part in parts)
+    if len(names := page.labels(servers, "server")) > 1:
+        found["servers"] = {name: watched.change(servers, server=name) for name in names}
+    return found
 
 
 def upstream_figures(watched: Watched) -> dict[str, Any]:
@@ -170,6 +188,13 @@ def upstream_figures(watched: Watched) -> dict[str, Any]:
             "round_trip_seconds_median": watched.quantile("offramp_server_upstream_round_trip_seconds", 0.5),
         }
     }
+
+
+def parts_here(watched: Watched) -> dict[str, Any]:
+    """What each part answered of a server that runs several of a chain; none of any other."""
+    name = "offramp_server_part_answers_total"
+    parts = watched.pages[-1].labels(name, "part")
+    return {"parts": {part: watched.change(name, part=part) for part in parts}} if parts else {}
 
 
 def server_row(watched: Watched) -> dict[str, Any]:
@@ -197,4 +222,5 @@ def server_row(watched: Watched) -> dict[str, Any]:
         "queue_seconds": watched.mean("offramp_server_queue_seconds"),
         "inference_seconds": watched.mean("offramp_server_inference_seconds"),
         **upstream_figures(watched),
+        **parts_here(watched),
     }

@@ -6,11 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
+from offramp.cli.fleet.drift import fleet_drift
 from offramp.cli.fleet.figures import Watched, device_row, server_row
 from offramp.cli.fleet.pages import PageError, fetch, is_device, read_page
 from offramp.cli.fleet.targets import Target, read_sources
@@ -29,6 +30,8 @@ class View:
     failed: list[dict[str, str]]
     """Targets that did not answer as ours do, and why."""
     note: str | None
+    drift: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of all devices' images together."""
 
     def to_json(self) -> str:
         """One line."""
@@ -39,6 +42,7 @@ class View:
                 "servers": self.servers,
                 "failed": self.failed,
                 "note": self.note,
+                "drift": self.drift,
             }
         )
 
@@ -82,12 +86,13 @@ class Fleet:
 
     def view(self) -> View:
         """What there is to show."""
-        devices, servers, failed = [], [], []
+        devices, servers, failed, pages = [], [], [], []
         for watched in self._watched.values():
             if watched.error is not None:
                 failed.append({"target": watched.target.name, "error": watched.error})
             elif is_device(watched.pages[-1]):
                 devices.append(device_row(watched))
+                pages.append(watched.pages[-1])
             else:
                 servers.append(server_row(watched))
-        return View(devices, servers, failed, self._note)
+        return View(devices, servers, failed, self._note, fleet_drift(pages))

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from offramp.cli.fleet.drift import drift
 from offramp.cli.fleet.figures import ratio, wilson
 from offramp.cli.fleet.fleet import View
 
@@ -52,6 +53,7 @@ DEVICE: list[Column] = [
     ("exit", lambda row: percent(row["exit_rate"])),
     ("fallback", lambda row: f"{row['fallbacks']:,.0f}"),
     ("audits agree", audits),
+    ("drift", lambda row: drift(row["drift"])),
     ("wire B/s", lambda row: figure(row["wire_bytes_sent_per_second"], 0)),
     ("B/image", lambda row: figure(row["wire_bytes_sent_per_image"])),
     ("saved", lambda row: percent(row["saved"])),
@@ -85,10 +87,17 @@ UPSTREAM: list[Column] = [
 """Of servers with others behind them; only where there is one."""
 
 
+PARTS: list[Column] = [
+    ("by part", lambda row: " / ".join(f"{count:,.0f}" for count in row.get("parts", {}).values()) or "–")
+]
+"""Of devices and servers that answer by several parts of a chain; only where there is one."""
+
+
 HIDDEN_FIRST = (
     "bundle",
     "head ms",
     "audits agree",
+    "drift",
     "B/image",
     "decode ms",
     "p99",
@@ -117,7 +126,7 @@ def table(title: str, rows: list[dict[str, Any]], columns: list[Column], console
     return table(title, rows, [column for column in columns if column[0] != hidden], console)
 
 
-def fleet_line(devices: list[dict[str, Any]]) -> str:
+def fleet_line(devices: list[dict[str, Any]], drifts: dict[str, dict[str, Any]] | None = None) -> str:
     """All devices together."""
     images = sum(row["images"] for row in devices)
     exits = sum((row["exit_rate"] or 0.0) * row["images"] for row in devices)
@@ -135,6 +144,7 @@ def fleet_line(devices: list[dict[str, Any]]) -> str:
         f"{len(devices)} devices: {rate:,.1f} images/s, {percent(ratio(exits, images))} exit early, "
         f"{wire} wire B/s, {percent(saved)} of the raw activations' bytes saved"
         + (f", audits agree {shown}" if audited else "")
+        + (f", drift {drift(drifts)}" if drifts else "")
     )
 
 
@@ -142,9 +152,11 @@ def render(view: View, console: Console) -> RenderableType:
     """The view for a terminal."""
     parts: list[RenderableType] = []
     if view.devices:
-        parts.append(table(fleet_line(view.devices), view.devices, DEVICE, console))
+        columns = [*DEVICE, *(PARTS if any("parts" in row for row in view.devices) else [])]
+        parts.append(table(fleet_line(view.devices, view.drift), view.devices, columns, console))
     if view.servers:
         columns = [*SERVER, *UPSTREAM] if any("upstream" in row for row in view.servers) else SERVER
+        columns = [*columns, *(PARTS if any("parts" in row for row in view.servers) else [])]
         parts.append(table(f"{len(view.servers)} servers", view.servers, columns, console))
     parts += [Text(f"{each['target']}: {each['error']}", style="red") for each in view.failed]
     if view.note is not None:

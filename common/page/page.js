@@ -194,7 +194,7 @@ function showDevice() {
   showThreshold();
   showLink();
   rows($("recent"), state.recent.map((one) => [one.source, one.name.split("/").pop() || `#${one.index}`, one.unknown ? `${one.label} (unknown)` : one.label,
-    one.confidence.toFixed(4), (SOURCES.find(([source]) => source === one.source) ?? ["", one.source])[1],
+    one.confidence.toFixed(4), one.by ?? (SOURCES.find(([source]) => source === one.source) ?? ["", one.source])[1],
     ms(one.latency_seconds), count(one.payload_bytes)]), ["long", "text long", "", "key text", "", ""]);
 }
 
@@ -278,6 +278,15 @@ function showLink() {
     if (value) causes.push(`${count(value)} ${labels.cause}`);
   });
   const idle = !now("connects_total") && !now("reconnects_total");
+  const by = [];
+  each(state.metrics, `${prefix}answers_total`, {}, (value, { part, cut_short }) => {
+    by.push([`answered by part ${part}${cut_short === "true" ? ", cut short" : ""}`, count(value)]);
+  });
+  if (state.servers.length > 1) {
+    each(state.metrics, `${prefix}server_answers_total`, {}, (value, { server }) => {
+      by.push([`answered by ${server}`, count(value)]);
+    });
+  }
   pairs($("link"), [
     ["stream", up ? "open" : idle ? "none yet: nothing was sent" : "down", !up && !idle],
     ["server", state.servers.join(", ")],
@@ -288,6 +297,7 @@ function showLink() {
     ["attempts after a failure", count(now("reconnects_total"))],
     ["changes to another server", count(now("failovers_total"))],
     ["in the spool", count(now("spool_entries"))],
+    ...by,
   ]);
   text($("failure"), state.failure ? `Last failure: ${state.failure}` : "");
 }

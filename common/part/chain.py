@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.common.bundle.manifest import Manifest
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine
 
@@ -40,23 +41,31 @@ def fold(own: NDArray[np.float32], best: int, probability: float) -> tuple[int, 
     return found, float(joint[found])
 
 
-def run_chain(engine: Engine, inputs: NDArray[Any], thresholds: Sequence[float] | None = None) -> Answered:
-    """Answer inputs [N, …], as the first part takes them.
+def thresholds_of(manifest: Manifest, first: int = 1) -> list[float]:
+    """The bundle's threshold of each exit from part ``first`` on; 1 where a part has none."""
+    return [1.0 if part.exit is None else part.exit.threshold for part in manifest.parts[first - 1 : -1]]
 
-    thresholds: of each exit, from the first part on; None: the bundle's. Raises ValueError for another number
-    of them.
+
+def run_chain(
+    engine: Engine, inputs: NDArray[Any], thresholds: Sequence[float] | None = None, *, first: int = 1
+) -> Answered:
+    """Answer inputs [N, …], as part ``first`` takes them.
+
+    thresholds: of each exit, from that part on; None: the bundle's. Raises ValueError for another number of
+    them.
     """
     manifest = engine.manifest
     parts = manifest.parts
     if thresholds is None:
-        thresholds = [1.0 if part.exit is None else part.exit.threshold for part in parts[:-1]]
-    if len(thresholds) != len(parts) - 1:
-        raise ValueError(f"{len(thresholds)} thresholds, expected one for each of the {len(parts) - 1} exits")
+        thresholds = thresholds_of(manifest, first)
+    exits = len(parts) - first
+    if len(thresholds) != exits:
+        raise ValueError(f"{len(thresholds)} thresholds, expected one for each of the {exits} exits")
     count = len(inputs)
     answered = Answered(np.zeros(count, np.int64), np.zeros(count, np.float32), np.zeros(count, np.int64))
     heard: list[list[NDArray[np.float32]]] = [[] for _ in range(count)]
     left, batch = np.arange(count), inputs
-    for number in range(1, len(parts) + 1):
+    for number in range(first, len(parts) + 1):
         if not len(left):
             break
         symbols, probabilities = engine.part(number, batch)
@@ -64,7 +73,7 @@ def run_chain(engine: Engine, inputs: NDArray[Any], thresholds: Sequence[float] 
         if symbols is not None:
             sure = np.zeros(len(left), bool)
             if probabilities is not None:
-                sure = probabilities.max(axis=1) > thresholds[number - 1]
+                sure = probabilities.max(axis=1) > thresholds[number - first]
         for place, index in enumerate(left):
             own = None if probabilities is None else probabilities[place]
             if sure[place]:

@@ -195,7 +195,7 @@ def hello(digest: bytes, deadline_ms: int = 0, segment: str = TAIL_SEGMENT) -> b
 
 
 def check_hello(
-    message: pb.DeviceMessage, *digests: bytes, segments: Mapping[bytes, str] | None = None
+    message: pb.DeviceMessage, *digests: bytes, segments: Mapping[bytes, Sequence[str]] | None = None
 ) -> None:
     """Accept a stream's first message, or raise MessageError or MismatchError naming both sides' values.
 
@@ -216,9 +216,10 @@ def check_hello(
     if theirs.bundle_digest not in digests:
         loaded = ", ".join(digest.hex() for digest in digests[:DIGESTS_NAMED])
         raise MismatchError(f"the device runs bundle {theirs.bundle_digest.hex()}, the server {loaded}")
-    ours = (segments or {}).get(theirs.bundle_digest, TAIL_SEGMENT)
-    if theirs.segment != ours:
-        raise MismatchError(f"the device asks for segment {theirs.segment[:64]!r}, expected {ours!r}")
+    ours = (segments or {}).get(theirs.bundle_digest, [TAIL_SEGMENT])
+    if theirs.segment not in ours:
+        expected = " or ".join(map(repr, ours))
+        raise MismatchError(f"the device asks for segment {theirs.segment[:64]!r}, expected {expected}")
 
 
 _REASONS: dict[type[Exception], pb.FrameError.Reason] = {

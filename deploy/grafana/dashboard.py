@@ -167,7 +167,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Of a day's exits, confidences and classes as the early exit says them: 0 is the same, 1 bit has "
             "nothing in common. Beyond 0.03 and beyond chance there is an alert.",
             "short",
-            (Query("instance:offramp_device_drift:distance1d", "{{instance}}, {{of}}"),),
+            (
+                Query("instance:offramp_device_drift:distance1d", "{{instance}}, {{of}}"),
+                Query(f"job:offramp_device_drift:distance1d{{{DEVICE}}}", "all, {{of}}"),
+            ),
         ),
         Panel(
             "Bytes a day",

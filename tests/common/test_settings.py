@@ -37,6 +37,19 @@ def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(file: P
     assert settings("--bundle", "x", OFFRAMP_INSECURE="1", OFFRAMP_LOG_FORMAT="json").log_format == "json"
 
 
+def test_every_flag_of_several_values_may_be_given_again() -> None:
+    found = settings("--bundle", "b", "--pictures", "x", "--pictures", "y", "--trusted-key", "k")
+    assert (found.pictures, found.trusted_key) == (("x", "y"), ("k",))
+    for kind in (ServerSettings, DeviceSettings):
+        parser = make_parser("cloud-server", kind, "", "")
+        for name, field in kind.model_fields.items():
+            if "tuple" in str(field.annotation):
+                given = vars(parser.parse_args([flag_of(name), "a", flag_of(name), "b"]))[name]
+                assert given == ["a", "b"], name
+            else:
+                assert "given again" not in (field.description or ""), name
+
+
 def test_every_setting_can_come_from_each_place() -> None:
     for name, field in ServerSettings.model_fields.items():
         others = {

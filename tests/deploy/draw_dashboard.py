@@ -2,8 +2,9 @@
 
 python -m tests.deploy.draw_dashboard
 
-Two devices replay the example images at the thresholds of compose.yaml; for a quarter of the time the server
-is stopped. Prometheus and the queries are those that are shipped; the drawing is matplotlib's, not Grafana's.
+Two devices replay the example images at the thresholds of compose.yaml, with audits. A quarter of the time
+the server is stopped. Prometheus and the queries are those that are shipped; the drawing is matplotlib's, not
+Grafana's.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main() -> None:
         for name, threshold in (("frugal", 0.59), ("careful", 0.99)):
             device = run.start_device(
                 *("--server", server.address, "--threshold", threshold, "--rate", 20, "--repeat", "--quiet"),
-                *("--compare-jpeg", 90, "--metrics-port", 0, IMAGES),
+                *("--compare-jpeg", 90, "--audit", 0.2, "--metrics-port", 0, IMAGES),
             )
             names[device.wait_for(r"metrics on (\S+)")[1]] = name
             devices.append(device)

@@ -54,11 +54,14 @@ def darker(picture: Image.Image, share: float) -> Image.Image:
 class Stream:
     """All of them; every early exit is audited."""
 
-    def __init__(self, run: Processes, folder: Path, rate: float, interval: str = "1s") -> None:
+    def __init__(
+        self, run: Processes, folder: Path, rate: float, interval: str = "1s", threshold: float | None = None
+    ) -> None:
         self.server = run.server("--workers", 1, "--max-batch", 8, "--max-wait-ms", 0)
         self.device = run.start_device(
             *("--server", self.server.address, "--rate", rate, "--timeout", 60, "--audit", 1),
             *("--metrics-port", 0, "--hold", "--json", "-"),
+            *(() if threshold is None else ("--threshold", threshold)),
             stdin=subprocess.PIPE,
         )
         self.instance = self.device.wait_for(r"metrics on (\S+)")[1]

@@ -31,6 +31,7 @@ class Linked:
         coalesce: float = 0.0,
         coalesce_frames: int = 64,
         failures: int = 5,
+        prefer_first: bool = False,
     ) -> None:
         self.metrics = DeviceMetrics(bundle)
         self.link = Link(
@@ -39,6 +40,7 @@ class Linked:
             Pace(timeout, window, coalesce, coalesce_frames),
             self.metrics.link,
             failures=failures,
+            prefer_first=prefer_first,
         )
         self.outcomes: list[list[Outcome]] = []
         self.start = time.monotonic()

@@ -16,9 +16,10 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
-from offramp.device import Device, SpoolOptions
+from offramp.device import Device, LinkOptions, SpoolOptions
 from offramp.device.lifetime import Lifetime
 from tests import toy
+from tests.device import hostile
 from tests.processes import WAIT, Processes, closed_port, until
 
 # --- the rule ---
@@ -68,6 +69,18 @@ def test_images_wait_for_room_and_the_end_for_images() -> None:
         lifetime.end_image()
     waiting.join(WAIT)
     assert not waiting.is_alive()
+
+
+def test_an_image_that_is_under_way_cannot_be_cancelled_and_the_end_waits_for_it(toy_bundle: Bundle) -> None:
+    with hostile.hostile(hostile.first_messages(hostile.accepted())) as server:
+        address = f"127.0.0.1:{server.port}"
+        device = Device(toy_bundle, server=address, threshold=1, link=LinkOptions(timeout=0.1))
+        future = device.submit(toy.images(1)[0])
+        assert not future.cancel()
+        closing = threading.Thread(target=device.close, daemon=True)
+        closing.start()
+        closing.join(WAIT)
+        assert not closing.is_alive() and future.result().source == "fallback"
 
 
 def test_a_forked_childs_uses_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

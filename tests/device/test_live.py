@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from offramp.device import live as module
 from offramp.device.device import Device
 from offramp.device.live import RECENT, SAMPLE_SECONDS, Live, PictureSizes, page_token
 from offramp.device.settings import DeviceSettings
-from tests import toy
+from tests import toy, toy_chain
 from tests.device.results import result
 from tests.processes import until
 
@@ -43,6 +44,18 @@ def test_it_shows_the_last_answers_newest_first(toy_bundle: Bundle) -> None:
     assert (state["bundle"], state["threshold"], state["steered"]) == (toy_bundle.manifest.name, 0.5, False)
     assert state["webp"] is None
     assert state["failure"] is None
+
+
+def test_it_says_which_part_of_a_chain_answered(tmp_path: Path) -> None:
+    bundle = toy_chain.write(tmp_path)
+    chosen = settings(bundle)
+    with Device.from_settings(bundle, chosen) as device:
+        live = Live(device, chosen)
+        live.seen(0, "a.png", result("early_exit", payload=0))
+        live.seen(1, "b.png", replace(result(), part=3))
+        live.seen(2, "c.png", replace(result(), part=2, cut_short=True))
+        recent = live.page.state()["recent"]
+    assert [one.get("by") for one in recent] == ["part 2, short", "part 3", None]
 
 
 def test_t_c_that_is_set_holds_from_the_next_image_on(toy_bundle: Bundle) -> None:

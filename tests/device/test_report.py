@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,27 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert third == {"index": 2, "image": "c.png", "error": "c.png: is no PNG or JPEG picture"}
     assert list(last) == ["summary"]
     assert capsys.readouterr().err.strip() == "edge-device: c.png: is no PNG or JPEG picture"
+
+
+def test_the_server_that_answered_is_named_where_there_are_several() -> None:
+    answered = replace(result(), server="barn:1", part=3)
+    lines = []
+    for servers in (1, 2):
+        out = io.StringIO()
+        report = Report(True, False, 1, out, parts=3, servers=servers)
+        report.result(0, "a.png", answered)
+        report.result(1, "b.png", result("fallback"))
+        lines.append([json.loads(line) for line in out.getvalue().splitlines()])
+    assert [record.get("server") for records in lines for record in records] == [None, None, "barn:1", None]
+
+    made = Totals(servers={"barn:1": 0, "cloud:1": 0})
+    for each in (answered, answered, result("fallback")):
+        made.add(each, raw_bytes=64)
+    summary = made.summary(1.0, 0.5, None)
+    assert summary["servers"] == {"barn:1": 2, "cloud:1": 0}
+    out = io.StringIO()
+    Report(False, True, 1, out).finish(summary)
+    assert "asked barn:1 2, cloud:1 0" in out.getvalue()
 
 
 def test_the_table_has_a_row_for_each_image() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, cast
 
 from offramp.common.tracing import Tracing
@@ -40,6 +41,14 @@ def test_a_span_ends_with_the_result_and_says_what_it_was() -> None:
         "source", "label", "confidence", "payload_bytes", "picture_bytes", "sends", "part"
     }  # fmt: skip
     assert attributes["source"] == "fallback" and attributes["payload_bytes"] == 10
+
+
+def test_the_hop_that_answered_is_on_the_span() -> None:
+    recorder, future = Recorder(), Future[Result]()
+    start_span(cast(Tracing, recorder), future)
+    future.set_result(replace(result(), server="barn:1", part=2, cut_short=True))
+    ((_, _, attributes),) = recorder.ended
+    assert (attributes["part"], attributes["cut_short"], attributes["server"]) == (2, True, "barn:1")
 
 
 def test_without_tracing_there_is_no_span_and_no_context() -> None:

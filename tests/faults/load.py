@@ -106,6 +106,8 @@ class Load:
         self._url = f"http://{address}/metrics"
         self._viewer = None if kept is None else Viewer(address)
         self.sent = 0
+        self.paused = threading.Event()
+        """Set: no image is handed in."""
         self._stop = threading.Event()
         self._feeder = threading.Thread(target=self._feed, daemon=True)
         self._feeder.start()
@@ -116,6 +118,8 @@ class Load:
         assert pipe is not None
         with pipe:
             while not self._stop.wait(1 / RATE):
+                if self.paused.is_set():
+                    continue
                 pipe.write(self._names[self.sent % len(self._names)] + "\n")
                 pipe.flush()
                 self.sent += 1
@@ -136,6 +140,15 @@ class Load:
         """Wait until so many more images are answered by this source."""
         most = self.answered_by(source) + count
         until(lambda: self.answered_by(source) >= most, f"{count} more answers by {source}")
+
+    def rest(self) -> None:
+        """Hand in nothing until ``paused`` is cleared, and wait for what is under way."""
+        self.paused.set()
+
+        def answered() -> int:
+            return sum(self.answered_by(each) for each in ("early_exit", "server", "fallback"))
+
+        until(lambda: answered() == self.sent, "all answers")
 
     def warmed_up(self) -> None:
         """The load has begun; from here on nothing may stay behind."""

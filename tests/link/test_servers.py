@@ -79,6 +79,21 @@ def test_a_better_one_has_no_open_breaker(servers: Servers) -> None:
     assert servers.new_opens() == 0
 
 
+def test_those_before_the_current_one_are_preferred_in_their_order_but_for_those_to_leave_alone(
+    servers: Servers,
+) -> None:
+    assert (servers.is_first, servers.preferred(0)) == (True, [])
+    first = servers.current
+    servers.go_on(0)
+    second = servers.current
+    servers.go_on(0)
+    assert (servers.is_first, servers.preferred(0)) == (False, [first, second])
+    first.away_until = 50
+    assert servers.preferred(0) == [second] and servers.preferred(50) == [first, second]
+    second.breaker.trip(50, "silent")
+    assert servers.preferred(50) == [first] and servers.preferred(60) == [first, second]
+
+
 # --- what the end of a stream means ---
 
 GONE = UnavailableError("gone")

@@ -64,6 +64,20 @@ def test_it_counts_what_the_socket_sent_and_received() -> None:
         assert counter.total() == WireBytes(1005, 3015)
 
 
+def test_what_another_counter_has_counted_is_added() -> None:
+    counter, other = WireCounter(), WireCounter()
+    with echo_server() as peer, connect(peer) as connection:
+        other.attach(peer.port)
+        exchange(connection, 10)
+        counts(other, WireBytes(10, 30))
+        other.detach()
+    counter.add(other)
+    assert counter.total() == WireBytes(10, 30)
+    other.attach(1, made=True)
+    counter.add(other)
+    assert counter.total() is None
+
+
 def test_bytes_from_before_it_was_attached_are_counted() -> None:
     counter = WireCounter()
     with echo_server() as peer, connect(peer) as connection:

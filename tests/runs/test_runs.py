@@ -57,6 +57,8 @@ PARSED: dict[str, list[list[str]]] = {
 """Hours of training: each command is parsed, see ``parsed.py``. Those with --data get files."""
 CHECKED = {
     "architectures.sh": "needs timm, torchvision and transformers, which are the user's own",
+    "bench-chain.sh": "needs a bundle of three parts; tests/research/links/test_hop.py runs its program",
+    "faults-chain.sh": "takes minutes; tests/faults/test_chain_pairs.py has the cheapest combinations",
     "field.sh": "needs a data set; tests/deploy/test_dark_stream.py has its programs",
     "footprint.sh": "installs every extra from the package index",
     "image-size.sh": "bootstraps Debian and builds containers",

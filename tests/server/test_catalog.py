@@ -99,7 +99,7 @@ def test_a_part_between_has_a_hop_of_its_own_that_ends_with_it(tmp_path: Path, t
         for bundle in (first, second):
             catalog.add(Loaded(bundle, Middle(Engine(bundle), 2), PLAN))
         assert catalog.segments() == {
-            toy_bundle.digest: "tail", first.digest: "part 2", second.digest: "part 2"
+            toy_bundle.digest: ["tail"], first.digest: ["part 2"], second.digest: ["part 2"]
         }  # fmt: skip
         assert catalog.get(first.digest).codec.shape == toy.SHAPE
 

@@ -1,4 +1,4 @@
-"""Which part of a bundle a server runs, and which it cannot."""
+"""Which parts of a bundle a server runs, and which it cannot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import BundleError
-from offramp.server.parts import part_of
+from offramp.server.parts import part_of, parts_of
 from tests import toy_chain, toy_tensor
 
 
@@ -39,14 +39,18 @@ def test_a_part_that_is_not_there_is_named(four: Bundle, wanted: str) -> None:
     )
 
 
-def test_what_is_unsure_needs_somewhere_to_go(four: Bundle) -> None:
-    with pytest.raises(
-        BundleError, match=r"part 3 of 4 sends on what it is unsure of, expected --upstream, or"
-    ):
-        part_of(four, "3", upstream=False)
-    assert part_of(four, "last", upstream=False) == 4
+@pytest.mark.parametrize(
+    ("wanted", "alone", "with_upstream"), [(None, [2, 3, 4], [2]), ("3", [3, 4], [3]), ("last", [4], [4])]
+)
+def test_without_an_upstream_all_parts_behind_run_here_too(
+    four: Bundle, wanted: str | None, alone: list[int], with_upstream: list[int]
+) -> None:
+    for upstream, expected in ((False, alone), (True, with_upstream)):
+        number = part_of(four, wanted, upstream=upstream)
+        assert list(parts_of(four, number, upstream=upstream)) == expected
 
 
-def test_a_part_between_needs_an_exit(tmp_path: Path) -> None:
+def test_a_part_between_needs_an_exit_where_it_answers_for_an_upstream(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"part 2 has no exit, expected one"):
         part_of(toy_tensor.write(tmp_path, parts=3), None, upstream=True)
+    assert part_of(toy_tensor.write(tmp_path, parts=3), None, upstream=False) == 2

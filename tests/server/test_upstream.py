@@ -24,6 +24,9 @@ def test_the_link_is_as_the_flags_say_and_nobody_waits_for_its_window() -> None:
     upstream = made(upstream="a:1,b:2", upstream_insecure=True, upstream_timeout=3, upstream_window=9)
     assert upstream is not None
     assert (upstream.servers, upstream.breaker) == (("a:1", "b:2"), 5)
+    assert not upstream.prefer_first
+    preferring = made(upstream="a:1,b:2", upstream_insecure=True, upstream_prefer_first=True)
+    assert preferring is not None and preferring.prefer_first
     assert (upstream.pace.timeout, upstream.pace.window, upstream.pace.waits) == (3, 9, False)
 
 

@@ -21,8 +21,15 @@ def variant(bundle: Bundle, path: Path, name: str) -> Bundle:
     return load_bundle(path)
 
 
-def described(server: Server) -> set[str]:
+def description(server: Server) -> pb.DescribeResponse:
     with channel_to(server.address) as channel:
         method: Any = channel.unary_unary(transport.DESCRIBE)
-        found = pb.DescribeResponse.FromString(method(b"", timeout=WAIT))
-    return {bundle.name for bundle in found.bundles}
+        return pb.DescribeResponse.FromString(method(b"", timeout=WAIT))
+
+
+def described(server: Server) -> set[str]:
+    return {bundle.name for bundle in description(server).bundles}
+
+
+def described_segments(server: Server) -> set[str]:
+    return {segment for bundle in description(server).bundles for segment in bundle.segments}

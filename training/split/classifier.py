@@ -101,7 +101,8 @@ def make_classifier(
             _probe(module, last, data, normalise, clock.left(until), lambda d, n: tick(d, n, None))
             stage.save("probed.pt", last.state_dict())
         else:
-            last.load_state_dict(kept)
+            with stage.restoring("probed.pt"):
+                last.load_state_dict(kept)
     steps_an_epoch = max(1, len(data.train) // BATCH)
     fixed = None if settings.epochs is None else settings.epochs * steps_an_epoch
     pace = Pace(fixed, MOST_EPOCHS * steps_an_epoch)
@@ -265,9 +266,10 @@ def tune(
         weight_decay=_DECAY,
     )
     if (kept := stage.load("tuned.pt")) is not None:
-        module.load_state_dict(kept["module"])
-        optimizer.load_state_dict(kept["optimizer"])
-        pace.restore(kept["pace"])
+        with stage.restoring("tuned.pt"):
+            module.load_state_dict(kept["module"])
+            optimizer.load_state_dict(kept["optimizer"])
+            pace.restore(kept["pace"])
     saved, begun_at = time.monotonic(), pace.step
     module.train()
     logits = nn.Module.__call__

@@ -97,10 +97,11 @@ def fit(
     weights = list(settings.rate_weights) or [_FIRST_LAMBDA] * len(codes)
     sizes = [math.nan] * len(codes)
     if (kept := stage.load(CHECKPOINT)) is not None:
-        learned.load_state_dict(kept["code"])
-        optimizer.load_state_dict(kept["optimizer"])
-        pace.restore(kept["pace"])
-        weights, sizes = list(kept["weight"]), list(kept["bytes"])
+        with stage.restoring(CHECKPOINT):
+            learned.load_state_dict(kept["code"])
+            optimizer.load_state_dict(kept["optimizer"])
+            pace.restore(kept["pace"])
+            weights, sizes = list(kept["weight"]), list(kept["bytes"])
     pacer, saved = Pacer(pace, clock, until), time.monotonic()
 
     def save() -> None:

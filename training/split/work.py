@@ -12,7 +12,8 @@ import math
 import pickle
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ class Stage:
         ) as error:
             reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise ConfigError(f"{path}: a damaged checkpoint ({reason}); remove it to begin again") from None
+
+    @contextmanager
+    def restoring(self, name: str) -> Iterator[None]:
+        """Around what puts a checkpoint back. Raises ConfigError where it is of another code or release."""
+        try:
+            yield
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            # PyTorch names the module first, and then what is wrong.
+            reason = printable(" ".join(str(error).split())[:160] or type(error).__name__)
+            raise ConfigError(
+                f"{self.folder / name}: a checkpoint that does not fit, as of another release ({reason}); "
+                "remove it to begin again"
+            ) from None
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from offramp.common.errors import ConfigError
 from offramp.training.split.work import Clock, Pace, Stage
@@ -25,6 +26,17 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "code" / "code.pt").write_bytes(b"PK nothing")
     with pytest.raises(ConfigError, match=r"code\.pt: a damaged checkpoint .*remove it to begin again"):
         stage.load("code.pt")
+
+
+def test_a_checkpoint_of_another_code_is_one_clear_error(tmp_path: Path) -> None:
+    """As an older release wrote it under the same settings."""
+    stage = Stage(tmp_path / "code", {}, print)
+    stage.save("code.pt", {"weight": torch.zeros(3)})
+    wanted = r"code\.pt: a checkpoint that does not fit.*remove it to begin again"
+    kept: dict[str, torch.Tensor] = stage.load("code.pt") or {}
+    with pytest.raises(ConfigError, match=wanted) as seen, stage.restoring("code.pt"):
+        torch.nn.Linear(2, 2).load_state_dict(kept)
+    assert "\n" not in str(seen.value)
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
