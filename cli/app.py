@@ -30,6 +30,9 @@ COMMANDS = {
     "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
     "cuts": Command("offramp.cli.cuts", "split", "list where a classifier of yours can be cut"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
+    "export-c": Command(
+        "offramp.cli.export_c.command", "device,export-c", "write a bundle's head in C for a microcontroller"
+    ),
     "gateway": Command(
         "offramp.gateway.app", "device,sign,mqtt", "take datagrams of devices, and answer them by a server"
     ),
@@ -78,6 +81,7 @@ examples:
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2
   offramp unknown my-bundle photos/
+  offramp export-c models/my-digits --ram 256k --out firmware
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec

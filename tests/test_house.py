@@ -24,6 +24,8 @@ WITHOUT = {
     "bench/metrics.py": "tests/bench/test_processes.py reads a real server's page",
     "bench/plan_curves.py": "records without logic: tests/bench/test_plan.py",
     "cli/app.py": "every test of a command",
+    "cli/export_c/graph.py": "tests/cli/export_c/test_reader.py",
+    "cli/export_c/network.py": "records: tests/cli/export_c/test_schedule.py",
     "cli/fleet/fleet.py": "tests/cli/fleet/test_app.py, tests/cli/fleet/test_table.py",
     "cli/keygen.py": "tests/common/bundle/test_signature.py",
     "cli/sign.py": "tests/common/bundle/test_signature.py",

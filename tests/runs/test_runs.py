@@ -63,6 +63,7 @@ CHECKED = {
     "footprint.sh": "installs every extra from the package index",
     "image-size.sh": "bootstraps Debian and builds containers",
     "imagenette-lite0.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",
+    "microcontroller.sh": "needs a cross compiler and QEMU; tests/cli/export_c/test_emit.py runs its program",
     "ray.sh": "needs Ray, 0.7 GB: make test-ray has its tests",
     "spoken-digits.sh": "needs recordings; tests/cli/test_split_sounds.py runs the commands whole",
     "three-parts-cifar10.sh": "the same on another data set",
