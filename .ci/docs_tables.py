@@ -29,6 +29,8 @@ from offramp.common.bundle.load import load_bundle
 from offramp.common.settings import Settings, default_of, flag_of, variable_of
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.settings import DeviceSettings
+from offramp.gateway.metrics import GatewayMetrics
+from offramp.gateway.settings import GatewaySettings
 from offramp.link.wire_bytes import WireBytes
 from offramp.server.forward import ForwardMetrics
 from offramp.server.metrics import ServerMetrics
@@ -44,7 +46,11 @@ from offramp.v1 import inference_pb2 as pb
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-SETTINGS: dict[str, type[Settings]] = {"edge-device": DeviceSettings, "cloud-server": ServerSettings}
+SETTINGS: dict[str, type[Settings]] = {
+    "edge-device": DeviceSettings,
+    "cloud-server": ServerSettings,
+    "gateway": GatewaySettings,
+}
 INFO = ("offramp_build_info", "offramp_bundle_info")
 
 EXITS = {
@@ -312,6 +318,10 @@ def metrics(program: str) -> str:
         device.link.watch_wire(lambda: WireBytes(0, 0))
         device.add_parts(3)
         registry = device.registry
+    elif program == "gateway":
+        gateway = GatewayMetrics()
+        gateway.link.watch_wire(lambda: WireBytes(0, 0))
+        registry = gateway.registry
     else:
         server = ServerMetrics()
         server.watch_connections(0)

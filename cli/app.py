@@ -30,6 +30,12 @@ COMMANDS = {
     "codec": Command("offramp.bench.codec_compare", "device", "compare the coders on a bundle's activations"),
     "cuts": Command("offramp.cli.cuts", "split", "list where a classifier of yours can be cut"),
     "demo": Command("offramp.cli.demo", "device,server", "run a real server and device, compare the bytes"),
+    "export-c": Command(
+        "offramp.cli.export_c.command", "device,export-c", "write a bundle's head in C for a microcontroller"
+    ),
+    "gateway": Command(
+        "offramp.gateway.app", "device,sign,mqtt", "take datagrams of devices, and answer them by a server"
+    ),
     "init": Command(
         "offramp.cli.init", "device,split,train", "look at a folder of photos, write a recipe for split"
     ),
@@ -75,10 +81,12 @@ examples:
   offramp threshold models/my-digits --accuracy 0.95
   offramp step my-bundle --step 0.8 1.2
   offramp unknown my-bundle photos/
+  offramp export-c models/my-digits --ram 256k --out firmware
   offramp keygen release && offramp sign models/my-digits --key release.key
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
   offramp top device-1:9102 server:9101
+  offramp gateway --bundle DIR --udp 127.0.0.1:5683
   offramp samples kept --each 20 --export to-label
 
 `offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.

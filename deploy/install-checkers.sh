@@ -8,6 +8,7 @@ want promtool prometheus
 want nginx nginx-light
 want docker-compose docker-compose
 want kubectl kubernetes-client
+want mosquitto mosquitto
 want node nodejs
 want npm npm
 want systemd-analyze systemd
@@ -16,7 +17,7 @@ if [ "${1:-}" = containers ]; then
   want debootstrap debootstrap
 fi
 [ -n "$packages" ] || exit 0
-# The packages of Prometheus and Docker would start them as services.
+# The packages of Prometheus, Mosquitto and Docker would start them as services.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   printf '#!/bin/sh\nexit 101\n' >"$policy"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from offramp.device.device import Device
     from offramp.device.options import (
         AuditOptions,
+        DatagramOptions,
         KeepOptions,
         LinkOptions,
         PictureOptions,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuditOptions",
     "Correction",
+    "DatagramOptions",
     "Device",
     "KeepOptions",
     "LinkOptions",
@@ -38,6 +40,7 @@ __all__ = [
 _MODULES = {
     "AuditOptions": "offramp.device.options",
     "Correction": "offramp.device.result",
+    "DatagramOptions": "offramp.device.options",
     "Device": "offramp.device.device",
     "KeepOptions": "offramp.device.options",
     "LinkOptions": "offramp.device.options",

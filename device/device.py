@@ -29,13 +29,14 @@ from offramp.common.bundle.manifest import HEAD
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
 from offramp.common.inputs.prepare import prepare
+from offramp.common.metrics import timed
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
 from offramp.common.part.unknown import UnknownScore
 from offramp.common.tracing import Tracing
-from offramp.common.wire.address import split_address
 from offramp.device.audits import Audits
 from offramp.device.corrections import Corrections
+from offramp.device.datagrams import Connectionless, DatagramDesk
 from offramp.device.head import EarlyExit, run_head
 from offramp.device.image import Begun, Sent
 from offramp.device.inputs import Input, require_runnable
@@ -46,6 +47,7 @@ from offramp.device.many import in_order, in_order_async
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.options import (
     AuditOptions,
+    DatagramOptions,
     KeepOptions,
     LinkOptions,
     PictureOptions,
@@ -62,20 +64,22 @@ from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
+from offramp.link.numbers import Numbers
 from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 
 log = logging.getLogger("offramp.edge-device")
 
 
-class Device:
+class Device(Connectionless):
     """One bundle's head, its early exit and the link to a server.
 
-    server: HOST:PORT, or several in the order in which they are tried. threshold: T_c, by default the
-    bundle's. threads: for the head. providers: what runs it, in order of preference (``part/providers.py``).
-    link, steering, pictures, spool, audits, keep: see ``options.py``; by default T_c is not steered, no
-    picture is sent, nothing is spooled, audited or kept. on_correction: called, from another thread, with
-    what the server answers too late. tracing: starts a span for each image, below the caller's.
+    server: HOST:PORT, or several in the order in which they are tried; a gateway's URL; None: none, for
+    ``encode``. threshold: T_c, by default the bundle's. threads: for the head. providers: what runs it, in
+    order of preference (``part/providers.py``). link, steering, pictures, spool, audits, keep, datagrams: see
+    ``options.py``; by default T_c is not steered, no picture is sent, nothing is spooled, audited or kept.
+    on_correction: called, from another thread, with what the server answers too late. tracing: starts a span
+    for each image, below the caller's.
 
     ``submit`` and ``infer`` may be called from several threads, but not in a process that was forked after
     the device was made: its threads and its connection stay in the parent. Raises BundleError for a head that
@@ -87,7 +91,7 @@ class Device:
         self,
         bundle: Bundle,
         *,
-        server: str | Sequence[str],
+        server: str | Sequence[str] | None,
         threshold: float | None = None,
         threads: int = 1,
         providers: str | Sequence[str] = "cpu",
@@ -97,6 +101,7 @@ class Device:
         spool: SpoolOptions | None = None,
         audits: AuditOptions | None = None,
         keep: KeepOptions | None = None,
+        datagrams: DatagramOptions | None = None,
         on_correction: Callable[[Correction], None] | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -109,12 +114,11 @@ class Device:
         spool = group(SpoolOptions, "spool", spool)
         audits = group(AuditOptions, "audits", audits)
         keep = group(KeepOptions, "keep", keep)
+        datagrams = group(DatagramOptions, "datagrams", datagrams)
         require_runnable(bundle, pictures)
         if on_correction is not None and not callable(on_correction):
             raise ConfigError(f"on_correction={on_correction!r:.80}: expected a function of one Correction")
-        servers = addresses(server)
-        for address in servers:
-            link.security.check(split_address("--server", address)[0], link.insecure)
+        servers, identity = addresses(server), datagrams.identity()
         manifest = bundle.manifest
         self.bundle = bundle
         self.metrics = DeviceMetrics(bundle)
@@ -126,8 +130,11 @@ class Device:
         self._lifetime = Lifetime()
         self._thread = ThreadPoolExecutor(1, "offramp-submit")
         """For callers with an event loop; it starts with the first of them."""
-        with_pictures = pictures.picture_threshold is not None
-        self._link = link.link_to(bundle, servers, self.metrics.link, pictures=with_pictures)
+        self._numbers = Numbers(datagrams.sequence_file)
+        sends_pictures = pictures.picture_threshold is not None
+        self._link = link.link_to(
+            bundle, servers, self.metrics.link, datagrams, self._numbers, pictures=sends_pictures
+        )
         self._ledger = Ledger(
             manifest,
             manifest.threshold if threshold is None else threshold,
@@ -143,6 +150,9 @@ class Device:
         self._engine.load_head()
         self._engine.log_placements(log, HEAD)
         self.metrics.providers.show(HEAD, self._engine.placements[HEAD])
+        self._desk = DatagramDesk(
+            bundle, identity, self._numbers, self.metrics, (self._run_head, self._steer, self._finish)
+        )
         self._picture_threshold = pictures.picture_threshold
         self._pictures: PictureWriter | None = None
         if self._picture_threshold is not None:
@@ -175,6 +185,7 @@ class Device:
             spool=SpoolOptions.of(settings),
             audits=AuditOptions.of(settings),
             keep=KeepOptions.of(settings),
+            datagrams=DatagramOptions.of(settings),
             on_correction=on_correction,
             tracing=tracing,
         )
@@ -203,11 +214,7 @@ class Device:
             raise ConfigError(f"name={name!r:.80}: expected a string")
         if index is not None and (not isinstance(index, int) or not 0 <= index <= INDEX_MOST):
             raise ConfigError(f"index={index!r:.80}: expected a whole number, 0 … {INDEX_MOST}")
-        self._lifetime.enter()
-        try:
-            return self._submit(image, name, index, decode_seconds, file)
-        finally:
-            self._lifetime.leave()
+        return self._lifetime.within(self._submit, image, name, index, decode_seconds, file)
 
     def _submit(
         self,
@@ -224,13 +231,11 @@ class Device:
         if decode_seconds:
             self.metrics.decode_seconds.observe(decode_seconds)
         audited = self._audits.draw()
-        before_head = time.perf_counter()
         future: Future[Result] = Future()
         # Under way from here on: a caller's cancel() changes nothing, since its outcome comes in any case.
         future.set_running_or_notify_cancel()
         trace = start_span(self._tracing, future)
-        exit_ = run_head(self._engine, image, self._unknown)
-        self.metrics.head_seconds.observe(time.perf_counter() - before_head)
+        exit_ = self._run_head(image)
         number = next(self._indices) if index is None else index
         threshold = self._steer()
         self.metrics.drift.count(exit_, threshold)
@@ -349,6 +354,7 @@ class Device:
         if self._spool is not None:
             self._spool.close()
         self._link.close()
+        self._numbers.close()
         self._samples.close()
 
     def __enter__(self) -> Device:
@@ -465,6 +471,10 @@ class Device:
         self._corrections.correct(inquiry, entry, answer, spooled=True)
 
     # --- inside ---
+
+    def _run_head(self, image: Input) -> EarlyExit:
+        with timed(self.metrics.head_seconds):
+            return run_head(self._engine, image, self._unknown)
 
     def _steer(self) -> float:
         """T_c for an image that is at its early exit now."""

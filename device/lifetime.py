@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from offramp.common.errors import ConfigError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Lifetime:
@@ -53,6 +58,14 @@ class Lifetime:
         with self._changed:
             self._callers -= 1
             self._changed.notify_all()
+
+    def within(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """What a call returns, during which the device stays open. Raises as ``check`` does."""
+        self.enter()
+        try:
+            return call(*arguments, **named)
+        finally:
+            self.leave()
 
     def start_image(self, most: int | None) -> None:
         """An image is going to the server; wait until fewer than ``most`` are there. None: do not wait."""

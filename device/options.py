@@ -1,4 +1,4 @@
-"""How a ``Device`` works, in six groups. Each option has the name, range and default of its flag.
+"""How a ``Device`` works, in seven groups. Each option has the name, range and default of its flag.
 
 Times are in seconds, where a flag may take milliseconds. A wrong type or value raises ConfigError that names
 the option.
@@ -14,10 +14,16 @@ from typing import TypeVar
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError
 from offramp.common.settings import check_argument
+from offramp.common.wire.address import split_address
 from offramp.device.settings import DeviceSettings
+from offramp.link.datagram_link import Identity, identity_of
+from offramp.link.gateways import gateway_of, is_gateway
 from offramp.link.link import Link, Pace, Terms
 from offramp.link.metrics import LinkMetrics
+from offramp.link.numbers import Numbers
+from offramp.link.offloader import NoServer, Offloader
 from offramp.link.security import Security
+from offramp.link.udp import PACKET_BYTES
 
 T = TypeVar("T")
 
@@ -39,13 +45,18 @@ def group(kind: type[T], name: str, given: T | None) -> T:
     return given
 
 
-def addresses(server: str | Sequence[str]) -> list[str]:
+def addresses(server: str | Sequence[str] | None) -> list[str]:
     """The servers in the order in which they are tried. Raises ConfigError for what is not one or several."""
+    if server is None:
+        return []
     servers = [server] if isinstance(server, str) else server
     if not isinstance(servers, Sequence) or not all(isinstance(each, str) for each in servers):
         raise ConfigError(f"server={server!r:.80}: expected HOST:PORT, or a list of them")
     if not servers:
         raise ConfigError("--server: expected at least one HOST:PORT")
+    for each in servers:
+        if is_gateway(each) and len(servers) > 1:
+            raise ConfigError(f"--server {each}: expected no other address beside a gateway's")
     return list(servers)
 
 
@@ -104,19 +115,87 @@ class LinkOptions(_Checked):
         )
 
     def link_to(
-        self, bundle: Bundle, servers: Sequence[str], metrics: LinkMetrics, *, pictures: bool
-    ) -> Link:
-        """The link that these options describe; it connects with its first frame."""
+        self,
+        bundle: Bundle,
+        servers: Sequence[str],
+        metrics: LinkMetrics,
+        datagrams: DatagramOptions,
+        numbers: Numbers,
+        *,
+        pictures: bool,
+    ) -> Offloader:
+        """The link that these options describe; it connects with its first frame. Raises ConfigError."""
+        if not servers:
+            return NoServer()
+        terms = Terms.of(bundle, pictures=pictures)
+        pace = Pace(self.timeout, self.window, self.coalesce, self.coalesce_frames)
+        meanwhile = "unsure images are answered by the early exit"
+        if is_gateway(servers[0]):
+            if pictures:
+                raise ConfigError(
+                    f"--picture-threshold: not with --server {servers[0]}, which takes no pictures"
+                )
+            return gateway_of(
+                servers[0],
+                terms,
+                pace,
+                metrics,
+                security=self.security,
+                insecure=self.insecure,
+                identity=datagrams.identity(),
+                numbers=numbers,
+                packet_bytes=datagrams.packet_bytes,
+                mqtt_name=datagrams.mqtt_name or "",
+                user_file=datagrams.user_file,
+                failures=self.breaker,
+                meanwhile=meanwhile,
+            )
+        for address in servers:
+            self.security.check(split_address("--server", address)[0], self.insecure)
         return Link(
             servers,
-            Terms.of(bundle, pictures=pictures),
-            Pace(self.timeout, self.window, self.coalesce, self.coalesce_frames),
+            terms,
+            pace,
             metrics,
             prefer_first=self.prefer_first,
             failures=self.breaker,
             security=self.security,
-            meanwhile="unsure images are answered by the early exit",
+            meanwhile=meanwhile,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramOptions(_Checked):
+    """How datagrams are written: those of ``Device.encode``, and those to a gateway."""
+
+    key_file: Path | str | None = None
+    """The device's key, 32 or 64 hexadecimal digits; by default datagrams have no authentication."""
+    device_number: int | None = None
+    """Whose key it is, to the gateway: 0 … 65,535."""
+    sequence_file: Path | str | None = None
+    """Keeps the sequence numbers that a key has seen; with a key it has to be named."""
+    packet_bytes: int = PACKET_BYTES
+    """Of one UDP packet to a gateway; a longer datagram goes in pieces."""
+    mqtt_name: str | None = None
+    """The device's client id and topic at a broker; None: the host's name."""
+    user_file: str | None = None
+    """A broker's user name for this device."""
+
+    @classmethod
+    def of(cls, settings: DeviceSettings) -> DatagramOptions:
+        """What the command line says."""
+        return cls(
+            key_file=settings.key_file,
+            device_number=settings.device_number,
+            sequence_file=settings.sequence_file,
+            packet_bytes=settings.packet_bytes,
+            mqtt_name=settings.mqtt_name,
+            user_file=settings.user_file,
+        )
+
+    def identity(self) -> Identity:
+        """Who this device is to a gateway. Raises ConfigError."""
+        return identity_of(self.key_file, self.device_number, self.sequence_file)
 
 
 @dataclass(frozen=True, slots=True)

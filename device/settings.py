@@ -44,8 +44,39 @@ class DeviceSettings(Settings):
     bundle: str = Field(description="the bundle's directory", examples=["DIR"])
     server: Addresses = Field(
         ("127.0.0.1:50051",),
-        description="the cloud-server; with several, the next one is tried where one fails or is overloaded",
+        description="the cloud-server; with several, the next one is tried where one fails or is overloaded; "
+        "or a gateway: udp://HOST:PORT, mqtt://BROKER or mqtts://BROKER, with a path to another prefix than "
+        "offramp",
         examples=["HOST:PORT"],
+    )
+    key_file: str | None = Field(
+        None,
+        description="the device's key for datagrams to a gateway, 32 or 64 hexadecimal digits; hides and "
+        "authenticates them (default: neither)",
+        examples=["FILE"],
+    )
+    device_number: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
+        None, description="whose key it is, as the gateway's list of devices has it", examples=["N"]
+    )
+    sequence_file: str | None = Field(
+        None,
+        description="keeps the sequence numbers that the key has seen; made if it is not there",
+        examples=["FILE"],
+    )
+    packet_bytes: Annotated[int, Field(ge=8, le=65_507)] = Field(
+        1200,
+        description="bytes of one UDP packet to a gateway; longer datagrams go in pieces",
+        examples=["N"],
+    )
+    mqtt_name: str | None = Field(
+        None,
+        description="the device's client id and topic at an MQTT broker (default: the host's name)",
+        examples=["NAME"],
+    )
+    user_file: str | None = Field(
+        None,
+        description="file with the user name for an MQTT broker; its password is --token-file's",
+        examples=["FILE"],
     )
     threshold: Fraction | None = Field(
         None,

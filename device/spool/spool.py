@@ -30,7 +30,8 @@ from offramp.common.errors import OfframpError, PeerError
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.spool.store import Entry, Rules, Store, fits, is_damage
 from offramp.device.spool.trouble import Trouble
-from offramp.link.link import Answer, Link, Outcome, Refusal
+from offramp.link.offloader import Offloader
+from offramp.link.outcome import Answer, Outcome, Refusal
 
 log = logging.getLogger("offramp.edge-device")
 
@@ -62,7 +63,7 @@ class Spool:
         path: Path | str,
         capacity: int,
         rules: Rules,
-        link: Link,
+        link: Offloader,
         metrics: DeviceMetrics,
         deliver: Callable[[Entry, Answer], None],
     ) -> None:

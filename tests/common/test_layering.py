@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"common", "link", "device", "server", "training", "bench", "cli", "ray", "v1"}
+PACKAGES = {"common", "link", "device", "server", "training", "gateway", "bench", "cli", "ray", "v1"}
 RAW = PACKAGES - {"v1", "ray"} | {"proto", "deploy"}
 """What nobody may import without ``offramp.``; ``import ray`` is another project."""
 ALLOWED = {
@@ -22,6 +22,7 @@ ALLOWED = {
     "device": {"common", "v1", "link", "device"},
     "server": {"common", "v1", "link", "server"},
     "training": {"common", "v1", "training"},
+    "gateway": {"common", "v1", "link", "gateway"},
     "ray": {"common", "v1", "link", "server", "ray"},
     # What measures and what a user calls may use all of them.
     "bench": PACKAGES - {"cli"},
@@ -188,7 +189,7 @@ def test_no_package_imports_itself_by_way_of_others(depth: int) -> None:
     assert circle_of(graph) == []
 
 
-@pytest.mark.parametrize("package", ["common", "link", "device", "server"])
+@pytest.mark.parametrize("package", ["common", "link", "device", "server", "gateway"])
 def test_a_process_that_imports_all_of_it_loads_allowed_packages_only(package: str) -> None:
     found = loaded_by(names(package))
 
@@ -205,7 +206,9 @@ def test_no_module_of_a_program_names_the_training_libraries(program: str) -> No
             assert roots.isdisjoint(HEAVY), f"{name} imports {roots & HEAVY}"
 
 
-@pytest.mark.parametrize("app", ["offramp.device.app", "offramp.server.app", "offramp.cli.app"])
+@pytest.mark.parametrize(
+    "app", ["offramp.device.app", "offramp.server.app", "offramp.gateway.app", "offramp.cli.app"]
+)
 def test_a_program_starts_without_what_its_help_does_not_need(app: str) -> None:
     assert loaded_by([app]).isdisjoint(HEAVY | {"onnxruntime"})
 

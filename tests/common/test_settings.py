@@ -9,6 +9,7 @@ import pytest
 from offramp.common.errors import ConfigError
 from offramp.common.settings import NAMES, flag_of, make_parser, read_settings, variable_of
 from offramp.device.settings import DeviceSettings
+from offramp.gateway.settings import GatewaySettings
 from offramp.server.settings import ServerSettings
 
 
@@ -192,4 +193,5 @@ def test_a_file_takes_what_is_of_its_type(tmp_path: Path) -> None:
 
 def test_the_settings_of_all_programs_are_known() -> None:
     """One environment may be that of several programs, which do not import each other."""
-    assert set(DeviceSettings.model_fields) | set(ServerSettings.model_fields) == NAMES
+    programs = (DeviceSettings, ServerSettings, GatewaySettings)
+    assert set[str]().union(*(program.model_fields for program in programs)) == NAMES

@@ -15,6 +15,7 @@ from offramp.common.errors import ConfigError
 from offramp.common.settings import check_argument
 from offramp.device import (
     AuditOptions,
+    DatagramOptions,
     Device,
     KeepOptions,
     LinkOptions,
@@ -31,6 +32,7 @@ GROUPS: dict[str, Any] = {
     "spool": SpoolOptions,
     "audits": AuditOptions,
     "keep": KeepOptions,
+    "datagrams": DatagramOptions,
 }
 
 
@@ -67,7 +69,13 @@ WRONG: dict[str, tuple[object, ...]] = {
     "keep": (5, b"kept", "", object()),
     "keep_bytes": (0, 65_535, 1e9, "1GB", 1 << 50, True, None),
     "keep_share": (NAN, -0.1, 1.5, "0.01", None),
-    "server": (50051, [], [1], None, b"a:1", "nonsense", ["a:1", None]),
+    "server": (50051, [], [1], b"a:1", "nonsense", ["a:1", None]),
+    "key_file": (5, b"key", ""),
+    "device_number": (-1, 65_536, 1.5, "7", True),
+    "sequence_file": (5, ""),
+    "packet_bytes": (7, 65_508, 1200.0, None),
+    "mqtt_name": (5, ""),
+    "user_file": (5, ""),
     "providers": (5, None, [], [1], b"cpu", "tpu", "cpu,cuda", "cuda:x"),
     "on_correction": (5, "print"),
     "bundle": ("models/x", None, Path("models")),

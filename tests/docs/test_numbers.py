@@ -33,9 +33,10 @@ from offramp.common.errors import ExitCode
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part import session
 from offramp.common.part.engine import Engine
-from offramp.common.wire import frame, picture, transport
+from offramp.common.wire import datagram, fragments, frame, picture, transport
 from offramp.device import app, totals
-from offramp.link import backoff, security, wire_bytes
+from offramp.gateway import broker, gateway, window
+from offramp.link import backoff, mqtt, numbers, security, wire_bytes
 from offramp.server import account, descriptors, lifetime, plan
 from offramp.server import app as server_app
 from offramp.server import security as server_security
@@ -60,6 +61,7 @@ def stated(file: str, pattern: str, phrase: str, unit: float = 1) -> str:
 
 
 SERVER, DEVICE = "docs/reference/cloud-server.md", "docs/reference/edge-device.md"
+GATEWAY, NARROW = "docs/reference/gateway.md", "docs/how-to/narrow-links.md"
 WIRE, CODEC = "docs/reference/wire-format.md", "docs/reference/codec.md"
 DEPLOY, SCALE_OUT, SECURE = "docs/how-to/deploy.md", "docs/how-to/scale-out.md", "docs/how-to/secure.md"
 FLEET = "docs/how-to/watch-a-fleet.md"
@@ -90,6 +92,16 @@ PHRASES = [
     (WIRE, f"`protocol_version` is {frame.PROTOCOL_VERSION}."),
     (WIRE, f"gRPC's prefix ({frame.GRPC_PREFIX_BYTES} B)"),
     (WIRE, f"CRC-32 {frame.CHECKSUM_BYTES})"),
+    (WIRE, f"P bytes of payload: P + {datagram.OVERHEAD} bytes"),
+    (WIRE, f"**Request, authenticated**: P + {datagram.SEALED_OVERHEAD} bytes"),
+    (WIRE, f"At most {fragments.MOST_PIECES} pieces"),
+    (WIRE, f"the highest one less {window.WINDOW}"),
+    (WIRE, f"the next multiple of {numbers.BLOCK}"),
+    (NARROW, f"of {datagram.OVERHEAD} bytes more than its code, {datagram.SEALED_OVERHEAD} with a key"),
+    (GATEWAY, f"or over {window.WINDOW} below its highest one"),
+    (GATEWAY, f"of the last {gateway.RECENT_MOST:,} requests"),
+    (GATEWAY, f"without 1 … {broker.CORRELATION_MOST} bytes of correlation data"),
+    (DEVICE, f"{mqtt.RECONNECT_SECONDS[0]} … {mqtt.RECONNECT_SECONDS[1]} s apart |"),
     (WIRE, f"(usually {wire_bytes.HEADER_BYTES} bytes a segment)"),
     (CODEC, f"| {CodecId.BUNDLE:d} `BUNDLE` |"),
     (CODEC, f"| {CodecId.RAW:d} `RAW` |"),

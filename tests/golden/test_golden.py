@@ -13,12 +13,16 @@ from offramp.common.codec.context import ContextModel
 from offramp.common.codec.huffman import Codebook
 from offramp.common.codec.rans import Kind, RansTable, RansTables, Token
 from offramp.common.codec.run_huffman import RunTable, RunTables
+from offramp.common.wire.datagram import Datagrams, Reply, crc24
+from offramp.common.wire.fragments import Assembler, fragment
 from offramp.common.wire.frame import Frame, FrameReader, FrameWriter, check_hello, hello, parse
+from offramp.common.wire.seal import DeviceKey
 from offramp.v1 import inference_pb2 as pb
 from tests.golden.vectors import FOLDER, files
 
 CODEC: list[dict[str, Any]] = json.loads((FOLDER / "codec.json").read_bytes())
 FRAMES: dict[str, Any] = json.loads((FOLDER / "frames.json").read_bytes())
+DATAGRAMS: dict[str, Any] = json.loads((FOLDER / "datagrams.json").read_bytes())
 HUFFMAN_ONE_BIT = "one-bit-a-symbol"
 
 
@@ -112,6 +116,55 @@ def test_a_frame_that_can_be_checked_by_eye() -> None:
     """Field 2, 11 bytes: "payload", then CRC-32 of sequence 1, codec 0 and "payload"."""
     (vector,) = (vector for vector in FRAMES["streams"] if vector["name"] == "one-frame")
     assert vector["messages"][0]["bytes"][:-8] == "120b" + b"payload".hex()
+
+
+def seal_of(vector: dict[str, Any]) -> DeviceKey | None:
+    return None if vector["device"] is None else DeviceKey(bytes.fromhex(DATAGRAMS["key"]))
+
+
+@pytest.mark.parametrize("vector", DATAGRAMS["requests"], ids=by_name)
+def test_request(vector: dict[str, Any]) -> None:
+    datagrams, key = Datagrams(bytes.fromhex(DATAGRAMS["digest"]), 10), seal_of(vector)
+    data, payload = bytes.fromhex(vector["bytes"]), bytes.fromhex(vector["payload"])
+
+    assert datagrams.request(vector["sequence"], vector["codec"], payload, vector["device"], key) == data
+    read = datagrams.read_request(data, key)
+    assert (read.sequence, read.codec, read.payload, read.device) == (
+        vector["sequence"],
+        vector["codec"],
+        payload,
+        vector["device"],
+    )
+
+
+@pytest.mark.parametrize("vector", DATAGRAMS["replies"], ids=by_name)
+def test_reply(vector: dict[str, Any]) -> None:
+    digest, salt = bytes.fromhex(DATAGRAMS["digest"]), bytes.fromhex(DATAGRAMS["salt"])
+    datagrams, key = Datagrams(digest, vector["classes"], DATAGRAMS["parts"]), seal_of(vector)
+    data, names = bytes.fromhex(vector["bytes"]), Reply.__dataclass_fields__
+    reply = Reply(**{name: vector[name] for name in names})
+
+    assert datagrams.reply(reply, vector["device"], key, salt) == data
+    read = datagrams.read_reply(data, vector["sequence"], vector["device"], key)
+    assert abs(read.confidence - reply.confidence) <= 1 / 510
+    assert all(getattr(read, name) == vector[name] for name in names if name != "confidence")
+
+
+def test_pieces() -> None:
+    vector = DATAGRAMS["fragments"]
+    whole, assembler = bytes.fromhex(vector["bytes"]), Assembler()
+    pieces = [bytes.fromhex(piece) for piece in vector["pieces"]]
+
+    assert fragment(whole, vector["size"], whole[3]) == pieces
+    assert [assembler.add("", piece, 0) for piece in pieces] == [None, None, whole]
+
+
+def test_a_request_that_can_be_checked_by_eye() -> None:
+    """Version 1, the bundle's codec; digest 00 01; sequence 1; "payload"; CRC-24 of digest and all of it."""
+    data = bytes.fromhex(DATAGRAMS["requests"][0]["bytes"])
+    assert crc24(b"123456789") == 0x21CF02  # as catalogues of CRCs have it
+    assert data[:-3] == b"\x20" + b"\x00\x01" + b"\x01\x00" + b"payload"
+    assert data[-3:] == crc24(bytes(range(32)) + data[:-3]).to_bytes(3, "big")
 
 
 def test_the_stored_files_are_those_that_would_be_written() -> None:

@@ -17,7 +17,10 @@ from offramp.common.codec.context import ContextModel
 from offramp.common.codec.huffman import SYMBOLS, Codebook, build_codebook, package_merge
 from offramp.common.codec.rans import TOTAL, Kind, RansTable, RansTables, Token
 from offramp.common.codec.run_huffman import RunTable, RunTables
+from offramp.common.wire.datagram import Datagrams, Reply, ReplyError, Seal
+from offramp.common.wire.fragments import fragment
 from offramp.common.wire.frame import Frame, FrameWriter, hello
+from offramp.common.wire.seal import DeviceKey
 
 FOLDER = Path(__file__).parent
 
@@ -248,10 +251,68 @@ def hello_vector() -> dict[str, str]:
     return {"digest": digest.hex(), "bytes": hello(digest).hex()}
 
 
+def datagram_vectors() -> dict[str, Any]:
+    """Requests and replies with and without a key, of a bundle whose digest is 00 01 … 1f; and pieces."""
+    digest, key = bytes(range(32)), bytes(range(16, 32))
+    sides: list[tuple[str, int | None, Seal | None]] = [
+        ("plain", None, None),
+        ("sealed", 513, DeviceKey(key)),
+    ]
+    requests, replies = [], []
+    for name, device, seal in sides:
+        for codec, sequence, payload in ((0, 1, b"payload"), (1, 65_535, bytes(range(64))), (0, 0, b"\x80")):
+            sequence += 0 if seal is None else 1 << 24
+            data = Datagrams(digest, 10).request(sequence, codec, payload, device, seal)
+            requests.append(
+                {
+                    "name": f"{name}-{codec}-{len(payload)}",
+                    "device": device,
+                    "sequence": sequence,
+                    "codec": codec,
+                    "payload": payload.hex(),
+                    "bytes": data.hex(),
+                }
+            )
+        for classes, reply in (
+            (10, Reply(258, 7, 0.5)),
+            (10, Reply(65_535, 9, 1.0, part=2, fallback=True)),
+            (1000, Reply(0, 999, 0.0)),
+            (1000, Reply(3, 256, 0.25, part=1)),
+            (10, Reply(4, error=ReplyError.OVERLOADED)),
+        ):
+            data = Datagrams(digest, classes, 3).reply(reply, device, seal, b"\x5a\xa5")
+            replies.append(
+                {
+                    "name": f"{name}-{reply.sequence}",
+                    "device": device,
+                    "classes": classes,
+                    "sequence": reply.sequence,
+                    "class_index": reply.class_index,
+                    "confidence": reply.confidence,
+                    "part": reply.part,
+                    "fallback": reply.fallback,
+                    "error": int(reply.error),
+                    "bytes": data.hex(),
+                }
+            )
+    whole = Datagrams(digest, 10).request(300, 0, bytes(range(40)))
+    pieces = [piece.hex() for piece in fragment(whole, 20, 300 & 0xFF)]
+    return {
+        "digest": digest.hex(),
+        "key": key.hex(),
+        "parts": 3,
+        "salt": "5aa5",
+        "requests": requests,
+        "replies": replies,
+        "fragments": {"bytes": whole.hex(), "size": 20, "pieces": pieces},
+    }
+
+
 def files() -> dict[str, str]:
     """Contents of the stored files."""
     contents = {
         "codec.json": codec_vectors(),
         "frames.json": {"hello": hello_vector(), "streams": stream_vectors()},
+        "datagrams.json": datagram_vectors(),
     }
     return {name: json.dumps(value, indent=1) + "\n" for name, value in contents.items()}

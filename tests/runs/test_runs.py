@@ -43,6 +43,7 @@ MEASURING = {
     "bench-link.sh": ["--sent", "2", "--links", "5000/20", "--thresholds", "0.9"],
     "bench-serve.sh": ["--seconds", "0.1", "--streams", "2", "--batches", "1"],
     "bench-steering.sh": ["--seconds", "3"],
+    "gateway-load.sh": ["--devices", "20", "--seconds", "1", "--rate", "40"],
     "soak.sh": ["--seconds", "2", "--connects", "4", "--rounds", "3", "--rate", "20"],
 }
 """Run for real. bench-codec has the case that once ended in a traceback, a payload of two lanes' size."""
@@ -62,11 +63,13 @@ CHECKED = {
     "footprint.sh": "installs every extra from the package index",
     "image-size.sh": "bootstraps Debian and builds containers",
     "imagenette-lite0.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",
+    "microcontroller.sh": "needs a cross compiler and QEMU; tests/cli/export_c/test_emit.py runs its program",
     "ray.sh": "needs Ray, 0.7 GB: make test-ray has its tests",
     "spoken-digits.sh": "needs recordings; tests/cli/test_split_sounds.py runs the commands whole",
     "three-parts-cifar10.sh": "the same on another data set",
     "three-parts.sh": "trains for an hour; tests/training/split/test_crossings.py fits several codes",
     "unknown.sh": "needs four data sets",
+    "wire-bytes.sh": "needs a packet socket and a broker; tests/gateway has its programs",
     "trashnet.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",
 }
 """Only their syntax is checked, and why."""

@@ -1,7 +1,8 @@
-/* rANS whose frequencies follow what has been coded; see coder.h for the rules, ans.h for a payload's bytes.
+/* rANS whose frequencies follow what has been coded; see coder.h for the rules, ans.h for a payload's bytes,
+ * context.h for the model.
  *
  * One lane: each symbol's frequencies depend on the symbols before it, so nothing can be done side by side. */
-#include "ans.h"
+#include "context.h"
 
 #include <stdlib.h>
 
@@ -9,7 +10,6 @@ enum {
     CONTEXT_BITS = 14, /* of the slots that a symbol's classes share; fewer for the last ones */
     LAST_BITS = 8,
     LITERAL_BITS = 8,
-    AROUND = 4, /* places whose symbols are looked at beside a symbol's own */
     NEAR = 2,   /* how far from its mode a symbol is still distinguished by those after it */
     MAX_CLASSES = 2 * MAX_CONTEXT_REACH + 2,
 };
@@ -20,31 +20,12 @@ static const uint32_t POWERS[32] = {
     46341, 45348, 44376, 43425, 42495, 41584, 40693, 39821, 38968, 38133, 37316, 36516, 35734, 34968, 34219, 33486,
 };
 
-typedef struct {
-    uint16_t frequency, start; /* below 2^bits: there are several classes */
-    uint8_t bits;
-} step;
-
-struct context_coder {
-    uint32_t channels, height, width, inputs; /* inputs: of m and of s, distances and then sizes */
-    int32_t reach;
-    const uint8_t *mode;
-    const int8_t *rows, *columns;
-    uint8_t *model;   /* what the caller gave, and the pointers above point into */
-    int16_t *base;    /* channels x classes */
-    int16_t *weights; /* channels x 2 x inputs */
-    int16_t *near;    /* (height + 1) x (width + 2) x channels distances, a margin of zeros */
-    int16_t *around;  /* inputs */
-    uint8_t *payload; /* decoding: the payload with zeros behind it */
-    step *steps;      /* encoding: two a symbol at most */
-    uint16_t *words;  /* encoding: filled from the end */
-};
-
 static size_t symbols_of(const context_coder *coder)
 {
     return (size_t)coder->channels * coder->height * coder->width;
 }
 
+#ifndef OFFRAMP_NO_HEAP
 size_t context_model_bytes(uint32_t channels, uint32_t height, uint32_t width, uint32_t reach)
 {
     return (size_t)channels * (1 + 2 * (2 * reach + 2) + 2 * height + 2 * width + 4 * (AROUND + 1) * channels);
@@ -109,6 +90,8 @@ size_t context_bound(const context_coder *coder)
 {
     return symbols_of(coder) * 4 + 8;
 }
+
+#endif
 
 /* What is around a place, all channels; its own are not there yet. */
 ALWAYS_INLINE void look_around(const context_coder *coder, const int16_t *place)
@@ -224,6 +207,17 @@ ALWAYS_INLINE size_t encode(const context_coder *coder, const uint8_t *symbols, 
     return (size_t)(write_lane(payload, state, word, end) - payload);
 }
 
+TARGET_X86_64_V3 static size_t encode_v3(const context_coder *coder, const uint8_t *symbols, uint8_t *payload)
+{
+    return encode(coder, symbols, payload);
+}
+
+size_t context_encode(const context_coder *coder, const uint8_t *symbols, uint8_t *payload)
+{
+    return HAVE_X86_64_V3 ? encode_v3(coder, symbols, payload) : encode(coder, symbols, payload);
+}
+
+#ifndef OFFRAMP_NO_HEAP
 ALWAYS_INLINE enum coder_error decode(const context_coder *coder, const uint8_t *payload, size_t size,
                                       uint8_t *symbols)
 {
@@ -269,16 +263,6 @@ ALWAYS_INLINE enum coder_error decode(const context_coder *coder, const uint8_t 
     return state != 1 || bad ? CODER_PADDING : CODER_OK;
 }
 
-TARGET_X86_64_V3 static size_t encode_v3(const context_coder *coder, const uint8_t *symbols, uint8_t *payload)
-{
-    return encode(coder, symbols, payload);
-}
-
-size_t context_encode(const context_coder *coder, const uint8_t *symbols, uint8_t *payload)
-{
-    return HAVE_X86_64_V3 ? encode_v3(coder, symbols, payload) : encode(coder, symbols, payload);
-}
-
 TARGET_X86_64_V3 static enum coder_error decode_v3(const context_coder *coder, const uint8_t *payload, size_t size,
                                                 uint8_t *symbols)
 {
@@ -289,3 +273,4 @@ enum coder_error context_decode(const context_coder *coder, const uint8_t *paylo
 {
     return HAVE_X86_64_V3 ? decode_v3(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
 }
+#endif

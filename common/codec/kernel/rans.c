@@ -1,46 +1,10 @@
-/* Static-table asymmetric numeral systems over tokens of runs; see coder.h for the rules, ans.h for a lane's bytes. */
-#include "ans.h"
+/* Static-table asymmetric numeral systems over tokens of runs; see coder.h for the rules, ans.h for a lane's bytes,
+ * rans.h for the tables. */
+#include "rans.h"
 
 #include <stdlib.h>
 
-enum {
-    ESCAPE_FREQUENCY = RANS_TOTAL / SYMBOLS,
-    ABSENT = 256,
-    JUMP_FROM = 1, /* modes a token, by its table, from which they are jumped over, not looked at one by one */
-};
-
-typedef struct {
-    uint16_t frequency, start;
-    uint8_t run, symbol, kind;
-} decode_entry;
-
-/* How a token changes the state x: x + bias + floor(x / frequency) * complement. */
-typedef struct {
-    uint64_t reciprocal; /* ceil(2^64 / frequency), exact for x below 2^32; or gives x - 1 for frequency 1 */
-    uint32_t bias, complement, limit; /* from limit << 16 on, x writes a word first */
-} encode_entry;
-
-typedef struct {
-    uint8_t of_slot[RANS_TOTAL];
-    decode_entry decode[SYMBOLS];
-    encode_entry encode[SYMBOLS];
-    uint8_t column[SYMBOLS]; /* of a symbol in `token`; the last column is the escape's */
-    uint16_t *token;         /* runs x columns; ABSENT where a run and symbol have no token */
-    uint32_t columns, runs;
-    uint8_t mode, full, jumps;
-} table;
-
-struct rans_coder {
-    coder_shape shape;
-    size_t payload_bytes;
-    uint8_t *payload;           /* decoding: the payload with zeros behind it */
-    uint8_t *tokens, *literals; /* encoding: a channel of each lane, and the symbols behind its escapes */
-    uint16_t *words;            /* encoding: the lanes' words, each filled from its end */
-    table *tables;
-    uint32_t count;
-    const table **of_channel;
-};
-
+#ifndef OFFRAMP_NO_HEAP
 /* Whether a table keeps the rules of coder.h; whatever the caller has checked, memory depends on them. */
 static int is_valid(const rans_table *source)
 {
@@ -71,14 +35,6 @@ static int is_valid(const rans_table *source)
     }
     return total == RANS_TOTAL && full == (runs > 1) &&
            (escapes == runs || (runs == 1 && symbols == SYMBOLS && !escapes));
-}
-
-static encode_entry encoding(uint32_t frequency, uint32_t start)
-{
-    uint32_t complement = RANS_TOTAL - frequency;
-    if (frequency == 1)
-        return (encode_entry){UINT64_MAX, start + complement, complement, frequency << 4};
-    return (encode_entry){UINT64_MAX / frequency + 1, start, complement, frequency << 4};
 }
 
 static int fill_table(table *t, const rans_table *source)
@@ -175,6 +131,8 @@ size_t rans_bound(const rans_coder *coder)
     return symbols * 4 + (size_t)coder->shape.lanes * 8;
 }
 
+#endif
+
 /* --- encoding --- */
 
 /* First position from `i` on that is not the mode; `n` if there is none. */
@@ -194,7 +152,7 @@ ALWAYS_INLINE size_t skip_mode(const uint8_t *symbols, size_t i, size_t n, uint8
 static size_t put_symbol(const table *t, size_t run, uint8_t symbol, uint8_t *tokens, uint8_t *literals,
                          size_t k)
 {
-    const uint16_t *row = t->token + run * t->columns;
+    const cell *row = t->token + run * t->columns;
     uint32_t token = row[t->column[symbol]];
     if (UNLIKELY(token == ABSENT))
         token = row[t->columns - 1];
@@ -212,7 +170,7 @@ ALWAYS_INLINE size_t tokenize_dense(const table *t, const uint8_t *symbols, size
     int with_runs = runs > 1;
     for (size_t i = 0; i < n; i++) {
         uint8_t symbol = symbols[i];
-        const uint16_t *row = t->token + run * t->columns;
+        const cell *row = t->token + run * t->columns;
         uint32_t token = row[t->column[symbol]];
         token = token == ABSENT ? row[t->columns - 1] : token;
         int is_mode = with_runs & (symbol == t->mode);
@@ -255,18 +213,18 @@ typedef struct {
 
 #define PUT(state, word, e)                                                                                    \
     do {                                                                                                       \
-        uint32_t overflows = ((state) >> 16) >= (e)->limit;                                                    \
+        uint32_t overflows = ((state) >> 16) >= limit_of(e);                                                   \
         (word)[-1] = (uint16_t)(state);                                                                        \
         (word) -= overflows;                                                                                   \
         (state) = overflows ? (state) >> 16 : (state);                                                         \
-        (state) += (e)->bias + quotient((state), (e)->reciprocal) * (e)->complement;                           \
+        (state) = next_state((state), (e));                                                                    \
     } while (0)
 
 /* The lane's next channel as tokens; 0 if there is none. */
 static int next_channel(encode_lane *s, const rans_coder *coder, const uint8_t *symbols)
 {
     size_t plane = coder->shape.plane;
-    if (s->channel == s->first)
+    if (s->channel == s->first || is_hopeless(coder, (size_t)(s->end - s->word)))
         return 0;
     s->channel--;
     s->t = coder->of_channel[s->channel];
@@ -278,7 +236,7 @@ static int next_channel(encode_lane *s, const rans_coder *coder, const uint8_t *
 static void put_token(encode_lane *s)
 {
     uint32_t token = s->tokens[--s->left];
-    if (s->t->decode[token].kind == TOKEN_ESCAPE) {
+    if (is_escape(s->t, token)) {
         encode_entry literal = encoding(ESCAPE_FREQUENCY, (uint32_t)s->literals[s->left] * ESCAPE_FREQUENCY);
         PUT(s->state, s->word, &literal);
     }
@@ -298,7 +256,7 @@ static void put_token(encode_lane *s)
 #define STEP(n)                                                                                                \
     do {                                                                                                       \
         const encode_entry *e = &t_##n->encode[*--token_##n];                                                  \
-        if (UNLIKELY(t_##n->decode[*token_##n].kind == TOKEN_ESCAPE)) {                                        \
+        if (UNLIKELY(is_escape(t_##n, *token_##n))) {                                                         \
             SHUT(n)                                                                                            \
             lane[n]->left++;                                                                                   \
             put_token(lane[n]);                                                                                \
@@ -381,11 +339,17 @@ ALWAYS_INLINE size_t encode(const rans_coder *coder, const uint8_t *symbols, uin
         *s = (encode_lane){.state = 1, .channel = lane_start(shape, l + 1), .first = lane_start(shape, l)};
         s->tokens = coder->tokens + l * plane;
         s->literals = coder->literals + l * plane;
-        /* Two words a symbol at most, and one that is written before it is known to be needed. */
-        words += (s->channel - s->first) * plane * 2 + 1;
+        words += lane_words(coder, s->channel - s->first);
         s->word = s->end = words;
     }
     encode_lanes(lane, lanes, coder, symbols);
+#ifdef OFFRAMP_NO_HEAP
+    size_t size = (size_t)width * (lanes - 1);
+    for (uint32_t l = 0; l < lanes; l++)
+        size += 4 + 2 * (size_t)(lane[l].end - lane[l].word) + (lane[l].channel > lane[l].first ? coder->most : 0);
+    if (size > coder->most + (size_t)4 * lanes)
+        return 0;
+#endif
     for (uint32_t l = 0; l < lanes; l++) {
         encode_lane *s = &lane[l];
         uint8_t *start = out;
@@ -406,6 +370,7 @@ size_t rans_encode(const rans_coder *coder, const uint8_t *symbols, uint8_t *pay
     return HAVE_X86_64_V3 ? encode_v3(coder, symbols, payload) : encode(coder, symbols, payload);
 }
 
+#ifndef OFFRAMP_NO_HEAP
 /* --- decoding --- */
 
 typedef struct {
@@ -624,3 +589,4 @@ enum coder_error rans_decode(const rans_coder *coder, const uint8_t *payload, si
 {
     return HAVE_X86_64_V3 ? decode_v3(coder, payload, size, symbols) : decode(coder, payload, size, symbols);
 }
+#endif

@@ -122,7 +122,8 @@ class _Reductions(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         norm = x.norm(dim=(2, 3), keepdim=True)
         scaled = x * (norm / (norm.mean(1, keepdim=True) + 1e-6))
-        return scaled.sum((2, 3)) + x.amax((2, 3))
+        logits: torch.Tensor = scaled.sum((2, 3)) + x.amax((2, 3))
+        return logits
 
 
 def test_a_network_of_reductions_is_one_that_a_bundle_may_have() -> None:
