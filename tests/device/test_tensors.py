@@ -148,19 +148,11 @@ def test_what_is_for_pictures_alone_is_refused(sound_bundle: Bundle, sounds: Pat
     assert "is a WAV sound, this bundle takes pictures" in str(item.image)
 
 
-def test_a_server_refuses_a_part_that_it_cannot_run_alone_with_one_line(
-    tmp_path: Path, capsys: Captured
-) -> None:
+def test_a_gateway_without_its_upstream_is_refused_with_one_line(tmp_path: Path, capsys: Captured) -> None:
     from offramp.server import app
 
     bundle = toy_tensor.write(tmp_path / "chain", parts=3)
-    start = ["--bundle", str(bundle.path), "--listen", "127.0.0.1:0"]
-    assert app.main(start) == 4
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"cloud-server: {bundle.path}: part 2 of 3 sends on what it is unsure of, expected --upstream, or "
-        "--part last"
-    )
-    assert app.edge_main(start) == 2
+    assert app.edge_main(["--bundle", str(bundle.path), "--listen", "127.0.0.1:0"]) == 2
     assert "edge-server: --upstream: expected the HOST:PORT" in capsys.readouterr().err
 
 
