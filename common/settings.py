@@ -93,6 +93,13 @@ def _comma_separated(value: object) -> object:
 
 Listed = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), Field(min_length=1)]
 """Several with commas between them, or by a flag that is given again."""
+Addresses = Annotated[Listed, Field(max_length=16)]
+"""HOST:PORT, several of them with commas between them or by a flag that is given again."""
+MetricsHost = Annotated[str, Field(description="address that /metrics is served on", examples=["HOST"])]
+MetricsPort = Annotated[
+    Port | None,
+    Field(description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]),
+]
 
 
 def _providers(value: tuple[str, ...]) -> tuple[str, ...]:

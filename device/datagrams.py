@@ -20,9 +20,9 @@ from offramp.device.ledger import Cost
 from offramp.device.lifetime import Lifetime
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.result import Result
-from offramp.link.datagram_link import PASSING, Identity
+from offramp.link.datagram_link import Identity, outcome_of
 from offramp.link.numbers import Numbers
-from offramp.link.outcome import Answer, Cause, Outcome, Refusal
+from offramp.link.outcome import Cause, Outcome, Refusal
 
 OPEN_MOST = 1024
 """Datagrams whose reply is waited for, at most; the oldest is forgotten first."""
@@ -107,16 +107,9 @@ class DatagramDesk:
             del self._open[low]
         self._metrics.link.message_bytes_received.inc(len(data))
         if reply.error:
-            name = error_name(reply.error)
-            self._metrics.link.frames_refused.labels(name).inc()
-            cause = Cause.UNAVAILABLE if reply.error in PASSING else Cause.REFUSED
-            return self._settle(waiting, Refusal(f"refused ({name})", cause, 1))
+            self._metrics.link.frames_refused.labels(error_name(reply.error)).inc()
         both = len(waiting.datagram) + len(data)
-        part = reply.part or self._parts
-        return self._settle(
-            waiting,
-            Answer(reply.class_index, reply.confidence, None, both, both, part=part, fallback=reply.fallback),
-        )
+        return self._settle(waiting, outcome_of(reply, self._parts, both, both))
 
     def give_up(self, datagram: bytes) -> Result:
         """See ``Device.give_up``."""

@@ -103,15 +103,7 @@ class LinkOptions(_Checked):
             prefer_first=settings.prefer_first,
             breaker=settings.breaker,
             insecure=settings.insecure,
-            security=Security(
-                tls=settings.tls,
-                ca=settings.tls_ca,
-                certificate=settings.tls_cert,
-                key=settings.tls_key,
-                server_name=settings.tls_server_name,
-                token_file=settings.token_file,
-                proxy=settings.proxy,
-            ),
+            security=Security.of(settings),
         )
 
     def link_to(

@@ -7,10 +7,16 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from offramp.common.settings import Fraction, Listed, Port, ProviderNames, Seconds, Settings
-
-Addresses = Annotated[Listed, Field(max_length=16)]
-"""HOST:PORT, several of them with commas between them or by a flag that is given again."""
+from offramp.common.settings import (
+    Addresses,
+    Fraction,
+    MetricsHost,
+    MetricsPort,
+    ProviderNames,
+    Seconds,
+    Settings,
+)
+from offramp.link.security import Proxy, Tls, TlsCa, TlsKey, TlsServerName, TokenFile
 
 
 def _byte_rate(value: object) -> object:
@@ -85,28 +91,15 @@ class DeviceSettings(Settings):
         examples=["T"],
     )
     insecure: bool = Field(False, description="allow plaintext to a server that is not on this machine")
-    tls: bool = Field(False, description="encrypt, and trust the authorities that gRPC brings along")
-    tls_ca: str | None = Field(
-        None, description="encrypt, and trust the authorities in this PEM file only", examples=["FILE"]
-    )
+    tls: Tls = False
+    tls_ca: TlsCa = None
     tls_cert: str | None = Field(
         None, description="the device's own certificate, PEM, for mutual TLS", examples=["FILE"]
     )
-    tls_key: str | None = Field(None, description="its private key, PEM", examples=["FILE"])
-    tls_server_name: str | None = Field(
-        None,
-        description="name that the server's certificate must have (default: the host)",
-        examples=["NAME"],
-    )
-    token_file: str | None = Field(
-        None, description="file with a bearer token, read again for each connection", examples=["FILE"]
-    )
-    proxy: str | None = Field(
-        None,
-        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine; none "
-        "is taken from the environment",
-        examples=["URL"],
-    )
+    tls_key: TlsKey = None
+    tls_server_name: TlsServerName = None
+    token_file: TokenFile = None
+    proxy: Proxy = None
     prefer_first: bool = Field(
         False,
         description="the servers are in order of preference: go back to an earlier one once it takes "
@@ -222,12 +215,8 @@ class DeviceSettings(Settings):
         "options as openvino:device_type=GPU; with cpu at the end it runs in any case",
         examples=["LIST"],
     )
-    metrics_host: str = Field(
-        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
-    )
-    metrics_port: Port | None = Field(
-        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
-    )
+    metrics_host: MetricsHost = "127.0.0.1"
+    metrics_port: MetricsPort = None
     page: bool = Field(
         False, description="serve a live page at / beside /metrics; shows names and answers of images"
     )

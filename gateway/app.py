@@ -93,7 +93,7 @@ def run(settings: GatewaySettings, log: logging.Logger) -> int:
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundles = [load_bundle(Path(each), trusted) for each in settings.bundle]
     devices = None if settings.devices is None else read_devices(settings.devices)
-    security = server_security(settings)
+    security = Security.of(settings)
     for address in settings.server:
         security.check(split_address("--server", address)[0], settings.insecure)
     metrics = GatewayMetrics()
@@ -159,19 +159,6 @@ def run(settings: GatewaySettings, log: logging.Logger) -> int:
         state.close()
     log.info("stopped")
     return ExitCode.OK
-
-
-def server_security(settings: GatewaySettings) -> Security:
-    """How the server is reached."""
-    return Security(
-        tls=settings.tls,
-        ca=settings.tls_ca,
-        certificate=settings.tls_cert,
-        key=settings.tls_key,
-        server_name=settings.tls_server_name,
-        token_file=settings.token_file,
-        proxy=settings.proxy,
-    )
 
 
 if __name__ == "__main__":

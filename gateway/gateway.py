@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +53,7 @@ from offramp.gateway.lane import Job, Lane
 from offramp.gateway.metrics import UNLISTED, GatewayMetrics
 from offramp.gateway.state import State
 from offramp.gateway.window import Window
+from offramp.link.backoff import Sparingly
 from offramp.link.datagram_link import PASSING
 from offramp.link.outcome import Answer
 
@@ -60,8 +61,6 @@ log = logging.getLogger("offramp.gateway")
 
 RECENT_MOST = 8192
 """Requests whose replies are kept for doubles."""
-_LOG_SECONDS = 10.0
-"""Between two lines of the log that say the same of datagrams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,8 @@ class Gateway:
         self._assembler = Assembler()
         self._given_up = 0
         self._recent: OrderedDict[tuple[Hashable, int], _Recent] = OrderedDict()
-        self._said: dict[str, float] = {}
+        self._said: defaultdict[str, Sparingly] = defaultdict(Sparingly)
+        """By reason."""
         metrics.watch(self.waiting, lambda: self._assembler.waiting_bytes)
 
     def waiting(self) -> int:
@@ -270,12 +270,9 @@ class Gateway:
 
     def _refuse(self, name: str, reason: str, text: str) -> None:
         self._metrics.refused.labels(name, reason).inc()
-        now = time.monotonic()
         with self._lock:
-            quiet = now - self._said.get(reason, -_LOG_SECONDS) < _LOG_SECONDS
-            if not quiet:
-                self._said[reason] = now
-        log.log(logging.DEBUG if quiet else logging.WARNING, "refused (%s): %s", reason, text)
+            due = self._said[reason].due(time.monotonic())
+        log.log(logging.WARNING if due else logging.DEBUG, "refused (%s): %s", reason, text)
 
 
 class _Refused(OfframpError):

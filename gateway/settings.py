@@ -6,9 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from offramp.common.settings import Listed, Port, Seconds, Settings, Several
-
-Addresses = Annotated[Listed, Field(max_length=16)]
+from offramp.common.settings import Addresses, MetricsHost, MetricsPort, Seconds, Settings, Several
+from offramp.link.security import Proxy, Tls, TlsCa, TlsKey, TlsServerName, TokenFile
 
 
 class GatewaySettings(Settings):
@@ -77,28 +76,15 @@ class GatewaySettings(Settings):
         description="allow plaintext to a server or broker, and datagrams without keys from devices, beyond "
         "this machine",
     )
-    tls: bool = Field(False, description="encrypt, and trust the authorities that gRPC brings along")
-    tls_ca: str | None = Field(
-        None, description="encrypt, and trust the authorities in this PEM file only", examples=["FILE"]
-    )
+    tls: Tls = False
+    tls_ca: TlsCa = None
     tls_cert: str | None = Field(
         None, description="the gateway's own certificate, PEM, for mutual TLS", examples=["FILE"]
     )
-    tls_key: str | None = Field(None, description="its private key, PEM", examples=["FILE"])
-    tls_server_name: str | None = Field(
-        None,
-        description="name that the server's certificate must have (default: the host)",
-        examples=["NAME"],
-    )
-    token_file: str | None = Field(
-        None, description="file with a bearer token, read again for each connection", examples=["FILE"]
-    )
-    proxy: str | None = Field(
-        None,
-        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine; none "
-        "is taken from the environment",
-        examples=["URL"],
-    )
+    tls_key: TlsKey = None
+    tls_server_name: TlsServerName = None
+    token_file: TokenFile = None
+    proxy: Proxy = None
     timeout: Seconds = Field(
         5.0,
         description="how long the server has for one request, before it is asked again",
@@ -126,9 +112,5 @@ class GatewaySettings(Settings):
     hold_requests: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         4096, description="requests kept at once; beyond that the oldest gets an error", examples=["N"]
     )
-    metrics_host: str = Field(
-        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
-    )
-    metrics_port: Port | None = Field(
-        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
-    )
+    metrics_host: MetricsHost = "127.0.0.1"
+    metrics_port: MetricsPort = None

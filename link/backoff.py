@@ -17,21 +17,33 @@ IDLE_MOST, IDLE_A_SECOND = 256, 10.0
 """Messages and replies of one stream that are of no use: at most so many at once, and a second."""
 
 
+class Doubling:
+    """A pause that is doubled from ``first`` up to ``most`` seconds; half to all of it is waited."""
+
+    def __init__(self, first: float, most: float, draw: Callable[[], float]) -> None:
+        self._first, self._most = first, most
+        self._pause = first
+        self._draw = draw
+
+    def take(self, short: bool, longer: bool) -> float:
+        """Seconds to wait. short: it begins again; longer: the next one is doubled."""
+        if short:
+            self._pause = self._first
+        pause = self._pause
+        if longer:
+            self._pause = min(pause * 2, self._most)
+        return pause * (0.5 + self._draw() / 2)
+
+
 class Backoff:
     """Pauses between streams. Only a stream that was of use makes them short again."""
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
-        self._pause = BACKOFF_FIRST
-        self._draw = draw
+        self._pause = Doubling(BACKOFF_FIRST, BACKOFF_MOST, draw)
 
     def after(self, useful: bool, going_round: bool) -> float:
         """Seconds to wait after a stream. going_round: another server is next, which was not tried yet."""
-        if useful:
-            self._pause = BACKOFF_FIRST
-        pause = self._pause
-        if not useful and not going_round:
-            self._pause = min(pause * 2, BACKOFF_MOST)
-        return pause * (0.5 + self._draw() / 2)
+        return self._pause.take(short=useful, longer=not useful and not going_round)
 
 
 class Sparingly:

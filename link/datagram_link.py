@@ -47,6 +47,25 @@ PASSING = frozenset((ReplyError.OVERLOADED, ReplyError.INTERNAL, ReplyError.EXPI
 """Errors that say nothing of the frame: another time it may be answered."""
 
 
+def outcome_of(
+    reply: Reply, parts: int, message_bytes: float, wire_bytes: float, sends: int = 1
+) -> Answer | Refusal:
+    """What a reply says. parts: how many the bundle has; bytes: of the request, each time, and of the reply."""
+    if reply.error:
+        cause = Cause.UNAVAILABLE if reply.error in PASSING else Cause.REFUSED
+        return Refusal(f"refused ({error_name(reply.error)})", cause, sends)
+    return Answer(
+        class_index=reply.class_index,
+        probability=reply.confidence,
+        server_seconds=None,
+        message_bytes=message_bytes,
+        wire_bytes=wire_bytes,
+        sends=sends,
+        part=reply.part or parts,
+        fallback=reply.fallback,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who a device is to its gateway. number, key: both, or none, for datagrams without authentication."""
@@ -195,7 +214,7 @@ class DatagramLink:
             self._timekeeper.join()
         self._numbers.close()
         for item in lost:
-            self._refuse(item, "closed", Cause.CLOSED)
+            self._refuse(item, Refusal("closed", Cause.CLOSED, item.sends))
 
     # --- a frame comes in, under the lock ---
 
@@ -311,23 +330,14 @@ class DatagramLink:
     def _settle(self, item: _Item, reply: Reply, size: int, now: float, waited: bool) -> None:
         if not waited:
             self._metrics.late_replies.inc()
-        if reply.error:
+        both = len(item.datagram) * item.sends + size
+        envelope = self._carrier.envelope(item.datagram) * item.sends
+        answer = outcome_of(reply, self._terms.parts, both, both + envelope, item.sends)
+        if isinstance(answer, Refusal):
             self._metrics.frames_refused.labels(error_name(reply.error)).inc()
             if waited:
-                cause = Cause.UNAVAILABLE if reply.error in PASSING else Cause.REFUSED
-                self._refuse(item, f"refused ({error_name(reply.error)})", cause)
+                self._refuse(item, answer)
             return
-        both = len(item.datagram) * item.sends + size
-        answer = Answer(
-            class_index=reply.class_index,
-            probability=reply.confidence,
-            server_seconds=None,
-            message_bytes=both,
-            wire_bytes=both + self._carrier.envelope(item.datagram) * item.sends,
-            sends=item.sends,
-            part=reply.part or self._terms.parts,
-            fallback=reply.fallback,
-        )
         if not waited:
             if item.late is not None:
                 item.late(answer)
@@ -336,10 +346,10 @@ class DatagramLink:
             self._metrics.round_trip_seconds.observe(now - item.start)
         item.done(answer)
 
-    def _refuse(self, item: _Item, reason: str, cause: Cause) -> None:
+    def _refuse(self, item: _Item, refusal: Refusal) -> None:
         if not item.behind:
-            self._metrics.unanswered.labels(cause).inc()
-        item.done(Refusal(reason, cause, item.sends))
+            self._metrics.unanswered.labels(refusal.cause).inc()
+        item.done(refusal)
 
     # --- time ---
 
@@ -353,7 +363,8 @@ class DatagramLink:
                 for low, item in list(self._waiting.items()):
                     if item.deadline <= now:
                         del self._waiting[low]
-                        ended.append(partial(self._refuse, item, "no reply in time", Cause.TIMEOUT))
+                        late = Refusal("no reply in time", Cause.TIMEOUT, item.sends)
+                        ended.append(partial(self._refuse, item, late))
                         self._overdue(low, item, now)
                     elif item.again_at <= now:
                         self._send(item, now)  # where it cannot be, the deadline still holds

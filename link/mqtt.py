@@ -100,7 +100,7 @@ class Broker:
         return "/".join((self.prefix, *levels))
 
     def credentials(self) -> tuple[str | None, str | None]:
-        """User and token, None where there is none. Raises ConfigError naming the file."""
+        """User and token, None for a file that is not named. Raises ConfigError naming the file."""
         return (
             _line(f"--{self.security.prefix}user-file", self.user_file),
             _line(f"--{self.security.prefix}token-file", self.security.token_file),

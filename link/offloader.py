@@ -65,18 +65,7 @@ class NoServer:
         """None was sent."""
         return WireBytes(0, 0)
 
-    def offload(
-        self,
-        codec: CodecId,
-        payload: bytes,
-        done: Callable[[Outcome], None],
-        *,
-        late: Callable[[Answer], None] | None = None,
-        background: bool = False,
-        behind: bool = False,
-        deadline: float | None = None,
-        trace: bytes = b"",
-    ) -> None:
+    def offload(self, codec: CodecId, payload: bytes, done: Callable[[Outcome], None], **_: object) -> None:
         """Its outcome is that there is no server."""
         done(Refusal("no server is named", Cause.UNAVAILABLE))
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from offramp.common.errors import MessageError
+from offramp.link.backoff import Doubling
 from offramp.link.outbox import Limits
 from offramp.link.servers import Server
 from offramp.link.session import Kit, Owner, Session
@@ -32,17 +33,11 @@ class Pauses:
     """How long to wait until the next look."""
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
-        self._pause = RETURN_FIRST
-        self._draw = draw
+        self._pause = Doubling(RETURN_FIRST, RETURN_MOST, draw)
 
     def after(self, asked: bool, settled: bool) -> float:
         """Seconds. asked: whether one was asked; settled: whether the first one is in use, and answers."""
-        if settled:
-            self._pause = RETURN_FIRST
-        pause = self._pause
-        if asked:
-            self._pause = min(pause * 2, RETURN_MOST)
-        return pause * (0.5 + self._draw() / 2)
+        return self._pause.take(short=settled, longer=asked)
 
 
 class Ask:

@@ -11,14 +11,39 @@ from __future__ import annotations
 
 from base64 import b64encode
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
+
+from pydantic import Field
 
 from offramp.common.errors import ConfigError, printable
 from offramp.common.files import read_bounded
+from offramp.common.settings import Settings
 from offramp.common.wire import transport
 from offramp.common.wire.address import is_loopback, require_secure, split_address
 
+Tls = Annotated[bool, Field(description="encrypt, and trust the authorities that gRPC brings along")]
+TlsCa = Annotated[
+    str | None,
+    Field(description="encrypt, and trust the authorities in this PEM file only", examples=["FILE"]),
+]
+TlsKey = Annotated[str | None, Field(description="its private key, PEM", examples=["FILE"])]
+TlsServerName = Annotated[
+    str | None,
+    Field(description="name that the server's certificate must have (default: the host)", examples=["NAME"]),
+]
+TokenFile = Annotated[
+    str | None,
+    Field(description="file with a bearer token, read again for each connection", examples=["FILE"]),
+]
+Proxy = Annotated[
+    str | None,
+    Field(
+        description="HTTP proxy to reach servers through, by CONNECT; never for one on this machine; none "
+        "is taken from the environment",
+        examples=["URL"],
+    ),
+]
 FILE_BYTES = 1 << 20
 TOKEN_BYTES = 4096
 
@@ -42,6 +67,25 @@ class Security:
     proxy: str | None = None
     prefix: str = ""
     address: str = "--server"
+
+    @classmethod
+    def of(cls, settings: Settings, prefix: str = "", address: str = "--server") -> Security:
+        """What a program's flags say, which begin with ``prefix``."""
+
+        def said(name: str) -> Any:
+            return getattr(settings, prefix.replace("-", "_") + name)
+
+        return cls(
+            tls=said("tls"),
+            ca=said("tls_ca"),
+            certificate=said("tls_cert"),
+            key=said("tls_key"),
+            server_name=said("tls_server_name"),
+            token_file=said("token_file"),
+            proxy=said("proxy"),
+            prefix=prefix,
+            address=address,
+        )
 
     @property
     def _flag(self) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from offramp.bench.labels import open_picture
-from offramp.bench.processes import running
+from offramp.bench.processes import running_server
 from offramp.common.bundle.load import load_bundle
 from offramp.common.inputs.pictures import to_input
 from offramp.common.part.chain import run_chain
@@ -34,26 +34,16 @@ def over_processes(
 ) -> dict[str, tuple[str, int]]:
     """Class and part of each photo, by its path: a program for each part, the last one started first."""
     count = len(thresholds) + 1
-    common = ("--bundle", bundle, "--listen", "127.0.0.1:0", "--insecure")
     with ExitStack() as stack:
-        program = stack.enter_context(running("offramp.server.app", *common, "--part", "last"))
+        program = stack.enter_context(running_server(bundle, "--insecure", "--part", "last"))
         for part in range(count - 1, 1, -1):
-            flags = ("--part", part, "--upstream", program.address, "--upstream-insecure")
-            own = ("--exit-threshold", thresholds[part - 1])
-            program = stack.enter_context(running("offramp.server.app", *common, *flags, *own))
+            flags = ("--insecure", "--part", part, "--exit-threshold", thresholds[part - 1])
+            upstream = ("--upstream", program.address, "--upstream-insecure")
+            program = stack.enter_context(running_server(bundle, *flags, *upstream))
         command = [
             *(sys.executable, "-m", "offramp.device.app", "--bundle", bundle, "--server", program.address),
-            *(
-                "--insecure",
-                "--json",
-                "--timeout",
-                30,
-                "--threshold",
-                thresholds[0],
-                "--window",
-                window,
-                photos,
-            ),
+            *("--insecure", "--json", "--timeout", 30, "--threshold", thresholds[0], "--window", window),
+            photos,
         ]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
     records = [json.loads(line) for line in done.stdout.splitlines()][:-1]

@@ -9,7 +9,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from offramp.common.settings import Fraction, Listed, Port, ProviderNames, Seconds, Settings, Several
+from offramp.common.settings import (
+    Fraction,
+    Listed,
+    MetricsHost,
+    MetricsPort,
+    ProviderNames,
+    Seconds,
+    Settings,
+    Several,
+)
 
 
 class ServerSettings(Settings):
@@ -119,12 +128,8 @@ class ServerSettings(Settings):
     reload_interval: Seconds = Field(
         2.0, description="how often bundles and tokens are looked at for changes", examples=["SECONDS"]
     )
-    metrics_host: str = Field(
-        "127.0.0.1", description="address that /metrics is served on", examples=["HOST"]
-    )
-    metrics_port: Port | None = Field(
-        None, description="serve Prometheus metrics on this port; 0 takes a free one", examples=["PORT"]
-    )
+    metrics_host: MetricsHost = "127.0.0.1"
+    metrics_port: MetricsPort = None
     page: bool = Field(
         False, description="serve a live page at / beside /metrics; shows the addresses of devices"
     )

@@ -31,17 +31,7 @@ class Upstream:
         """What the command line says; None without ``--upstream``. Raises ConfigError."""
         if not settings.upstream:
             return None
-        security = Security(
-            tls=settings.upstream_tls,
-            ca=settings.upstream_tls_ca,
-            certificate=settings.upstream_tls_cert,
-            key=settings.upstream_tls_key,
-            server_name=settings.upstream_tls_server_name,
-            token_file=settings.upstream_token_file,
-            proxy=settings.upstream_proxy,
-            prefix="upstream-",
-            address=FLAG,
-        )
+        security = Security.of(settings, "upstream-", FLAG)
         for address in settings.upstream:
             security.check(split_address(FLAG, address)[0], settings.upstream_insecure)
         pace = Pace(settings.upstream_timeout, settings.upstream_window, waits=False)

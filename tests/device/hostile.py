@@ -268,3 +268,13 @@ BREAKERS: list[tuple[str, Script, str]] = [
     ("draining without end", flooding(draining()), "sends messages without end"),
 ]  # fmt: skip
 """Name, script, and what the device says of it."""
+
+
+def breaking_at_the_second(requests: Requests, context: Context) -> Iterator[bytes]:
+    """Answers one frame, and breaks the stream at the next."""
+    next(requests)
+    yield accepted()
+    numbers = sequences(requests)
+    yield reply(next(numbers))
+    next(numbers)
+    context.abort(grpc.StatusCode.UNAVAILABLE, "gone")

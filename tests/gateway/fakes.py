@@ -43,18 +43,7 @@ class FakeLink:
     def total(self) -> WireBytes | None:
         return None
 
-    def offload(
-        self,
-        codec: CodecId,
-        payload: bytes,
-        done: Callable[[Outcome], None],
-        *,
-        late: Callable[[Answer], None] | None = None,
-        background: bool = False,
-        behind: bool = False,
-        deadline: float | None = None,
-        trace: bytes = b"",
-    ) -> None:
+    def offload(self, codec: CodecId, payload: bytes, done: Callable[[Outcome], None], **_: object) -> None:
         self.seen.append(payload)
         refusal = self.refuses(payload)
         outcome = refusal or Answer(payload[0] % 10, 0.8, None, 0.0, 0.0)

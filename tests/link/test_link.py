@@ -275,12 +275,7 @@ def test_frames_wait_for_the_next_stream_no_longer_than_their_deadline(linked: L
         if server.streams > 1:
             hostile.hold(context)
             return
-        next(requests)
-        yield hostile.accepted()
-        numbers = hostile.sequences(requests)
-        yield hostile.reply(next(numbers))
-        next(numbers)
-        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        yield from hostile.breaking_at_the_second(requests, context)
 
     with hostile.hostile(script) as server, linked(server.port, timeout=1) as device:
         device.offload(1)

@@ -40,12 +40,7 @@ def breaks_once(later: Script) -> Script:
         if next(streams):
             yield from later(requests, context)
             return
-        next(requests)
-        yield hostile.accepted()
-        numbers = hostile.sequences(requests)
-        yield hostile.reply(next(numbers))
-        next(numbers)
-        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        yield from hostile.breaking_at_the_second(requests, context)
 
     return script
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 
 from offramp.common.errors import ConfigError, MessageError, OfframpError, OverloadError, UnavailableError
@@ -227,16 +225,8 @@ def test_all_servers_gone_is_said_once_of_each(linked: LinkTo, caplog: pytest.Lo
 
 
 def test_frames_of_a_server_that_goes_are_answered_by_the_next(linked: LinkTo) -> None:
-    def leaves(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        next(requests)
-        yield hostile.accepted()
-        numbers = hostile.sequences(requests)
-        yield hostile.reply(next(numbers))
-        next(numbers)
-        context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-
     with (
-        hostile.hostile(leaves) as first,
+        hostile.hostile(hostile.breaking_at_the_second) as first,
         hostile.hostile(hostile.echo()) as second,
         linked(first.port, second.port) as device,
     ):

@@ -5,8 +5,8 @@
  *   'K', two bytes of a device's number, four of the first number and 16 of a key: as offramp_set_key
  *   'R', two bytes of size, little-endian, and a reply -> reply STATUS CLASS CONFIDENCE PART ERROR
  *
- * Numbers are decimal; a confidence is eight hexadecimal digits, a float32's bits; a datagram is hexadecimal, - where
- * there is none. Exit status 0 at the end of the input between two records, 1 within one or after a record of another
+ * Numbers are decimal; a confidence is eight hexadecimal digits, a float32's bits; a datagram is hexadecimal, or
+ * -. Exit status 0 at the end of the input between two records, 1 within one or after a record of another
  * kind. port.h has what differs from machine to machine. */
 #include "offramp.h"
 #include "port.h"

@@ -40,7 +40,7 @@ typedef struct {
 typedef struct {
     offramp_answer early;    /* of the early exit, also where it is unsure */
     const uint8_t *datagram; /* to send, valid until the next call; NULL where the early exit is sure */
-    size_t size;             /* its bytes, 0 where there is none */
+    size_t size;             /* its bytes, 0 without a datagram */
 } offramp_result;
 
 /* Class names, UTF-8, in the order of their indices. */
