@@ -50,7 +50,7 @@ PASSING = frozenset((ReplyError.OVERLOADED, ReplyError.INTERNAL, ReplyError.EXPI
 def outcome_of(
     reply: Reply, parts: int, message_bytes: float, wire_bytes: float, sends: int = 1
 ) -> Answer | Refusal:
-    """What a reply says. parts: how many the bundle has; bytes: of the request, each time, and of the reply."""
+    """What a reply says. parts: how many the bundle has; bytes: of each request that went out, and of it."""
     if reply.error:
         cause = Cause.UNAVAILABLE if reply.error in PASSING else Cause.REFUSED
         return Refusal(f"refused ({error_name(reply.error)})", cause, sends)
