@@ -50,7 +50,8 @@ def test_a_signal_drains_and_exits_with_0(run: Processes, toy_bundle: Bundle, nu
         stream.send(writer.pack(good_frames(toy_bundle, 64, first=65)))
         with stream_to(server.address, toy_bundle) as late:
             late.send(frame.hello(toy_bundle.digest))
-            with pytest.raises(Ended, match="UNAVAILABLE"):
+            # gRPC cancels a call on a connection that it had just let in; a device takes both as "not here".
+            with pytest.raises(Ended, match="UNAVAILABLE|CANCELLED"):
                 late.receive()
         found = stream.end()
         assert sorted(reply.sequence for reply in found) == list(range(65, 129))
