@@ -52,7 +52,7 @@ def test_a_signal_drains_and_exits_with_0(run: Processes, toy_bundle: Bundle, nu
             late.send(frame.hello(toy_bundle.digest))
             # gRPC cancels a call on a connection that it had just let in; a device takes both as "not here".
             # One that it let through is asked to leave at once.
-            with pytest.raises(Ended, match="UNAVAILABLE|CANCELLED|asked to leave"):
+            with pytest.raises(Ended, match=r"UNAVAILABLE|CANCELLED|asked to leave"):
                 while (message := late.receive()) is not None and not message.HasField("draining"):
                     assert message.HasField("accepted")
                 raise Ended("asked to leave", "")
