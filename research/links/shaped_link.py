@@ -135,9 +135,9 @@ def shaped_link(
     """
     number = next(_numbers)
     device, server = (f"offramp-{os.getpid()}-{number}-{side}" for side in ("device", "server"))
-    made, hop = (device, server), 0
+    made, hop = [device, server], 0
     if after is not None:
-        device, made, hop = after._server, (server,), after.hop + 1
+        device, made, hop = after._server, [server], after.hop + 1
     hosts = DEVICE_HOST.format(hop), SERVER_HOST.format(hop)
     try:
         for namespace in made:
