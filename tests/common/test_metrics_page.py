@@ -201,7 +201,7 @@ def test_hundreds_of_viewers_are_refused_and_scrapes_go_on(
     monkeypatch.setattr(metrics_page, "CONNECTION_SECONDS", 0.3)  # a viewer has no such end
     monkeypatch.setattr(viewers_module, "PERIOD_SECONDS", 0.1)
     before = threading.active_count()
-    viewers = []
+    viewers: list[socket.socket] = []
     try:
         viewers.extend(look(paged) for _ in range(VIEWERS))
         for viewer in viewers:

@@ -82,10 +82,11 @@ def _list_operators_once() -> None:
 
     Where that has another name, an export takes this third longer.
     """
-    with suppress(ImportError, AttributeError):
-        from torch.onnx._internal._lazy_import import onnxscript_apis
+    with suppress(ImportError, AttributeError, KeyError):
+        from torch.onnx._internal import _lazy_import
 
-        onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
+        library: Any = vars(_lazy_import)["onnxscript_apis"]
+        library.get_torchlib_ops = cache(library.get_torchlib_ops)
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
