@@ -4,7 +4,8 @@
 
 Takes `arm-none-eabi-gcc` and `qemu-system-arm`. Every image is sent, so that every datagram is compared
 with what the product sends for it. Instructions are counted by QEMU (`-icount`: its clock goes on by
-2^SHIFT ns with each), read from the core's system timer.
+2^SHIFT ns with each), read from the core's system timer. Those of each layer come from a second build, which
+reads the timer around every row; what a reading takes is taken off.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offramp.cli.export_c.emit import write_files
-from offramp.cli.export_c.program import make_program
+from offramp.cli.export_c.program import Program, make_program
 from offramp.common.bundle.load import load_bundle
 from offramp.common.inputs.pictures import decode
 from offramp.common.part.engine import Engine
 from offramp.common.wire.datagram import Datagrams
 
-SHIFT = 5
+SHIFT = 8
 TICK_NS = 40
 """The board's clock: 25 MHz."""
+LAYERED = 4
+"""Images of the second build: a layer takes the same for each but for the coder's part."""
+TICKS = "-DOFFRAMP_NO_HEAP -DOFFRAMP_TICKS"
 UNWANTED = {"malloc", "_sbrk", "__aeabi_dadd", "__aeabi_dmul", "__aeabi_ddiv", "__aeabi_f2d"}
 """What no firmware may need."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -60,19 +65,18 @@ def measured(bundle_path: Path, folder: Path, count: int) -> dict[str, Any]:
         work = Path(name)
         for file, data in write_files(program).items():
             (work / file).write_bytes(data)
-        pixels = [b"I" + np.ascontiguousarray(each.transpose(1, 2, 0)).tobytes() for each in images]
-        (work / "offramp.in").write_bytes(b"".join([struct.pack("<cf", b"T", 1.0), *pixels]))
-        defines = "DEFINES=-DOFFRAMP_NO_HEAP -DOFFRAMP_TICKS"
-        subprocess.run(["make", "-s", "firmware", defines], cwd=work, check=True)
-        sizes = subprocess.run(
-            ["arm-none-eabi-size", "build/offramp.elf"], cwd=work, check=True, capture_output=True, text=True
-        ).stdout
-        names = subprocess.run(
-            ["arm-none-eabi-nm", "build/offramp.elf"], cwd=work, check=True, capture_output=True, text=True
-        ).stdout.split()
-        run = [*QEMU.split(), "-icount", f"shift={SHIFT}", "-semihosting-config", SEMIHOSTING]
-        subprocess.run([*run, "-kernel", "build/offramp.elf"], cwd=work, check=True)
-        _, *lines = (work / "offramp.out").read_text().splitlines()
+        layered = run(work, images[:LAYERED], f"{TICKS} -DOFFRAMP_LAYER_TICKS")
+        lines = run(work, images, TICKS)
+        sizes, names = (
+            subprocess.run(
+                [f"arm-none-eabi-{tool}", "build/offramp.elf"],
+                cwd=work,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+            for tool in ("size", "nm")
+        )
     text, initialised, bss = map(int, re.findall(r"\d+", sizes.splitlines()[1])[:3])
     symbols, probabilities = Engine(bundle).head(images)
     datagrams = Datagrams(bundle.digest, len(bundle.manifest.classes), len(bundle.manifest.parts))
@@ -80,7 +84,7 @@ def measured(bundle_path: Path, folder: Path, count: int) -> dict[str, Any]:
     apart, ticks, sent = 0.0, [], []
     threshold = np.float32(bundle.manifest.threshold)
     for number, (line, mine, early) in enumerate(zip(lines, symbols, probabilities, strict=True)):
-        _, best, confidence, _, datagram, _, spent = line.split()
+        _, best, confidence, _, datagram, _, spent = line.split()[:7]
         (probability,) = struct.unpack(">f", bytes.fromhex(confidence))
         wanted = datagrams.request(number, *bundle.codec.encode(mine))
         same += int(bytes.fromhex(datagram) == wanted and int(best) == int(early.argmax()))
@@ -95,16 +99,51 @@ def measured(bundle_path: Path, folder: Path, count: int) -> dict[str, Any]:
         "same_decision": decided,
         "confidence_apart_at_most": apart,
         "macs": program.macs,
-        "instructions_mean": round(float(np.mean(ticks)) * TICK_NS / 2**SHIFT),
+        "instructions_mean": round(instructions(np.mean(ticks))),
         "ram_bytes": program.ram_bytes,
         "ram_bytes_with_the_test_program": initialised + bss,
         "flash_bytes": text + initialised,
         "whole_tensors_bytes": program.report()["whole_tensors_bytes"],
         "picture_bytes": program.report()["picture_bytes"],
-        "heap_or_double_precision": sorted(UNWANTED & set(names)),
+        "heap_or_double_precision": sorted(UNWANTED & set(names.split())),
         "datagram_bytes_mean": round(float(np.mean(sent)), 1),
         "early_exit_rate": float((probabilities.max(axis=1) > threshold).mean()),
+        "layers": of_layers(program, layered, instructions(np.mean(ticks[:LAYERED]))),
     }
+
+
+def run(work: Path, images: NDArray[np.uint8], defines: str) -> list[str]:
+    """What the firmware says of each image, all sent."""
+    pixels = [b"I" + np.ascontiguousarray(each.transpose(1, 2, 0)).tobytes() for each in images]
+    (work / "offramp.in").write_bytes(b"".join([struct.pack("<cf", b"T", 1.0), *pixels]))
+    subprocess.run(["make", "-s", "clean", "firmware", f"DEFINES={defines}"], cwd=work, check=True)
+    command = [*QEMU.split(), "-icount", f"shift={SHIFT}", "-semihosting-config", SEMIHOSTING]
+    subprocess.run([*command, "-kernel", "build/offramp.elf"], cwd=work, check=True)
+    _, *lines = (work / "offramp.out").read_text().splitlines()
+    return lines
+
+
+def instructions(ticks: Any) -> float:
+    """Instructions in so many cycles of the timer."""
+    return float(ticks) * TICK_NS / 2**SHIFT
+
+
+def of_layers(program: Program, lines: list[str], whole: float) -> list[dict[str, Any]]:
+    """Instructions of each layer, and what is left of the whole: the exit, the coder and the datagram."""
+    ticks = np.array([line.partition(" layers ")[2].split() for line in lines], float)
+    readings = np.outer(ticks[:, 0], np.bincount(program.schedule.steps))
+    spent = (ticks[:, 1:] - readings).mean(axis=0)
+    found = [
+        {
+            "name": layer.name,
+            "kind": layer.kind.value.lower(),
+            "macs": program.network.macs(layer),
+            "instructions": round(instructions(each)),
+        }
+        for layer, each in zip(program.network.layers, spent, strict=True)
+    ]
+    rest = round(whole) - sum(each["instructions"] for each in found)
+    return [*found, {"name": "exit, coder and datagram", "kind": "", "macs": 0, "instructions": rest}]
 
 
 if __name__ == "__main__":

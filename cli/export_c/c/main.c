@@ -11,6 +11,10 @@
 #include "offramp.h"
 #include "port.h"
 
+#ifdef OFFRAMP_LAYER_TICKS
+#include "offramp_layers.h"
+#endif
+
 #include <string.h>
 
 enum { LINE = 128, MOST_REPLY = 512 };
@@ -83,6 +87,13 @@ static int take_image(void)
         put(" ticks");
         put_number(ticks);
     }
+#ifdef OFFRAMP_LAYER_TICKS
+    uint32_t start = port_ticks(), reading = port_ticks() - start;
+    put(" layers");
+    put_number(reading);
+    for (uint32_t i = 0; i < OFFRAMP_LAYERS; i++)
+        put_number(offramp_layer_ticks[i]);
+#endif
     return 1;
 }
 

@@ -9,6 +9,11 @@
 #include <math.h>
 #include <string.h>
 
+#ifdef OFFRAMP_LAYER_TICKS
+#include "port.h"
+uint32_t offramp_layer_ticks[OFFRAMP_LAYERS];
+#endif
+
 #if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && !defined(OFFRAMP_PORTABLE)
 #include <arm_acle.h>
 #define HAVE_DSP
@@ -305,9 +310,15 @@ void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits)
     image = pixels;
     memory = arena;
     memset(done, 0, sizeof done);
+#ifdef OFFRAMP_LAYER_TICKS
+    memset(offramp_layer_ticks, 0, sizeof offramp_layer_ticks);
+#endif
     for (uint32_t step = 0; step < OFFRAMP_STEPS; step++) {
         const offramp_layer *l = &offramp_layers[offramp_steps[step]];
         uint32_t row = done[offramp_steps[step]]++;
+#ifdef OFFRAMP_LAYER_TICKS
+        uint32_t before = port_ticks();
+#endif
         switch ((offramp_kind)l->kind) {
         case OFFRAMP_CONV:
             conv_row(l, row);
@@ -338,5 +349,8 @@ void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits)
             logits_of(l, logits);
             break;
         }
+#ifdef OFFRAMP_LAYER_TICKS
+        offramp_layer_ticks[offramp_steps[step]] += port_ticks() - before;
+#endif
     }
 }

@@ -52,6 +52,11 @@ extern const uint8_t offramp_steps[]; /* the layer of each step, which makes its
 /* Head and early exit: the symbols to the arena, the logits to OFFRAMP_CLASSES floats. */
 void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits);
 
+#ifdef OFFRAMP_LAYER_TICKS
+/* What each layer took for the last image, with one reading of the clock for each of its rows. */
+extern uint32_t offramp_layer_ticks[];
+#endif
+
 /* The payload of the symbols, at arena + OFFRAMP_PAYLOAD_AT; returns its bytes, 0 where the raw symbols are no longer. */
 size_t offramp_encode(uint8_t *arena);
 
