@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from microcontroller_cycles import executed
 from numpy.typing import NDArray
 
 from offramp.cli.export_c.emit import write_files
 from offramp.cli.export_c.program import Program, make_program
-from offramp.common.bundle.load import load_bundle
+from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.inputs.pictures import decode
 from offramp.common.part.engine import Engine
 from offramp.common.wire.datagram import Datagrams
@@ -38,8 +39,11 @@ TICKS = "-DOFFRAMP_NO_HEAP -DOFFRAMP_TICKS"
 UNWANTED = {"malloc", "_sbrk", "__aeabi_dadd", "__aeabi_dmul", "__aeabi_ddiv", "__aeabi_f2d"}
 """What no firmware may need."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-QEMU = "qemu-system-arm -M mps2-an386 -display none -monitor none -serial none"
-SEMIHOSTING = "enable=on,target=native"
+QEMU = [
+    *["qemu-system-arm", "-M", "mps2-an386", "-display", "none", "-monitor", "none", "-serial", "none"],
+    *["-semihosting-config", "enable=on,target=native", "-kernel", "build/offramp.elf"],
+]
+LOGGED = ["-d", "in_asm,exec,nochain", "-D", "/dev/stdout"]
 
 
 def main() -> None:
@@ -51,21 +55,27 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--count", type=int, default=300)
     arguments = parser.parse_args()
-    print(json.dumps(measured(arguments.bundle, arguments.images, arguments.count), indent=1))
+    bundle = load_bundle(arguments.bundle)
+    found = measured(bundle, chosen(bundle, arguments.images, arguments.count))
+    print(json.dumps(found, indent=1))
 
 
-def measured(bundle_path: Path, folder: Path, count: int) -> dict[str, Any]:
-    """Every figure of one bundle."""
-    bundle = load_bundle(bundle_path)
+def chosen(bundle: Bundle, folder: Path, count: int) -> NDArray[np.uint8]:
+    """So many pictures of a folder, evenly over its names, uint8 [N, 3, H, W] as the head takes them."""
     files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in PICTURES)
     files = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)]
-    images = np.stack([decode(each.name, each.read_bytes(), bundle.manifest.preprocessing) for each in files])
+    return np.stack([decode(each.name, each.read_bytes(), bundle.manifest.preprocessing) for each in files])
+
+
+def measured(bundle: Bundle, images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Every figure of one bundle."""
     program = make_program(bundle)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for file, data in write_files(program).items():
             (work / file).write_bytes(data)
         layered = run(work, images[:LAYERED], f"{TICKS} -DOFFRAMP_LAYER_TICKS")
+        cycles = cycles_of(work, images[0])
         lines = run(work, images, TICKS)
         sizes, names = (
             subprocess.run(
@@ -108,19 +118,36 @@ def measured(bundle_path: Path, folder: Path, count: int) -> dict[str, Any]:
         "heap_or_double_precision": sorted(UNWANTED & set(names.split())),
         "datagram_bytes_mean": round(float(np.mean(sent)), 1),
         "early_exit_rate": float((probabilities.max(axis=1) > threshold).mean()),
+        "datagram_bytes": sent,
+        "unsure": [not each > threshold for each in probabilities.max(axis=1)],
+        "cycles_an_instruction": cycles,
         "layers": of_layers(program, layered, instructions(np.mean(ticks[:LAYERED]))),
     }
 
 
-def run(work: Path, images: NDArray[np.uint8], defines: str) -> list[str]:
-    """What the firmware says of each image, all sent."""
+def prepare(work: Path, images: NDArray[np.uint8], defines: str) -> None:
+    """Compile the firmware, and write what it reads: these images, all to be sent."""
     pixels = [b"I" + np.ascontiguousarray(each.transpose(1, 2, 0)).tobytes() for each in images]
     (work / "offramp.in").write_bytes(b"".join([struct.pack("<cf", b"T", 1.0), *pixels]))
     subprocess.run(["make", "-s", "clean", "firmware", f"DEFINES={defines}"], cwd=work, check=True)
-    command = [*QEMU.split(), "-icount", f"shift={SHIFT}", "-semihosting-config", SEMIHOSTING]
-    subprocess.run([*command, "-kernel", "build/offramp.elf"], cwd=work, check=True)
+
+
+def run(work: Path, images: NDArray[np.uint8], defines: str) -> list[str]:
+    """What the firmware says of each image."""
+    prepare(work, images, defines)
+    subprocess.run([*QEMU, "-icount", f"shift={SHIFT}"], cwd=work, check=True)
     _, *lines = (work / "offramp.out").read_text().splitlines()
     return lines
+
+
+def cycles_of(work: Path, image: NDArray[np.uint8]) -> dict[str, float]:
+    """Cycles of a Cortex-M4 for each instruction, modelled; of the whole program, for one image."""
+    prepare(work, image[None], "-DOFFRAMP_NO_HEAP")
+    with subprocess.Popen([*QEMU, *LOGGED], cwd=work, stdout=subprocess.PIPE) as qemu:
+        assert qemu.stdout is not None
+        found = executed(qemu.stdout)
+    bounds = {"least": found.least, "middle": found.middle, "most": found.most}
+    return {name: round(each / found.instructions, 3) for name, each in bounds.items()}
 
 
 def instructions(ticks: Any) -> float:
