@@ -33,7 +33,7 @@ from offramp.common.wire.datagram import Datagrams
 SHIFT = 8
 TICK_NS = 40
 """The board's clock: 25 MHz."""
-LAYERED = 4
+LAYERED = 2
 """Images of the second build: a layer takes the same for each but for the coder's part."""
 TICKS = "-DOFFRAMP_NO_HEAP -DOFFRAMP_TICKS"
 UNWANTED = {"malloc", "_sbrk", "__aeabi_dadd", "__aeabi_dmul", "__aeabi_ddiv", "__aeabi_f2d"}

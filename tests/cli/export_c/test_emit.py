@@ -228,7 +228,7 @@ def test_firmware_on_a_cortex_m4() -> None:
         "models/digits-mobilenetv2-exit12",
         "examples/digits",
         "--count",
-        "6",
+        "4",
     ]
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
@@ -236,9 +236,37 @@ def test_firmware_on_a_cortex_m4() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
 
-    assert (found["images"], found["same_class_and_datagram"], found["same_decision"]) == (6, 6, 6)
+    assert (found["images"], found["same_class_and_datagram"], found["same_decision"]) == (4, 4, 4)
     assert found["heap_or_double_precision"] == []
     assert found["macs"] < found["instructions_mean"] < 8 * found["macs"]
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    whole = sum(layer["instructions"] for layer in layers.values())
+    assert whole == pytest.approx(found["instructions_mean"], rel=0.01)
+    assert layers["block3.C1"]["macs"] < layers["block3.C1"]["instructions"] < found["instructions_mean"] / 4
+    assert 0 < layers["exit, coder and datagram"]["instructions"] < found["instructions_mean"] / 20
+    cycles = found["cycles_an_instruction"]
+    assert 1 < cycles["least"] < cycles["middle"] < cycles["most"] < 2
+
+
+AARCH64 = [tool for tool in ("aarch64-linux-gnu-gcc", "qemu-aarch64") if shutil.which(tool) is None]
+
+
+@pytest.mark.skipif(bool(AARCH64), reason=f"needs {', '.join(AARCH64)}")
+def test_a_static_program_for_aarch64(tmp_path: Path) -> None:
+    """The product's bytes on another processor, and less than 1 MB."""
+    bundle = load_bundle(ROOT / "models/digits-mobilenetv2-exit12")
+    for name, data in write_files(make_program(bundle)).items():
+        (tmp_path / name).write_bytes(data)
+    subprocess.run(
+        ["make", "-s", "CC=aarch64-linux-gnu-gcc", "CFLAGS=-O2 -static -s"], cwd=tmp_path, check=True
+    )
+    built = tmp_path / "build" / "offramp-head"
+    emulated = tmp_path / "emulated"
+    emulated.write_text(f"#!/bin/sh\nexec qemu-aarch64 '{built}'\n")
+    emulated.chmod(0o755)
+
+    check(bundle, emulated, digits(3))
+    assert built.stat().st_size < 1_000_000
 
 
 @pytest.mark.skipif(shutil.which("cppcheck") is None, reason="needs cppcheck")
