@@ -94,7 +94,8 @@ def measured(bundle: Bundle, images: NDArray[np.uint8]) -> dict[str, Any]:
     apart, ticks, sent = 0.0, [], []
     threshold = np.float32(bundle.manifest.threshold)
     for number, (line, mine, early) in enumerate(zip(lines, symbols, probabilities, strict=True)):
-        _, best, confidence, _, datagram, _, spent = line.split()[:7]
+        _, best, confidence, _, datagram = line.split()[:5]
+        spent = line.partition(" ticks ")[2].split()[0]
         (probability,) = struct.unpack(">f", bytes.fromhex(confidence))
         wanted = datagrams.request(number, *bundle.codec.encode(mine))
         same += int(bytes.fromhex(datagram) == wanted and int(best) == int(early.argmax()))

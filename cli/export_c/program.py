@@ -48,6 +48,8 @@ class Program:
         """Everything in flash that is not code."""
         names = sum(len(name.encode()) + 5 for name in self.bundle.manifest.classes)
         tables = table_bytes(self.network, self.schedule)
+        if (unknown := self.bundle.manifest.unknown) is not None:
+            tables += 4 * (len(unknown.centres) + 1) * len(unknown.deviations)
         return self.weight_bytes + tables + self.coder.flash_bytes + names
 
     @property

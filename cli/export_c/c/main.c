@@ -1,7 +1,7 @@
 /* A program around the three calls, for a PC and for a microcontroller alike: records in, a line out for each.
  *
  *   'T' and a float32, little-endian: start again with this threshold
- *   'I' and an image's pixels   -> image CLASS CONFIDENCE BYTES DATAGRAM
+ *   'I' and an image's pixels   -> image CLASS CONFIDENCE BYTES DATAGRAM, and unknown where it is
  *   'K', two bytes of a device's number, four of the first number and 16 of a key: as offramp_set_key
  *   'R', two bytes of size, little-endian, and a reply -> reply STATUS CLASS CONFIDENCE PART ERROR
  *
@@ -83,6 +83,8 @@ static int take_image(void)
     put(result.size ? " " : " -");
     for (size_t i = 0; i < result.size; i++)
         put_hex(result.datagram[i], 2);
+    if (result.unknown)
+        put(" unknown");
     if (ticks) {
         put(" ticks");
         put_number(ticks);

@@ -49,6 +49,10 @@ extern const offramp_tensor offramp_tensors[];
 extern const offramp_layer offramp_layers[];
 extern const uint8_t offramp_steps[]; /* the layer of each step, which makes its next row */
 
+/* What a bundle with a score for unknown images knows of its code: of each class or of all, mean and then deviation of
+ * each channel; and how far these are spread. */
+extern const float offramp_centres[], offramp_deviations[];
+
 /* Head and early exit: the symbols to the arena, the logits to OFFRAMP_CLASSES floats. */
 void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits);
 

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from offramp.cli.export_c.emit import digest_crc, literal, write_files
 from offramp.cli.export_c.program import make_program
 from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.unknown import Unknown
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ChecksumError, PeerError
 from offramp.common.inputs.pictures import decode
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine
+from offramp.common.part.unknown import UnknownScore, features
 from offramp.common.wire.datagram import Datagrams, Reply, crc24
 from offramp.common.wire.seal import DeviceKey
 from tests.cli.export_c import toy_heads
@@ -56,7 +58,7 @@ def check(bundle: Bundle, program: Path, images: NDArray[np.uint8]) -> list[byte
     return [each.datagram for each in found]
 
 
-@pytest.mark.parametrize("codec", ["rans", "context", "raw"])
+@pytest.mark.parametrize("codec", ["rans", "context", "huffman", "raw"])
 def test_an_awkward_network_gives_the_same_bytes(codec: str, tmp_path: Path) -> None:
     """Odd sides, uneven borders, a kernel over columns; with each codec, and where it is longer than raw."""
     bundle = toy_heads.write(tmp_path / "bundle", codec)
@@ -68,6 +70,29 @@ def test_an_awkward_network_gives_the_same_bytes(codec: str, tmp_path: Path) -> 
     assert used == ({CodecId.RAW} if codec == "raw" else {CodecId.BUNDLE, CodecId.RAW}), (
         "tests less than it says"
     )
+
+
+def test_unknown_images_are_those_of_the_product(tmp_path: Path) -> None:
+    """With a centre for each class, and one for all; half of the images are beyond the limit."""
+    images = toy_heads.images(40)
+    symbols, probabilities = Engine(toy_heads.write(tmp_path / "plain", "raw")).head(images)
+    found = features(symbols)
+    for name, centres in (("one", found[:1]), ("each", found[:3])):
+        unknown = {
+            "centres": centres.tolist(),
+            "deviations": (found.std(axis=0) + 0.5).tolist(),
+            "threshold": 0.0,
+            "false_alarms": 0.05,
+        }
+        away = UnknownScore(Unknown.model_validate(unknown)).scores(symbols, probabilities)
+        unknown["threshold"] = float(np.sort(away)[19:21].mean())
+        bundle = toy_heads.write(tmp_path / name, "raw", unknown=unknown)
+        program = toy_heads.build(make_program(bundle), tmp_path / f"c-{name}", *toy_heads.SANITIZERS)
+
+        lines = run(program, [image_record(each) for each in images])
+
+        assert [line.endswith(" unknown") for line in lines] == (away > unknown["threshold"]).tolist()
+        assert sum(line.endswith(" unknown") for line in lines) == 20
 
 
 def test_replies_are_read_as_the_product_reads_them(tmp_path: Path) -> None:
