@@ -212,7 +212,10 @@ def report(
 
 
 def _table(cuts: Sequence[Cut], macs: int, board: Board | None) -> list[str]:
-    head = ("cut after", "crosses", "bytes", "head MACs", "", "head weights", "tail weights", "holds")
+    head: tuple[str, ...] = (
+        *("cut after", "crosses", "bytes", "head MACs", ""),
+        *("head weights", "tail weights", "holds"),
+    )
     if board is not None:
         head = (*head, "RAM", "flash", "fits")
     rows = [

@@ -98,7 +98,7 @@ def _defines(program: Program) -> dict[str, Any]:
         "CENTRES": 0 if unknown is None else len(unknown.centres),
         "UNKNOWN_THRESHOLD": "0.0f"
         if unknown is None
-        else next(iter(floats(np.float32([unknown.threshold])))),
+        else next(iter(floats(np.array([unknown.threshold], np.float32)))),
         "DIGEST": "{" + ", ".join(map(str, program.bundle.digest)) + "}",
         "DIGEST_CRC": f"{digest_crc(program.bundle.digest):#x}u",
         "ARENA_BYTES": program.arena.bytes,

@@ -133,7 +133,8 @@ class _Walk:
         self.of[node] = node.name
 
     def _conv(self, node: fx.Node) -> None:
-        data, weights, _, stride, pad, dilation, groups = (*node.args, *_DEFAULTS[len(node.args) :])
+        given: tuple[Any, ...] = (*node.args, *_DEFAULTS[len(node.args) :])
+        data, weights, _, stride, pad, dilation, groups = given
         source = self.tensors[self._tensor(data)]
         outputs, inputs, high, wide = _shape(weights)
         depthwise = groups > 1

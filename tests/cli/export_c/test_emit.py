@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_unknown_images_are_those_of_the_product(tmp_path: Path) -> None:
     symbols, probabilities = Engine(toy_heads.write(tmp_path / "plain", "raw")).head(images)
     found = features(symbols)
     for name, centres in (("one", found[:1]), ("each", found[:3])):
-        unknown = {
+        unknown: dict[str, Any] = {
             "centres": centres.tolist(),
             "deviations": (found.std(axis=0) + 0.5).tolist(),
             "threshold": 0.0,
