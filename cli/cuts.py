@@ -15,6 +15,7 @@ from offramp.common.arguments import Parser, byte_count
 from offramp.common.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    from offramp.training.split.capture import Captured
     from offramp.training.split.cuts import Cut, Cuts
     from offramp.training.split.model import Model
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--plot {arguments.plot}: expected a file named {', '.join(PLOT_SUFFIXES)}")
 
     # Only here, so that --help and a wrong flag need no torch.
-    from offramp.training.split.capture import capture, closure
+    from offramp.training.split.capture import capture
     from offramp.training.split.cuts import find_cuts
     from offramp.training.split.model import load_model
 
@@ -82,16 +83,8 @@ def main(argv: Sequence[str]) -> int:
         )
     board = None
     if arguments.ram is not None or arguments.flash is not None:
-        nodes = {node.name: node for node in captured.graph.graph.nodes}
-        heads = {cut.name: (closure(nodes[cut.node]), nodes[cut.node]) for cut in found.cuts}
-        board = Board(
-            {
-                name: needs_of([node for node in nodes.values() if node in head], end)
-                for name, (head, end) in heads.items()
-            },
-            arguments.ram,
-            arguments.flash,
-        )
+        shown = found.cuts if arguments.all or arguments.json else found.places()
+        board = Board(_needs(captured, shown), arguments.ram, arguments.flash)
     if arguments.plot is not None:
         plot(model.name, found, arguments.plot)
     if arguments.json:
@@ -99,6 +92,19 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("\n".join(report(model, shape, captured.classes, found, board, every=arguments.all)))
     return 0
+
+
+def _needs(captured: Captured, cuts: Sequence[Cut]) -> dict[str, Needs | None]:
+    """What the head of each cut needs as C."""
+    from offramp.training.split.capture import closure
+
+    nodes = {node.name: node for node in captured.graph.graph.nodes}
+    found = {}
+    for cut in cuts:
+        end = nodes[cut.node]
+        head = closure(end)
+        found[cut.name] = needs_of([node for node in nodes.values() if node in head], end)
+    return found
 
 
 @dataclass(frozen=True)

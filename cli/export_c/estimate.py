@@ -36,6 +36,7 @@ FOLDED = {
 }
 """Part of the layer before them."""
 LOOKUPS = {"silu", "silu_", "hardswish", "hardswish_", "sigmoid", "hardsigmoid", "gelu", "tanh", "leaky_relu"}
+PADS = {"pad", "constant_pad_nd"}
 MEANS = {"mean", "adaptive_avg_pool2d"}
 
 
@@ -74,6 +75,8 @@ class _Walk:
         self.layers: list[Layer] = []
         self.of: dict[fx.Node, str] = {}
         """The tensor that a node's value is in."""
+        self.padded: dict[fx.Node, tuple[fx.Node, int, int]] = {}
+        """Zeros around a tensor for the convolution behind them: what, and rows above and columns to the left."""
 
     def network(self, nodes: Iterable[fx.Node], end: fx.Node) -> Network | None:
         try:
@@ -110,6 +113,8 @@ class _Walk:
         name = operator_name(node)
         if name.startswith("conv2d"):
             self._conv(node)
+        elif name in PADS:
+            self._pad(node)
         elif name in FOLDED:
             self.of[node] = self._tensor(node.args[0])
         elif name in LOOKUPS:
@@ -132,9 +137,20 @@ class _Walk:
         self.layers.append(Layer(kind, node.name, inputs, node.name, **given, **more))
         self.of[node] = node.name
 
+    def _pad(self, node: fx.Node) -> None:
+        given: tuple[Any, ...] = node.args
+        source, sides, *rest = given
+        if len(sides) != 4 or min(sides) < 0:
+            raise _Unknown
+        if any(each not in ("constant", None, 0, 0.0) for each in rest):
+            raise _Unknown
+        left, _, top, _ = sides
+        self.padded[node] = source, top, left
+
     def _conv(self, node: fx.Node) -> None:
         given: tuple[Any, ...] = (*node.args, *_DEFAULTS[len(node.args) :])
         data, weights, _, stride, pad, dilation, groups = given
+        data, top, left = self.padded.get(data, (data, 0, 0))
         source = self.tensors[self._tensor(data)]
         outputs, inputs, high, wide = _shape(weights)
         depthwise = groups > 1
@@ -150,7 +166,7 @@ class _Walk:
             _empty(shape),
             kernel=(high, wide),
             stride=_two(stride),
-            pad=_two(pad),
+            pad=(_two(pad)[0] + top, _two(pad)[1] + left),
             bias=np.empty(outputs, np.int32),
             scale=np.empty(outputs, np.float32),
         )

@@ -36,7 +36,15 @@ def build(folder: Path) -> Path:
         each for each in sorted(sources.glob("*.c")) if each.name != "main.c" and "port_" not in each.name
     ]
     program = folder / "fuzz_reply"
-    command: list[str | Path] = ["clang", *toy_heads.FLAGS, *FLAGS, f"-I{sources}", HERE / "fuzz_reply.c", *parts, "-lm"]
+    command: list[str | Path] = [
+        "clang",
+        *toy_heads.FLAGS,
+        *FLAGS,
+        f"-I{sources}",
+        HERE / "fuzz_reply.c",
+        *parts,
+        "-lm",
+    ]
     subprocess.run([*command, "-o", program], check=True)
     return program
 
@@ -46,7 +54,13 @@ def fuzz(program: Path, seconds: int) -> int:
     corpus = program.parent / "reply"
     corpus.mkdir(exist_ok=True)
     limits = ["-max_len=64", "-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]
-    command: list[str | Path] = [program, f"-max_total_time={seconds}", f"-artifact_prefix={program.parent}/", *limits, corpus]
+    command: list[str | Path] = [
+        program,
+        f"-max_total_time={seconds}",
+        f"-artifact_prefix={program.parent}/",
+        *limits,
+        corpus,
+    ]
     return subprocess.run(command, check=False).returncode
 
 

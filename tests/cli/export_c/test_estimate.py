@@ -42,7 +42,7 @@ def needs(last: nn.Module) -> Needs | None:
 
 
 def test_a_heads_memory_and_flash() -> None:
-    found = needs(nn.Conv2d(8, 4, 3, 1, 1))
+    found = needs(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8, 4, 3)))
 
     assert found is not None
     # Rings of the sum: 3 rows of 5 x 8 for the depthwise layer, its results, and the symbols whole.
