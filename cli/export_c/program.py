@@ -15,7 +15,7 @@ from offramp.common.errors import BundleError, ConfigError
 
 HEADER_ROOM, TAG_BYTES = 16, 8
 """Before a payload: the datagram's header of 9 bytes at most; and behind it."""
-LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 32, 16, 280
+LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 36, 16, 280
 """Of a 32-bit machine; state: a key and what does not depend on the network."""
 CODE_BYTES = 11_500
 """About: GCC 12, -O2, Cortex-M4, with either coder."""
@@ -160,7 +160,8 @@ def buffers_of(network: Network, schedule: Schedule) -> list[Buffer]:
 
 
 def _patch(layer: Layer) -> int:
-    if layer.kind not in (Kind.CONV, Kind.REAL_CONV) or layer.kernel == (1, 1):
+    gathered = layer.kernel != (1, 1) or layer.levels.size > 0
+    if layer.kind not in (Kind.CONV, Kind.REAL_CONV) or not gathered:
         return 0
     return int(layer.weights[0].nbytes)
 

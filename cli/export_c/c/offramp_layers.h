@@ -39,10 +39,12 @@ typedef struct {
     uint8_t kernel_height, kernel_width, stride_y, stride_x, pad_top, pad_left;
     uint8_t input_zero, output_zero;
     uint16_t chunk; /* tables of a look-up; channels that a convolution in float adds up at a time */
+    uint16_t level_columns;
     const int8_t *weights;
     const float *reals;
     const int32_t *bias;
     const float *scale;
+    const float *levels; /* of a convolution in float whose input is bytes: 256 x level_columns */
 } offramp_layer;
 
 extern const offramp_tensor offramp_tensors[];
