@@ -109,6 +109,9 @@ def engine(work: Path) -> Iterator[Engine]:
     command = ["dockerd", "--host", address, "--data-root", work / "data", "--exec-root", work / "run"]
     # Compose makes networks of its own; what is built has this machine's.
     command += ["--pidfile", work / "docker.pid", "--bridge", "none"]
+    # It would leave chains behind, and a policy to drop what is forwarded. Without, a proxy publishes ports,
+    # and containers reach nothing outside.
+    command += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]
     (work / "docker.pid").unlink(missing_ok=True)
     with (work / "dockerd.log").open("w") as log:
         daemon = subprocess.Popen([str(word) for word in command], stdout=log, stderr=subprocess.STDOUT)
@@ -150,21 +153,22 @@ def base_name() -> str:
     return found[1]
 
 
-def import_base(docker: Engine, mirror: str) -> None:
+def import_base(docker: Engine, mirror: str, architecture: str = "amd64", name: str = "") -> None:
     """Debian as debootstrap makes it, under the name that the Dockerfile asks for, if the daemon has none."""
-    if docker.has(base_name()):
+    name = name or base_name()
+    if docker.has(name):
         return
-    tree = docker.work / "debian"
+    tree = docker.work / f"debian-{architecture}"
     shutil.rmtree(tree, ignore_errors=True)
-    log = docker.work / "debootstrap.log"
-    run("debootstrap", "--variant=minbase", "bookworm", tree, mirror, log=log)
+    log = docker.work / f"debootstrap-{architecture}.log"
+    run("debootstrap", f"--arch={architecture}", "--variant=minbase", "bookworm", tree, mirror, log=log)
     teach_pip(tree)
     archive = docker.work / "debian.tar"
     run("tar", "--numeric-owner", "-C", tree, "-cf", archive, ".")
-    docker.docker("import", archive, base_name())
+    docker.docker("import", "--platform", f"linux/{architecture}", archive, name)
     archive.unlink()
     shutil.rmtree(tree)
-    say(f"{base_name()}: imported")
+    say(f"{name}: imported, {architecture}")
 
 
 def teach_pip(tree: Path) -> None:
@@ -189,13 +193,13 @@ def teach_pip(tree: Path) -> None:
     (tree / "etc" / "pip.conf").write_text("\n".join(written) + "\n")
 
 
-def build(docker: Engine, targets: Sequence[tuple[str, str]]) -> None:
+def build(docker: Engine, targets: Sequence[tuple[str, str]], *options: str) -> None:
     """Build the Dockerfile's targets, each with its tag."""
     for target, tag in targets:
         docker.docker(
-            *("build", "--network", "host", "--target", target, "--tag", tag),
+            *("build", "--network", "host", "--target", target, "--tag", tag, *options),
             *("--file", DOCKERFILE, ROOT),
-            log=docker.work / f"{target}.log",
+            log=docker.work / f"{tag.replace('/', '-').replace(':', '-')}.log",
         )
         size = int(docker.docker("image", "inspect", "--format", "{{.Size}}", tag))
         say(f"{tag}: built, {size / 1e6:.0f} MB")

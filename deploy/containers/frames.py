@@ -1,0 +1,46 @@
+"""Run inside a device image: what the head of /bundle says of each picture in /images, one JSON line each.
+
+Two machines that print the same lines send the same bytes. ``frame`` is of a whole serialized message.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from pathlib import Path
+
+import numpy
+import onnxruntime
+
+from offramp.common.bundle.load import load_bundle
+from offramp.common.part.engine import Engine
+from offramp.common.wire.frame import Frame, FrameWriter
+from offramp.device import preprocess
+from offramp.device.head import run_head
+
+bundle = load_bundle("/bundle")
+engine = Engine(bundle, 1)
+engine.load_head()
+writer = FrameWriter()
+print(
+    json.dumps(
+        {
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "numpy": numpy.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        }
+    )
+)
+for number, path in enumerate(sorted(Path("/images").glob("*.png"))[: int(sys.argv[1])], 1):
+    found = run_head(engine, preprocess(path.read_bytes(), bundle))
+    codec, payload = bundle.codec.encode(found.symbols)
+    line = {
+        "name": path.name,
+        "class": found.class_index,
+        "confidence": found.confidence,
+        "symbols": hashlib.sha256(found.symbols.tobytes()).hexdigest(),
+        "frame": hashlib.sha256(writer.pack([Frame(number, int(codec), payload)])).hexdigest(),
+        "bytes": len(payload),
+    }
+    print(json.dumps(line), flush=True)
