@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -165,10 +168,33 @@ def import_base(docker: Engine, mirror: str, architecture: str = "amd64", name: 
     teach_pip(tree)
     archive = docker.work / "debian.tar"
     run("tar", "--numeric-owner", "-C", tree, "-cf", archive, ".")
-    docker.docker("import", "--platform", f"linux/{architecture}", archive, name)
+    load_layer(docker, archive, architecture, name)
     archive.unlink()
     shutil.rmtree(tree)
-    say(f"{name}: imported, {architecture}")
+    say(f"{name}: loaded, {architecture}")
+
+
+def load_layer(docker: Engine, layer: Path, architecture: str, name: str) -> None:
+    """An image of one layer, of this architecture: ``docker import`` always writes this machine's own."""
+    with layer.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": [layer.name]}]
+    image = docker.work / "image.tar"
+    with tarfile.open(image, "w") as archive:
+        archive.add(layer, layer.name)
+        for file_name, content in (("config.json", config), ("manifest.json", manifest)):
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(file_name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    docker.docker("load", "--input", image)
+    image.unlink()
 
 
 def teach_pip(tree: Path) -> None:
