@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,18 @@ from engine import expect, say
 
 FOLDER = Path("/proc/sys/fs/binfmt_misc")
 DEFINITION = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
+CPU = """\
+processor\t: {number}
+BogoMIPS\t: 100.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
+"""A processor in an ARM's /proc/cpuinfo. QEMU shows this machine's, on which ONNX Runtime crashes."""
 NAME = "offramp-check-aarch64"
 """Of our entry alone: what the machine has registered itself stays as it is."""
 
@@ -26,6 +39,13 @@ def definition(text: str) -> str:
     flags = line.rpartition(line[0])[2]
     expect("F" in flags, f"{DEFINITION}: has the flags {flags}, expected F among them: qemu-user-static")
     return f":{NAME}:{rest}"
+
+
+def options(work: Path) -> list[str]:
+    """What ``docker run`` needs. Without --init a crash would hang: QEMU as process 1 gets no signals."""
+    file = work / "cpuinfo"
+    file.write_text("".join(CPU.format(number=number) for number in range(os.cpu_count() or 1)))
+    return ["--platform", "linux/arm64", "--init", "--volume", f"{file}:/proc/cpuinfo:ro"]
 
 
 @contextmanager

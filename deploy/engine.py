@@ -105,6 +105,12 @@ class Engine:
         )
 
 
+def mounts(folder: Path) -> list[str]:
+    """What is mounted in there now, in the order in which it was."""
+    paths = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [path for path in paths if Path(path).is_relative_to(folder)]
+
+
 @contextmanager
 def engine(work: Path) -> Iterator[Engine]:
     """A daemon with all its files in ``work``, which may be those of a run before. As root."""
@@ -137,6 +143,10 @@ def engine(work: Path) -> Iterator[Engine]:
             daemon.wait(60)
         except subprocess.TimeoutExpired:
             daemon.kill()
+            daemon.wait(60)
+        # It leaves at least the mount of its network namespace.
+        for path in reversed(mounts(work)):
+            subprocess.run(["umount", "--lazy", path])
 
 
 def require_tools() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine import expect
+from engine import expect, mounts
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -30,13 +30,11 @@ def snapshot(work: Path) -> Findings:
         if shutil.which(program) is not None:
             done = subprocess.run([program], capture_output=True, text=True)
             found[f"rules of {program}"] = rules(done.stdout)
-    found["interfaces"] = sorted(path.name for path in Path("/sys/class/net").iterdir())
+    names = (path.name for path in Path("/sys/class/net").iterdir())
+    found["bridges"] = sorted(name for name in names if re.match("br-|docker", name))
     found["ip_forward"] = [FORWARD.read_text().strip()]
-    found["mounts"] = sorted(
-        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
-    )
-    binfmt = Path("/proc/sys/fs/binfmt_misc")
-    found["binfmt_misc"] = sorted(path.name for path in binfmt.iterdir())
+    found["mounts"] = mounts(work) + mounts(BINFMT)
+    found["binfmt_misc"] = sorted(path.name for path in BINFMT.iterdir())
     return found
 
 
@@ -54,7 +52,8 @@ def changes(before: Findings, after: Findings) -> list[str]:
 @contextmanager
 def unchanged(work: Path) -> Iterator[None]:
     """Raise Failed at the end where the machine is not as it was, unless the block has failed already."""
-    before = snapshot(work)
+    # A run that was cut off may have left mounts in our own folder, which this one takes away.
+    before = snapshot(work) | {"mounts": mounts(BINFMT)}
     yield
     found = changes(before, snapshot(work))
     expect(not found, f"left behind on this machine: {'; '.join(found)}")

@@ -41,7 +41,7 @@ def test_what_is_left_behind_fails_the_check(
     load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, failed = load("host"), load("engine").Failed
-    states = [{"bridges": ["docker0"]}, {"bridges": ["docker0", "br-1"]}]
+    states = [{"bridges": ["docker0"], "mounts": []}, {"bridges": ["docker0", "br-1"], "mounts": []}]
     monkeypatch.setattr(host, "snapshot", lambda work: states.pop(0))
     with (
         pytest.raises(failed, match="left behind on this machine: bridges: new \\['br-1'\\]"),

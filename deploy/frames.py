@@ -3,14 +3,13 @@
 Two machines that print the same lines send the same bytes. ``frame`` is of a whole serialized message.
 """
 
+import ctypes
 import hashlib
 import json
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
-
-import numpy
-import onnxruntime
 
 from offramp.common.bundle.load import load_bundle
 from offramp.common.part.engine import Engine
@@ -22,16 +21,15 @@ bundle = load_bundle("/bundle")
 engine = Engine(bundle, 1)
 engine.load_head()
 writer = FrameWriter()
-print(
-    json.dumps(
-        {
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "numpy": numpy.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        }
-    )
-)
+runs = {name: version(name) for name in ("numpy", "onnxruntime")}
+about: dict[str, object] = {"machine": platform.machine(), "python": platform.python_version(), **runs}
+if about["machine"] == "aarch64":
+    # AT_HWCAP's ASIMDDP, and AT_HWCAP2's I8MM.
+    auxiliary = ctypes.CDLL(None).getauxval
+    auxiliary.argtypes, auxiliary.restype = [ctypes.c_ulong], ctypes.c_ulong
+    about["dot_products"] = bool(auxiliary(16) >> 20 & 1)
+    about["matrix_products"] = bool(auxiliary(26) >> 13 & 1)
+print(json.dumps(about))
 for number, path in enumerate(sorted(Path("/images").glob("*.png"))[: int(sys.argv[1])], 1):
     found = run_head(engine, preprocess(path.read_bytes(), bundle))
     codec, payload = bundle.codec.encode(found.symbols)
