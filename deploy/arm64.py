@@ -65,8 +65,8 @@ def check_frames(docker: Engine, pictures: Path) -> None:
         shift = max(abs(one["confidence"] - two["confidence"]) for one, two in zip(here, there, strict=True))
         say(
             f"aarch64 ({processor}), ONNX Runtime {other['onnxruntime']}: of {COUNT} pictures "
-            + ", ".join(f"{len(names)} with another {key}" for key, names in unlike.items())
-            + f"; confidence differs by {shift:.1e} at most"
+            + ", ".join(f"{len(names)} differ in {key}" for key, names in unlike.items())
+            + f"; confidence by {shift:.1e} at most"
         )
         expect(not any(unlike.values()), f"aarch64 ({processor}) differs from x86_64: {unlike}")
 

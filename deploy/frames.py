@@ -30,7 +30,8 @@ if about["machine"] == "aarch64":
     about["dot_products"] = bool(auxiliary(16) >> 20 & 1)
     about["matrix_products"] = bool(auxiliary(26) >> 13 & 1)
 print(json.dumps(about))
-for number, path in enumerate(sorted(Path("/images").glob("*.png"))[: int(sys.argv[1])], 1):
+pictures = sorted(path for path in Path("/images").iterdir() if path.suffix in (".jpg", ".png"))
+for number, path in enumerate(pictures[: int(sys.argv[1])], 1):
     found = run_head(engine, preprocess(path.read_bytes(), bundle))
     codec, payload = bundle.codec.encode(found.symbols)
     line = {
