@@ -82,12 +82,12 @@ def test_a_label_is_one_line_that_fits_a_state() -> None:
 def test_what_cannot_work(given: dict[str, Any], words: str) -> None:
     pytest.importorskip("paho.mqtt.client")
     with pytest.raises(ConfigError, match=words) as caught:
-        Publisher.of(DeviceSettings(bundle="x", **given))
+        Publisher.of(DeviceSettings.model_validate({"bundle": "x", **given}))
     assert ":p@" not in str(caught.value)
 
 
 def test_it_is_off_by_default() -> None:
-    assert Publisher.of(DeviceSettings(bundle="x")) is None
+    assert Publisher.of(DeviceSettings.model_validate({"bundle": "x"})) is None
     with published(None, "toy") as seen:
         assert seen == ()
 
