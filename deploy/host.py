@@ -17,10 +17,15 @@ Findings = dict[str, list[str]]
 
 
 def rules(text: str) -> list[str]:
-    """Of what iptables-save prints, tables, chains, policies and rules; without comments and counters."""
-    lines = (re.sub(r" ?\[\d+:\d+\]", "", line) for line in text.splitlines())
-    # A table that was only looked at is there from then on, empty.
-    return [line for line in lines if re.match(r":(?!\S+ ACCEPT$)|-A", line)]
+    """Of what iptables-save prints: chains, policies and rules with their tables, without counters."""
+    found, table = [], ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        # A table that was only looked at is there from then on, with chains that accept all.
+        elif re.match(r":(?!\S+ ACCEPT\b)|-A", line):
+            found.append(re.sub(r" ?\[\d+:\d+\]", "", f"{table} {line}"))
+    return found
 
 
 def snapshot(work: Path) -> Findings:

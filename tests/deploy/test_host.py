@@ -32,9 +32,12 @@ def test_a_policy_and_a_chain_that_stay_are_found(load: Any, tmp_path: Path) -> 
     assert before == host.rules(
         SAVED.format(policy="ACCEPT").replace("[12:3400]", "[99:4]").replace("22:29", "23:01")
     )
-    after = host.rules(SAVED.format(policy="DROP") + ":DOCKER - [0:0]\n")
+    after = host.rules(SAVED.format(policy="DROP") + "*nat\n:DOCKER - [0:0]\n")
     found = host.changes({"rules": before, "bridges": []}, {"rules": after, "bridges": ["br-1"]})
-    assert found == ["rules: new [':FORWARD DROP', ':DOCKER -'], gone []", "bridges: new ['br-1'], gone []"]
+    assert found == [
+        "rules: new ['filter :FORWARD DROP', 'nat :DOCKER -'], gone []",
+        "bridges: new ['br-1'], gone []",
+    ]
 
 
 def test_what_is_left_behind_fails_the_check(
