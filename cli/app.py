@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
-    "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
+    "plan": Command("offramp.cli.plan", "train,bench", "choose split, training and threshold for a device"),
     "samples": Command(
         "offramp.cli.samples", "device", "list what a device kept, and export it to be labelled"
     ),
