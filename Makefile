@@ -3,6 +3,7 @@
 # make check  lint, types and the tests that start no program and need no torch: for the edit loop
 # make check-deploy   every file in deploy/ by its own tool (deploy/install-checkers.sh has Debian's)
 # make check-containers  both images built and both Compose files run, on a Docker engine of its own; as root
+# make check-arm64    of these the device image for arm64, run under QEMU
 # make paper  the paper's tables and figures that follow from the networks alone; RUNS=DIR for all of them
 # make test-ray       the tests of Ray Serve, which needs 0.7 GB of its own
 # make test-openvino  the tests of OpenVINO's execution provider, whose wheel takes the place of ONNX Runtime's
@@ -15,7 +16,7 @@
 # make proto  write the stubs in proto/ again
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test check paper check-deploy check-containers test-ray test-openvino dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
+.PHONY: demo test check paper check-deploy check-containers check-arm64 test-ray test-openvino dist sbom docs docs-tables docs-version check-release lint proto proto-check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/offramp demo
@@ -35,6 +36,9 @@ check-deploy: .venv/ready
 # Some minutes, and root: not in CI.
 check-containers: .venv/ready
 	.venv/bin/python deploy/check_containers.py
+
+check-arm64: .venv/ready
+	.venv/bin/python deploy/check_containers.py --only arm64
 
 test-ray: .venv-ray/ready
 	.venv-ray/bin/pytest tests/ray

@@ -57,12 +57,13 @@ NAMES = frozenset(
     max_batch max_stream_age max_streams max_wait_ms message_bytes metrics_host metrics_port mqtt
     mqtt_group mqtt_name mqtt_tls_ca mqtt_tls_cert mqtt_tls_key mqtt_token_file mqtt_user_file otel
     packet_bytes page page_token_file part picture_quality picture_threshold pictures prefer_first
-    providers proxy queue rate reload_interval sequence_file serial server spool spool_bytes state stdio
-    strikes target_latency threads threshold threshold_ceiling threshold_floor timeout tls tls_ca
-    tls_cert tls_client_ca tls_key tls_server_name token_file trusted_key udp upstream upstream_breaker
-    upstream_insecure upstream_prefer_first upstream_proxy upstream_timeout upstream_tls upstream_tls_ca
-    upstream_tls_cert upstream_tls_key upstream_tls_server_name upstream_token_file upstream_window
-    user_file window workers write_timeout
+    providers proxy publish publish_discovery publish_insecure publish_seconds publish_tls_ca
+    publish_token_file publish_user_file queue rate reload_interval sequence_file serial server spool
+    spool_bytes state stdio strikes target_latency threads threshold threshold_ceiling threshold_floor
+    timeout tls tls_ca tls_cert tls_client_ca tls_key tls_server_name token_file trusted_key udp
+    upstream upstream_breaker upstream_insecure upstream_prefer_first upstream_proxy upstream_timeout
+    upstream_tls upstream_tls_ca upstream_tls_cert upstream_tls_key upstream_tls_server_name
+    upstream_token_file upstream_window user_file window workers write_timeout
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """The settings of all programs: one environment may be that of several, and none imports another's."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,6 +105,12 @@ class Engine:
         )
 
 
+def mounts(folder: Path) -> list[str]:
+    """What is mounted in there now, in the order in which it was."""
+    paths = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [path for path in paths if Path(path).is_relative_to(folder)]
+
+
 @contextmanager
 def engine(work: Path) -> Iterator[Engine]:
     """A daemon with all its files in ``work``, which may be those of a run before. As root."""
@@ -109,6 +118,9 @@ def engine(work: Path) -> Iterator[Engine]:
     command = ["dockerd", "--host", address, "--data-root", work / "data", "--exec-root", work / "run"]
     # Compose makes networks of its own; what is built has this machine's.
     command += ["--pidfile", work / "docker.pid", "--bridge", "none"]
+    # It would leave chains behind, and a policy to drop what is forwarded. Without, a proxy publishes ports,
+    # and containers reach nothing outside.
+    command += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]
     (work / "docker.pid").unlink(missing_ok=True)
     with (work / "dockerd.log").open("w") as log:
         daemon = subprocess.Popen([str(word) for word in command], stdout=log, stderr=subprocess.STDOUT)
@@ -131,6 +143,10 @@ def engine(work: Path) -> Iterator[Engine]:
             daemon.wait(60)
         except subprocess.TimeoutExpired:
             daemon.kill()
+            daemon.wait(60)
+        # It leaves at least the mount of its network namespace.
+        for path in reversed(mounts(work)):
+            subprocess.run(["umount", "--lazy", path])
 
 
 def require_tools() -> None:
@@ -150,21 +166,45 @@ def base_name() -> str:
     return found[1]
 
 
-def import_base(docker: Engine, mirror: str) -> None:
+def import_base(docker: Engine, mirror: str, architecture: str = "amd64", name: str = "") -> None:
     """Debian as debootstrap makes it, under the name that the Dockerfile asks for, if the daemon has none."""
-    if docker.has(base_name()):
+    name = name or base_name()
+    if docker.has(name):
         return
-    tree = docker.work / "debian"
+    tree = docker.work / f"debian-{architecture}"
     shutil.rmtree(tree, ignore_errors=True)
-    log = docker.work / "debootstrap.log"
-    run("debootstrap", "--variant=minbase", "bookworm", tree, mirror, log=log)
+    log = docker.work / f"debootstrap-{architecture}.log"
+    run("debootstrap", f"--arch={architecture}", "--variant=minbase", "bookworm", tree, mirror, log=log)
     teach_pip(tree)
     archive = docker.work / "debian.tar"
     run("tar", "--numeric-owner", "-C", tree, "-cf", archive, ".")
-    docker.docker("import", archive, base_name())
+    load_layer(docker, archive, architecture, name)
     archive.unlink()
     shutil.rmtree(tree)
-    say(f"{base_name()}: imported")
+    say(f"{name}: loaded, {architecture}")
+
+
+def load_layer(docker: Engine, layer: Path, architecture: str, name: str) -> None:
+    """An image of one layer, of this architecture: ``docker import`` always writes this machine's own."""
+    with layer.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": [layer.name]}]
+    image = docker.work / "image.tar"
+    with tarfile.open(image, "w") as archive:
+        archive.add(layer, layer.name)
+        for file_name, content in (("config.json", config), ("manifest.json", manifest)):
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(file_name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    docker.docker("load", "--input", image)
+    image.unlink()
 
 
 def teach_pip(tree: Path) -> None:
@@ -189,13 +229,13 @@ def teach_pip(tree: Path) -> None:
     (tree / "etc" / "pip.conf").write_text("\n".join(written) + "\n")
 
 
-def build(docker: Engine, targets: Sequence[tuple[str, str]]) -> None:
+def build(docker: Engine, targets: Sequence[tuple[str, str]], *options: str) -> None:
     """Build the Dockerfile's targets, each with its tag."""
     for target, tag in targets:
         docker.docker(
-            *("build", "--network", "host", "--target", target, "--tag", tag),
+            *("build", "--network", "host", "--target", target, "--tag", tag, *options),
             *("--file", DOCKERFILE, ROOT),
-            log=docker.work / f"{target}.log",
+            log=docker.work / f"{tag.replace('/', '-').replace(':', '-')}.log",
         )
         size = int(docker.docker("image", "inspect", "--format", "{{.Size}}", tag))
         say(f"{tag}: built, {size / 1e6:.0f} MB")

@@ -15,6 +15,7 @@ want systemd-analyze systemd
 if [ "${1:-}" = containers ]; then
   want dockerd docker.io
   want debootstrap debootstrap
+  want qemu-aarch64-static qemu-user-static
 fi
 [ -n "$packages" ] || exit 0
 # The packages of Prometheus, Mosquitto and Docker would start them as services.

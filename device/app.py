@@ -23,6 +23,7 @@ from offramp.device.settings import DeviceSettings
 from offramp.device.stop import Stop
 
 if TYPE_CHECKING:
+    from offramp.common.bundle.load import Bundle
     from offramp.device.device import Device
     from offramp.device.live import Live
     from offramp.device.printer import Printer
@@ -119,11 +120,13 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     from offramp.device.device import Device
     from offramp.device.live import Live, page_token
     from offramp.device.printer import Printer
+    from offramp.device.publish import Publisher, published
     from offramp.device.report import Report
     from offramp.device.sources.source import Source
     from offramp.device.totals import Totals
 
     token = page_token(settings)
+    publisher = Publisher.of(settings)
     check_apart(settings.keep, arguments.images)
     trusted = None if settings.trusted_key is None else TrustedKeys(settings.trusted_key)
     bundle = load_bundle(settings.bundle, trusted)
@@ -145,21 +148,20 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     totals = Totals()
     live = Live(device, settings, token) if settings.page else None
     page = None if live is None else live.page
-    with serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port, page) as port:
+    with (
+        serve_metrics(device.metrics.registry, settings.metrics_host, settings.metrics_port, page) as port,
+        published(publisher, bundle.manifest.name) as seen,
+    ):
         if port is not None:
-            where = join_address(settings.metrics_host, port)
-            if settings.page:
-                log.info("page on http://%s/", where)
-            log.info("metrics on %s", where)
-            if bundle.manifest.figures.drift is None:
-                log.info("%s has no reference for drift of confidence and classes", bundle.manifest.name)
+            _say_where(log, join_address(settings.metrics_host, port), settings.page, bundle)
         parts = len(bundle.manifest.parts)
         totals.parts = None if parts == 2 else {str(part): 0 for part in range(1, parts + 1)}
         servers = settings.server
         totals.servers = None if len(servers) == 1 else dict.fromkeys(servers, 0)
         report = Report(arguments.json, arguments.quiet, source.count(), sys.stdout, parts, len(servers))
         stop_waiting_when(stop.is_set)
-        seen = None if live is None else live.seen
+        if live is not None:
+            seen = (*seen, live.seen)
         printer = Printer(report, totals, bundle.codec.raw_bytes, stop, seen)
         start = time.perf_counter()
         with device:
@@ -182,6 +184,15 @@ def run(settings: DeviceSettings, arguments: Namespace, log: logging.Logger) -> 
     if interrupted:
         return ExitCode.INTERRUPTED
     return exit_code(totals.images["fallback"], totals.unreadable, device.failure)
+
+
+def _say_where(log: logging.Logger, where: str, page: bool, bundle: Bundle) -> None:
+    """What serves what, once it does."""
+    if page:
+        log.info("page on http://%s/", where)
+    log.info("metrics on %s", where)
+    if bundle.manifest.figures.drift is None:
+        log.info("%s has no reference for drift of confidence and classes", bundle.manifest.name)
 
 
 def check_apart(keep: str | None, inputs: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -24,8 +24,8 @@ PENDING = 8192
 class Printer:
     """Prints answers as they come, on a thread of its own.
 
-    A slow reader of stdout delays no image before ``PENDING`` answers wait for it. seen: called with each
-    answer at once, from whichever thread it comes; it must not wait.
+    A slow reader of stdout delays no image before ``PENDING`` answers wait for it. seen: each is called with
+    every answer at once, from whichever thread it comes; it must not wait.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Printer:
         totals: Totals,
         raw_bytes: int,
         stop: Stop,
-        seen: Callable[[int, str, Result], None] | None = None,
+        seen: Sequence[Callable[[int, str, Result], None]] = (),
     ) -> None:
         self._report = report
         self._totals = totals
@@ -78,8 +78,8 @@ class Printer:
 
     def _done(self, index: int, name: str, future: Future[Result]) -> None:
         result = future.result()
-        if self._seen is not None:
-            self._seen(index, name, result)
+        for seen in self._seen:
+            seen(index, name, result)
         self._ready.put((index, name, result))
 
     def _print(self) -> None:

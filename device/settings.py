@@ -76,7 +76,7 @@ class DeviceSettings(Settings):
     )
     mqtt_name: str | None = Field(
         None,
-        description="the device's client id and topic at an MQTT broker (default: the host's name)",
+        description="the device's client id and topic at MQTT brokers (default: the host's name)",
         examples=["NAME"],
     )
     user_file: str | None = Field(
@@ -84,6 +84,32 @@ class DeviceSettings(Settings):
         description="file with the user name for an MQTT broker; its password is --token-file's",
         examples=["FILE"],
     )
+    publish: str | None = Field(
+        None,
+        description="publish the newest answer to this MQTT broker, for home automation: "
+        "mqtt://HOST[:PORT][/PREFIX], or mqtts:// for TLS (default: nothing is published)",
+        examples=["URL"],
+    )
+    publish_discovery: str = Field(
+        "homeassistant",
+        description="what the topics begin with by which Home Assistant finds the device",
+        examples=["PREFIX"],
+    )
+    publish_seconds: Seconds = Field(
+        1.0,
+        description="from one published answer to the next, at least; those between are passed over",
+        examples=["SECONDS"],
+    )
+    publish_user_file: str | None = Field(
+        None, description="file with the user name for that broker", examples=["FILE"]
+    )
+    publish_token_file: str | None = Field(
+        None, description="file with its password or token", examples=["FILE"]
+    )
+    publish_tls_ca: str | None = Field(
+        None, description="trust the authorities in this PEM file only, for mqtts://", examples=["FILE"]
+    )
+    publish_insecure: bool = Field(False, description="allow plaintext to a broker beyond this machine")
     threshold: Fraction | None = Field(
         None,
         description="confidence threshold T_c: an image whose early exit is more confident is answered "

@@ -57,7 +57,14 @@ class Broker:
 
     @classmethod
     def parse(
-        cls, flag: str, url: str, security: Security, user_file: str | None = None, *, insecure: bool = False
+        cls,
+        flag: str,
+        url: str,
+        security: Security,
+        user_file: str | None = None,
+        *,
+        insecure: bool = False,
+        insecure_flag: str = "--insecure",
     ) -> Broker:
         """Of ``mqtt://HOST[:PORT][/PREFIX]``, or ``mqtts://`` for TLS. Raises ConfigError naming the flag."""
         wrong = f"{flag} {printable(url)}: expected mqtt://HOST[:PORT][/PREFIX], or mqtts://"
@@ -80,9 +87,9 @@ class Broker:
         if security.encrypted and not encrypted:
             raise ConfigError(f"{flag} {printable(url)}: TLS is asked for, expected mqtts://")
         if encrypted and insecure:
-            raise ConfigError(f"{flag} {printable(url)}: expected --insecure or mqtts://, not both")
+            raise ConfigError(f"{flag} {printable(url)}: expected {insecure_flag} or mqtts://, not both")
         if not encrypted:
-            require_secure(flag, host, insecure)
+            require_secure(flag, host, insecure, insecure_flag)
         security = replace(security, tls=encrypted)
         made = cls(host, port or SCHEMES[parts.scheme], prefix, security, user_file)
         made.credentials()
@@ -138,7 +145,8 @@ class Connection:
     """One client of a broker, which connects again by itself. Its callbacks come on one thread of its own.
 
     name: its client id. subscribe: the topic filters. message: called with each message. state: the topic of
-    its last will. retained: whether the broker sends what it kept, which is of another time.
+    its last will. retained: whether the broker sends what it kept, which is of another time. connected:
+    called on that thread each time that it is ready.
     """
 
     def __init__(
@@ -150,6 +158,7 @@ class Connection:
         state: str,
         *,
         retained: bool = False,
+        connected: Callable[[], None] | None = None,
     ) -> None:
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -165,6 +174,7 @@ class Connection:
         self._name = name
         self._subscribe = subscribe
         self._message = message
+        self._ready = connected
         self._state = state
         self._closed = False
         self._retained = retained
@@ -243,6 +253,9 @@ class Connection:
             self._down(f"refuses us: {printable(str(code))}")
             return
         self.connects += 1
+        if not self._subscribe:
+            self._accepted(client)
+            return
         client.subscribe([(each, _options(self._retained)) for each in self._subscribe])
 
     def _subscribed(self, client: Client, _data: object, _id: int, codes: list[Any], _more: object) -> None:
@@ -250,12 +263,17 @@ class Connection:
         if refused:
             self._down(f"refuses {', '.join(self._subscribe)}: {printable(refused[0])}")
             return
+        self._accepted(client)
+
+    def _accepted(self, client: Client) -> None:
         client.publish(self._state, b"online", 1, retain=True)
         if self.trouble is not None:
             log.info("%s answers", self.broker.target)
         self.trouble = None
         self.ready.set()
         self.tried.set()
+        if self._ready is not None:
+            self._ready()
 
     def _disconnected(self, _client: Client, _data: object, _flags: object, code: Any, _more: object) -> None:
         if not self._closed and self.ready.is_set():

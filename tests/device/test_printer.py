@@ -53,7 +53,7 @@ def test_each_answer_is_seen_at_once_whatever_stdout_does() -> None:
         Totals(),
         64,
         Stop(Notifier({})),
-        lambda index, name, result: seen.append((index, name, result.source)),
+        [lambda index, name, result: seen.append((index, name, result.source))],
     )
     printer.expect(3, "a.png", answered("early"))
     printer.expect(4, "b.png", answered())
