@@ -33,6 +33,9 @@ COMMANDS = {
     "export-c": Command(
         "offramp.cli.export_c.command", "device,export-c", "write a bundle's head in C for a microcontroller"
     ),
+    "follow": Command(
+        "offramp.cli.follow.app", "device,sign,registry", "keep a device or server at the bundle of a tag"
+    ),
     "gateway": Command(
         "offramp.gateway.app", "device,sign,mqtt", "take datagrams of devices, and answer them by a server"
     ),

@@ -50,6 +50,14 @@ class LinkMetrics:
             ["reason"],
             registry=registry,
         )
+        self.hellos_refused = Counter(
+            f"{prefix}_hellos_refused",
+            "Streams that the server refused at their hello: mismatch (it has not this bundle), access or other.",
+            ["reason"],
+            registry=registry,
+        )
+        for refused in ("mismatch", "access", "other"):
+            self.hellos_refused.labels(refused)
         self.late_replies = Counter(
             f"{prefix}_late_replies",
             "Replies that came after their image had been answered.",

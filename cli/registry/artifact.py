@@ -173,4 +173,3 @@ def is_plain(title: str) -> bool:
         and all(each.isalnum() or each in "._-" for each in title)
         and not title.startswith((".", "-"))
     )
-

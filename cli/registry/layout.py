@@ -97,7 +97,9 @@ class Layout:
         path = self._root / INDEX_FILE
         wanted = "expected the index of an OCI image layout"
         try:
-            index = json.loads(read_bounded(path, INDEX_BYTES, expected="the index of a layout", error=BundleError))
+            index = json.loads(
+                read_bounded(path, INDEX_BYTES, expected="the index of a layout", error=BundleError)
+            )
         except (ValueError, RecursionError):
             raise PeerError(f"{path}: is not JSON, {wanted}") from None
         if not isinstance(index, dict) or not isinstance(index.get("manifests"), list):
@@ -110,7 +112,9 @@ class Layout:
             if _tag(each) == self._reference.version:
                 digest = each.get("digest")
                 if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-                    raise PeerError(f"{self._root / INDEX_FILE}: names no SHA-256 for {self._reference.version}")
+                    raise PeerError(
+                        f"{self._root / INDEX_FILE}: names no SHA-256 for {self._reference.version}"
+                    )
                 return digest
         raise BundleError(f"{self._reference.text}: is not there, expected a tag that was pushed")
 

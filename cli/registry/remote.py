@@ -190,7 +190,9 @@ class Remote:
         target = self._location(response, url)
         # In the clear only where we are already, and only on the host that was named.
         if target.scheme != "https" and (self._base.scheme != "http" or target.host != self._base.host):
-            raise self._wrong(f"redirects to {printable(str(target.copy_with(query=None)), 120)}, expected https")
+            raise self._wrong(
+                f"redirects to {printable(str(target.copy_with(query=None)), 120)}, expected https"
+            )
         return target
 
     def _place(self, response: httpx.Response) -> httpx.URL:

@@ -77,7 +77,15 @@ def test_docker_may_keep_it_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["", "[]", "[" * 100_000, {"auths": 7}, {"auths": {"h": {"auth": "%"}}}, {"auths": {"h": {"auth": "eA=="}}}]
+    "document",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        {"auths": 7},
+        {"auths": {"h": {"auth": "%"}}},
+        {"auths": {"h": {"auth": "eA=="}}},
+    ],
 )
 def test_a_damaged_configuration_is_one_error(tmp_path: Path, document: Any) -> None:
     with pytest.raises(ConfigError, match="config.json"):

@@ -39,7 +39,11 @@ def test_a_signed_bundle_goes_through_a_registry(
     assert main(["sign", str(damaged.path), "--key", str(tmp_path / "mine.key")]) == 0
     for name, text in (("password", PASSWORD), ("user", USER), ("wrong", "wrong")):
         (tmp_path / name).write_text(text)
-    ca, user, place = ["--ca", str(authority.pair.cert)], ["--user-file", str(tmp_path / "user")], tmp_path / "a"
+    ca, user, place = (
+        ["--ca", str(authority.pair.cert)],
+        ["--user-file", str(tmp_path / "user")],
+        tmp_path / "a",
+    )
     login = [*ca, *user, "--token-file", str(tmp_path / "password")]
     with docker_registry(tmp_path, pair, login=True) as host:
         stable, beta = f"oci://{host}/shop/toy:stable", f"oci://{host}/shop/toy:beta"

@@ -133,7 +133,13 @@ def test_a_token_of_our_own_is_shown_at_once(fake: Fake) -> None:
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(403, AccessError), (404, BundleError), (429, UnavailableError), (503, UnavailableError), (418, PeerError)],
+    [
+        (403, AccessError),
+        (404, BundleError),
+        (429, UnavailableError),
+        (503, UnavailableError),
+        (418, PeerError),
+    ],
 )
 def test_a_refusal_names_the_registrys_code(fake: Fake, status: int, error: type[Exception]) -> None:
     said = b'{"errors":[{"code":"TOY_\\u001b[2JCODE","message":"x"}]}'

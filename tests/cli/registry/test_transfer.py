@@ -89,7 +89,9 @@ def test_a_bundle_that_changes_while_it_is_pushed_is_not_pushed(damaged: BundleF
     assert (memory.blobs, memory.tagged) == ({}, b"")
 
 
-def test_a_signature_goes_along_and_is_checked_before_the_graphs(damaged: BundleFolder, tmp_path: Path) -> None:
+def test_a_signature_goes_along_and_is_checked_before_the_graphs(
+    damaged: BundleFolder, tmp_path: Path
+) -> None:
     pytest.importorskip("cryptography")
     from offramp.cli.app import main
 
@@ -99,13 +101,9 @@ def test_a_signature_goes_along_and_is_checked_before_the_graphs(damaged: Bundle
     memory = Memory()
     asyncio.run(push(load_bundle(damaged.path), memory))
     with pytest.raises(BundleError, match="no trusted key"):
-        asyncio.run(
-            pull(artifact(memory), memory, tmp_path / "a", TrustedKeys([tmp_path / "theirs.pub"]))
-        )
+        asyncio.run(pull(artifact(memory), memory, tmp_path / "a", TrustedKeys([tmp_path / "theirs.pub"])))
     assert len(memory.asked) == 2
-    bundle = asyncio.run(
-        pull(artifact(memory), memory, tmp_path / "a", TrustedKeys([tmp_path / "mine.pub"]))
-    )
+    bundle = asyncio.run(pull(artifact(memory), memory, tmp_path / "a", TrustedKeys([tmp_path / "mine.pub"])))
     assert (bundle.path / SIGNATURE).exists()
 
 
