@@ -1,4 +1,4 @@
-"""Registries for tests: Debian's docker-registry for real, and a fake one that may be as hostile as can be."""
+"""Registries for tests: Debian's docker-registry, and a fake one that may be as hostile as can be."""
 
 from __future__ import annotations
 

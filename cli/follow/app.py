@@ -34,13 +34,14 @@ examples:
     --metrics 127.0.0.1:9102 -- edge-device --bundle {bundle} --metrics-port 9102 --audit 0.02 --watch photos
   offramp follow oci://registry.example/shop/digits:stable --dir bundles -- cloud-server --bundle bundles
 
-With {bundle} in it the command is restarted for each new bundle, which is on probation at first. It is given up,
-and the one before it run again, where the command ends by an error, and with --metrics where audits agree less
-often than before, unsure images have no answer, or no server has this bundle; the last two are tried again later,
-an hour at first. Without {bundle} the command is started once: a server loads what is in the directory by itself.
-Without a command the directory is all.
+With {bundle} in it the command is restarted for each new bundle, which is on probation at first. It is given
+up, and the one before it run again, where the command ends by an error, and with --metrics where audits
+agree less often than before, unsure images have no answer, or no server has this bundle; the last two are
+tried again later, an hour at first. Without {bundle} the command is started once: a server loads what is in
+the directory by itself. Without a command the directory is all.
 
-SIGTERM ends the command, then the follower; SIGHUP asks the registry now. An end of the command by 0 ends both.
+SIGTERM ends the command, then the follower; SIGHUP asks the registry now. An end of the command by 0 ends
+both.
 """
 
 
@@ -80,7 +81,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the command behind ``--``."""
     parser = Parser(
         "offramp follow",
-        description="Keep a directory at the bundle that a tag of a registry names, and run a command with it.",
+        description="Keep a directory at the bundle that a tag names, and run a command with it.",
         usage="offramp follow REFERENCE --dir DIR [flags] [-- COMMAND …]",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,

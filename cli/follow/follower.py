@@ -1,11 +1,11 @@
 """Follows a channel: pulls what it names, runs a command with it, and goes back where that does worse.
 
-A new bundle is in its probation until it has run so long. What ends that early, or the judge's verdict, refuses
-it: for good where the bundle is at fault, else until later. What is tried is on disk before it is started, so that
-one that takes the machine down is tried twice and no more.
+A new bundle is in its probation until it has run so long. What ends that early, or the judge's verdict,
+refuses it: for good where the bundle is at fault, else until later. What is tried is on disk before it is
+started, so that one that takes the machine down is tried twice and no more.
 
-A command without ``{bundle}`` is not restarted for a new bundle, and none is on probation: a server loads what
-lies in the directory by itself.
+A command without ``{bundle}`` is not restarted for a new bundle, and none is on probation: a server loads
+what lies in the directory by itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether a new bundle does worse than the one before it, from what both said of themselves. Pure.
 
-A device's counters are compared as shares, by their Wilson intervals: only where the two do not overlap is one worse.
-What may be the network's fault, or a server's that comes later, is put off, not refused for good.
+A device's counters are compared as shares, by their Wilson intervals: only where the two do not overlap is
+one worse. What may be the network's fault, or a server's that comes later, is put off, not refused for good.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a follower remembers on disk, so that a bundle that takes the whole machine down is not tried for ever.
+"""What a follower remembers on disk: a bundle that takes the whole machine down is not tried for ever.
 
-The file is read as a stranger's: bounded, strict, names that are digests. One that is damaged is set aside, and
-the follower begins again with what the channel names.
+The file is read as a stranger's: bounded, strict, names that are digests. One that is damaged is set aside,
+and the follower begins again with what the channel names.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class State(_Strict):
         return next((each for each in self.refused if each.artifact == artifact), None)
 
     def may_try(self, artifact: str, now: float) -> bool:
-        """Whether a bundle may be tried. A clock that was set back does not put it off for longer than a day."""
+        """Whether a bundle may be tried. A clock that was set back puts it off for a day at most."""
         refusal = self.refusal_of(artifact)
         if refusal is None:
             return True

@@ -4,8 +4,8 @@ It is ORAS's layout (OCI image specification 1.1): ``artifactType`` says what it
 empty one, and each layer's title is its file's name, so that ``oras pull`` writes the bundle's directory. The
 same bundle always gives the same manifest: nothing in it is a time.
 
-Pure: bytes in, values out. What is read came from a registry, so nothing of it is believed: only digests, sizes
-and names that are plain are taken from it, and the bundle's own manifest has the last word.
+Pure: bytes in, values out. What is read came from a registry, so nothing of it is believed: only digests,
+sizes and names that are plain are taken from it, and the bundle's own manifest has the last word.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def digest_of(data: bytes) -> str:
 def make_artifact(name: str, files: Mapping[str, bytes], version: str | None = None) -> bytes:
     """The manifest of an artifact.
 
-    name: the bundle's. files: the bundle's, with its manifest and, where it has one, its signature; version: what
-    the owner calls this release.
+    name: the bundle's. files: the bundle's, with its manifest and, where it has one, its signature. version:
+    what the owner calls this release.
     """
     layers: list[dict[str, Any]] = [
         {
@@ -146,7 +146,7 @@ def parse_artifact(data: bytes) -> Artifact:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise PeerError(
-            f"the artifact's manifest is not one of OCI: {printable(where, 60)}: {printable(first['msg'], 120)}"
+            f"the artifact's manifest is not OCI's: {printable(where, 60)}: {printable(first['msg'], 120)}"
         ) from None
     if image.mediaType not in (None, IMAGE):
         raise BundleError(f"is {printable(image.mediaType, 100)}, expected {IMAGE}, which one bundle has")

@@ -2,8 +2,8 @@
 
 Rules this module keeps:
 - Nothing secret is sent before the registry asks for it, but the token of ``--token-file`` without a user.
-- Secrets go to the registry's own origin, and to the token service that it names: by HTTPS only, or, where the
-  registry itself is spoken to in the clear, on the same host only.
+- Secrets go to the registry's own origin, and to the token service that it names: by HTTPS only, or, where
+  the registry itself is spoken to in the clear, on the same host only.
 - The scope that is asked for is ours, whatever the registry would like.
 - Nothing secret reaches a message or a log. No program is started for a login, as docker would do.
 """
@@ -63,8 +63,8 @@ class Challenge:
 def read_login(host: str, token_file: str | None, user_file: str | None, config: Path | None) -> Login:
     """The login for HOST[:PORT].
 
-    token_file: a bearer token, or with ``user_file`` the password of that user. config: docker's, which is used
-    if neither is given. Raises ConfigError.
+    token_file: a bearer token, or with ``user_file`` the password of that user. config: docker's, which is
+    used if neither is given. Raises ConfigError.
     """
     if token_file is not None:
         secret = _line("--token-file", token_file)
@@ -166,7 +166,7 @@ def token_url(challenge: Challenge, registry: httpx.URL) -> httpx.URL:
 async def fetch_token(
     client: httpx.AsyncClient, url: httpx.URL, challenge: Challenge, scope: str, login: Login
 ) -> str:
-    """A bearer token of a service, anonymous without a login. Raises AccessError, PeerError, httpx.HTTPError."""
+    """A bearer token of a service, anonymous without a login. Raises AccessError, PeerError, HTTPError."""
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     if (basic := login.basic()) is not None:
         headers["Authorization"] = basic

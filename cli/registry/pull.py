@@ -27,8 +27,8 @@ examples:
   offramp pull oci://registry.example/shop/digits@sha256:… --out digits
   offramp pull oci-layout:release:stable --out digits
 
-The directory is new, and appears once the bundle is whole and verified: the digests of its files, its graphs and,
-with --trusted-key, its signature. To keep a directory at what a tag names, see `offramp follow`.
+The directory is new, and appears once the bundle is whole and verified: the digests of its files, its graphs
+and, with --trusted-key, its signature. To keep a directory at what a tag names, see `offramp follow`.
 """
 
 

@@ -27,8 +27,9 @@ examples:
   offramp push models/my-digits oci://127.0.0.1:5000/digits:1.2.0 --version 1.2.0
   offramp push models/my-digits oci-layout:release:stable
 
-The bundle is verified, then pushed as an OCI artifact: one layer a file, as `oras push` does, with manifest.sig
-if there is one. Files that the registry has are not sent again, so a second tag costs one small request.
+The bundle is verified, then pushed as an OCI artifact: one layer a file, as `oras push` does, with
+manifest.sig if there is one. Files that the registry has are not sent again, so a second tag costs one small
+request.
 """
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 

@@ -1,4 +1,4 @@
-"""Where a bundle is: ``oci://HOST[:PORT]/REPOSITORY:TAG`` of a registry, ``oci-layout:DIRECTORY:TAG`` on disk.
+"""Where a bundle is: ``oci://HOST[:PORT]/REPOSITORY:TAG`` in a registry, ``oci-layout:DIRECTORY:TAG`` here.
 
 In place of ``:TAG`` a reference to read may have ``@sha256:…``, the digest of one manifest for ever.
 """

@@ -2,8 +2,8 @@
 
 Rules this module keeps:
 - Every answer has a length that is stated here or by a digest that is checked; nothing is decompressed.
-- A redirect is followed for what is read only, three times at most, never from HTTPS to plaintext, and without
-  our login where it leaves the registry's origin. An upload stays where it began.
+- A redirect is followed for what is read only, three times at most, never from HTTPS to plaintext, and
+  without our login where it leaves the registry's origin. An upload stays where it began.
 - How long all of it may take is the caller's to bound (``asyncio.timeout``).
 """
 

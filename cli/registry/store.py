@@ -19,7 +19,7 @@ class Store(Protocol):
         ...
 
     def blob(self, blob: Blob) -> AsyncIterator[bytes]:
-        """The bytes of a blob, piece by piece; never more than its size. Their digest is the caller's to check."""
+        """The bytes of a blob, never more than its size. Their digest is the caller's to check."""
         ...
 
     async def upload(self, blob: Blob, data: bytes) -> bool:

@@ -2,10 +2,10 @@
 
 Rules this module keeps:
 - What is pushed was verified as a stranger's would be, and is what was verified.
-- What is pulled lies beside its place until it is whole, verified, loaded and on the disk; then one rename gives
-  it its name. A pull that is cut off leaves nothing under that name.
-- The bundle's manifest comes first, then its signature where one is required. Nothing else is fetched until both
-  are in order; then only what the manifest lists, in the sizes and with the digests that it states.
+- What is pulled lies beside its place until it is whole, verified, loaded and on the disk; then one rename
+  gives it its name. A pull that is cut off leaves nothing under that name.
+- The bundle's manifest comes first, then its signature where one is required. Nothing else is fetched until
+  both are in order; then only what the manifest lists, in the sizes and with the digests that it states.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ async def pull(artifact: Artifact, store: Store, place: Path, trusted: TrustedKe
             _write(folder / MANIFEST, text)
             bundle = load_bundle(folder, trusted)
             _sync(folder)
-            os.rename(folder, place)
+            folder.rename(place)
             _sync(place.parent)
     except OSError as error:
         raise OutputError(f"{place}: {error.strerror}, expected a place for a new directory") from None

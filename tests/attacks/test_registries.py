@@ -1,5 +1,5 @@
-"""A hostile registry: whatever it answers, a pull ends with one error, keeps nothing, and shows it no more of our
-login than it would get by asking.
+"""A hostile registry: whatever it answers, a pull ends with one error and keeps nothing, and our login goes
+to nobody else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Artifacts: the manifest is ORAS's, always the same for the same bundle, and nothing odd is read from one."""
+"""Artifacts: the manifest is ORAS's, the same for the same bundle, and nothing odd is read from one."""
 
 from __future__ import annotations
 
@@ -126,10 +126,10 @@ def test_the_bundles_manifest_has_the_last_word(toy_bundle: Bundle) -> None:
     files = files_of(toy_bundle)
     parse_artifact(make_artifact("toy", files)).check_files(toy_bundle.manifest)
     other = parse_artifact(make_artifact("toy", files | {"head.onnx": b"another"}))
-    with pytest.raises(BundleError, match="head.onnx: is 7 bytes"):
+    with pytest.raises(BundleError, match=r"head.onnx: is 7 bytes"):
         other.check_files(toy_bundle.manifest)
     del files["tail.onnx"]
-    with pytest.raises(BundleError, match="tail.onnx: is not in the artifact"):
+    with pytest.raises(BundleError, match=r"tail.onnx: is not in the artifact"):
         parse_artifact(make_artifact("toy", files)).check_files(toy_bundle.manifest)
     with pytest.raises(BundleError, match="expected at most 2"):
         Artifact("", {"a": Blob("", 3)}).blob("a", 2)

@@ -88,7 +88,7 @@ def test_docker_may_keep_it_elsewhere(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_configuration_is_one_error(tmp_path: Path, document: Any) -> None:
-    with pytest.raises(ConfigError, match="config.json"):
+    with pytest.raises(ConfigError, match=r"config.json"):
         docker_login("h", config(tmp_path, document))
 
 
