@@ -207,6 +207,7 @@ class Remote:
 
     def _location(self, response: httpx.Response, url: httpx.URL) -> httpx.URL:
         text = response.headers.get("location", "")
+        target: httpx.URL | None
         try:
             target = url.join(text)
         except (httpx.InvalidURL, ValueError):

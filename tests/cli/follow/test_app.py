@@ -16,7 +16,7 @@ import pytest
 from offramp.cli.app import main
 from offramp.cli.follow.state import STATE
 from offramp.cli.registry.auth import Login
-from offramp.cli.registry.options import parse_reference
+from offramp.cli.registry.reference import parse_reference
 from offramp.cli.registry.remote import Remote, base_url, make_client
 from offramp.cli.registry.transfer import push
 from offramp.common.bundle.load import Bundle

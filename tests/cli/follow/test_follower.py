@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from offramp.cli.follow import follower as follower_module
 from offramp.cli.follow.channel import Channel, Folder
+from offramp.cli.follow.child import Child
 from offramp.cli.follow.follower import STARTS, Follower, Terms
 from offramp.cli.follow.metrics import FollowMetrics
 from offramp.cli.follow.state import State, Trial, read_state, write_state
@@ -116,11 +118,14 @@ def scene(tmp_path: Path, bundles: list[Bundle]) -> Scene:
 def test_a_bundle_that_does_well_passes_and_old_ones_go(scene: Scene) -> None:
     scene.command("exec sleep 60")
 
+    def is_current(number: int) -> bool:
+        return scene.current() == number
+
     async def script(_: Follower) -> None:
         await until(lambda: scene.runs() == [0])
         for number in (1, 2):
             await scene.publish(number)
-            await until(lambda number=number: scene.current() == number)  # type: ignore[misc]
+            await until(partial(is_current, number))
 
     assert scene.play(script) == -15
     assert scene.runs() == [0, 1, 2]
@@ -189,22 +194,19 @@ def test_one_that_takes_the_machine_down_is_tried_twice(
     class PowerCut(Exception):
         pass
 
-    async def cut(*_: object) -> None:
-        raise PowerCut
+    start = Child.start
+
+    async def die(command: Sequence[str]) -> Child:
+        if scene.state.trial is not None:
+            raise PowerCut
+        return await start(command)
 
     # What is on disk by then is all that there will be.
     asyncio.run(scene.publish(1))
-    monkeypatch.setattr(Follower, "_stopped", lambda self: None)
-    for _ in range(STARTS):
-        with monkeypatch.context() as patch:
-            start = follower_module.Child.start
-
-            async def die(command: list[str], start=start) -> object:  # type: ignore[no-untyped-def]
-                if scene.state.trial is not None:
-                    raise PowerCut
-                return await start(command)
-
-            patch.setattr(follower_module.Child, "start", die)
+    with monkeypatch.context() as patch:
+        patch.setattr(Follower, "_stopped", lambda self: None)
+        patch.setattr(Child, "start", die)
+        for _ in range(STARTS):
             with pytest.raises(PowerCut):
                 scene.play(lambda _: asyncio.sleep(WAIT))
     assert scene.state.trial is not None and scene.state.trial.starts == STARTS

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from offramp.cli.registry.artifact import Blob, blob_of, digest_of
+from offramp.cli.registry.artifact import blob_of, digest_of
 from offramp.cli.registry.auth import Login
 from offramp.cli.registry.reference import parse_reference
 from offramp.cli.registry.remote import Remote, base_url, make_client
@@ -44,10 +44,6 @@ def call(
             return await body(Remote(parsed, client, base, login or Login(), write=write))
 
     return asyncio.run(run())
-
-
-async def read(store: Remote, blob: Blob) -> bytes:
-    return b"".join([piece async for piece in store.blob(blob)])
 
 
 def basic(handler: Handler) -> None:

@@ -131,7 +131,7 @@ def test_a_place_that_cannot_be_had(
         def full(handle: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(transfer.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="expected a place"):
         asyncio.run(pull(artifact(store), store, place))
     assert [each.name for each in tmp_path.rglob("*")] in ([], ["folder"], ["folder", "bundle", "mine"])
