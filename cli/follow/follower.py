@@ -1,8 +1,8 @@
 """Follows a channel: pulls what it names, runs a command with it, and goes back where that does worse.
 
-A new bundle is in its probation until it has run so long. What ends that early, or the judge's verdict,
-refuses it: for good where the bundle is at fault, else until later. What is tried is on disk before it is
-started, so that one that takes the machine down is tried twice and no more.
+A new bundle is in its probation until it has run so long, from its first metrics page on. What ends that
+early, or the judge's verdict, refuses it: for good where the bundle is at fault, else until later. What is
+tried is on disk before it is started, so that one that takes the machine down is tried twice and no more.
 
 A command without ``{bundle}`` is not restarted for a new bundle, and none is on probation: a server loads
 what lies in the directory by itself.
@@ -35,6 +35,8 @@ STARTS = 2
 """Times that a bundle is started that never lives to the end of its probation, by no fault that was seen."""
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0
 """Seconds until a command that failed is started again: doubled each time up to the second."""
+SILENT_SECONDS = 120.0
+"""How long a command may take to show its metrics page; its probation begins with that."""
 PAGE_SECONDS = 5.0
 """How long a metrics page may take."""
 LATER = frozenset({ExitCode.UNAVAILABLE, ExitCode.PEER, ExitCode.ADDRESS})
@@ -163,7 +165,7 @@ class Follower:
         before = self._window.figures() if self._state.trial is not None else None
         if self._state.trial is None:
             self._window = Window(self._terms.probation)
-        seen = False
+        seen: float | None = None
         while not self._stopping.is_set():
             if poller is None and self._state.trial is None:
                 poller = asyncio.ensure_future(self._next_bundle())
@@ -175,14 +177,16 @@ class Follower:
             figures = await self._read(client, running)
             if child.ended.done():
                 continue
-            seen = seen or figures is not None
+            if seen is None and (figures is not None or self._terms.metrics_url is None):
+                seen = time.monotonic()
             if self._state.trial is not None:
-                verdict = None if figures is None else judge(figures, before)
-                if verdict is None and child.seconds >= self._terms.probation:
-                    if seen or self._terms.metrics_url is None:
-                        self._pass()
-                        continue
+                done = seen is not None and time.monotonic() - seen >= self._terms.probation
+                verdict = None if figures is None else judge(figures, before, final=done)
+                if verdict is None and seen is None and child.seconds >= SILENT_SECONDS:
                     verdict = Verdict("silent", "showed no metrics page of its own", again=False)
+                if verdict is None and done:
+                    self._pass()
+                    continue
                 if verdict is not None:
                     self._roll_back(verdict)
                     return poller, None

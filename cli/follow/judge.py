@@ -85,9 +85,12 @@ def is_of(page: Page, bundle: str) -> bool:
     )
 
 
-def judge(new: Figures, old: Figures | None) -> Verdict | None:
-    """Whether the new bundle is worse; None: nothing says so. old: of the one before, if that is known."""
-    if new.mismatches >= MISMATCHES and not new.connects:
+def judge(new: Figures, old: Figures | None, *, final: bool = False) -> Verdict | None:
+    """Whether the new bundle is worse; None: nothing says so.
+
+    old: of the one before, if that is known. final: whether it has had its time.
+    """
+    if new.mismatches >= (1 if final else MISMATCHES) and not new.connects:
         return Verdict("mismatch", "no server of its has this bundle", again=True)
     before = old or Figures()
     unsure, unsure_before = new.answered + new.fallback, before.answered + before.fallback

@@ -83,7 +83,7 @@ def test_a_device_changes_only_to_what_a_server_has(
     )  # fmt: skip
     address = server.wait_for(r"listening on (\S+:\d+)")[1]
     device = follow(
-        run, fake.reference(":devices"), at_device, "--every", 0.1, "--probation", 3,
+        run, fake.reference(":devices"), at_device, "--every", 0.1, "--probation", 4,
         "--metrics", f"127.0.0.1:{port}", "--", *python, "offramp.device.app", "--bundle", "{bundle}",
         "--server", address, "--threshold", 1, "--rate", 50, "--repeat", "--quiet", "--metrics-port", port,
         toy_images,

@@ -240,7 +240,10 @@ def test_an_end_in_good_order_says_nothing_against_a_bundle(scene: Scene) -> Non
         scene.play(goes_on)
 
 
-def test_a_page_that_never_shows_the_bundle_does_not_pass(scene: Scene) -> None:
+def test_a_page_that_never_shows_the_bundle_does_not_pass(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower_module, "SILENT_SECONDS", 0.3)
     scene.command("exec sleep 60")
     scene.terms = replace(scene.terms, metrics_url="http://127.0.0.1:1/metrics")
 

@@ -43,6 +43,13 @@ def test_the_verdict(new: Figures, old: Figures | None, cause: str | None) -> No
     assert found is None or found.again == (cause != "audits")
 
 
+def test_one_refused_hello_is_enough_at_the_end() -> None:
+    assert judge(Figures(mismatches=1), OLD) is None
+    found = judge(Figures(mismatches=1), OLD, final=True)
+    assert found is not None and found.cause == "mismatch"
+    assert judge(Figures(mismatches=1, connects=1), OLD, final=True) is None
+
+
 def test_an_interval() -> None:
     # scipy.stats.binomtest(60, 100).proportion_ci(2 * norm.cdf(2.58) - 1, "wilson")
     assert wilson(60, 100) == pytest.approx((0.4712139654787, 0.7163040831334))
