@@ -149,6 +149,7 @@ def envelope(
         "latency_ms_median": statistics.median(seconds for seconds, _ in outcomes[1:]) * 1000,
     }
     if before is not None and after is not None:
+        assert before.header_bytes is not None and after.header_bytes is not None
         sent, received = (after.sent - before.sent) / count, (after.received - before.received) / count
         figures |= {
             "sent_bytes": sent,

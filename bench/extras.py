@@ -1,9 +1,10 @@
 """``offramp bench extras``: what audits, samples and the live page take of a device's speed.
 
 One process has a device for each of them and one without any; a real ``cloud-server`` runs on other cores.
-In each round every device answers the same images once as fast as it can and once at a steady rate, in a new
-order, and is compared with the plain one of that round. ``plain again`` is a second plain device: what is
-found for it is noise.
+In each round every device answers the same images in short slices as fast as it can, one device after the
+other, in a new order for each slice, and then once at a steady rate; it is compared with the plain one of
+that slice or round. Short slices, because a machine's pace changes within seconds by more than is sought.
+``plain again`` is a second plain device: what is found for it is noise.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ if TYPE_CHECKING:
 EPILOG = """\
 example:
   offramp bench extras --rounds 30 --json > extras.json
+  offramp bench extras --of audits --slices 100 --seconds 0
 
 fast: images a second, wall clock, and processor time of an image, all threads, audits' answers included.
 steady: latency of images that exit early and of those that are sent, at --rate.
-Each figure is a ratio to the plain device of the same round: the median over rounds, and the range that holds
+Each figure is a ratio to the plain device of the same slice or round: their median, and the range that holds
 the true median with a probability of 95 %. A rate under 1 or a time over 1 is a loss.
 """
-PLAIN = "plain"
+PLAIN, AGAIN = "plain", "plain again"
+EXTRAS = ("audits", "samples", "page", "all three")
 VIEWER = """
 import socket, sys
 host, port = sys.argv[1].rsplit(":", 1)
@@ -65,11 +68,12 @@ RESAMPLES = 2000
 
 @dataclass
 class Variant:
-    """A device, and what it was measured at in each round."""
+    """A device, and what it was measured at in each slice and in each round."""
 
     device: Device
     paged: bool = False
-    figures: list[dict[str, float]] = field(default_factory=list)
+    fast: list[dict[str, float]] = field(default_factory=list)
+    steady: list[dict[str, float]] = field(default_factory=list)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,9 +88,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--images", type=Path, default=Path("examples/digits"))
     parser.add_argument("--threshold", type=fraction, default=0.9, metavar="T", help="T_c (default: 0.9)")
     parser.add_argument("--audit", type=fraction, default=0.01, metavar="SHARE")
-    parser.add_argument("--count", type=int, default=4000, metavar="N", help="images of each fast run")
+    parser.add_argument(
+        "--of", nargs="+", choices=EXTRAS, default=list(EXTRAS), help="what to measure (default: everything)"
+    )
+    parser.add_argument("--slices", type=int, default=10, metavar="N", help="fast ones of each round")
+    parser.add_argument("--count", type=int, default=500, metavar="N", help="images of each slice")
     parser.add_argument("--rate", type=float, default=200.0, metavar="R", help="images a second when steady")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each steady run")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each steady run; 0: none")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     arguments = parser.parse_args(argv)
@@ -105,21 +113,27 @@ def main(argv: Sequence[str]) -> int:
         variants = _variants(bundle, server.address, arguments, Path(folder), stack)
         names = list(variants)
         for number in range(arguments.rounds + 1):
-            random.Random(number).shuffle(names)
-            for name in names:
-                figures = _measure(variants[name], bundle, images, arguments, others)
-                if number:  # the first round warms up
-                    variants[name].figures.append(figures)
+            order = random.Random(number)
+            for _ in range(arguments.slices if number else 1):  # the first round warms up
+                order.shuffle(names)
+                for name in names:
+                    fast = _fast(variants[name], bundle, images, arguments.count, others)
+                    if number:
+                        variants[name].fast.append(fast)
+            for name in names if number and arguments.seconds else ():
+                variants[name].steady.append(_steady(variants[name], bundle, images, arguments, others))
         audits = {name: variant.device.audit_counts() for name, variant in variants.items()}
     result = {
         "environment": environment(["grpcio", "onnxruntime"], cores[-1]),
         "settings": {name: str(value) for name, value in vars(arguments).items()},
         "plain": {
-            name: float(np.median([each[name] for each in variants[PLAIN].figures]))
-            for name in variants[PLAIN].figures[0]
+            name: float(np.median([each[name] for each in figures if name in each]))
+            for figures in (variants[PLAIN].fast, variants[PLAIN].steady)
+            for name in (figures[0] if figures else ())
         },
         "ratios": {
-            name: compare(variants[PLAIN].figures, variant.figures)
+            name: compare(variants[PLAIN].fast, variant.fast)
+            | compare(variants[PLAIN].steady, variant.steady)
             for name, variant in variants.items()
             if name != PLAIN
         },
@@ -141,37 +155,54 @@ def _variants(
         threshold = arguments.threshold
         return stack.enter_context(Device(bundle, server=address, threshold=threshold, link=link, **options))
 
-    return {
-        PLAIN: Variant(made()),
-        "plain again": Variant(made()),
-        "audits": Variant(made(audits=audited)),
-        "samples": Variant(made(keep=KeepOptions(folder / "kept"))),
-        "page": Variant(made(), paged=True),
-        "all three": Variant(made(audits=audited, keep=KeepOptions(folder / "all")), paged=True),
+    kept = {
+        name: KeepOptions(folder / name.replace(" ", "-"))
+        for name in arguments.of
+        if name in ("samples", "all three")
     }
+    found = {PLAIN: Variant(made()), AGAIN: Variant(made())}
+    for name in arguments.of:
+        options: dict[str, Any] = {"keep": kept.get(name)}
+        if name in ("audits", "all three"):
+            options["audits"] = audited
+        found[name] = Variant(made(**options), paged=name in ("page", "all three"))
+    return found
 
 
-def _measure(
+def _fast(
+    variant: Variant,
+    bundle: Bundle,
+    images: Sequence[NDArray[np.uint8]],
+    count: int,
+    others: Sequence[int],
+) -> dict[str, float]:
+    """One slice of one device."""
+    with _page(variant, bundle, others) as live:
+        _run(variant.device, live, images, max(1, count // 20), None)
+        _settle(variant.device)
+        processor, start = time.process_time(), time.perf_counter()
+        _run(variant.device, live, images, count, None)
+        wall = time.perf_counter() - start
+        _settle(variant.device)
+        return {
+            "fast: images a second": count / wall,
+            "fast: processor time": (time.process_time() - processor) / count,
+        }
+
+
+def _steady(
     variant: Variant,
     bundle: Bundle,
     images: Sequence[NDArray[np.uint8]],
     arguments: Any,
     others: Sequence[int],
 ) -> dict[str, float]:
-    """One round of one device."""
+    """One steady run of one device."""
+    count = max(1, round(arguments.rate * arguments.seconds))
     with _page(variant, bundle, others) as live:
-        _run(variant.device, live, images, max(1, arguments.count // 20), None)
-        processor, start = time.process_time(), time.perf_counter()
-        _run(variant.device, live, images, arguments.count, None)
-        wall = time.perf_counter() - start
-        _settle(variant.device)
-        figures = {
-            "fast: images a second": arguments.count / wall,
-            "fast: processor time": (time.process_time() - processor) / arguments.count,
-        }
-        count = max(1, round(arguments.rate * arguments.seconds))
         results = _run(variant.device, live, images, count, arguments.rate)
         _settle(variant.device)
+    figures = {}
     for source, name in (("early_exit", "early exit"), ("server", "sent")):
         seconds = [each.latency_seconds for each in results if each.source == source]
         if seconds:
@@ -236,14 +267,14 @@ def _page(variant: Variant, bundle: Bundle, cores: Sequence[int]) -> Iterator[Li
 
 
 def compare(plain: Sequence[dict[str, float]], others: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Each figure as a ratio to the plain device's of the same round: its median, and from where to where."""
+    """Each figure as a ratio to the plain device's beside it: its median, and from where to where."""
     found = {}
-    for name in plain[0]:
+    for name in plain[0] if plain else ():
         pairs = [(a[name], b[name]) for a, b in zip(plain, others, strict=True) if name in a and name in b]
         if pairs:
             ratios = np.array([other / one for one, other in pairs])
             low, high = interval(ratios)
-            found[name] = {"ratio": float(np.median(ratios)), "low": low, "high": high, "rounds": len(pairs)}
+            found[name] = {"ratio": float(np.median(ratios)), "low": low, "high": high, "pairs": len(pairs)}
     return found
 
 

@@ -29,7 +29,6 @@ from offramp.common.bundle.manifest import HEAD
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ConfigError, OfframpError
 from offramp.common.inputs.prepare import prepare
-from offramp.common.metrics import timed
 from offramp.common.part.engine import Engine
 from offramp.common.part.providers import providers_of
 from offramp.common.part.unknown import UnknownScore
@@ -473,8 +472,10 @@ class Device(Connectionless):
     # --- inside ---
 
     def _run_head(self, image: Input) -> EarlyExit:
-        with timed(self.metrics.head_seconds):
-            return run_head(self._engine, image, self._unknown)
+        before = time.perf_counter()
+        exit_ = run_head(self._engine, image, self._unknown)
+        self.metrics.head_seconds.observe(time.perf_counter() - before)
+        return exit_
 
     def _steer(self) -> float:
         """T_c for an image that is at its early exit now."""

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from offramp.common.bundle.drift import EDGES, bin_of
 from offramp.common.bundle.manifest import Manifest
@@ -27,16 +30,9 @@ class DriftMetrics:
         self._reference = reference = manifest.figures.drift
         self._edges = EDGES if reference is None else tuple(reference.edges)
         self._names = _names(manifest)
-        images = Counter(
-            "offramp_device_drift_images",
-            "Images by what their early exit said, to be compared with the bundle's test images.",
-            ["of", "bin"],
-            registry=registry,
-        )
-        self._exits, self._sent = images.labels("exit", _EARLY), images.labels("exit", _SENT)
         bins = [f"{edge:g}" for edge in (*self._edges, 1.0)]
-        self._confidences = [images.labels("confidence", name) for name in bins]
-        self._classes = [images.labels("class", name) for name in self._names]
+        self._counts = _Counts((_SENT, _EARLY), bins, self._names)
+        registry.register(self._counts)
         self._ratio = Gauge(
             "offramp_device_drift_reference_ratio",
             "Share of the bundle's test images in the same bin; of exits at the threshold in force. Missing "
@@ -60,9 +56,8 @@ class DriftMetrics:
 
     def count(self, exit_: EarlyExit, threshold: float) -> None:
         """One image, and T_c that decides it."""
-        (self._exits if exit_.is_confident(threshold) else self._sent).inc()
-        self._confidences[bin_of(self._edges, exit_.confidence)].inc()
-        self._classes[exit_.class_index].inc()
+        confidence = bin_of(self._edges, exit_.confidence)
+        self._counts.add(exit_.is_confident(threshold), confidence, exit_.class_index)
 
     def watch_threshold(self, threshold: Callable[[], float]) -> None:
         """Export the exit rate that was measured at exactly the threshold in force, looked up at each scrape.
@@ -86,6 +81,44 @@ class DriftMetrics:
             shares[name] += count
         for name, count in shares.items():
             self._ratio.labels(kind, name).set(count / images)
+
+
+class _Counts(Collector):
+    """Images by exit, by confidence and by class, each by its number; one lock for the three.
+
+    prometheus_client's own counters take one each, which shows in the loop of a small head.
+    """
+
+    def __init__(self, exits: Sequence[str], confidences: Sequence[str], classes: Sequence[str]) -> None:
+        self._names = (exits, confidences, classes)
+        self._exits, self._confidences, self._classes = ([0] * len(names) for names in self._names)
+        self._lock = threading.Lock()
+
+    def add(self, exit_: int, confidence: int, class_: int) -> None:
+        """One image."""
+        with self._lock:
+            self._exits[exit_] += 1
+            self._confidences[confidence] += 1
+            self._classes[class_] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        family = CounterMetricFamily(
+            "offramp_device_drift_images",
+            "Images by what their early exit said, to be compared with the bundle's test images.",
+            labels=["of", "bin"],
+        )
+        with self._lock:
+            counts = [list(each) for each in (self._exits, self._confidences, self._classes)]
+        for kind, names, numbers in zip(KINDS, self._names, counts, strict=True):
+            shown: dict[str, int] = dict.fromkeys(names, 0)
+            for name, number in zip(names, numbers, strict=True):
+                shown[name] += number
+            for name, number in shown.items():
+                family.add_metric([kind, name], number)
+        yield family
+
+    describe = collect
 
 
 def _names(manifest: Manifest) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,7 @@ from offramp.common.part.engine import Engine
 from offramp.common.part.unknown import UnknownScore
 
 
-@dataclass(frozen=True, slots=True)
-class EarlyExit:
+class EarlyExit(NamedTuple):
     """What the device knows of one image by itself."""
 
     symbols: NDArray[np.uint8]

@@ -21,7 +21,9 @@ class Lifetime:
         self._closed = False
         self._callers = 0
         self._images = 0
-        self._changed = threading.Condition()
+        # Entered by itself it is cheaper than as a part of the condition.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def is_forked(self) -> bool:
@@ -49,15 +51,17 @@ class Lifetime:
     def enter(self) -> None:
         """A caller hands something in; ``leave`` has to follow. Raises as ``check`` does."""
         self.check_process()
-        with self._changed:
+        with self._lock:
             self._check_open()
             self._callers += 1
 
     def leave(self) -> None:
         """The caller is done."""
-        with self._changed:
+        with self._lock:
             self._callers -= 1
-            self._changed.notify_all()
+            # Only ``close`` waits for callers.
+            if self._closed:
+                self._changed.notify_all()
 
     def within(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """What a call returns, during which the device stays open. Raises as ``check`` does."""

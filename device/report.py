@@ -178,7 +178,8 @@ class Report:
             shown = "unknown" if wire is None else (
                 f"{wire['sent']:,} B sent, {wire['received']:,} B received"
             )  # fmt: skip
-            self._line(f"wire (TCP payload, all of the connection): {shown}")
+            of = f"{summary['wire_protocol'] or 'TCP'} payload"
+            self._line(f"wire ({of}, all of the connection): {shown}")
             self._line(
                 f"latency {summary['latency_seconds_median'] * 1e3:.2f} ms median, "
                 f"{summary['latency_seconds_p99'] * 1e3:.2f} ms p99, after "

@@ -79,10 +79,12 @@ class Totals:
         latencies = sorted(self.latencies.values)
         decoding = sorted(self.decoding.values)
         wire_bytes = None if wire is None else {"sent": wire.sent, "received": wire.received}
-        segments = {"tcp_segments": None, "tcp_ip_header_bytes": None} if wire is None else {
-            "tcp_segments": {"sent": wire.segments_sent, "received": wire.segments_received},
-            "tcp_ip_header_bytes": wire.header_bytes,
-        }  # fmt: skip
+        segments: dict[str, Any] = {"tcp_segments": None, "tcp_ip_header_bytes": None}
+        if wire is not None and wire.protocol == "TCP":
+            segments = {
+                "tcp_segments": {"sent": wire.segments_sent, "received": wire.segments_received},
+                "tcp_ip_header_bytes": wire.header_bytes,
+            }
         return {
             "images": answered,
             "unreadable": self.unreadable,
@@ -98,6 +100,7 @@ class Totals:
             "pictures": self.pictures,
             "picture_bytes": self.picture_bytes,
             "raw_activation_bytes": self.raw_activation_bytes,
+            "wire_protocol": None if wire is None else wire.protocol,
             "wire_bytes": wire_bytes,
             **segments,
             "corrections": self.corrections,

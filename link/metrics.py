@@ -132,7 +132,7 @@ class _WireCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
             f"{self._prefix}_wire_bytes",
-            "TCP payload of the connection, bytes: gRPC and HTTP/2 framing and all control traffic.",
+            "TCP or UDP payload of the connection, bytes: gRPC and HTTP/2 framing and all control traffic.",
             labels=["direction"],
         )
         total = self._total()
@@ -145,7 +145,7 @@ class _WireCollector(Collector):
             "TCP segments of the connection, retransmissions and bare acknowledgements included.",
             labels=["direction"],
         )
-        if total is not None:
+        if total is not None and total.protocol == "TCP":
             segments.add_metric(["sent"], total.segments_sent)
             segments.add_metric(["received"], total.segments_received)
         yield segments

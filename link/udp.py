@@ -66,7 +66,7 @@ class UdpCarrier:
 
     def total(self) -> WireBytes:
         """Payload of the UDP datagrams."""
-        return WireBytes(self._sent, self._received)
+        return WireBytes(self._sent, self._received, protocol="UDP")
 
     def close(self) -> None:
         """Close the socket, and wait for its thread."""

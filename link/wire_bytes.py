@@ -18,6 +18,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 # struct tcp_info of linux/tcp.h: bytes_received at 128 (Linux 4.1), segs_out and segs_in at 136 (4.2),
 # bytes_sent at 200 (4.19).
@@ -38,12 +39,13 @@ _claimed_lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class WireBytes:
-    """TCP payload bytes of a connection, or a sum over several."""
+    """Payload bytes of a connection, or a sum over several. protocol: whose payload it is, TCP or UDP."""
 
     sent: int
     received: int
     segments_sent: int = field(default=0, compare=False)
     segments_received: int = field(default=0, compare=False)
+    protocol: Literal["TCP", "UDP"] = "TCP"
 
     def __add__(self, other: WireBytes) -> WireBytes:
         return WireBytes(
@@ -51,11 +53,14 @@ class WireBytes:
             self.received + other.received,
             self.segments_sent + other.segments_sent,
             self.segments_received + other.segments_received,
+            other.protocol,
         )
 
     @property
-    def header_bytes(self) -> int:
-        """About what the segments' TCP and IP headers take on top, both directions."""
+    def header_bytes(self) -> int | None:
+        """About what the segments' TCP and IP headers take on top, both directions; None for UDP."""
+        if self.protocol == "UDP":
+            return None
         return HEADER_BYTES * (self.segments_sent + self.segments_received)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.common.errors import DataError
-from offramp.common.inputs import tensors
+from offramp.common.inputs import pictures, tensors
+from offramp.common.inputs.arrays import to_pixels
 from offramp.common.inputs.headers import EXTENSIONS
 from offramp.common.inputs.spec import Preprocessing, TensorInput
 from offramp.common.inputs.wav import is_wav
@@ -25,8 +26,6 @@ def prepare(value: Any, spec: Spec, name: str = "") -> Prepared:
     """
     if isinstance(spec, TensorInput):
         return tensors.to_tensor(value, spec, name or "input")
-    from offramp.common.inputs.arrays import to_pixels
-
     if isinstance(value, bytes | bytearray | memoryview):
         return decode(name or "image", bytes(value), spec)
     return to_pixels(value, spec, name or "image")
@@ -38,8 +37,6 @@ def decode(name: str, data: bytes, spec: Spec) -> Prepared:
         return tensors.decode(name, data, spec)
     if is_wav(data[:12]):
         raise DataError(f"{name}: is a WAV sound, this bundle takes pictures")
-    from offramp.common.inputs import pictures
-
     return pictures.decode(name, data, spec)
 
 

@@ -75,7 +75,7 @@ def _main(argv: Sequence[str] | None) -> int:
         "--links",
         nargs="+",
         default=LINKS,
-        type=_link,
+        type=Shape.of,
         metavar="KBIT/MS",
         help="links: kbit/s and milliseconds there and back (default: 50/300 1000/60 20000/15)",
     )
@@ -104,19 +104,6 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     publish("link", result, plots, lines, out=arguments.out, as_json=arguments.json)
     return 0
-
-
-def _link(text: str) -> Shape:
-    rate, slash, delay = text.partition("/")
-    try:
-        shape = Shape(float(rate) * 1e3, float(delay) / 1e3)
-    except ValueError:
-        shape = Shape(0, 0)
-    if not slash or not 1e3 <= shape.rate <= 1e10 or not 0 <= shape.round_trip <= 10:
-        raise ConfigError(
-            f"--links {text}: expected KBIT/MS, as 50/300, with 1 kbit/s … 10 Gbit/s and 0 … 10 s"
-        )
-    return shape
 
 
 def measure(

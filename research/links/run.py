@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,26 @@ def quartiles(values: Sequence[float]) -> dict[str, float] | None:
 @contextmanager
 def _device(link: ShapedLink, directory: Path, server: str, way: Way) -> Iterator[Any]:
     """A device's process; yields what asks it for one image and waits for the answer."""
-    common = ["--bundle", str(directory), "--server", server]
+    common = ("--bundle", directory, "--server", server)
     if way.flags[0].startswith("--"):
-        command = ["research.links.rival_device", *common, *way.flags]
+        with asking(link, "research.links.rival_device", *common, *way.flags) as ask:
+            yield ask
     else:
-        command = ["offramp.device.app", *common, "--insecure", "--json", "--threshold", *way.flags]
-        command += ["--timeout", str(TIMEOUT), "--log-level", "error", "-"]
+        with asking_device(link, *common, "--threshold", *way.flags) as ask:
+            yield ask
+
+
+def asking_device(link: ShapedLink, *arguments: object) -> AbstractContextManager[Any]:
+    """An ``edge-device`` on the near side of a link; see ``asking``."""
+    flags = ("--insecure", "--json", "--timeout", TIMEOUT, "--log-level", "error", "-")
+    return asking(link, "offramp.device.app", *arguments, *flags)
+
+
+@contextmanager
+def asking(link: ShapedLink, module: str, *arguments: object) -> Iterator[Any]:
+    """A program that answers paths with JSON; yields what asks it for one image and waits for the answer."""
     with subprocess.Popen(
-        [*link.device_prefix, sys.executable, "-m", *command],
+        [*link.device_prefix, sys.executable, "-m", module, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -122,13 +134,13 @@ def _device(link: ShapedLink, directory: Path, server: str, way: Way) -> Iterato
         def ask(path: Path) -> dict[str, Any]:
             stdin.write(f"{path.absolute()}\n")
             if not select.select([stdout], [], [], TIMEOUT + 30)[0]:
-                raise UnavailableError(f"{command[0]} did not answer {path} within {TIMEOUT + 30:g} s")
+                raise UnavailableError(f"{module} did not answer {path} within {TIMEOUT + 30:g} s")
             line = stdout.readline()
             if not line:
-                raise UnavailableError(f"{command[0]} ended before it answered {path}")
+                raise UnavailableError(f"{module} ended before it answered {path}")
             answer: dict[str, Any] = json.loads(line)
             if "error" in answer:
-                raise UnavailableError(f"{command[0]}: {answer['error']}")
+                raise UnavailableError(f"{module}: {answer['error']}")
             return answer
 
         try:

@@ -93,6 +93,13 @@ def test_the_table_has_a_row_for_each_image() -> None:
     assert "wire (TCP payload, all of the connection): 1,000 B sent, 20 B received" in lines
 
 
+def test_the_protocol_is_named_whose_payload_is_counted() -> None:
+    out = io.StringIO()
+    udp = WireBytes(1000, 20, protocol="UDP")
+    Report(False, True, 1, out).finish(totals(result()).summary(1.0, 0.5, udp))
+    assert "wire (UDP payload, all of the connection): 1,000 B sent, 20 B received" in out.getvalue()
+
+
 def test_names_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     out = io.StringIO()
     report = Report(False, False, 2, out)

@@ -32,6 +32,14 @@ def test_totals_count_bytes_of_what_was_sent() -> None:
     assert summary["wire_bytes"] == {"sent": 100, "received": 50}
 
 
+def test_of_udp_no_tcp_segments_are_known() -> None:
+    summary = totals(result("server", payload=10)).summary(1.0, 0.8, WireBytes(100, 50, protocol="UDP"))
+    assert summary["wire_bytes"] == {"sent": 100, "received": 50} and summary["wire_protocol"] == "UDP"
+    assert summary["tcp_segments"] is summary["tcp_ip_header_bytes"] is None
+    over_tcp = totals(result("server", payload=10)).summary(1.0, 0.8, WireBytes(100, 50, 2, 1))
+    assert over_tcp["tcp_segments"] == {"sent": 2, "received": 1} and over_tcp["tcp_ip_header_bytes"] == 156
+
+
 @pytest.mark.parametrize(
     ("latencies", "median", "p99"),
     [([3.0], 3.0, 3.0), ([3.0, 1.0, 2.0], 2.0, 3.0), (list(range(1000, 0, -1)), 501, 991)],

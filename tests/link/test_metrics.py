@@ -33,3 +33,7 @@ def test_bytes_that_are_unknown_are_not_exported() -> None:
     assert registry.get_sample_value(*sent) is None
     counted[0] = WireBytes(7, 9)
     assert registry.get_sample_value(*sent) == 7
+    segments = ("a_tcp_segments_total", {"direction": "sent"})
+    assert registry.get_sample_value(*segments) == 0
+    counted[0] = WireBytes(7, 9, protocol="UDP")
+    assert registry.get_sample_value(*sent) == 7 and registry.get_sample_value(*segments) is None

@@ -32,7 +32,7 @@ def test_there_and_back(peer: socket.socket) -> None:
     until(lambda: replies, "the reply")
     carrier.close()
     assert data == b"\x20request" and replies == [(b"reply", None)]
-    assert carrier.total() == WireBytes(8, 5)
+    assert carrier.total() == WireBytes(8, 5, protocol="UDP")
 
 
 def test_a_long_datagram_goes_in_pieces(peer: socket.socket) -> None:

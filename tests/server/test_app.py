@@ -51,7 +51,7 @@ def test_a_signal_drains_and_exits_with_0(run: Processes, toy_bundle: Bundle, nu
         with stream_to(server.address, toy_bundle) as late:
             late.send(frame.hello(toy_bundle.digest))
             # gRPC cancels a call on a connection that it had just let in; a device takes both as "not here".
-            with pytest.raises(Ended, match="UNAVAILABLE|CANCELLED"):
+            with pytest.raises(Ended, match=r"UNAVAILABLE|CANCELLED"):
                 late.receive()
         found = stream.end()
         assert sorted(reply.sequence for reply in found) == list(range(65, 129))

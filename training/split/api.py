@@ -71,6 +71,7 @@ def split(
     versions: int | None = None,
     steps: int | None = None,
     joint: int = 0,
+    learn_tail: bool = False,
     seed: int = 0,
     flip: bool = True,
     classes: Sequence[str] = (),
@@ -107,6 +108,7 @@ def split(
             each hop. The thresholds of several exits are chosen together.
         hop_costs: what a byte costs on each hop, where ``drop`` has fewest; empty: 1 each.
         joint: steps of training after all codes', which train them together.
+        learn_tail: whether what is behind the last cut learns with the code, for more accuracy at few bytes.
         minutes: for everything; None: 30, unless ``epochs`` of tuning all weights, ``versions`` of each
             photo and ``steps`` of the code's training are all given.
         rival_minutes: more, to tune a copy of the unsplit model on WebP, for a fair comparison.

@@ -4,10 +4,13 @@ cache, code        at the first cut: what the frozen head makes of every photo
 cache-2, code-2 …  at the next: what the part between makes of the decoded codes before it, whose errors
                    this code learns to live with
 joint              then, if wanted, all of them together
+
+If wanted, what is behind the last cut learns with the last code, and with all of them.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -83,10 +86,15 @@ def fit_codes(
     ends: Shares,
     display: Display,
 ) -> Fitted:
-    """Fit the code at each place, in their order; the classifier's own weights stay."""
+    """Fit the code at each place, in their order; the classifier's own weights stay.
+
+    Where the tail learns it is a copy, so that the classifier stays what the pair is compared with.
+    """
     targets = each_of(job.bytes, len(places), "bytes")
     work = _Work(job, made, data, normalise, clock, ends, display, targets)
     parts = divide(made.captured, [place.cut for place in places])
+    if job.learn_tail:
+        parts = (*parts[:-1], copy.deepcopy(parts[-1]))
     for part in parts:
         part.requires_grad_(False)
     cached, stage = _cache(work, split(made.captured, places[0].cut), places[0])
@@ -94,7 +102,8 @@ def fit_codes(
     for number, place in enumerate(places):
         if number:
             cached, stage = _carry_on(work, stage, cached, codes[-1], parts[number], place, number + 1)
-        tail = split(made.captured, place.cut).tail.requires_grad_(False)
+        last = number == len(places) - 1
+        tail = parts[-1] if last else split(made.captured, place.cut).tail.requires_grad_(False)
         until = ends.cache + (ends.code - ends.cache) * (number + 1) / (len(places) + bool(job.joint))
         code, state = _fit(work, stage, cached, tail, place, _named("code", number), number, until)
         codes.append(code)
@@ -188,6 +197,7 @@ def _fit(
 ) -> tuple[Code, fit.State]:
     """A new code for what is cached at its cut; number: of the crossing, from 0."""
     job, target = work.job, work.targets[number]
+    learn = job.learn_tail and number == len(work.targets) - 1
     torch.manual_seed(job.seed)
     sample = cached.sample()
     mean, std = fit.channel_statistics(place.layout.to_map(sample))
@@ -199,6 +209,8 @@ def _fit(
         "bytes": target,
         "steps": job.steps,
         "minutes": time_for(job.minutes, job.steps),
+        # Work of before is of a tail that stays.
+        **({"learn_tail": True} if learn else {}),
     }
     fitted = work.stage(name, own)
     if not (fitted.folder / fit.CHECKPOINT).exists():
@@ -210,7 +222,7 @@ def _fit(
             [code],
             [tail],
             cached,
-            fit.Settings((target,), job.steps, job.seed),
+            fit.Settings((target,), job.steps, job.seed, learn_tail=learn),
             fitted,
             work.clock,
             until=until,
@@ -238,6 +250,7 @@ def _fit_together(
         "codes": [digest_of(code) for code in codes],
         "bytes": list(targets),
         "steps": job.joint,
+        **({"tail": digest_of(parts[-1])} if job.learn_tail else {}),
     }
     own = work.stage("joint", identity)
     with work.display.bar("all codes together") as bar:
@@ -245,7 +258,7 @@ def _fit_together(
             codes,
             parts[1:],
             cached,
-            fit.Settings(targets, job.joint, job.seed, tuple(weights)),
+            fit.Settings(targets, job.joint, job.seed, tuple(weights), job.learn_tail),
             own,
             work.clock,
             until=work.ends.code,

@@ -4,7 +4,8 @@
            (KL(teacher ‖ early exit) + feature loss + λ · bits)
 
 The Kullback-Leibler terms are at temperature 2 (Hinton et al. 2015). The λ of each cut is steered so that its
-bits come to their target. What is before, between and behind the cuts stays as it is.
+bits come to their target. What is before and between the cuts stays as it is; what is behind the last one may
+learn as well, by the same loss, with its batch norms' statistics as they are.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MOST_STEPS = 20_000
 _EXIT, _FEATURE = 0.7, 0.3
 _RATES, _DECAY = (2.5e-3, 5e-4, 1e-2), 0.01
 """Learning rates: of what begins from nothing, of transform and inverse, of the density; weight decay."""
+_TAIL_RATE = 1e-4
+"""Of what is behind the last cut, which knows its classes already."""
 _FIRST_LAMBDA, _LAMBDAS = 2e-4, (1e-7, 2e-2)
 _STEER, _BAND = 4.0, 0.1
 """How far λ can move while it learns: as a factor, about e to this; at full speed where the bytes are so far
@@ -42,13 +45,15 @@ off, relatively."""
 class Settings:
     """targets: bytes of a photo's symbols at each cut; steps: None: as many as there is time for.
 
-    rate_weights: λ of each cut to begin with; empty: what suits a code that knows nothing yet.
+    rate_weights: λ of each cut to begin with; empty: what suits a code that knows nothing yet. learn_tail:
+    whether what is behind the last cut learns too.
     """
 
     targets: tuple[float, ...]
     steps: int | None
     seed: int
     rate_weights: tuple[float, ...] = ()
+    learn_tail: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ def fit(
     """Train ``codes`` in place, which end in evaluation; ``tick`` is called after each step.
 
     Args:
-        behind: what is frozen between each code's cut and the next one's, in evaluation; the last one's ends
-            with the logits.
+        behind: what is between each code's cut and the next one's, in evaluation; the last one's ends with
+            the logits. With ``settings.learn_tail`` that one is trained in place.
         cached: of `cache.fill`, at the first of the cuts.
         stage: keeps its checkpoints, with which it goes on.
         until: share of the clock's time after which it ends.
@@ -92,29 +97,33 @@ def fit(
     # A checkpoint of one code has its names alone.
     learned: nn.Module = codes[0] if len(codes) == 1 else nn.ModuleList(codes)
     learned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(codes)
+    tail = behind[-1] if settings.learn_tail else None
+    if tail is not None:
+        tail.requires_grad_(True)
+    rates = _RATES if tail is None else (*_RATES, _TAIL_RATE)
+    optimizer = _optimizer(codes, tail)
     pace = Pace(settings.steps, MOST_STEPS)
     weights = list(settings.rate_weights) or [_FIRST_LAMBDA] * len(codes)
     sizes = [math.nan] * len(codes)
     if (kept := stage.load(CHECKPOINT)) is not None:
         with stage.restoring(CHECKPOINT):
             learned.load_state_dict(kept["code"])
+            if tail is not None:
+                tail.load_state_dict(kept["tail"])
             optimizer.load_state_dict(kept["optimizer"])
             pace.restore(kept["pace"])
             weights, sizes = list(kept["weight"]), list(kept["bytes"])
     pacer, saved = Pacer(pace, clock, until), time.monotonic()
 
     def save() -> None:
-        stage.save(
-            CHECKPOINT,
-            {
-                "code": learned.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "pace": pace.state(),
-                "weight": weights,
-                "bytes": sizes,
-            },
-        )
+        made = {
+            "code": learned.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "pace": pace.state(),
+            "weight": weights,
+            "bytes": sizes,
+        }
+        stage.save(CHECKPOINT, made if tail is None else made | {"tail": tail.state_dict()})
 
     def now(loss: float) -> State:
         return State(pace.step, pace.steps, loss, tuple(sizes), tuple(weights))
@@ -125,7 +134,7 @@ def fit(
         generator = seeded(settings.seed, pace.step)
         at = torch.randint(0, len(cached.logits), (BATCH,), generator=generator)
         activation, teacher = cached.batch(at)
-        for group, rate in zip(optimizer.param_groups, _RATES, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(pace)
         loss, measured = _loss(codes, behind, activation, teacher, weights)
         optimizer.zero_grad()
@@ -146,11 +155,13 @@ def fit(
     if pace.step > begun_at:
         save()
     learned.eval()
+    if tail is not None:
+        tail.requires_grad_(False)
     return state
 
 
-def _optimizer(codes: Sequence[Code]) -> torch.optim.AdamW:
-    """With a group for each of `_RATES`."""
+def _optimizer(codes: Sequence[Code], tail: nn.Module | None) -> torch.optim.AdamW:
+    """With a group for each of `_RATES`, and one for a tail that learns."""
     density = [p for code in codes for p in code.density.parameters()]
     both = [each for code in codes for each in (code.transform, code.decoder.inverse)]
     linear = [p for each in both for p in each.parameters()]
@@ -161,6 +172,8 @@ def _optimizer(codes: Sequence[Code]) -> torch.optim.AdamW:
         {"params": linear},
         {"params": density, "weight_decay": 0.0},
     ]
+    if tail is not None:
+        groups.append({"params": list(tail.parameters())})
     return torch.optim.AdamW(groups, weight_decay=_DECAY)
 
 

@@ -80,6 +80,7 @@ class Job:
     versions: int | None = None
     steps: int | None = None
     joint: int = 0
+    learn_tail: bool = False
     columns: Columns = field(default_factory=Columns)
     skip_bad: bool = False
     input: Kind = "auto"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from torch import nn
 
 from offramp.training.data.datasets import Dataset, Labelled
 from offramp.training.split.capture import capture
@@ -30,10 +33,18 @@ def data() -> Dataset:
     return Dataset("noise", tiny.CLASSES, part, part, part, "0" * 64)
 
 
-def run(out: Path, *cuts: str, joint: int = 0, said: list[str] | None = None) -> Fitted:
-    module = tiny.knows().eval()
+def run(
+    out: Path,
+    *cuts: str,
+    joint: int = 0,
+    said: list[str] | None = None,
+    learn_tail: bool = False,
+    module: nn.Module | None = None,
+) -> Fitted:
+    module = module or tiny.knows().eval()
     captured = capture(module, (3, tiny.SIDE, tiny.SIDE))
     job = Job("tiny", out, out, cuts=cuts, bytes=20.0, steps=4, versions=2, joint=joint, minutes=None)
+    job = replace(job, learn_tail=learn_tail)
     places = choose_places(find_cuts(captured), Wanted(None, None, None, None, 20.0, cuts))
     display = Display(said.append if said is not None else lambda _: None, no_bar)
     made = Made(module, captured, "")
@@ -69,3 +80,23 @@ def test_codes_are_trained_together_and_nothing_is_done_twice(tmp_path: Path) ->
         assert torch.equal(a.correction.weight, b.correction.weight)
     one_after_the_other = run(tmp_path, "0", "2")
     assert not torch.equal(one_after_the_other.codes[0].correction.weight, before.codes[0].correction.weight)
+
+
+@pytest.mark.parametrize(("cuts", "joint"), [(("0",), 0), (("0", "2"), 3)])
+def test_what_is_behind_the_last_cut_learns_and_the_classifier_stays(
+    tmp_path: Path, cuts: tuple[str, ...], joint: int
+) -> None:
+    module = tiny.knows().eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    frozen = run(tmp_path / "frozen", *cuts, joint=joint)
+    fitted = run(tmp_path / "learned", *cuts, joint=joint, learn_tail=True, module=module)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    *between, tail = fitted.parts
+    learned, old = tail.state_dict(), frozen.parts[-1].state_dict()
+    assert learned.keys() == old.keys()
+    assert not any(torch.equal(value, old[name]) for name, value in learned.items() if "weight" in name)
+    for part, kept in zip(between, frozen.parts[:-1], strict=True):
+        assert all(torch.equal(value, kept.state_dict()[name]) for name, value in part.state_dict().items())
+    # From what is kept of it: the same again, with nothing trained.
+    again = run(tmp_path / "learned", *cuts, joint=joint, learn_tail=True)
+    assert all(torch.equal(value, learned[name]) for name, value in again.parts[-1].state_dict().items())
