@@ -95,7 +95,8 @@ class Follower:
         poller: asyncio.Task[Held] | None = None
         status = int(ExitCode.OK)
         try:
-            async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+            plain = {"Accept-Encoding": "identity"}
+            async with httpx.AsyncClient(trust_env=False, verify=False, headers=plain) as client:
                 while not self._stopping.is_set():
                     if poller is None:
                         poller = asyncio.ensure_future(self._next_bundle())
