@@ -209,7 +209,8 @@ def test_one_that_takes_the_machine_down_is_tried_twice(
         for _ in range(STARTS):
             with pytest.raises(PowerCut):
                 scene.play(lambda _: asyncio.sleep(WAIT))
-    assert scene.state.trial is not None and scene.state.trial.starts == STARTS
+    cut = scene.state.trial
+    assert cut is not None and cut.starts == STARTS
 
     async def after(_: Follower) -> None:
         await until(lambda: scene.runs()[-1:] == [0] and scene.count("starts_total") >= 4)
