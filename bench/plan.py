@@ -24,8 +24,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from offramp.bench.messages import framed_bytes
 from offramp.bench.plan_chains import later_bytes, read_curves
 from offramp.bench.plan_curves import SplitCurve
-from offramp.common.arguments import Parser
+from offramp.common.arguments import Parser, byte_count
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 from offramp.training.profile import Gateway, Profile, read_profile
 
@@ -74,9 +74,13 @@ examples:
   offramp plan --runs build/cifar10 --profile lte-m.toml
   offramp plan --runs build/cifar10 --set link_bits_per_second=5e6 round_trip_seconds=0.02 --accuracy 0.85
   offramp plan --runs build/cifar10 --out build/plan --json | jq '.rows[0]'
+  offramp plan --runs build --ram 256k --flash 1m
 
 exit status: 0 done, 2 wrong flags or profile, 5 unusable or missing records, or nothing that fits
 """
+
+
+Needs = Callable[[Path], tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -250,11 +254,15 @@ def thinned(found: Sequence[SplitChoice], most: int) -> list[SplitChoice]:
     return [found[i] for i in sorted(picked)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+def main(argv: Sequence[str] | None = None, needs: Needs = lambda _: None) -> int:
+    """Run the command; returns its exit status.
+
+    Args:
+        needs: RAM and flash in bytes of a bundle's head as a program in C, None where it cannot be one.
+    """
     try:
         arguments = _parser().parse_args(argv)
-        made = _plan(arguments)
+        made = _plan(arguments, needs)
         print(made.to_json() if arguments.json else made.to_markdown(), end="\n" if arguments.json else "")
         if arguments.out is not None:
             for path in made.write(arguments.out):
@@ -288,6 +296,13 @@ def _parser() -> Parser:
         "--accuracy", type=float, default=0.0, metavar="A", help="leave out what is below, 0 … 1"
     )
     parser.add_argument("--measured", action="store_true", help="leave out what is modelled")
+    parser.add_argument(
+        "--ram",
+        type=byte_count,
+        metavar="BYTES",
+        help="leave out heads that need more memory as C on a microcontroller, and what is modelled; as 256k",
+    )
+    parser.add_argument("--flash", type=byte_count, metavar="BYTES", help="the same of its flash; as 1m")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows at most (default: 20)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="also write plan.md, .json, .png and .svg here"
@@ -296,20 +311,23 @@ def _parser() -> Parser:
     return parser
 
 
-def _plan(arguments: argparse.Namespace) -> ReportTable:
-    from offramp.training.record import RECORD, read_records
+def _plan(arguments: argparse.Namespace, needs: Needs) -> ReportTable:
+    from offramp.training.record import RECORD, read_record, record_paths
 
     if not 0 <= arguments.accuracy <= 1:
         raise ConfigError(f"--accuracy {arguments.accuracy:g}, expected 0 … 1")
     if arguments.limit < 2:
         raise ConfigError(f"--limit {arguments.limit}, expected 2 or more")
     profile = read_profile(arguments.profile, arguments.settings)
+    board = arguments.ram is not None or arguments.flash is not None
     curves = read_curves(arguments.runs)
     if not curves or any(arguments.runs.glob(f"*/{RECORD}")):
-        records = read_records(arguments.runs)
-        curves += [measured_curve(record) for record in records]
-        if not arguments.measured:
-            curves += modelled_curves(records)
+        records = {path.parent: read_record(path) for path in record_paths(arguments.runs)}
+        curves += [replace(measured_curve(record), bundle=folder) for folder, record in records.items()]
+        if not arguments.measured and not board:
+            curves += modelled_curves(list(records.values()))
+    if board:
+        curves = _on_a_microcontroller(curves, arguments.ram, arguments.flash, needs)
     fitting = choices(curves, profile)
     if not fitting and any(len(curve.between) > len(profile.gateways) for curve in curves):
         raise DataError(
@@ -329,6 +347,27 @@ def _plan(arguments: argparse.Namespace) -> ReportTable:
         best = max(choice.accuracy for choice in fitting)
         raise DataError(f"nothing reaches --accuracy {arguments.accuracy:g}: the best has {best:.4f}")
     return report(pareto_set(accurate), profile, most=arguments.limit)
+
+
+def _on_a_microcontroller(
+    curves: Sequence[SplitCurve], ram: int | None, flash: int | None, needs: Needs
+) -> list[SplitCurve]:
+    """Those whose head fits as a program in C. Raises DataError where none does, with what each needs."""
+    found = {curve.name: None if curve.bundle is None else needs(curve.bundle) for curve in curves}
+    fitting = [
+        curve
+        for curve in curves
+        if (each := found[curve.name])
+        and (ram is None or each[0] <= ram)
+        and (flash is None or each[1] <= flash)
+    ]
+    if not fitting:
+        said = [
+            f"{name} needs {each[0]:,} B of RAM and {each[1]:,} B of flash" if each else f"{name} is not in C"
+            for name, each in found.items()
+        ]
+        raise DataError(f"no head fits --ram and --flash: {'; '.join(said[:3])}{'; …' * (len(said) > 3)}")
+    return fitting
 
 
 def report(found: Sequence[SplitChoice], profile: Profile, *, most: int = 20) -> ReportTable:

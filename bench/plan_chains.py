@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -56,7 +57,7 @@ class _Report(_Lenient):
 def read_curves(folder: Path) -> list[SplitCurve]:
     """A curve of every bundle of ``offramp split`` in a folder, by name; DataError if one is damaged."""
     paths = sorted(folder.glob(f"*/{REPORT}")) + sorted(folder.glob(REPORT))
-    return [_curve(path) for path in paths if (path.parent / MANIFEST).exists()]
+    return [replace(_curve(path), bundle=path.parent) for path in paths if (path.parent / MANIFEST).exists()]
 
 
 def _curve(path: Path) -> SplitCurve:

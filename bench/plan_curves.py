@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,3 +44,5 @@ class SplitCurve:
     """The parts between the first and the last."""
     rest_of_thresholds: tuple[tuple[float, ...], ...] = ()
     """For each point those of the exits behind the first."""
+    bundle: Path | None = None
+    """Its folder, where there is one."""

@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
-    "plan": Command("offramp.bench.plan", "train,bench", "choose split, training and threshold for a device"),
+    "plan": Command("offramp.cli.plan", "train,bench", "choose split, training and threshold for a device"),
     "pull": Command("offramp.cli.registry.pull", "device,sign,registry", "pull a bundle from a registry"),
     "push": Command("offramp.cli.registry.push", "device,sign,registry", "push a bundle to a registry"),
     "samples": Command(

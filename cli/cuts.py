@@ -6,14 +6,16 @@ import argparse
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.common.arguments import Parser
+from offramp.cli.export_c.estimate import Needs, needs_of
+from offramp.common.arguments import Parser, byte_count
 from offramp.common.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    from offramp.training.split.capture import Captured
     from offramp.training.split.cuts import Cut, Cuts
     from offramp.training.split.model import Model
 
@@ -30,6 +32,7 @@ examples:
   offramp cuts mobilenetv2
   offramp cuts timm:efficientnet_lite0 --side 160 --plot cuts.svg
   offramp cuts my_model:build --weights best.safetensors --json | jq .cuts[].name
+  offramp cuts mobilenetv2 --side 96 --ram 256k --flash 1m
 """
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 MAX_SIDE = 65_536
@@ -53,6 +56,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--all", action="store_true", help="also cuts that differ in neither size nor multiplications"
     )
+    parser.add_argument(
+        "--ram", type=byte_count, metavar="BYTES", help="of a microcontroller: mark heads that fit; as 256k"
+    )
+    parser.add_argument("--flash", type=byte_count, metavar="BYTES", help="the same of its flash; as 1m")
     parser.add_argument("--json", action="store_true", help="every cut as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bytes and MACs; .png, .svg or .pdf")
     arguments = parser.parse_args(argv)
@@ -74,13 +81,56 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"{printable(model.name)}: nowhere does one tensor cross alone, so it cannot be cut"
         )
+    board = None
+    if arguments.ram is not None or arguments.flash is not None:
+        shown = found.cuts if arguments.all or arguments.json else found.places()
+        board = Board(_needs(captured, shown), arguments.ram, arguments.flash)
     if arguments.plot is not None:
         plot(model.name, found, arguments.plot)
     if arguments.json:
-        print(json.dumps(as_json(model, shape, captured.classes, found), indent=1))
+        print(json.dumps(as_json(model, shape, captured.classes, found, board), indent=1))
     else:
-        print("\n".join(report(model, shape, captured.classes, found, every=arguments.all)))
+        print("\n".join(report(model, shape, captured.classes, found, board, every=arguments.all)))
     return 0
+
+
+def _needs(captured: Captured, cuts: Sequence[Cut]) -> dict[str, Needs | None]:
+    """What the head of each cut needs as C."""
+    from offramp.training.split.capture import closure
+
+    nodes = {node.name: node for node in captured.graph.graph.nodes}
+    found = {}
+    for cut in cuts:
+        end = nodes[cut.node]
+        head = closure(end)
+        found[cut.name] = needs_of([node for node in nodes.values() if node in head], end)
+    return found
+
+
+@dataclass(frozen=True)
+class Board:
+    """A microcontroller's memory and flash, and what the head of each cut needs of them."""
+
+    needs: dict[str, Needs | None]
+    ram: int | None
+    flash: int | None
+
+    def fits(self, name: str) -> bool:
+        """Whether the head of that cut does."""
+        needs = self.needs[name]
+        return needs is not None and needs.fits(self.ram, self.flash)
+
+    def cells(self, name: str) -> tuple[str, str, str]:
+        """Of the table."""
+        needs = self.needs[name]
+        if needs is None:
+            return "–", "–", "not in C"
+        return f"{needs.ram_bytes:,}", f"{needs.flash_bytes:,}", "yes" if self.fits(name) else "no"
+
+    def as_json(self, name: str) -> dict[str, Any] | None:
+        """None: the head has an operator that is not in C."""
+        needs = self.needs[name]
+        return None if needs is None else asdict(needs) | {"fits": self.fits(name)}
 
 
 def _side(text: str) -> int:
@@ -104,7 +154,9 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def as_json(model: Model, shape: tuple[int, ...], classes: int, found: Cuts) -> dict[str, Any]:
+def as_json(
+    model: Model, shape: tuple[int, ...], classes: int, found: Cuts, board: Board | None = None
+) -> dict[str, Any]:
     """All of it, for programs; every cut, whether worth a choice or not."""
     worth = {cut.name for cut in found.places()}
     return {
@@ -115,12 +167,19 @@ def as_json(model: Model, shape: tuple[int, ...], classes: int, found: Cuts) -> 
         "weights": found.whole.weights,
         "preprocessing": None if model.preprocessing is None else asdict(model.preprocessing),
         "notes": list(model.notes),
-        "cuts": [asdict(cut) | {"worth_a_choice": cut.name in worth} for cut in found.cuts],
+        "cuts": [
+            asdict(cut)
+            | {"worth_a_choice": cut.name in worth}
+            | ({} if board is None else {"microcontroller": board.as_json(cut.name)})
+            for cut in found.cuts
+        ],
         "crossed": [asdict(place) for place in found.crossed],
     }
 
 
-def report(model: Model, shape: tuple[int, ...], classes: int, found: Cuts, *, every: bool) -> list[str]:
+def report(
+    model: Model, shape: tuple[int, ...], classes: int, found: Cuts, board: Board | None, *, every: bool
+) -> list[str]:
     """The table and what a reader needs with it, in lines."""
     whole, expects = found.whole, model.preprocessing
     sides = "×".join(map(str, shape))
@@ -136,11 +195,16 @@ def report(model: Model, shape: tuple[int, ...], classes: int, found: Cuts, *, e
             f"centre crop of {expects.crop:.4g}  [{printable(expects.source)}]"
         )
     shown = found.cuts if every else found.places()
-    lines += ["", *_table(shown, whole.macs), ""]
+    lines += ["", *_table(shown, whole.macs, board), ""]
     lines.append(
         f"{len(shown)} of {len(found.cuts)} cuts. 'crosses' and 'bytes' are what is sent at one byte a value,"
         " not coded; 'holds' is the most bytes of activations that the device has at once."
     )
+    if board is not None:
+        lines.append(
+            "'RAM' and 'flash' are of the head alone as C in integers, a row at a time: a bundle's code, "
+            "exit and coder add to it, as do layers that offramp split leaves in float."
+        )
     if len(shown) < len(found.cuts):
         lines.append("The others differ from these in neither size nor multiplications: --all.")
     several = [place for place in found.crossed if place.tensors > 1]
@@ -153,8 +217,13 @@ def report(model: Model, shape: tuple[int, ...], classes: int, found: Cuts, *, e
     return lines
 
 
-def _table(cuts: Sequence[Cut], macs: int) -> list[str]:
-    head = ("cut after", "crosses", "bytes", "head MACs", "", "head weights", "tail weights", "holds")
+def _table(cuts: Sequence[Cut], macs: int, board: Board | None) -> list[str]:
+    head: tuple[str, ...] = (
+        *("cut after", "crosses", "bytes", "head MACs", ""),
+        *("head weights", "tail weights", "holds"),
+    )
+    if board is not None:
+        head = (*head, "RAM", "flash", "fits")
     rows = [
         (
             printable(cut.name, 60),
@@ -165,6 +234,7 @@ def _table(cuts: Sequence[Cut], macs: int) -> list[str]:
             f"{cut.head.weights:,}",
             f"{cut.tail.weights:,}",
             f"{cut.peak_bytes:,}",
+            *(() if board is None else board.cells(cut.name)),
         )
         for cut in cuts
     ]

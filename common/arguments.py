@@ -9,13 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import offramp.common.libraries  # noqa: F401 - before whatever a program imports next
-from offramp.common.errors import ConfigError, OutputError
+from offramp.common.errors import ConfigError, OutputError, printable
 from offramp.common.release import version_line
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 Number = TypeVar("Number", int, float)
+UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,6 +56,15 @@ def number(kind: Callable[[str], Number], low: float, high: float, expected: str
         raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
 
     return read
+
+
+def byte_count(text: str) -> int:
+    """An argparse type: bytes, as ``65536``, ``64k`` or ``1m`` (of 1024)."""
+    digits, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    found = int(digits) * UNITS.get(unit, 0) if digits.isascii() and digits.isdigit() else 0
+    if not 0 < found < 1 << 32:
+        raise argparse.ArgumentTypeError(f"'{printable(text, 40)}': expected bytes, as 65536, 64k or 1m")
+    return found
 
 
 fraction = number(float, 0, 1, "0 … 1")

@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--each", type=int)
     arguments = parser.parse_args()
     names = arguments.classes.split(",")
-    rows = parquet.read_table(arguments.source).to_pylist()
+    found = parquet.read_table(arguments.source)
+    column = "image" if "image" in found.column_names else "img"
+    rows = found.to_pylist()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -34,7 +36,7 @@ def main() -> None:
             count = min(len(own), arguments.each or len(own))
             for number, at in enumerate(np.linspace(0, len(own) - 1, count).round().astype(int)):
                 path = f"{name}-{number:03}.jpg"
-                (arguments.out / path).write_bytes(own[at]["image"]["bytes"])
+                (arguments.out / path).write_bytes(own[at][column]["bytes"])
                 table.writerow([path, name])
 
 

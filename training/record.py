@@ -185,9 +185,14 @@ def read_record(path: Path) -> Record:
         raise DataError(f"{path}: {where}: {printable(first['msg'])}") from None
 
 
-def read_records(folder: Path) -> list[Record]:
+def record_paths(folder: Path) -> list[Path]:
     """Every record in the bundles of a folder, ordered by name. Raises DataError if there is none."""
     found = sorted(folder.glob(f"*/{RECORD}")) + sorted(folder.glob(RECORD))
     if not found:
         raise DataError(f"{folder}: no {RECORD} in it, expected bundles written by `offramp train`")
-    return [read_record(path) for path in found]
+    return found
+
+
+def read_records(folder: Path) -> list[Record]:
+    """What is in them."""
+    return [read_record(path) for path in record_paths(folder)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from offramp.cli.export_c.emit import write_files
 from offramp.cli.export_c.program import Program, make_program
-from offramp.common.arguments import Parser
+from offramp.common.arguments import Parser, byte_count
 from offramp.common.bundle.load import load_bundle
-from offramp.common.errors import ConfigError, printable
+from offramp.common.errors import ConfigError
 from offramp.common.part.engine import Engine
 
 DESCRIPTION = """\
@@ -26,7 +25,6 @@ examples:
   offramp export-c models/digits-mobilenetv2-exit12 --ram 128k --out firmware && make -C firmware
   offramp export-c DIR --json | jq .ram_bytes
 """
-UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,10 +38,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("bundle", help="the bundle's directory")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write the program: new, or empty")
     parser.add_argument(
-        "--ram", type=_size, metavar="BYTES", help="refuse what needs more memory; as 65536, 64k"
+        "--ram", type=byte_count, metavar="BYTES", help="refuse what needs more memory; as 65536, 64k"
     )
     parser.add_argument(
-        "--flash", type=_size, metavar="BYTES", help="refuse what needs more flash; as 1m, 512k"
+        "--flash", type=byte_count, metavar="BYTES", help="refuse what needs more flash; as 1m, 512k"
     )
     parser.add_argument("--json", action="store_true", help="the report as JSON, with each layer's figures")
     arguments = parser.parse_args(argv)
@@ -56,14 +54,6 @@ def main(argv: Sequence[str]) -> int:
         _write(arguments.out, write_files(program))
     print(json.dumps(program.report(), indent=1) if arguments.json else "\n".join(report(program)))
     return 0
-
-
-def _size(text: str) -> int:
-    number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
-    bytes_of = int(number) * UNITS.get(unit, 0) if number.isascii() and number.isdigit() else 0
-    if not 0 < bytes_of < 1 << 32:
-        raise argparse.ArgumentTypeError(f"'{printable(text, 40)}': expected bytes, as 65536, 64k or 1m")
-    return bytes_of
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

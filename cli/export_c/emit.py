@@ -23,6 +23,23 @@ PLAIN = frozenset(string.ascii_letters + string.digits + " .,_-+/")
 CRC_START, CRC_POLYNOMIAL = 0xB704CE, 0x864CFB
 
 
+DECLARED = {
+    "offramp_rans.c": ['#include "rans.h"', "extern const table *const offramp_table_of_channel[];"],
+    "offramp_context.c": [
+        '#include "context.h"',
+        "extern const uint8_t offramp_mode[];",
+        "extern const int8_t offramp_rows[], offramp_columns[];",
+        "extern const int16_t offramp_base[], offramp_weights[];",
+    ],
+    "offramp_huffman.c": [
+        "#include <stdint.h>",
+        "extern const uint16_t offramp_codes[], offramp_table_of_channel[];",
+        "extern const uint8_t offramp_lengths[];",
+    ],
+}
+"""Tables of each coder, in C."""
+
+
 def write_files(program: Program) -> dict[str, bytes]:
     """Every file of the program, by name."""
     sources = files("offramp.cli.export_c") / "c"
@@ -67,6 +84,7 @@ def _defines(program: Program) -> dict[str, Any]:
     network, manifest, places = program.network, program.bundle.manifest, program.arena.places
     image, symbols = network.tensors[network.image], network.tensors[network.symbols]
     taps = [layer.kernel[0] * layer.kernel[1] for layer in network.layers if "DEPTHWISE" in layer.kind.value]
+    unknown = manifest.unknown
     threshold, temperature = floats(np.array([manifest.threshold, manifest.temperature], np.float32))
     return {
         "IMAGE_HEIGHT": image.height,
@@ -77,6 +95,10 @@ def _defines(program: Program) -> dict[str, Any]:
         "TEMPERATURE": temperature,
         "BOTH_EXITS": int(manifest.sent_answer == "both"),
         "PARTS": len(manifest.parts),
+        "CENTRES": 0 if unknown is None else len(unknown.centres),
+        "UNKNOWN_THRESHOLD": "0.0f"
+        if unknown is None
+        else next(iter(floats(np.array([unknown.threshold], np.float32)))),
         "DIGEST": "{" + ", ".join(map(str, program.bundle.digest)) + "}",
         "DIGEST_CRC": f"{digest_crc(program.bundle.digest):#x}u",
         "ARENA_BYTES": program.arena.bytes,
@@ -109,16 +131,7 @@ def _header(program: Program) -> str:
 
 
 def _tables_header(program: Program) -> str:
-    declared = (
-        ['#include "rans.h"', "extern const table *const offramp_table_of_channel[];"]
-        if "rans.h" in program.coder.files
-        else [
-            '#include "context.h"',
-            "extern const uint8_t offramp_mode[];",
-            "extern const int8_t offramp_rows[], offramp_columns[];",
-            "extern const int16_t offramp_base[], offramp_weights[];",
-        ]
-    )
+    declared = DECLARED[program.coder.main]
     return (
         "\n".join(["#ifndef OFFRAMP_TABLES_H", "#define OFFRAMP_TABLES_H", "", *declared, "", "#endif"])
         + "\n"
@@ -148,9 +161,21 @@ def _model(program: Program) -> str:
             array("offramp_layer", "offramp_layers", entries, "const"),
             array("uint8_t", "offramp_steps", program.schedule.steps, "const"),
             array("char *const", "offramp_class_names", names, "const"),
+            *_of_unknown(program),
             program.coder.code,
         ]
     )
+
+
+def _of_unknown(program: Program) -> list[str]:
+    unknown = program.bundle.manifest.unknown
+    if unknown is None:
+        return []
+    values = {"offramp_centres": unknown.centres, "offramp_deviations": unknown.deviations}
+    return [
+        array("float", name, floats(np.array(each, np.float32).ravel()), "const")
+        for name, each in values.items()
+    ]
 
 
 def _constants(number: int, layer: Layer) -> str:
@@ -164,6 +189,8 @@ def _constants(number: int, layer: Layer) -> str:
         text += array("int32_t", f"bias_{number}", layer.bias.tolist())
     if layer.scale.size:
         text += array("float", f"scale_{number}", floats(layer.scale.ravel()))
+    if layer.levels.size:
+        text += array("float", f"levels_{number}", floats(layer.levels.ravel()))
     return text
 
 
@@ -188,9 +215,11 @@ def _entry(program: Program, number: int, layer: Layer, index: dict[str, int]) -
         tensors[layer.inputs[0]].zero,
         0 if output is None else output.zero,
         layer.chunk or _columns(layer),
+        layer.levels.shape[1] if layer.levels.size else 0,
         f"weights_{number}" if layer.weights.size and not real else 0,
         f"weights_{number}" if real else 0,
         f"bias_{number}" if layer.bias.size else 0,
         f"scale_{number}" if layer.scale.size else 0,
+        f"levels_{number}" if layer.levels.size else 0,
     ]
     return "{" + ", ".join(map(str, fields)) + "}"

@@ -91,11 +91,13 @@ class Layer:
     scale: NDArray[Any] = field(default_factory=_nothing, repr=False)
     chunk: int = 0
     """Channels that a real convolution sums up before it adds the sums."""
+    levels: NDArray[Any] = field(default_factory=_nothing, repr=False)
+    """Of a real convolution whose input is bytes: what each is, float32 [256, 1 or I]."""
 
     @property
     def flash_bytes(self) -> int:
         """Bytes of its constants."""
-        return int(self.weights.nbytes + self.bias.nbytes + self.scale.nbytes)
+        return int(self.weights.nbytes + self.bias.nbytes + self.scale.nbytes + self.levels.nbytes)
 
     def rows(self, row: int, height: int) -> range:
         """The rows of its input, of so many, that one row of its output needs."""

@@ -15,7 +15,7 @@ from offramp.common.errors import BundleError, ConfigError
 
 HEADER_ROOM, TAG_BYTES = 16, 8
 """Before a payload: the datagram's header of 9 bytes at most; and behind it."""
-LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 32, 16, 280
+LAYER_BYTES, TENSOR_BYTES, STATE_BYTES = 36, 16, 280
 """Of a 32-bit machine; state: a key and what does not depend on the network."""
 CODE_BYTES = 11_500
 """About: GCC 12, -O2, Cortex-M4, with either coder."""
@@ -41,18 +41,21 @@ class Program:
     @property
     def ram_bytes(self) -> int:
         """The static block and the state; without a stack, and without the caller's picture."""
-        layers = self.network.layers
-        return self.arena.bytes + 4 * self.network.classes + 2 * len(layers) + STATE_BYTES
+        return self.arena.bytes + state_bytes(self.network)
 
     @property
     def constant_bytes(self) -> int:
         """Everything in flash that is not code."""
-        network = self.network
         names = sum(len(name.encode()) + 5 for name in self.bundle.manifest.classes)
-        tables = (
-            len(network.layers) * LAYER_BYTES + len(network.tensors) * TENSOR_BYTES + len(self.schedule.steps)
-        )
+        tables = table_bytes(self.network, self.schedule)
+        if (unknown := self.bundle.manifest.unknown) is not None:
+            tables += 4 * (len(unknown.centres) + 1) * len(unknown.deviations)
         return self.weight_bytes + tables + self.coder.flash_bytes + names
+
+    @property
+    def flash_bytes(self) -> int:
+        """With about the code."""
+        return self.constant_bytes + CODE_BYTES
 
     @property
     def weight_bytes(self) -> int:
@@ -75,10 +78,10 @@ class Program:
                 f"--ram: has {ram:,} B, the program needs {self.ram_bytes:,} B and a stack; most at once for "
                 f"{what} with {largest.bytes:,} B"
             )
-        if flash is not None and self.constant_bytes + CODE_BYTES > flash:
+        if flash is not None and self.flash_bytes > flash:
             layer = max(self.network.layers, key=lambda each: each.flash_bytes)
             raise ConfigError(
-                f"--flash: has {flash:,} B, the program needs about {self.constant_bytes + CODE_BYTES:,} B; "
+                f"--flash: has {flash:,} B, the program needs about {self.flash_bytes:,} B; "
                 f"the largest layer is {layer.name} with {layer.flash_bytes:,} B"
             )
 
@@ -92,7 +95,7 @@ class Program:
             "arena_bytes": self.arena.bytes,
             "whole_tensors_bytes": whole_bytes(network),
             "picture_bytes": network.tensors[network.image].whole_bytes,
-            "flash_bytes": self.constant_bytes + CODE_BYTES,
+            "flash_bytes": self.flash_bytes,
             "weight_bytes": self.weight_bytes,
             "coder_bytes": self.coder.flash_bytes,
             "code_bytes_about": CODE_BYTES,
@@ -130,8 +133,35 @@ def whole_bytes(network: Network) -> int:
     return most
 
 
+def state_bytes(network: Network) -> int:
+    """Memory beside the static block."""
+    return 4 * network.classes + 2 * len(network.layers) + STATE_BYTES
+
+
+def table_bytes(network: Network, schedule: Schedule) -> int:
+    """Flash of layers, tensors and steps."""
+    return len(network.layers) * LAYER_BYTES + len(network.tensors) * TENSOR_BYTES + len(schedule.steps)
+
+
+def buffers_of(network: Network, schedule: Schedule) -> list[Buffer]:
+    """The rings of rows, the symbols, and the pixels below a kernel."""
+    buffers = [
+        Buffer(name, size, *schedule.life[name])
+        for name, tensor in network.tensors.items()
+        if name != network.image
+        and name in schedule.life
+        and (size := schedule.rows[name] * tensor.row_bytes)
+    ]
+    gathered = [i for i, step in enumerate(schedule.steps) if _patch(network.layers[step])]
+    if gathered:
+        most = max(_patch(network.layers[schedule.steps[i]]) for i in gathered)
+        buffers.append(Buffer("PATCH", most, gathered[0], gathered[-1]))
+    return buffers
+
+
 def _patch(layer: Layer) -> int:
-    if layer.kind not in (Kind.CONV, Kind.REAL_CONV) or layer.kernel == (1, 1):
+    gathered = layer.kernel != (1, 1) or layer.levels.size > 0
+    if layer.kind not in (Kind.CONV, Kind.REAL_CONV) or not gathered:
         return 0
     return int(layer.weights[0].nbytes)
 
@@ -146,17 +176,7 @@ def make_program(bundle: Bundle) -> Program:
         raise BundleError(f"{bundle.path}: its symbols are not of the shape that its manifest says")
     schedule = make_schedule(network)
     end = len(schedule.steps)
-    buffers = [
-        Buffer(name, size, *schedule.life[name])
-        for name, tensor in network.tensors.items()
-        if name != network.image
-        and name in schedule.life
-        and (size := schedule.rows[name] * tensor.row_bytes)
-    ]
-    gathered = [i for i, step in enumerate(schedule.steps) if _patch(network.layers[step])]
-    if gathered:
-        most = max(_patch(network.layers[schedule.steps[i]]) for i in gathered)
-        buffers.append(Buffer("PATCH", most, gathered[0], gathered[-1]))
+    buffers = buffers_of(network, schedule)
     buffers += [Buffer(name, size, end, end) for name, size in coder.buffers.items()]
     datagram = HEADER_ROOM + max(coder.payload_bytes, symbols.whole_bytes) + TAG_BYTES
     buffers.append(Buffer("DATAGRAM", datagram, end, end))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from offramp.cli.export_c.graph import IMAGE, Constant, Node, sides_of
 from offramp.cli.export_c.network import Kind, Layer, Network, Tensor
-from offramp.cli.export_c.reals import Reals
+from offramp.cli.export_c.reals import Reals, joined
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import BundleError, printable
 from offramp.common.inputs.spec import Preprocessing
@@ -72,9 +72,8 @@ class _Reader(Reals):
         found = self.tensors[whole]
         symbols = Tensor("symbols, channels first", *sides_of(found), found.scale, found.zero)
         layer = Layer(Kind.CHANNELS_FIRST, symbols.name, (whole,), symbols.name)
-        return Network(
-            self.tensors | {symbols.name: symbols}, (*self.layers, layer), IMAGE, symbols.name, self.classes
-        )
+        tensors = self.tensors | {symbols.name: symbols}
+        return joined(Network(tensors, (*self.layers, layer), IMAGE, symbols.name, self.classes))
 
     def _dequantize(self, node: Node) -> None:
         name = node.inputs[0]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.cli.export_c.graph import Graph, Node, sides_of
-from offramp.cli.export_c.network import Kind, Layer, Tensor
+from offramp.cli.export_c.network import Kind, Layer, Network, Tensor
 from offramp.common.errors import printable
 
 FLOAT = 1
@@ -184,3 +184,27 @@ def rounded(
     levels = (np.rint(weights / step) + zero).clip(-128, 127)
     of_bias = scale * step
     return ((levels - zero) * step).astype(np.float32), (np.rint(bias / of_bias) * of_bias).astype(np.float32)
+
+
+def joined(network: Network) -> Network:
+    """Convolutions in float that look their inputs' bytes up themselves: rows of bytes take a quarter."""
+    found: dict[str, Layer] = {}
+    for layer in network.layers:
+        users = [each for each in network.layers if layer.output in each.inputs]
+        if layer.kind is Kind.REAL and all(_looks_up(each, layer.output) for each in users):
+            found[layer.output] = layer
+    layers = []
+    for layer in network.layers:
+        if layer.output in found:
+            continue
+        table = found.get(layer.inputs[0])
+        if table is not None:
+            layer = replace(layer, inputs=(table.inputs[0], *layer.inputs[1:]), levels=table.scale)
+        layers.append(layer)
+    tensors = {name: each for name, each in network.tensors.items() if name not in found}
+    return replace(network, tensors=tensors, layers=tuple(layers))
+
+
+def _looks_up(layer: Layer, name: str) -> bool:
+    """Whether it could take that tensor's bytes in its place: one input, and of a convolution."""
+    return layer.kind in (Kind.REAL_CONV, Kind.REAL_DEPTHWISE) and layer.inputs == (name,)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import Context, Rans, Raw
+from offramp.common.bundle.manifest import Context, Huffman, Rans, Raw
 from offramp.common.codec.context import ContextModel
+from offramp.common.codec.huffman import Codebook
 from offramp.common.codec.rans import Kind, RansTable, RansTables
 from offramp.common.errors import BundleError
 
@@ -58,11 +59,35 @@ def make_coder(bundle: Bundle) -> Coder:
         return _rans(tables, crossing.coded_shape, codec.lanes)
     if isinstance(codec, Context) and isinstance(tables, ContextModel):
         return _context(tables, crossing.coded_shape)
-    raise BundleError(f"{bundle.path}: its codec is {codec.kind}, export-c takes rans, context and raw")
+    if isinstance(codec, Huffman) and isinstance(tables, Codebook):
+        return _huffman(tables, crossing.coded_shape, codec.lanes)
+    raise BundleError(
+        f"{bundle.path}: its codec is {codec.kind}, export-c takes rans, context, huffman and raw"
+    )
 
 
 def _raw(shape: tuple[int, int, int]) -> Coder:
     return Coder("offramp_raw.c", (), "", {}, {}, shape[0] * shape[1] * shape[2], 0)
+
+
+def _huffman(tables: Codebook, shape: tuple[int, int, int], lanes: int) -> Coder:
+    symbols = shape[0] * shape[1] * shape[2]
+    code = "\n".join(
+        [
+            array("uint16_t", "offramp_codes", tables.codes.ravel().tolist(), "const"),
+            array("uint8_t", "offramp_lengths", tables.lengths.ravel().tolist(), "const"),
+            array("uint16_t", "offramp_table_of_channel", tables.table_of_channel.tolist(), "const"),
+        ]
+    )
+    return Coder(
+        main="offramp_huffman.c",
+        files=("coder.h", "bytes.h"),
+        code=code,
+        defines={"LANES": lanes},
+        buffers={},
+        payload_bytes=symbols + 4 * (lanes - 1),
+        flash_bytes=3 * tables.lengths.size + 2 * shape[0],
+    )
 
 
 def _rans(tables: RansTables, shape: tuple[int, int, int], lanes: int) -> Coder:

@@ -33,6 +33,16 @@ class Whole(nn.Module):
     def forward(self, x):
         return self.fc(x.flatten(1))
 
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, 2, 1)
+        self.wide = nn.Conv2d(16, 96, 3, 1, 1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return self.pool(self.wide(torch.relu(self.conv(x)))).mean((2, 3))
+
 class Never(nn.Module):
     def forward(self, x):
         return (x + x.relu()).flatten(1) if False else x.mean((2, 3))
@@ -78,6 +88,21 @@ def test_json_has_every_cut(own: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (conv["shape"], conv["int8_bytes"]) == ([4, 98], 392)
     assert conv["head"] == {"macs": 4 * 9 * 98, "weights": 40} and conv["tail"] == {"macs": 12, "weights": 15}
     assert found["macs"] == 4 * 9 * 98 + 12
+
+
+def test_heads_that_fit_a_microcontroller_are_marked(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["my_cut_models:Small", "--shape", "3x32x32", "--ram", "6k", "--flash", "1m"]
+    assert cuts.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[-3:] for line in lines if line.startswith(("conv", "wide", "pool"))}
+    assert rows["pool"] == ["not", "in", "C"]
+    assert (rows["conv"][-1], rows["wide"][-1]) == ("yes", "no")
+
+    assert cuts.main([*arguments, "--json"]) == 0
+    found = {cut["name"]: cut["microcontroller"] for cut in json.loads(capsys.readouterr().out)["cuts"]}
+    assert found["pool"] is None and not found["wide"]["fits"] and found["conv"]["fits"]
+    # The symbols whole, a row, and the kernel's pixels.
+    assert found["conv"]["ram_bytes"] > 16 * 16 * 16
 
 
 @pytest.mark.parametrize("suffix", cuts.PLOT_SUFFIXES)

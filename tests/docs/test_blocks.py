@@ -38,7 +38,7 @@ VARIES = [
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
     (r"[\d,]+ B sent, [\d,]+ B received", "CONNECTION"),
     (r"[\d,]+(\.\d+)? (ms|s|images/s)\b", "TIME"),
-    (r'"((latency|decode|tcp)\w*|seconds|wire_bytes)": ([\d.e-]+|\{.*?\})', "TIME"),
+    (r'"((latency|decode|tcp)\w*|seconds|message_bytes|wire_bytes)": ([\d.e-]+|\{.*?\})', "TIME"),
 ]
 """What differs from run to run, and what stands for it."""
 PAGES = [

@@ -85,6 +85,7 @@ CHECKED = {
     "unknown.sh": "needs four data sets",
     "wire-bytes.sh": "needs a packet socket and a broker; tests/gateway has its programs",
     "trashnet.sh": "trains for an hour; tests/cli/test_split.py runs the command whole",
+    "trashnet-small.sh": "the same with other sizes, and export-c, which tests/cli/export_c has",
 }
 """Only their syntax is checked, and why."""
 PROGRAMS = {

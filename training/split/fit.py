@@ -92,72 +92,91 @@ def fit(
         stage: keeps its checkpoints, with which it goes on.
         until: share of the clock's time after which it ends.
     """
-    for each in (one for part in behind for one in part.parameters()):
-        each.requires_grad_(False)
-    # A checkpoint of one code has its names alone.
-    learned: nn.Module = codes[0] if len(codes) == 1 else nn.ModuleList(codes)
-    learned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    tail = behind[-1] if settings.learn_tail else None
-    if tail is not None:
-        tail.requires_grad_(True)
-    rates = _RATES if tail is None else (*_RATES, _TAIL_RATE)
-    optimizer = _optimizer(codes, tail)
-    pace = Pace(settings.steps, MOST_STEPS)
-    weights = list(settings.rate_weights) or [_FIRST_LAMBDA] * len(codes)
-    sizes = [math.nan] * len(codes)
-    if (kept := stage.load(CHECKPOINT)) is not None:
-        with stage.restoring(CHECKPOINT):
-            learned.load_state_dict(kept["code"])
-            if tail is not None:
-                tail.load_state_dict(kept["tail"])
-            optimizer.load_state_dict(kept["optimizer"])
-            pace.restore(kept["pace"])
-            weights, sizes = list(kept["weight"]), list(kept["bytes"])
+    run = _Run(codes, behind, settings)
+    run.restore(stage)
+    pace = run.pace
     pacer, saved = Pacer(pace, clock, until), time.monotonic()
-
-    def save() -> None:
-        made = {
-            "code": learned.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "pace": pace.state(),
-            "weight": weights,
-            "bytes": sizes,
-        }
-        stage.save(CHECKPOINT, made if tail is None else made | {"tail": tail.state_dict()})
-
-    def now(loss: float) -> State:
-        return State(pace.step, pace.steps, loss, tuple(sizes), tuple(weights))
-
-    state, begun_at = now(math.nan), pace.step
-    learned.train()
+    state, begun_at = run.state(math.nan), pace.step
+    run.learned.train()
     while not pace.done:
         generator = seeded(settings.seed, pace.step)
         at = torch.randint(0, len(cached.logits), (BATCH,), generator=generator)
-        activation, teacher = cached.batch(at)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(pace)
-        loss, measured = _loss(codes, behind, activation, teacher, weights)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups[:2] for p in group["params"]], 5.0)
-        optimizer.step()
-        for number, (size, target) in enumerate(zip(measured, settings.targets, strict=True)):
-            mean = size if math.isnan(sizes[number]) else 0.95 * sizes[number] + 0.05 * size
-            sizes[number] = mean
-            weights[number] = _steered(weights[number], mean / target, pace.steps)
-        pace.advance()
+        loss = run.step(*cached.batch(at))
         pacer.after_step()
-        state = now(float(loss.detach()))
+        state = run.state(loss)
         tick(state)
         if time.monotonic() - saved > SAVE_SECONDS:
-            save()
+            run.save(stage)
             saved = time.monotonic()
     if pace.step > begun_at:
-        save()
-    learned.eval()
-    if tail is not None:
-        tail.requires_grad_(False)
+        run.save(stage)
+    run.learned.eval()
+    for part in behind:
+        part.requires_grad_(False)
     return state
+
+
+class _Run:
+    """What learns, and where its training stands."""
+
+    def __init__(self, codes: Sequence[Code], behind: Sequence[nn.Module], settings: Settings) -> None:
+        for part in behind:
+            part.requires_grad_(False)
+        self._codes, self._behind, self._targets = codes, behind, settings.targets
+        # A checkpoint of one code has its names alone.
+        self.learned: nn.Module = codes[0] if len(codes) == 1 else nn.ModuleList(codes)
+        self.learned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._tail = behind[-1].requires_grad_(True) if settings.learn_tail else None
+        self._rates = _RATES if self._tail is None else (*_RATES, _TAIL_RATE)
+        self._optimizer = _optimizer(codes, self._tail)
+        self.pace = Pace(settings.steps, MOST_STEPS)
+        self._weights = list(settings.rate_weights) or [_FIRST_LAMBDA] * len(codes)
+        self._sizes = [math.nan] * len(codes)
+
+    def restore(self, stage: Stage) -> None:
+        """Go on from what is kept, if anything is."""
+        if (kept := stage.load(CHECKPOINT)) is None:
+            return
+        with stage.restoring(CHECKPOINT):
+            self.learned.load_state_dict(kept["code"])
+            if self._tail is not None:
+                self._tail.load_state_dict(kept["tail"])
+            self._optimizer.load_state_dict(kept["optimizer"])
+            self.pace.restore(kept["pace"])
+            self._weights, self._sizes = list(kept["weight"]), list(kept["bytes"])
+
+    def save(self, stage: Stage) -> None:
+        """Keep all of it."""
+        made = {
+            "code": self.learned.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "pace": self.pace.state(),
+            "weight": self._weights,
+            "bytes": self._sizes,
+        }
+        stage.save(CHECKPOINT, made if self._tail is None else made | {"tail": self._tail.state_dict()})
+
+    def state(self, loss: float) -> State:
+        """Where it stands."""
+        return State(self.pace.step, self.pace.steps, loss, tuple(self._sizes), tuple(self._weights))
+
+    def step(self, activation: Tensor, teacher: Tensor) -> float:
+        """One step; its loss."""
+        groups = self._optimizer.param_groups
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate * schedule(self.pace)
+        loss, measured = _loss(self._codes, self._behind, activation, teacher, self._weights)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([p for group in groups[:2] for p in group["params"]], 5.0)
+        self._optimizer.step()
+        for number, (size, target) in enumerate(zip(measured, self._targets, strict=True)):
+            old = self._sizes[number]
+            mean = size if math.isnan(old) else 0.95 * old + 0.05 * size
+            self._sizes[number] = mean
+            self._weights[number] = _steered(self._weights[number], mean / target, self.pace.steps)
+        self.pace.advance()
+        return float(loss.detach())
 
 
 def _optimizer(codes: Sequence[Code], tail: nn.Module | None) -> torch.optim.AdamW:

@@ -1,7 +1,7 @@
 /* A program around the three calls, for a PC and for a microcontroller alike: records in, a line out for each.
  *
  *   'T' and a float32, little-endian: start again with this threshold
- *   'I' and an image's pixels   -> image CLASS CONFIDENCE BYTES DATAGRAM
+ *   'I' and an image's pixels   -> image CLASS CONFIDENCE BYTES DATAGRAM, and unknown where it is
  *   'K', two bytes of a device's number, four of the first number and 16 of a key: as offramp_set_key
  *   'R', two bytes of size, little-endian, and a reply -> reply STATUS CLASS CONFIDENCE PART ERROR
  *
@@ -10,6 +10,10 @@
  * kind. port.h has what differs from machine to machine. */
 #include "offramp.h"
 #include "port.h"
+
+#ifdef OFFRAMP_LAYER_TICKS
+#include "offramp_layers.h"
+#endif
 
 #include <string.h>
 
@@ -79,10 +83,19 @@ static int take_image(void)
     put(result.size ? " " : " -");
     for (size_t i = 0; i < result.size; i++)
         put_hex(result.datagram[i], 2);
+    if (result.unknown)
+        put(" unknown");
     if (ticks) {
         put(" ticks");
         put_number(ticks);
     }
+#ifdef OFFRAMP_LAYER_TICKS
+    uint32_t start = port_ticks(), reading = port_ticks() - start;
+    put(" layers");
+    put_number(reading);
+    for (uint32_t i = 0; i < OFFRAMP_LAYERS; i++)
+        put_number(offramp_layer_ticks[i]);
+#endif
     return 1;
 }
 

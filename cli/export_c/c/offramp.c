@@ -168,6 +168,30 @@ static size_t write_datagram(uint8_t *datagram, uint32_t number)
     return size;
 }
 
+#if OFFRAMP_CENTRES
+/* How far mean and deviation of each channel's symbols are from what is known of the class, and a doubt. */
+static uint8_t is_unknown(uint32_t best)
+{
+    const uint64_t places = OFFRAMP_CODED_HEIGHT * OFFRAMP_CODED_WIDTH;
+    const uint8_t *at = arena + OFFRAMP_SYMBOLS_AT;
+    const float *centre = offramp_centres + (OFFRAMP_CENTRES > 1 ? best : 0) * 2u * OFFRAMP_CODED_CHANNELS;
+    float away = 0.0f;
+    for (uint32_t c = 0; c < OFFRAMP_CODED_CHANNELS; c++) {
+        uint64_t total = 0, squares = 0;
+        for (uint32_t i = 0; i < places; i++, at++) {
+            total += *at;
+            squares += (uint32_t)*at * *at;
+        }
+        float mean = (float)total / (float)places;
+        float deviation = sqrtf((float)(places * squares - total * total)) / (float)places;
+        mean = (mean - centre[c]) / offramp_deviations[c];
+        deviation = (deviation - centre[OFFRAMP_CODED_CHANNELS + c]) / offramp_deviations[OFFRAMP_CODED_CHANNELS + c];
+        away += mean * mean + deviation * deviation;
+    }
+    return away / (float)(2 * OFFRAMP_CODED_CHANNELS) + 2.0f * (1.0f - early[best]) > OFFRAMP_UNKNOWN_THRESHOLD;
+}
+#endif
+
 offramp_status offramp_classify(const uint8_t *pixels, offramp_result *result)
 {
     if (!ready)
@@ -179,6 +203,9 @@ offramp_status offramp_classify(const uint8_t *pixels, offramp_result *result)
     offramp_run(pixels, arena, early);
     uint32_t best = softmax(early);
     result->early = (offramp_answer){.class_index = (uint16_t)best, .confidence = early[best], .part = 1};
+#if OFFRAMP_CENTRES
+    result->unknown = is_unknown(best);
+#endif
     if (early[best] > exit_threshold)
         return OFFRAMP_OK;
     if (used_up)

@@ -41,6 +41,7 @@ typedef struct {
     offramp_answer early;    /* of the early exit, also where it is unsure */
     const uint8_t *datagram; /* to send, valid until the next call; NULL where the early exit is sure */
     size_t size;             /* its bytes, 0 without a datagram */
+    uint8_t unknown;         /* 1: unlike all that the bundle knows, sent or not; 0 also where it has no such score */
 } offramp_result;
 
 /* Class names, UTF-8, in the order of their indices. */

@@ -9,6 +9,11 @@
 #include <math.h>
 #include <string.h>
 
+#ifdef OFFRAMP_LAYER_TICKS
+#include "port.h"
+uint32_t offramp_layer_ticks[OFFRAMP_LAYERS];
+#endif
+
 #if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && !defined(OFFRAMP_PORTABLE)
 #include <arm_acle.h>
 #define HAVE_DSP
@@ -212,6 +217,33 @@ static const float *reals_at(const uint8_t *bytes)
     return (const float *)(const void *)bytes;
 }
 
+/* A byte of an input's pixel as its channel's table has it. */
+static float level_of(const offramp_layer *l, const uint8_t *pixel, size_t channel)
+{
+    return l->levels[(size_t)pixel[channel] * l->level_columns + (l->level_columns > 1 ? channel : 0)];
+}
+
+/* The floats below one kernel: a tensor's own, or looked up for bytes. */
+static const float *real_patch_of(const offramp_layer *l, uint32_t row, uint32_t column)
+{
+    if (!l->levels)
+        return reals_at(patch_of(l, row, column));
+    const offramp_tensor *in = &offramp_tensors[l->input];
+    int32_t top = (int32_t)(row * l->stride_y) - l->pad_top, left = (int32_t)(column * l->stride_x) - l->pad_left;
+    uint8_t *at = memory + OFFRAMP_PATCH_AT;
+    for (int32_t y = top; y < top + l->kernel_height; y++) {
+        const uint8_t *line = y < 0 || y >= in->height ? NULL : row_of(l->input, (uint32_t)y);
+        for (int32_t x = left; x < left + l->kernel_width; x++) {
+            for (size_t c = 0; c < in->channels; c++, at += 4) {
+                int inside = line && x >= 0 && x < in->width;
+                float value = inside ? level_of(l, line + (size_t)x * in->channels, c) : 0.0f;
+                memcpy(at, &value, 4);
+            }
+        }
+    }
+    return reals_at(memory + OFFRAMP_PATCH_AT);
+}
+
 /* One result of a layer in float: to a float, or rounded to a byte. */
 static void put_real(const offramp_layer *l, uint8_t *row, size_t index, float value)
 {
@@ -229,7 +261,7 @@ static void real_conv_row(const offramp_layer *l, uint32_t row)
     uint8_t *to = own_row(l->output, row);
     const float *addends = l->other == l->input ? NULL : reals_at(row_of(l->other, row));
     for (uint32_t column = 0; column < out->width; column++) {
-        const float *patch = reals_at(patch_of(l, row, column)), *weights = l->reals;
+        const float *patch = real_patch_of(l, row, column), *weights = l->reals;
         for (uint32_t o = 0; o < out->channels; o++, weights += taps * channels) {
             float total = addends ? addends[at] : 0.0f;
             for (size_t first = 0; first < channels; first += l->chunk) {
@@ -258,11 +290,14 @@ static void real_depthwise_row(const offramp_layer *l, uint32_t row)
             for (int32_t y = 0; y < l->kernel_height; y++) {
                 if (top + y < 0 || top + y >= in->height)
                     continue;
-                const float *line = reals_at(row_of(l->input, (uint32_t)(top + y)));
-                for (int32_t x = 0; x < l->kernel_width; x++)
-                    if (left + x >= 0 && left + x < in->width)
-                        sum = fmaf(line[(size_t)(left + x) * channels + c],
-                                   l->reals[(size_t)(y * l->kernel_width + x) * channels + c], sum);
+                const uint8_t *line = row_of(l->input, (uint32_t)(top + y));
+                for (int32_t x = 0; x < l->kernel_width; x++) {
+                    if (left + x < 0 || left + x >= in->width)
+                        continue;
+                    const uint8_t *pixel = line + (size_t)(left + x) * channels * in->value_bytes;
+                    sum = fmaf(l->levels ? level_of(l, pixel, c) : reals_at(pixel)[c],
+                               l->reals[(size_t)(y * l->kernel_width + x) * channels + c], sum);
+                }
             }
             put_real(l, to, at++, sum + l->scale[3 + c]);
         }
@@ -305,9 +340,15 @@ void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits)
     image = pixels;
     memory = arena;
     memset(done, 0, sizeof done);
+#ifdef OFFRAMP_LAYER_TICKS
+    memset(offramp_layer_ticks, 0, sizeof offramp_layer_ticks);
+#endif
     for (uint32_t step = 0; step < OFFRAMP_STEPS; step++) {
         const offramp_layer *l = &offramp_layers[offramp_steps[step]];
         uint32_t row = done[offramp_steps[step]]++;
+#ifdef OFFRAMP_LAYER_TICKS
+        uint32_t before = port_ticks();
+#endif
         switch ((offramp_kind)l->kind) {
         case OFFRAMP_CONV:
             conv_row(l, row);
@@ -338,5 +379,8 @@ void offramp_run(const uint8_t *pixels, uint8_t *arena, float *logits)
             logits_of(l, logits);
             break;
         }
+#ifdef OFFRAMP_LAYER_TICKS
+        offramp_layer_ticks[offramp_steps[step]] += port_ticks() - before;
+#endif
     }
 }

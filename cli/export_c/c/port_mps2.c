@@ -1,8 +1,8 @@
 /* Arm's MPS2 board with a Cortex-M4 or M7 (AN386, AN500), as QEMU has it: start-up, and files of the PC that runs it by
  * Arm's semihosting: offramp.in is read, offramp.out written. A board of yours has its own start-up and drivers.
  *
- * With OFFRAMP_TICKS the system timer is read, in cycles of the board's 25 MHz. Under `qemu-system-arm -icount shift=5`
- * an instruction takes 32 ns, so that a cycle of 40 ns is 1.25 instructions. */
+ * With OFFRAMP_TICKS the system timer is read, in cycles of the board's 25 MHz. Under `qemu-system-arm -icount shift=8`
+ * an instruction takes 256 ns, which is 6.4 cycles of 40 ns: fine enough to count each one. */
 #include "port.h"
 
 #include <string.h>

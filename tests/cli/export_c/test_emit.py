@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from offramp.cli.export_c.emit import digest_crc, literal, write_files
 from offramp.cli.export_c.program import make_program
 from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.unknown import Unknown
 from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ChecksumError, PeerError
 from offramp.common.inputs.pictures import decode
 from offramp.common.part.answer import both_exits
 from offramp.common.part.engine import Engine
+from offramp.common.part.unknown import UnknownScore, features
 from offramp.common.wire.datagram import Datagrams, Reply, crc24
 from offramp.common.wire.seal import DeviceKey
 from tests.cli.export_c import toy_heads
@@ -56,7 +59,7 @@ def check(bundle: Bundle, program: Path, images: NDArray[np.uint8]) -> list[byte
     return [each.datagram for each in found]
 
 
-@pytest.mark.parametrize("codec", ["rans", "context", "raw"])
+@pytest.mark.parametrize("codec", ["rans", "context", "huffman", "raw"])
 def test_an_awkward_network_gives_the_same_bytes(codec: str, tmp_path: Path) -> None:
     """Odd sides, uneven borders, a kernel over columns; with each codec, and where it is longer than raw."""
     bundle = toy_heads.write(tmp_path / "bundle", codec)
@@ -68,6 +71,30 @@ def test_an_awkward_network_gives_the_same_bytes(codec: str, tmp_path: Path) -> 
     assert used == ({CodecId.RAW} if codec == "raw" else {CodecId.BUNDLE, CodecId.RAW}), (
         "tests less than it says"
     )
+
+
+def test_unknown_images_are_those_of_the_product(tmp_path: Path) -> None:
+    """With a centre for each class, and one for all; half of the images are beyond the limit."""
+    images = toy_heads.images(40)
+    symbols, probabilities = Engine(toy_heads.write(tmp_path / "plain", "raw")).head(images)
+    found = features(symbols)
+    for name, centres in (("one", found[:1]), ("each", found[:3])):
+        unknown: dict[str, Any] = {
+            "centres": centres.tolist(),
+            "deviations": (found.std(axis=0) + 0.5).tolist(),
+            "threshold": 0.0,
+            "false_alarms": 0.05,
+        }
+        away = UnknownScore(Unknown.model_validate(unknown)).scores(symbols, probabilities)
+        unknown["threshold"] = float(np.sort(away)[19:21].mean())
+        bundle = toy_heads.write(tmp_path / name, "raw", unknown=unknown)
+        flags = toy_heads.SANITIZERS if name == "each" else ("-O1",)
+        program = toy_heads.build(make_program(bundle), tmp_path / f"c-{name}", *flags)
+
+        lines = run(program, [image_record(each) for each in images])
+
+        assert [line.endswith(" unknown") for line in lines] == (away > unknown["threshold"]).tolist()
+        assert sum(line.endswith(" unknown") for line in lines) == 20
 
 
 def test_replies_are_read_as_the_product_reads_them(tmp_path: Path) -> None:
@@ -228,7 +255,7 @@ def test_firmware_on_a_cortex_m4() -> None:
         "models/digits-mobilenetv2-exit12",
         "examples/digits",
         "--count",
-        "6",
+        "4",
     ]
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
@@ -236,9 +263,37 @@ def test_firmware_on_a_cortex_m4() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
 
-    assert (found["images"], found["same_class_and_datagram"], found["same_decision"]) == (6, 6, 6)
+    assert (found["images"], found["same_class_and_datagram"], found["same_decision"]) == (4, 4, 4)
     assert found["heap_or_double_precision"] == []
     assert found["macs"] < found["instructions_mean"] < 8 * found["macs"]
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    whole = sum(layer["instructions"] for layer in layers.values())
+    assert whole == pytest.approx(found["instructions_mean"], rel=0.01)
+    assert layers["block3.C1"]["macs"] < layers["block3.C1"]["instructions"] < found["instructions_mean"] / 4
+    assert 0 < layers["exit, coder and datagram"]["instructions"] < found["instructions_mean"] / 20
+    cycles = found["cycles_an_instruction"]
+    assert 1 < cycles["least"] < cycles["middle"] < cycles["most"] < 2
+
+
+AARCH64 = [tool for tool in ("aarch64-linux-gnu-gcc", "qemu-aarch64") if shutil.which(tool) is None]
+
+
+@pytest.mark.skipif(bool(AARCH64), reason=f"needs {', '.join(AARCH64)}")
+def test_a_static_program_for_aarch64(tmp_path: Path) -> None:
+    """The product's bytes on another processor, and less than 1 MB."""
+    bundle = load_bundle(ROOT / "models/digits-mobilenetv2-exit12")
+    for name, data in write_files(make_program(bundle)).items():
+        (tmp_path / name).write_bytes(data)
+    subprocess.run(
+        ["make", "-s", "CC=aarch64-linux-gnu-gcc", "CFLAGS=-O2 -static -s"], cwd=tmp_path, check=True
+    )
+    built = tmp_path / "build" / "offramp-head"
+    emulated = tmp_path / "emulated"
+    emulated.write_text(f"#!/bin/sh\nexec qemu-aarch64 '{built}'\n")
+    emulated.chmod(0o755)
+
+    check(bundle, emulated, digits(3))
+    assert built.stat().st_size < 1_000_000
 
 
 @pytest.mark.skipif(shutil.which("cppcheck") is None, reason="needs cppcheck")

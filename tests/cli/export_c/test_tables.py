@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from offramp.cli.export_c.tables import array, make_coder
-from offramp.common.bundle.load import Bundle
 from offramp.common.errors import BundleError
+from tests import toy
 
 
 def test_an_array_is_written_in_short_lines() -> None:
@@ -17,6 +19,7 @@ def test_an_array_is_written_in_short_lines() -> None:
     assert [int(each) for line in lines for each in line.split(",")[:-1]] == list(range(-128, 128))
 
 
-def test_a_codec_that_there_is_not_is_refused(toy_bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="its codec is huffman, export-c takes rans, context and raw"):
-        make_coder(toy_bundle)
+def test_a_codec_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    bundle = toy.write_run_huffman(tmp_path)
+    with pytest.raises(BundleError, match="is run-huffman, export-c takes rans, context, huffman and raw"):
+        make_coder(bundle)

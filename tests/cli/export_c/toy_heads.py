@@ -24,6 +24,7 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.bundle.manifest import CODEBOOK, HEAD, TAIL
 from offramp.common.bundle.write import write_bundle
 from offramp.common.codec.context import ContextModel
+from offramp.common.codec.huffman import build_codebook
 from tests import toy
 
 HEIGHT, WIDTH = 11, 7
@@ -168,6 +169,13 @@ def write(directory: Path, codec: str = "rans", graph: bytes | None = None, **ch
         tables = toy.rans_tables()
         files[CODEBOOK] = tables.to_bytes()
         described |= {"lanes": 2, "table_of_channel": tables.table_of_channel.tolist()}
+    elif codec == "huffman":
+        rng = np.random.default_rng(9)
+        # Narrow around the symbols that are likely, so that codes are shorter than the symbols.
+        counts = np.exp(-np.abs(np.arange(256) - ZERO) / rng.uniform(0.7, 2, (SHAPE[0], 1))) * 1e6
+        book = build_codebook(counts.astype(np.int64), "channel")
+        files[CODEBOOK] = book.to_bytes()
+        described |= {"lanes": 2, "table_of_channel": book.table_of_channel.tolist()}
     elif codec == "context":
         files[CODEBOOK] = context_model().to_bytes()
     document = toy.manifest({name: data for name, data in files.items() if name != CODEBOOK})

@@ -1,0 +1,25 @@
+"""``offramp plan``: with what the head of each bundle needs as a program in C."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from offramp.bench import plan
+from offramp.cli.export_c.program import make_program
+from offramp.common.bundle.load import load_bundle
+from offramp.common.errors import BundleError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    return plan.main(argv, needs)
+
+
+def needs(bundle: Path) -> tuple[int, int] | None:
+    """RAM and flash in bytes; None where C cannot run the head, or it is not a bundle."""
+    try:
+        program = make_program(load_bundle(bundle))
+    except BundleError:
+        return None
+    return program.ram_bytes, program.flash_bytes
