@@ -90,7 +90,7 @@ proto-check: proto
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,sign,mqtt,otel,train,split,sound,bench,top,heic,dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[device,server,sign,mqtt,registry,otel,train,split,sound,bench,top,heic,dev]'
 	touch $@
 
 .venv-release/ready: pyproject.toml

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from offramp.bench.bench import BENCHMARKS
 from offramp.cli.app import COMMANDS
+from offramp.cli.follow.metrics import FollowMetrics
 from offramp.common import errors
 from offramp.common.arguments import Parser
 from offramp.common.bundle.load import load_bundle
@@ -322,6 +323,8 @@ def metrics(program: str) -> str:
         gateway = GatewayMetrics()
         gateway.link.watch_wire(lambda: WireBytes(0, 0))
         registry = gateway.registry
+    elif program == "follow":
+        registry = FollowMetrics().registry
     else:
         server = ServerMetrics()
         server.watch_connections(0)

@@ -33,6 +33,9 @@ COMMANDS = {
     "export-c": Command(
         "offramp.cli.export_c.command", "device,export-c", "write a bundle's head in C for a microcontroller"
     ),
+    "follow": Command(
+        "offramp.cli.follow.app", "device,sign,registry", "keep a device or server at the bundle of a tag"
+    ),
     "gateway": Command(
         "offramp.gateway.app", "device,sign,mqtt", "take datagrams of devices, and answer them by a server"
     ),
@@ -42,6 +45,8 @@ COMMANDS = {
     "inspect": Command("offramp.cli.inspect", "device", "verify a bundle and print its card"),
     "keygen": Command("offramp.cli.keygen", "sign", "make a key pair to sign bundles with"),
     "plan": Command("offramp.cli.plan", "train,bench", "choose split, training and threshold for a device"),
+    "pull": Command("offramp.cli.registry.pull", "device,sign,registry", "pull a bundle from a registry"),
+    "push": Command("offramp.cli.registry.push", "device,sign,registry", "push a bundle to a registry"),
     "samples": Command(
         "offramp.cli.samples", "device", "list what a device kept, and export it to be labelled"
     ),
@@ -83,6 +88,8 @@ examples:
   offramp unknown my-bundle photos/
   offramp export-c models/my-digits --ram 256k --out firmware
   offramp keygen release && offramp sign models/my-digits --key release.key
+  offramp push models/my-digits oci://registry.example/digits:stable
+  offramp pull oci://registry.example/digits:stable --out digits --trusted-key release.pub
   offramp codec compare models/digits-mobilenetv2-exit12
   offramp bench codec
   offramp top device-1:9102 server:9101

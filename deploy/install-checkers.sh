@@ -7,6 +7,7 @@ want() { command -v "$1" >/dev/null || packages="$packages $2"; }
 want promtool prometheus
 want nginx nginx-light
 want docker-compose docker-compose
+want docker-registry docker-registry
 want kubectl kubernetes-client
 want mosquitto mosquitto
 want node nodejs
@@ -18,7 +19,7 @@ if [ "${1:-}" = containers ]; then
   want qemu-aarch64-static qemu-user-static
 fi
 [ -n "$packages" ] || exit 0
-# The packages of Prometheus, Mosquitto and Docker would start them as services.
+# The packages of Prometheus, Mosquitto and both of Docker would start them as services.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   printf '#!/bin/sh\nexit 101\n' >"$policy"

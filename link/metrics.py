@@ -44,12 +44,7 @@ class LinkMetrics:
         )
         self.message_bytes_sent = message_bytes.labels("sent")
         self.message_bytes_received = message_bytes.labels("received")
-        self.frames_refused = Counter(
-            f"{prefix}_frames_refused",
-            "Frames that the server refused, by reason.",
-            ["reason"],
-            registry=registry,
-        )
+        self._add_refusals()
         self.late_replies = Counter(
             f"{prefix}_late_replies",
             "Replies that came after their image had been answered.",
@@ -96,6 +91,22 @@ class LinkMetrics:
             buckets=ROUND_TRIP_BUCKETS,
             registry=registry,
         )
+
+    def _add_refusals(self) -> None:
+        self.frames_refused = Counter(
+            f"{self._prefix}_frames_refused",
+            "Frames that the server refused, by reason.",
+            ["reason"],
+            registry=self._registry,
+        )
+        self.hellos_refused = Counter(
+            f"{self._prefix}_hellos_refused",
+            "Streams that the server refused at their hello, by reason; mismatch: it has not this bundle.",
+            ["reason"],
+            registry=self._registry,
+        )
+        for refused in ("mismatch", "access", "other"):
+            self.hellos_refused.labels(refused)
 
     def watch_wire(self, total: Callable[[], WireBytes | None]) -> None:
         """Export the socket's byte counters, read at each scrape; those of several links together."""

@@ -348,7 +348,14 @@ class Session:
         code, details = failure.code(), one_line(failure.details())
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             self.server.away_until = time.monotonic() + _pushback(failure)
-        return explain(self.server.target, code, details, self.is_accepted, self.progress)
+        error = explain(self.server.target, code, details, self.is_accepted, self.progress)
+        if isinstance(error, PeerError) and not self.is_accepted:
+            self._kit.metrics.hellos_refused.labels(_REFUSED.get(type(error), "other")).inc()
+        return error
+
+
+_REFUSED: dict[type[OfframpError], str] = {MismatchError: "mismatch", AccessError: "access"}
+"""What the metrics call a refused hello."""
 
 
 def _milliseconds(seconds: float) -> int:
