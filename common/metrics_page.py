@@ -49,6 +49,7 @@ class _Page(socketserver.TCPServer):
         self._room = threading.BoundedSemaphore(CONNECTIONS)
         self._lock = threading.Lock()
         self._since: dict[socket.socket, float] = {}
+        self._ending = False
         self.viewers: Viewers | None = None
         handler = type("Handler", (_Handler,), {"registry": registry})
         if page is not None:
@@ -63,7 +64,8 @@ class _Page(socketserver.TCPServer):
         try:
             return super().get_request()
         except OSError:
-            pause(PAUSE_SECONDS)
+            if not self._ending:
+                pause(PAUSE_SECONDS)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -124,8 +126,14 @@ class _Page(socketserver.TCPServer):
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
         log.log(level, "metrics page: %s", type(error).__name__)
 
-    def close_all(self) -> None:
-        """End what is still open."""
+    def end(self) -> None:
+        """Stop accepting, and end what is still open."""
+        self._ending = True
+        # Wakes the thread that accepts, which would see only at its next look that it has to end. Not every
+        # system does.
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.shutdown()
         self.server_close()
         with self._lock:
             for request in self._since:
@@ -194,6 +202,5 @@ def serve_page(registry: CollectorRegistry, host: str, port: int, page: Page | N
     try:
         yield int(server.server_address[1])
     finally:
-        server.shutdown()
-        server.close_all()
+        server.end()
         thread.join()

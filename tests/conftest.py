@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import re
 import shutil
 import signal
@@ -24,6 +26,9 @@ from tests.toy import BundleFolder
 hypothesis.settings.register_profile("offramp", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("offramp")
 
+# Hundreds of programs are started: each would compile our modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A shell's background job ignores SIGINT, and so would every process here that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,6 +49,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.torch)
         if ROOT.search(source):
             item.add_marker(pytest.mark.root)
+
+
+def pytest_collection_finish() -> None:
+    """All modules are loaded by now; no garbage collection needs to look at them again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

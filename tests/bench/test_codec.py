@@ -27,6 +27,7 @@ from offramp.bench.coders import (
 from offramp.cli import app
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ConfigError, ExitCode
+from offramp.training.calibrate import context_model
 
 QUICK = ["bench", "codec", "--seconds", "0.02", "--rounds", "2"]
 
@@ -34,6 +35,7 @@ QUICK = ["bench", "codec", "--seconds", "0.02", "--rounds", "2"]
 @pytest.fixture(autouse=True)
 def few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_codec, "MOST_FRAMES", 24)
+    monkeypatch.setattr(context_model, "STEPS", 50)
 
 
 def test_json_has_every_case_and_every_coder(

@@ -89,7 +89,7 @@ def test_tensors_of_floats_are_split_the_same_way(tmp_path: Path) -> None:
         for number in range(20):
             values = rng.normal(label * 3, 1, (1, 24, 24)).astype(np.float32)
             (tmp_path / "data" / name / f"{number}.npy").write_bytes(npy(values))
-    report = run(tmp_path / "data", tmp_path / "pair")
+    report = run(tmp_path / "data", tmp_path / "pair", "--epochs", 2, "--steps", 10)
 
     assert [each["name"] for each in report["comparison"]["pictures"]] == ["raw bytes", "deflated bytes"]
     taken = load_bundle(tmp_path / "pair").manifest.input

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from offramp.common import metrics_page
 from offramp.common.errors import AddressError
-from offramp.common.metrics_page import CONNECTIONS, serve_page
+from offramp.common.metrics_page import CONNECTIONS, _Page, serve_page
+from offramp.common.page import viewers as viewers_module
 from offramp.common.page.site import Page
 from offramp.common.page.viewers import VIEWERS
 from tests.processes import WAIT, scrape, until
@@ -33,6 +34,16 @@ def connect(port: int) -> socket.socket:
 
 def test_it_is_a_page(port: int) -> None:
     assert scrape(f"http://127.0.0.1:{port}/metrics") == {"answer": 42}
+
+
+def test_it_ends_without_waiting_for_its_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = _Page.serve_forever
+    # An hour: what ends it now is not the flag.
+    monkeypatch.setattr(_Page, "serve_forever", lambda page: serve(page, 3600.0))
+    before = threading.active_count()
+    with serve_page(CollectorRegistry(), "127.0.0.1", 0):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nx: "])
@@ -187,13 +198,14 @@ def test_a_post_sets_what_the_metrics_then_say(paged: int) -> None:
 def test_hundreds_of_viewers_are_refused_and_scrapes_go_on(
     paged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_page, "CONNECTION_SECONDS", 1.0)  # a viewer has no such end
+    monkeypatch.setattr(metrics_page, "CONNECTION_SECONDS", 0.3)  # a viewer has no such end
+    monkeypatch.setattr(viewers_module, "PERIOD_SECONDS", 0.1)
     before = threading.active_count()
-    viewers = []
+    viewers: list[socket.socket] = []
     try:
-        for _ in range(VIEWERS):
-            viewers.append(look(paged))
-            assert viewers[-1].recv(1 << 16).startswith(b"HTTP/1.0 200 OK")
+        viewers.extend(look(paged) for _ in range(VIEWERS))
+        for viewer in viewers:
+            assert viewer.recv(1 << 16).startswith(b"HTTP/1.0 200 OK")
         for _ in range(200):
             refused = ask(paged, get("/events"))
             assert refused.startswith(b"HTTP/1.0 503 Service Unavailable")
@@ -201,8 +213,11 @@ def test_hundreds_of_viewers_are_refused_and_scrapes_go_on(
         assert threading.active_count() <= before + CONNECTIONS
         assert scrape(f"http://127.0.0.1:{paged}/metrics")["answer"] == 42
         for viewer in viewers:
-            for _ in range(4):  # two seconds of states
-                assert viewer.recv(1 << 16)
+            said = b""
+            while said.count(b"\n\n") < 10:  # a second of states
+                read = viewer.recv(1 << 16)
+                assert read
+                said += read
         viewers.pop().close()
 
         def room() -> bool:

@@ -143,7 +143,7 @@ def test_an_audit_costs_what_an_unsure_image_costs(
     run: Processes, toy_bundle: Bundle, tmp_path: Path
 ) -> None:
     """The formula: audits times the bytes of an image that is sent, both directions, counted by a proxy."""
-    count = 120
+    count = 80
     images = tmp_path / "many.npz"
     np.savez(images, images=toy.images(count, seed=4).transpose(0, 2, 3, 1))
     server = run.server("--workers", 1, "--max-batch", 8, "--max-wait-ms", 0)

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from offramp.cli.samples import read
 from offramp.device.samples.folder import Folder
 from offramp.device.samples.record import read_file
+from offramp.link.backoff import SAY_SECONDS
 from tests.faults.load import FAST, frames_of, load
 from tests.processes import WAIT, Processes, closed_port, until
 
@@ -38,6 +40,8 @@ def test_clocks_that_are_set_change_nothing(run: Processes, toy_images: Path, tm
         "FAKETIME_TIMESTAMP_FILE": str(offset),
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        # The times of files stay: to fake one is to read the offset's file, and Python looks at thousands.
+        "NO_FAKE_STAT": "1",
     }
     server = run.server(*FAST, "--log-format", "json", "--reload-interval", 0.05, env=environment)
     flags = ("--server", server.address, "--timeout", WAIT / 3, "--spool", tmp_path / "spool")
@@ -97,6 +101,7 @@ def fill(disk: Path) -> None:
 
 
 def test_a_full_disk_stops_no_answer(run: Processes, toy_images: Path, small_disk: Path) -> None:
+    began = time.monotonic()
     with closed_port() as port:
         flags = ("--server", f"127.0.0.1:{port}", "--spool", small_disk / "spool")
         with load(run, toy_images, *flags, keep=small_disk / "kept") as device:
@@ -112,7 +117,8 @@ def test_a_full_disk_stops_no_answer(run: Processes, toy_images: Path, small_dis
     assert kept > 0 and lost > 0 and kept + lost == account.by["fallback"]
     # The spool says so once, and the samples.
     assert account.errors.count("fails: ") == 2
-    assert account.errors.count("is unreachable") == 1
+    # The link so often as it may, on a machine that is slow.
+    assert 1 <= account.errors.count("is unreachable") <= 1 + (time.monotonic() - began) / SAY_SECONDS
 
 
 def test_a_device_that_dies_leaves_whole_samples(run: Processes, toy_images: Path, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_nobody_else_is_let_in_and_the_good_client_is_answered(
             assert outcome(channel, toy_bundle, bearer(TOKEN)) == "UNAVAILABLE"
         handshakes += 5
         assert server.metrics()[f"{SERVER}tls_handshakes_total"] >= handshakes
+        # gRPC may have tried a refused one's connection twice.
+        until(lambda: server.metrics()[f"{SERVER}open_connections"] == 1, "the good one alone")
         before = server.metrics()[f"{SERVER}tls_handshakes_total"]
         with ExitStack() as open_ones:
             for index in range(STRANGERS):
@@ -93,7 +95,7 @@ def test_nobody_else_is_let_in_and_the_good_client_is_answered(
             # Silent ones have ten seconds; they are seen meanwhile.
             assert server.metrics()[f"{SERVER}open_connections"] >= 2
         counted = f"{SERVER}tls_handshakes_total"
-        until(lambda: server.metrics()[counted] == before + STRANGERS, "all of them to be counted")
+        until(lambda: server.metrics()[counted] >= before + STRANGERS, "all of them to be counted")
         until(lambda: server.metrics()[f"{SERVER}open_connections"] == 1, "the good one alone")
         device.more("server")
         holdings.check()

@@ -83,7 +83,7 @@ def test_shipped_bundles_answer_alike(path: Path) -> None:
 def test_both_programs_answer_as_on_the_cpu(run: Processes) -> None:
     answers = {}
     for providers in ("cpu", OPENVINO_CPU):
-        server = run.server("--providers", providers)
+        server = run.server("--providers", providers, measures=True)
         status, device = run.device(
             *("--server", server.address, "--providers", providers, "--threshold", 0.9, "--json", IMAGES)
         )

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from offramp.bench.bench import BENCHMARKS
-from tests.bench.conftest import namespaces
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
@@ -53,9 +52,7 @@ MEASURING = {
         "1",
     ],
     "bench-head.sh": ["--exits", "5", "--rounds", "1", "--runs", "2"],
-    "bench-link.sh": ["--sent", "2", "--links", "5000/20", "--thresholds", "0.9"],
     "bench-serve.sh": ["--seconds", "0.1", "--streams", "2", "--batches", "1"],
-    "bench-steering.sh": ["--seconds", "3"],
     "gateway-load.sh": ["--devices", "20", "--seconds", "1", "--rate", "40"],
     "soak.sh": ["--seconds", "2", "--connects", "4", "--rounds", "3", "--rate", "20"],
 }
@@ -72,6 +69,8 @@ CHECKED = {
     "architectures.sh": "needs timm, torchvision and transformers, which are the user's own",
     "bench-tiers.sh": "needs bundles of three parts; tests/research/links/test_tiers.py runs its program",
     "bench-chain.sh": "needs a bundle of three parts; tests/research/links/test_hop.py runs its program",
+    "bench-link.sh": "needs root; tests/research/links/test_link.py runs its program",
+    "bench-steering.sh": "needs root; tests/research/links/test_steering.py runs its program",
     "faults-chain.sh": "takes minutes; tests/faults/test_chain_pairs.py has the cheapest combinations",
     "field.sh": "needs a data set; tests/deploy/test_dark_stream.py has its programs",
     "footprint.sh": "installs every extra from the package index",
@@ -141,13 +140,7 @@ def run(checkout: Path, name: str, arguments: list[str]) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=namespaces if name in ("bench-link.sh", "bench-steering.sh") else ())
-        for name in MEASURING
-    ],
-)
+@pytest.mark.parametrize("name", MEASURING)
 def test_a_measuring_script_runs(checkout: Path, name: str) -> None:
     for needed in ("constriction", "lz4", "matplotlib", "zstandard", "torch"):
         pytest.importorskip(needed)

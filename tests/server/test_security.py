@@ -63,7 +63,8 @@ def outcome(channel: grpc.Channel, bundle: Bundle, metadata: Sequence[tuple[str,
         stream.end()
     except Ended as ended:
         assert TOKEN not in ended.details
-        return ended.status
+        # gRPC cancels a call whose connection is refused after it was let in; to a device they are the same.
+        return "UNAVAILABLE" if ended.status == "CANCELLED" else ended.status
     finally:
         stream.half_close()
     return "answered"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from offramp.training.calibrate import context_model
 from offramp.training.data.datasets import Dataset
 from offramp.training.data.recipe import DigitsRecipe
 from offramp.training.data.sources import load
@@ -89,6 +90,12 @@ def with_tiny() -> Iterator[None]:
 def tiny_backbone() -> Iterator[None]:
     with with_tiny():
         yield
+
+
+@pytest.fixture
+def coarse_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context model is fitted in a tenth of its steps, for tests that do not ask how good it is."""
+    monkeypatch.setattr(context_model, "STEPS", 100)
 
 
 @pytest.fixture

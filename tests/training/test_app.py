@@ -19,6 +19,8 @@ from offramp.training.data.datasets import Dataset
 from offramp.training.display import Screen
 from offramp.training.record import CODECS, RECORD, read_record, read_records
 
+pytestmark = pytest.mark.usefixtures("coarse_context")
+
 
 def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     recipe_file: Path,

@@ -40,12 +40,18 @@ def test_the_same_seed_gives_the_same_bits(recipe: Recipe, few: Dataset, tmp_pat
     assert digest(train(other, few, tmp_path / "c")) != first
 
 
+@pytest.fixture(scope="module")
+def whole(
+    recipe_words: str, few: Dataset, tiny_backbone: None, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """``recipe`` trained in one go; only read it."""
+    return train(Recipe.parse(recipe_words), few, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize("moment", [*SCHEDULE, "mid-epoch"])
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(
-    recipe: Recipe, few: Dataset, tmp_path: Path, moment: tuple[str, int] | str
+    recipe: Recipe, few: Dataset, whole: Trained, tmp_path: Path, moment: tuple[str, int] | str
 ) -> None:
-    whole = train(recipe, few, tmp_path / "whole")
-
     fatal = in_the_middle("base", 2) if isinstance(moment, str) else before_the_checkpoint(*moment)
     resumed, again = killed_and_resumed(recipe, few, tmp_path / "broken", fatal)
     assert digest(resumed) == digest(whole)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from offramp.training.app import main
 from offramp.training.data import sources
+from offramp.training.data.datasets import Dataset
 from offramp.training.hardware import Hardware
 from offramp.training.loop import train
 from offramp.training.progress import Epoch, Progress
@@ -25,7 +26,7 @@ class Enough(Exception):
     """The stage is trained."""
 
 
-def stage_loss(recipe: Recipe, stage: str, alone: Path, checkpoints: Path) -> Epoch:
+def stage_loss(recipe: Recipe, data: Dataset, stage: str, alone: Path, checkpoints: Path) -> Epoch:
     """The one epoch of a stage that goes on from the checkpoints in ``alone`` of those before it."""
     hardware = Hardware()
     if hardware.is_main:
@@ -40,7 +41,6 @@ def stage_loss(recipe: Recipe, stage: str, alone: Path, checkpoints: Path) -> Ep
             found.append(epoch)
             raise Enough
 
-    data = sources.load(recipe.data, seed=recipe.seed)
     with contextlib.suppress(Enough):
         train(recipe, data, checkpoints, resume=True, hardware=hardware, progress=Progress(epoch=after))
     return found[0]
@@ -52,12 +52,13 @@ if __name__ == "__main__":
     with with_tiny():
         for kind in ("plain", "coded"):
             recipe = Recipe.parse((folder / f"{kind}.toml").read_text())
+            data = sources.load(recipe.data, seed=recipe.seed)
             for stage in STAGES:
                 # The first ones are the same.
                 if stage.present(recipe.plan) and (kind, stage.name) != ("coded", "base"):
                     name = f"{kind} {stage.name}"
                     checkpoints = folder / name.replace(" ", "-")
-                    losses[name] = stage_loss(recipe, stage.name, folder / "alone", checkpoints).loss
+                    losses[name] = stage_loss(recipe, data, stage.name, folder / "alone", checkpoints).loss
         if Hardware().is_main:
             (folder / "losses.json").write_text(json.dumps(losses))
         arguments = [str(folder / "coded.toml"), "--out", str(folder / "bundle"), "--device", "cpu"]

@@ -134,6 +134,7 @@ def test_payload_bytes_are_those_of_each_image() -> None:
     assert payload_bytes(tables, 1, symbols).tolist() == [4, 32, 4]
 
 
+@pytest.mark.usefixtures("coarse_context")
 def test_everything_that_is_tried_is_measured_on_the_other_images() -> None:
     tried = compare(collapsed(20), collapsed(20, seed=1))
 
@@ -153,6 +154,7 @@ def test_everything_that_is_tried_is_measured_on_the_other_images() -> None:
             assert candidate.entry.table_of_channel == candidate.tables.table_of_channel.tolist()
 
 
+@pytest.mark.usefixtures("coarse_context")
 @pytest.mark.parametrize(("bits", "runs", "lanes"), [(0.3, True, 1), (1.5, True, 2), (5, False, 4)])
 def test_run_huffman_is_chosen_where_it_costs_next_to_nothing(bits: float, runs: bool, lanes: int) -> None:
     symbols = laplace((40, 8, 16, 16), bits)
@@ -166,6 +168,7 @@ def test_run_huffman_is_chosen_where_it_costs_next_to_nothing(bits: float, runs:
     assert (chosen.tables.mode_of_channel == 128).all()
 
 
+@pytest.mark.usefixtures("coarse_context")
 def test_rans_is_chosen_where_it_saves_more() -> None:
     """Runs do not help where every other symbol is another, and a code of one bit is more than it says."""
     rng = np.random.default_rng(0)
@@ -244,6 +247,7 @@ def test_lanes_go_by_the_size_of_a_payload(payload: float, channels: int, lanes:
     assert lanes_for(payload, channels) == lanes
 
 
+@pytest.mark.usefixtures("coarse_context")
 def test_the_winners_tables_are_counted_on_all_symbols() -> None:
     symbols = laplace((10, 4, 8, 8), 5)
     chosen = choose_codec(symbols[:5], symbols[5:])

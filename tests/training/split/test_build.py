@@ -21,6 +21,8 @@ from offramp.training.split.report import Device, make_report, markdown, write
 from offramp.training.split.rivals import Comparison, Measured
 from tests.training.split import networks
 
+pytestmark = pytest.mark.usefixtures("coarse_context")
+
 
 @pytest.mark.parametrize(
     ("folder", "name"),

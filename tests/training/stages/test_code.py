@@ -45,29 +45,29 @@ def test_the_code_alone_learns_to_hand_on_the_activation(
 
 
 def test_what_has_to_come_out_right_lies_behind_the_split(
-    recipe_text: str, small: Dataset, tmp_path: Path
+    recipe_text: str, few: Dataset, tmp_path: Path
 ) -> None:
     text = recipe_text + "[train.code]\nepochs = 1\nlearning_rate = 0.005\nat = {at}\n"
     errors = {}
     for at in (5, 7):
-        trained = train(narrowed(text.format(at=at), 1.0), small, tmp_path / str(at))
+        trained = train(narrowed(text.format(at=at), 1.0), few, tmp_path / str(at))
         (errors[at],) = [epoch.figures["error"] for epoch in trained.epochs if epoch.stage == "code"]
     assert errors[5] != errors[7]
     for at in (4, 8):
         with pytest.raises(ConfigError, match=rf"train\.code\.at: expected 5 \(the exit\) … 7, got {at}"):
-            train(narrowed(text.format(at=at), 1.0), small, tmp_path / "none")
+            train(narrowed(text.format(at=at), 1.0), few, tmp_path / "none")
 
 
 @pytest.mark.parametrize("killed", ["exit", "code"])
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(
-    recipe_text: str, small: Dataset, tmp_path: Path, killed: str
+    recipe_text: str, few: Dataset, tmp_path: Path, killed: str
 ) -> None:
     text = recipe_text + "[train.code]\nepochs = 1\nlearning_rate = 0.002\n"
     recipe = narrowed(text, 1.0)
-    whole = train(recipe, small, tmp_path / "whole")
+    whole = train(recipe, few, tmp_path / "whole")
 
-    resumed, _ = killed_and_resumed(recipe, small, tmp_path / "broken", before_the_checkpoint(killed))
-    again = train(recipe, small, tmp_path / "broken", resume=True)
+    resumed, _ = killed_and_resumed(recipe, few, tmp_path / "broken", before_the_checkpoint(killed))
+    again = train(recipe, few, tmp_path / "broken", resume=True)
     for other in (resumed, again):
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, other.model.state_dict()[name]), name
