@@ -31,7 +31,7 @@ CONTEXT_WORK = 1 << 20
 """Steps for one activation up to which it is tried: half a millisecond."""
 SHARED_RUNS = 8
 """Runs in which channels are compared before they share a run-Huffman table."""
-LANES_FROM = {4: 1280, 2: 256}
+LANES_FROM = {4: 1280, 2: 480}
 """Mean payload, bytes, from which so many lanes cost about one per cent."""
 
 
@@ -138,7 +138,7 @@ def suits_context(symbols: NDArray[np.uint8]) -> bool:
 
 
 def lanes_for(payload: float, channels: int) -> int:
-    """Lanes for payloads of this mean size, bytes: more decode faster, each costs about three bytes."""
+    """Lanes for payloads of this mean size, bytes: more decode faster, each costs three to five bytes."""
     return next((n for n, size in LANES_FROM.items() if payload >= size and channels >= n), 1)
 
 

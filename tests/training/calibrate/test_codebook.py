@@ -241,7 +241,7 @@ def test_run_huffman_pads_a_frame_to_a_byte_and_adds_nothing_else(side: int, bit
 
 @pytest.mark.parametrize(
     ("payload", "channels", "lanes"),
-    [(10, 8, 1), (255, 8, 1), (256, 8, 2), (1279, 8, 2), (1280, 8, 4), (9999, 3, 2), (9999, 1, 1)],
+    [(10, 8, 1), (479, 8, 1), (480, 8, 2), (1279, 8, 2), (1280, 8, 4), (9999, 3, 2), (9999, 1, 1)],
 )
 def test_lanes_go_by_the_size_of_a_payload(payload: float, channels: int, lanes: int) -> None:
     assert lanes_for(payload, channels) == lanes
