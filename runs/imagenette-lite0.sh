@@ -1,7 +1,7 @@
 #!/bin/sh
 # Imagenette: EfficientNet-Lite0 with ImageNet's weights, its ten rows of Imagenette's
 # classes and 160×160 pixels. Its photos are ImageNet's, so only the unsplit model is a fair comparison.
-#   runs/imagenette-lite0.sh FOLDER, with train-*.parquet and val.parquet (image, label). An hour on two idle cores.
+#   runs/imagenette-lite0.sh FOLDER, with train-*.parquet and val.parquet (image, label). An hour and a quarter of one core.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
