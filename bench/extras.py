@@ -155,14 +155,11 @@ def _variants(
         threshold = arguments.threshold
         return stack.enter_context(Device(bundle, server=address, threshold=threshold, link=link, **options))
 
-    kept = {
-        name: KeepOptions(folder / name.replace(" ", "-"))
-        for name in arguments.of
-        if name in ("samples", "all three")
-    }
     found = {PLAIN: Variant(made()), AGAIN: Variant(made())}
     for name in arguments.of:
-        options: dict[str, Any] = {"keep": kept.get(name)}
+        options: dict[str, Any] = {}
+        if name in ("samples", "all three"):
+            options["keep"] = KeepOptions(folder / name.replace(" ", "-"))
         if name in ("audits", "all three"):
             options["audits"] = audited
         found[name] = Variant(made(**options), paged=name in ("page", "all three"))

@@ -68,6 +68,23 @@ def replace_file(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, and have its bytes on the disk. Raises OSError."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _open_plain(
     path: Path | str, shown: str, folder: int | None, follow: bool, expected: str, error: type[OfframpError]
 ) -> int:

@@ -90,12 +90,15 @@ Z = 1.96
 """Of a 95 % interval."""
 
 
-def wilson(successes: float, trials: float) -> tuple[float, float] | None:
-    """Wilson's interval of a share, 95 %; None of no trials."""
+def wilson(successes: float, trials: float, z: float = Z) -> tuple[float, float] | None:
+    """Wilson's interval of a share, 95 % or as wide as ``z`` says; None of no trials.
+
+    Here scipy would be installed on devices for these four lines.
+    """
     if trials <= 0:
         return None
-    share, spread = successes / trials, Z * Z / trials
-    half = Z * math.sqrt((share * (1 - share) + spread / 4) / trials)
+    share, spread = successes / trials, z * z / trials
+    half = z * math.sqrt((share * (1 - share) + spread / 4) / trials)
     return (share + spread / 2 - half) / (1 + spread), (share + spread / 2 + half) / (1 + spread)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from offramp.cli.fleet.figures import wilson
 from offramp.cli.fleet.pages import Page
 
 AUDITS = 20
@@ -95,7 +96,7 @@ def judge(new: Figures, old: Figures | None, *, final: bool = False) -> Verdict 
     before = old or Figures()
     unsure, unsure_before = new.answered + new.fallback, before.answered + before.fallback
     if unsure >= UNSURE and unsure_before >= UNSURE:
-        low, high = wilson(new.fallback, unsure)[0], wilson(before.fallback, unsure_before)[1]
+        low, high = interval(new.fallback, unsure)[0], interval(before.fallback, unsure_before)[1]
         if low > high + WORSE:
             return Verdict(
                 "unanswered",
@@ -108,24 +109,23 @@ def judge(new: Figures, old: Figures | None, *, final: bool = False) -> Verdict 
         return None
     if audits_before >= AUDITS:
         known, said = (
-            wilson(before.agree, audits_before)[0],
+            interval(before.agree, audits_before)[0],
             f"{before.agree:.0f} of {audits_before:.0f} before",
         )
     elif not math.isnan(new.expected_agreement):
         known, said = new.expected_agreement, f"{new.expected_agreement:.1%} on its test images"
     else:
         return None
-    if wilson(new.agree, audits)[1] < known - WORSE:
+    if interval(new.agree, audits)[1] < known - WORSE:
         return Verdict("audits", f"{new.agree:.0f} of {audits:.0f} audits agree, {said}", again=False)
     return None
 
 
-def wilson(hits: float, trials: float) -> tuple[float, float]:
-    """The interval of a share; trials > 0. Here scipy would be installed on devices for these four lines."""
-    share, square = hits / trials, WIDTH**2
-    middle = (share + square / (2 * trials)) / (1 + square / trials)
-    half = WIDTH / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    return middle - half, middle + half
+def interval(hits: float, trials: float) -> tuple[float, float]:
+    """Of a share; trials > 0."""
+    found = wilson(hits, trials, WIDTH)
+    assert found is not None
+    return found
 
 
 class Window:

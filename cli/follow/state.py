@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offramp.common.errors import ConfigError, OutputError
-from offramp.common.files import read_bounded
+from offramp.common.files import read_bounded, sync_folder, write_new
 
 log = logging.getLogger("offramp.follow")
 
@@ -135,15 +135,8 @@ def write_state(folder: Path, state: State) -> None:
     temporary = path.with_name(f"{STATE}.new")
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
-            file.write(state.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, state.model_dump_json().encode())
         os.replace(temporary, path)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(folder)
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}, expected a place for a file") from None

@@ -34,7 +34,7 @@ from offramp.common.bundle.load import BUNDLE_BYTES, Bundle, load_bundle
 from offramp.common.bundle.manifest import MANIFEST
 from offramp.common.bundle.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
 from offramp.common.errors import BundleError, OutputError, PeerError
-from offramp.common.files import read_bounded
+from offramp.common.files import read_bounded, sync_folder, write_new
 
 STAGING = ".offramp-"
 """What the names of directories for what is not whole yet begin with."""
@@ -101,12 +101,12 @@ async def pull(artifact: Artifact, store: Store, place: Path, trusted: TrustedKe
             for name in sorted(manifest.files):
                 await _save(store, artifact.files[name], folder / name)
             if signature is not None:
-                _write(folder / SIGNATURE, signature)
-            _write(folder / MANIFEST, text)
+                write_new(folder / SIGNATURE, signature)
+            write_new(folder / MANIFEST, text)
             bundle = load_bundle(folder, trusted)
-            _sync(folder)
+            sync_folder(folder)
             folder.rename(place)
-            _sync(place.parent)
+            sync_folder(place.parent)
     except OSError as error:
         raise OutputError(f"{place}: {error.strerror}, expected a place for a new directory") from None
     return Bundle(place, bundle.manifest, bundle.digest, bundle.graphs, bundle.all_tables)
@@ -148,21 +148,6 @@ async def _save(store: Store, blob: Blob, path: Path) -> None:
 def _check(blob: Blob, size: int, digest: str) -> None:
     if size != blob.size or digest != blob.digest:
         raise PeerError(f"a blob of {size} bytes has {digest}, expected {blob.size} bytes of {blob.digest}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 async def read_artifact(store: Store, known: str | None = None) -> Artifact | None:

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.fuzz.libfuzzer import require_libfuzzer
 
 HERE = Path(__file__).parent
 SECONDS = 12
 
 
 def test_nothing_is_found_in_a_short_run(tmp_path: Path) -> None:
-    if shutil.which("clang") is None:
-        pytest.skip("clang, which has libFuzzer, is not installed")
-    probe = tmp_path / "probe.c"
-    probe.write_text("int LLVMFuzzerTestOneInput(const char *d, long n) { return d == 0 && n; }\n")
-    linked = subprocess.run(
-        ["clang", "-fsanitize=fuzzer,address", "-o", str(tmp_path / "probe"), str(probe)],
-        capture_output=True,
-        check=False,
-    )
-    if linked.returncode:
-        pytest.skip("this clang has no libFuzzer (Debian: libclang-rt-14-dev)")
-
+    require_libfuzzer(tmp_path)
     found = subprocess.run(
         [str(HERE / "run.sh"), str(SECONDS), str(tmp_path)],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from offramp.cli.fleet.pages import read_page
-from offramp.cli.follow.judge import Figures, Window, figures_of, is_of, judge, wilson
+from offramp.cli.follow.judge import Figures, Window, figures_of, interval, is_of, judge
 
 OLD = Figures(agree=97, differ=3, answered=95, fallback=5, connects=1)
 
@@ -52,9 +52,9 @@ def test_one_refused_hello_is_enough_at_the_end() -> None:
 
 def test_an_interval() -> None:
     # scipy.stats.binomtest(60, 100).proportion_ci(2 * norm.cdf(2.58) - 1, "wilson")
-    assert wilson(60, 100) == pytest.approx((0.4712139654787, 0.7163040831334))
-    assert wilson(0, 20)[0] == pytest.approx(0, abs=1e-12)
-    assert wilson(20, 20)[1] == pytest.approx(1)
+    assert interval(60, 100) == pytest.approx((0.4712139654787, 0.7163040831334))
+    assert interval(0, 20)[0] == pytest.approx(0, abs=1e-12)
+    assert interval(20, 20)[1] == pytest.approx(1)
 
 
 PAGE = """\

@@ -35,7 +35,7 @@ def test_four_parts_have_no_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["50", "50/x", "0.5/10", "50/20000"])
-def test_a_link_that_is_none(text: str) -> None:
+def test_what_is_not_a_link_is_named(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match=f"'{text}', expected KBIT/MS"):
         Shape.of(text)
 
