@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Histogram
 
-from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExpiredError, OverloadError
 from offramp.common.metrics import timed
 from offramp.server.metrics import ServerMetrics
@@ -46,11 +45,14 @@ class Onward(Protocol):
     def check_room(self) -> None:
         """Raises OverloadError while too many frames wait for those behind."""
 
-    def infer(self, symbols: NDArray[np.uint8], run_seconds: Histogram) -> Answers:
-        """Run a batch, uint8 [N, …]; on a worker's thread. run_seconds: counts how long the run takes."""
+    def infer(self, batch: Sequence[Job], run_seconds: Histogram) -> Answers:
+        """Run a batch, and hand on what its exit is unsure of; on a worker's thread.
+
+        run_seconds: counts how long the run takes.
+        """
 
     def deliver(self, batch: Sequence[Job], answers: Answers) -> None:
-        """See that each job gets its answer."""
+        """Answer each job that did not go on."""
 
 
 class Owner(Protocol):
@@ -81,6 +83,15 @@ class Job:
     trace: bytes = b""
     """W3C trace context to send along, where the frame goes on."""
     since: float = field(default_factory=time.perf_counter)
+
+
+def stacked(batch: Sequence[Job]) -> NDArray[np.uint8]:
+    """The symbols of all jobs, [N, …]; of one without a copy."""
+    first = batch[0].symbols
+    if len(batch) == 1:
+        return first[None]
+    # Not np.stack, which makes a view of each first.
+    return np.concatenate([job.symbols for job in batch]).reshape(len(batch), *first.shape)
 
 
 @dataclass(frozen=True)
@@ -224,10 +235,8 @@ class Answers:
 
     best: list[int]
     probabilities: list[float]
-    coded: list[tuple[CodecId, bytes] | None] | None = None
-    """What goes on to the next part, where it does."""
-    rows: NDArray[np.float32] | None = None
-    """Of a part that others follow: all probabilities, [N, K]."""
+    onward: list[bool] = field(default_factory=list)
+    """Of a part that others follow: whether each went on to them."""
     parts: list[int] | None = None
     """The number of the part that answered each, where several run here."""
 
@@ -288,11 +297,9 @@ class Lane:
         """Run the tail; on a worker's thread."""
         seconds = self._batcher.metrics.inference_seconds
         if self.onward is not None:
-            return self.onward.infer(np.stack([job.symbols for job in batch]), seconds)
+            return self.onward.infer(batch, seconds)
         with timed(seconds):
-            # Not np.stack, which makes a view of each first.
-            symbols = np.concatenate([job.symbols for job in batch])
-            probabilities = self._tail.tail(symbols.reshape(len(batch), *batch[0].symbols.shape))
+            probabilities = self._tail.tail(stacked(batch))
         best = probabilities.argmax(axis=1)
         chosen = probabilities[np.arange(len(batch)), best]
         return Answers(best.tolist(), chosen.tolist())
