@@ -82,6 +82,13 @@ def test_costs_are_those_that_the_paper_counts() -> None:
     assert cut.tail.macs == counted.server.macs
 
 
+def test_the_papers_networks_have_the_cuts_that_documents_and_errors_name() -> None:
+    for name, cuts in (("resnet32", ("blocks.15", "blocks.27")), ("mobilenetv2", ("blocks.5", "blocks.12"))):
+        places = [found(f"paper-{name}")[1].find(cut) for cut in cuts]
+        assert [place.name for place in places] == list(cuts)
+        assert 0 < places[0].head.macs < places[1].head.macs
+
+
 def test_the_largest_activation_is_what_is_held_at_once(resnet: Cuts) -> None:
     picture, stem, pooled = 3 * 32 * 32, 8 * 32 * 32, 8 * 16 * 16
     assert resnet.find("conv1").peak_bytes == picture + stem
