@@ -240,7 +240,8 @@ class Batcher:
 
     def _take_ended(self) -> list[_Ended]:
         """Runs that have ended since: their workers are free."""
-        taken, now = [], time.perf_counter()
+        taken: list[_Ended] = []
+        now = time.perf_counter()
         while self._ended:
             ended = self._ended.popleft()
             # What a frame costs shows in how batches follow each other, not in how long the tail runs alone:
