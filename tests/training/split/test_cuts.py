@@ -80,13 +80,9 @@ def test_costs_are_those_that_the_paper_counts() -> None:
     # The early exit is not in the graph.
     assert cut.head.macs == counted.device.macs - counted.branch.macs
     assert cut.tail.macs == counted.server.macs
-
-
-def test_the_papers_networks_have_the_cuts_that_documents_and_errors_name() -> None:
-    for name, cuts in (("resnet32", ("blocks.15", "blocks.27")), ("mobilenetv2", ("blocks.5", "blocks.12"))):
-        places = [found(f"paper-{name}")[1].find(cut) for cut in cuts]
-        assert [place.name for place in places] == list(cuts)
-        assert 0 < places[0].head.macs < places[1].head.macs
+    # Exits by their number are cuts by name, as the error about `exits = […]` has it.
+    first, second = cuts.find("blocks.5"), cuts.find("blocks.12")
+    assert second.head.macs == cut.head.macs > first.head.macs > 0
 
 
 def test_the_largest_activation_is_what_is_held_at_once(resnet: Cuts) -> None:
