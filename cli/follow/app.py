@@ -14,6 +14,7 @@ from offramp.cli.follow.channel import Channel, Folder
 from offramp.cli.follow.child import BUNDLE
 from offramp.cli.follow.follower import Follower, Terms
 from offramp.cli.follow.metrics import FollowMetrics
+from offramp.cli.follow.notify import Relay
 from offramp.cli.registry.options import (
     REFERENCE,
     add_registry_flags,
@@ -69,12 +70,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _follow(terms: Terms, folder: Folder, channel: Channel, metrics: FollowMetrics) -> int:
-    follower = Follower(terms, folder, channel, metrics)
-    loop = asyncio.get_running_loop()
-    for number_ in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number_, follower.stop)
-    loop.add_signal_handler(signal.SIGHUP, follower.poll)
-    return await follower.run()
+    async with Relay() as relay:
+        follower = Follower(terms, folder, channel, metrics, relay)
+        loop = asyncio.get_running_loop()
+        for number_ in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number_, follower.stop)
+        loop.add_signal_handler(signal.SIGHUP, follower.poll)
+        return await follower.run()
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -26,6 +26,7 @@ from offramp.cli.follow.channel import Channel, Folder
 from offramp.cli.follow.child import BUNDLE, Child, filled, said
 from offramp.cli.follow.judge import Figures, Verdict, Window, figures_of, is_of, judge
 from offramp.cli.follow.metrics import FollowMetrics
+from offramp.cli.follow.notify import Relay
 from offramp.cli.follow.state import Held, State, Trial, read_state, write_state
 from offramp.common.errors import ExitCode, OfframpError, OutputError, printable
 
@@ -68,11 +69,14 @@ class Terms:
 class Follower:
     """One follower. Its coroutine is ``run``; ``stop`` and ``poll`` may be called from signal handlers."""
 
-    def __init__(self, terms: Terms, folder: Folder, channel: Channel, metrics: FollowMetrics) -> None:
+    def __init__(
+        self, terms: Terms, folder: Folder, channel: Channel, metrics: FollowMetrics, relay: Relay
+    ) -> None:
         self._terms = terms
         self._folder = folder
         self._channel = channel
         self._metrics = metrics
+        self._relay = relay
         self._state = State()
         self._known: str | None = None
         """The digest of the artifact that need not be looked at again."""
@@ -83,6 +87,7 @@ class Follower:
 
     def stop(self) -> None:
         """End the command, and then the follower."""
+        self._relay.stopping()
         self._stopping.set()
 
     def poll(self) -> None:
@@ -111,6 +116,7 @@ class Follower:
                     try:
                         poller, ended = await self._tend(child, running, poller, client)
                     finally:
+                        self._relay.ends()
                         status = await child.stop(self._terms.grace)
                     if ended is not None and not await self._restarts(ended, child.seconds):
                         return status
@@ -155,7 +161,8 @@ class Follower:
         self._metrics.starts.inc()
         self._metrics.show(running.bundle, probation=trial is not None)
         command = filled(self._terms.command, self._folder.place(running.bundle))
-        child = await Child.start(command)
+        child = await Child.start(command, self._relay.environment)
+        self._relay.started()
         log.info("started %s with bundle %s%s", command[0], running.folder, " on probation" if trial else "")
         return child
 

@@ -17,6 +17,7 @@ from offramp.cli.follow.channel import Channel, Folder
 from offramp.cli.follow.child import Child
 from offramp.cli.follow.follower import STARTS, Follower, Terms
 from offramp.cli.follow.metrics import FollowMetrics
+from offramp.cli.follow.notify import Relay
 from offramp.cli.follow.state import State, Trial, read_state, write_state
 from offramp.cli.registry.layout import Layout
 from offramp.cli.registry.reference import Reference, parse_reference
@@ -52,7 +53,7 @@ class Scene:
     def follower(self, folder: Folder) -> Follower:
         """A new one, as after a restart."""
         arguments = argparse.Namespace(reference=self.reference, timeout=30.0)
-        return Follower(self.terms, folder, Channel(arguments, folder, None), self.metrics)
+        return Follower(self.terms, folder, Channel(arguments, folder, None), self.metrics, Relay({}))
 
     def runs(self) -> list[int]:
         """Which bundle each start was with."""
@@ -196,7 +197,7 @@ def test_one_that_takes_the_machine_down_is_tried_twice(
 
     start = Child.start
 
-    async def die(command: Sequence[str]) -> Child:
+    async def die(command: Sequence[str], environment: None) -> Child:
         if scene.state.trial is not None:
             raise PowerCut
         return await start(command)
