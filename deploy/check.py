@@ -26,8 +26,14 @@ CUSTOM = {"Gateway", "GRPCRoute", "PodMonitor"}
 COMPOSE = {"compose.yaml": "targets", "compose-chain.yaml": "chain"}
 """Each file, and the folder of its Prometheus' targets."""
 KUSTOMIZE = ("kubernetes", "kubernetes/edge-server")
-PROGRAMS = ("edge-device", "edge-server")
-"""Those that have a unit of systemd's."""
+UNITS = {
+    "edge-device": "edge-device",
+    "edge-server": "edge-server",
+    "edge-device-follow": "edge-device",
+    "cloud-server-follow": "cloud-server",
+}
+"""Units of systemd's, and the program that each runs, by itself or by offramp follow."""
+BIN = "/opt/offramp/bin/"
 NO_SCHEMA = {"BackendTrafficPolicy"}
 """Custom resources whose schema no package registry has: only read as YAML."""
 
@@ -145,15 +151,16 @@ def kubernetes() -> str:
 
 def systemd() -> str:
     exposures = []
-    for name in PROGRAMS:
+    for name in UNITS:
         text = (DEPLOY / "systemd" / f"{name}.service").read_text()
-        program = f"/opt/offramp/bin/{name}"
-        if program not in text:
-            raise Failed(f"{name}.service: expected {program}")
+        programs = set(re.findall(rf"{BIN}([\w-]+) (?!install)", text))
+        wanted = {UNITS[name]} | ({"offramp"} if name.endswith("-follow") else set())
+        if programs != wanted:
+            raise Failed(f"{name}.service: runs {sorted(programs)}, expected {sorted(wanted)} of {BIN}")
         with tempfile.TemporaryDirectory() as folder:
-            # systemd wants the program to be there.
+            # systemd wants the programs to be there.
             unit = Path(folder) / f"{name}.service"
-            unit.write_text(text.replace(program, shutil.which("true") or program))
+            unit.write_text(re.sub(rf"{BIN}[\w-]+", shutil.which("true") or "true", text))
             call(tool("systemd-analyze"), "verify", unit)
             table = call(tool("systemd-analyze"), "security", "--offline=true", unit)
         exposure = re.search(r"Overall exposure level[^:]*: ([0-9.]+)", table)
@@ -164,20 +171,29 @@ def systemd() -> str:
 def settings() -> str:
     """By the programs' own rules, with the flags that the units give."""
     sys.path.insert(0, str(ROOT))
+    from offramp.cli.follow.app import parse
     from offramp.common.settings import make_parser, read_settings
     from offramp.device.settings import DeviceSettings
     from offramp.server.settings import ServerSettings
 
-    for name, kind in zip(PROGRAMS, (DeviceSettings, ServerSettings), strict=True):
-        parser = make_parser(name, kind, "", "")
+    for name, program in UNITS.items():
+        kind = DeviceSettings if program == "edge-device" else ServerSettings
+        parser = make_parser(program, kind, "", "")
         unit = (DEPLOY / "systemd" / f"{name}.service").read_text().replace("\\\n", " ")
         words = re.findall(r"^ExecStart=\S+ (.*)$", unit, re.MULTILINE)[0].split()
+        if name.endswith("-follow"):
+            follow, (_, *words) = parse(words[1:])
+            if f"StateDirectory={follow.dir.parent.name} " not in unit:
+                raise Failed(f"{name}.service: --dir {follow.dir}, expected it in its StateDirectory")
         arguments, _ = parser.parse_known_args(words)
-        if arguments.config != f"/etc/offramp/{name}.toml":
-            raise Failed(f"{name}.service: --config {arguments.config}, expected /etc/offramp/{name}.toml")
-        arguments.config = str(DEPLOY / "systemd" / f"{name}.toml")
+        if "config" in arguments:
+            if arguments.config != f"/etc/offramp/{program}.toml":
+                raise Failed(
+                    f"{name}.service: --config {arguments.config}, expected /etc/offramp/{program}.toml"
+                )
+            arguments.config = str(DEPLOY / "systemd" / f"{program}.toml")
         read_settings(kind, arguments, {})
-    return f"the settings of {' and '.join(PROGRAMS)}"
+    return f"the settings of {', '.join(UNITS)}"
 
 
 def read(path: Path) -> list[Any]:

@@ -48,7 +48,7 @@ both.
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises OfframpError."""
-    arguments, command = _parse(argv)
+    arguments, command = parse(argv)
     trusted = trusted_keys(arguments)
     log = start_log("follow", arguments.log_level)
     terms = Terms(
@@ -79,8 +79,8 @@ async def _follow(terms: Terms, folder: Folder, channel: Channel, metrics: Follo
         return await follower.run()
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the command behind ``--``."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the command behind ``--``. Raises ConfigError."""
     parser = Parser(
         "offramp follow",
         description="Keep a directory at the bundle that a tag names, and run a command with it.",
