@@ -41,6 +41,9 @@ agree less often than before, unsure images have no answer, or no server has thi
 tried again later, an hour at first. Without {bundle} the command is started once: a server loads what is in
 the directory by itself. Without a command the directory is all.
 
+With --trusted-key a bundle that was signed before the current one is not taken up: a registry may serve an
+old one again. To go back, sign the old one again (offramp sign) and push it.
+
 SIGTERM ends the command, then the follower; SIGHUP asks the registry now. An end of the command by 0 ends
 both.
 """
@@ -58,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
         probation=arguments.probation,
         grace=arguments.grace,
         keep=arguments.keep,
+        allow_older=arguments.allow_older,
     )
+    if terms.allow_older and trusted is None:
+        raise ConfigError("--allow-older: expected --trusted-key with it, without which bundles have no date")
     if terms.metrics_url is not None and not terms.switches:
         raise ConfigError(f"--metrics: expected a command with {BUNDLE} in it, which is judged by its page")
     metrics = FollowMetrics()
@@ -93,6 +99,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--dir", type=Path, required=True, metavar="DIR", help="bundles, and what is remembered"
     )
     add_trusted_key(parser)
+    parser.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="with --trusted-key: take up a bundle too that was signed before the current one",
+    )
     parser.add_argument(
         "--every",
         type=seconds,

@@ -151,6 +151,7 @@ def own_page(program: Program) -> str:
         (["--dir", "d", "--metrics", "127.0.0.1:1", "--", "sleep", "1"], "{bundle}"),
         (["--dir", "d", "--metrics", "nowhere", "--", "run", "{bundle}"], "HOST:PORT"),
         (["--dir", "d", "more"], "more"),
+        (["--dir", "d", "--allow-older"], "expected --trusted-key"),
     ],
 )
 def test_wrong_flags_are_one_error(
