@@ -6,6 +6,7 @@ missing tool. deploy/install-checkers.sh installs Debian's tools, the extra [dev
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -25,7 +26,7 @@ SCHEMAS = DEPLOY / "kubernetes" / "schemas"
 CUSTOM = {"Gateway", "GRPCRoute", "PodMonitor"}
 COMPOSE = {"compose.yaml": "targets", "compose-chain.yaml": "chain"}
 """Each file, and the folder of its Prometheus' targets."""
-KUSTOMIZE = ("kubernetes", "kubernetes/edge-server")
+KUSTOMIZE = ("kubernetes", "kubernetes/edge-server", "kubernetes/edge-device", "kubernetes-follow")
 UNITS = {
     "edge-device": "edge-device",
     "edge-server": "edge-server",
@@ -127,11 +128,24 @@ def grafana() -> str:
     return "grafana-foundation-sdk; data source and mounts compared"
 
 
+def image_variables() -> dict[str, str]:
+    """What the Dockerfile sets for both programs."""
+    text = (DEPLOY / "containers" / "Dockerfile").read_text()
+    return {"OFFRAMP_BUNDLE": re.findall(r"OFFRAMP_BUNDLE=(\S+)", text)[0]}
+
+
 def kubernetes() -> str:
     objects: list[dict[str, Any]] = []
     for folder in KUSTOMIZE:
         built = call(tool("kubectl"), "kustomize", f"deploy/{folder}")
         objects += yaml.safe_load_all(built)
+    for each in objects:
+        for container in (
+            each["spec"]["template"]["spec"]["containers"] if "template" in each.get("spec", {}) else []
+        ):
+            variables = image_variables() | {one["name"]: one["value"] for one in container["env"]}
+            words = [*container.get("command", [container["name"]]), *container.get("args", [])]
+            check_words(f"{each['kind']} {each['metadata']['name']}", words, variables)
     custom = [each for each in objects if each["kind"] in CUSTOM]
     core = [each for each in objects if each["kind"] not in CUSTOM | NO_SCHEMA]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -168,31 +182,40 @@ def systemd() -> str:
     return f"systemd-analyze verify; security: exposure {', '.join(exposures)}"
 
 
-def settings() -> str:
-    """By the programs' own rules, with the flags that the units give."""
+def check_words(where: str, words: list[str], variables: dict[str, str]) -> argparse.Namespace | None:
+    """Flags and variables by the programs' own rules; the flags of ``offramp follow`` are returned."""
     sys.path.insert(0, str(ROOT))
     from offramp.cli.follow.app import parse
+    from offramp.common.errors import ConfigError
     from offramp.common.settings import make_parser, read_settings
     from offramp.device.settings import DeviceSettings
     from offramp.server.settings import ServerSettings
 
-    for name, program in UNITS.items():
+    try:
+        follow = None
+        if Path(words[0]).name == "offramp":
+            follow, words = parse(words[2:])
+        program = Path(words[0]).name
         kind = DeviceSettings if program == "edge-device" else ServerSettings
-        parser = make_parser(program, kind, "", "")
-        unit = (DEPLOY / "systemd" / f"{name}.service").read_text().replace("\\\n", " ")
-        words = re.findall(r"^ExecStart=\S+ (.*)$", unit, re.MULTILINE)[0].split()
-        if name.endswith("-follow"):
-            follow, (_, *words) = parse(words[1:])
-            if f"StateDirectory={follow.dir.parent.name} " not in unit:
-                raise Failed(f"{name}.service: --dir {follow.dir}, expected it in its StateDirectory")
-        arguments, _ = parser.parse_known_args(words)
+        arguments, _ = make_parser(program, kind, "", "").parse_known_args(words[1:])
         if "config" in arguments:
             if arguments.config != f"/etc/offramp/{program}.toml":
-                raise Failed(
-                    f"{name}.service: --config {arguments.config}, expected /etc/offramp/{program}.toml"
-                )
+                raise Failed(f"{where}: --config {arguments.config}, expected /etc/offramp/{program}.toml")
             arguments.config = str(DEPLOY / "systemd" / f"{program}.toml")
-        read_settings(kind, arguments, {})
+        read_settings(kind, arguments, variables)
+    except ConfigError as error:
+        raise Failed(f"{where}: {error}") from None
+    return follow
+
+
+def settings() -> str:
+    """Those of the units, with the files beside them."""
+    for name in UNITS:
+        unit = (DEPLOY / "systemd" / f"{name}.service").read_text().replace("\\\n", " ")
+        words = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0].split()
+        follow = check_words(f"{name}.service", words, {})
+        if follow is not None and f"StateDirectory={follow.dir.parent.name} " not in unit:
+            raise Failed(f"{name}.service: --dir {follow.dir}, expected it in its StateDirectory")
     return f"the settings of {', '.join(UNITS)}"
 
 
@@ -255,7 +278,15 @@ CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
     (compose, ("compose*.yaml", "prometheus/chain/*.yml")),
     (prometheus, ("prometheus/**/*.yml",)),
     (grafana, ("grafana/provisioning/**/*.yml", "grafana/dashboards/*.json")),
-    (kubernetes, ("kubernetes/**/*.yaml", "kubernetes/schemas/*.json", "kubernetes/schemas/*.mjs")),
+    (
+        kubernetes,
+        (
+            "kubernetes/**/*.yaml",
+            "kubernetes-follow/*.yaml",
+            "kubernetes/schemas/*.json",
+            "kubernetes/schemas/*.mjs",
+        ),
+    ),
     (systemd, ("systemd/*.service",)),
     (settings, ("systemd/*.toml",)),
     (nginx, ("nginx/*.conf",)),
