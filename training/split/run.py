@@ -36,6 +36,7 @@ from offramp.training.split.capture import Captured, capture
 from offramp.training.split.compared import compared
 from offramp.training.split.crossings import Fitted, digest_of, fit_codes, time_for
 from offramp.training.split.cuts import Cuts, find_cuts
+from offramp.training.split.fit import rho_of
 from offramp.training.split.halves import divide
 from offramp.training.split.model import PAPERS, SIDE, Model, load_model
 from offramp.training.split.photos import Normalise, answers, seconds_a_photo
@@ -72,6 +73,7 @@ class Job:
     drop: float | None = 1.0
     budget: float | tuple[float, ...] | None = None
     hop_costs: tuple[float, ...] = ()
+    rho: tuple[float, ...] = ()
     minutes: float | None = 30.0
     seed: int = 0
     classifier: classifier.Choice = "auto"
@@ -139,6 +141,7 @@ def run(job: Job, display: Display) -> Done:
     wanted = Wanted(job.cut, job.head_macs, job.head_memory, job.profile, job.bytes, job.cuts)
     places = choose_places(cuts, wanted)
     goal = _goal(job, len(places))
+    rho_of(job.rho, len(places))
     for note in (*model.notes, *sources):
         display.say(printable(note, 300))
     data = job.dataset or (_photos(job, side, display) if taken is None else taken.data)
