@@ -9,8 +9,11 @@ pytest.importorskip("torch")
 import torch
 from torch import fx, nn
 
-from offramp.cli.export_c.estimate import Needs, needs_of
+from offramp.cli.export_c.estimate import Needs, needs_at, needs_of
+from offramp.cli.export_c.program import CODE_BYTES
 from offramp.training.split.capture import capture, closure
+from offramp.training.split.place import Wanted, choose_place
+from tests.training.split import networks
 
 
 class Head(nn.Module):
@@ -39,6 +42,22 @@ def needs(last: nn.Module) -> Needs | None:
     end = next(node for node in nodes if node.name == "mean").all_input_nodes[0]
     head = closure(end)
     return needs_of([node for node in nodes if node in head], end)
+
+
+def test_a_place_has_its_code_and_exit() -> None:
+    captured, cuts = networks.found("paper-mobilenetv2")
+    place = choose_place(cuts, Wanted(None, None, None, None, 60))
+    found = needs_at(captured, place)
+    assert found is not None
+    least = place.head.weights + CODE_BYTES
+    # Biases, scales and tables.
+    assert least < found.flash_bytes < 1.5 * least
+    # The symbols whole, rather than what crosses.
+    assert found.ram_bytes < place.cut.int8_bytes + place.cut.peak_bytes
+
+    # Its first block's pool is not in C.
+    captured, cuts = networks.found("resnet")
+    assert needs_at(captured, choose_place(cuts, Wanted("layer2", None, None, None, 60))) is None
 
 
 def test_a_heads_memory_and_flash() -> None:
