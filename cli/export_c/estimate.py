@@ -213,6 +213,7 @@ class _Walk:
             weights=_empty(shape).astype(np.float32) if real else _empty(shape),
             bias=np.empty(channels, np.int32),
             scale=np.empty(channels, np.float32),
+            levels=_empty((256, 1)).astype(np.float32) if real and addend is None else np.empty(0),
         )
 
     def _pad(self, node: fx.Node) -> None:

@@ -198,8 +198,8 @@ def test_a_head_that_cannot_fit_is_refused_before_it_is_trained(made: Path) -> N
     with pytest.raises(ConfigError) as caught:
         split.main([str(made / "recipe.toml"), "--flash", "1k"])
     found = re.fullmatch(
-        "2: its head needs about (.*) bytes of RAM and (.*) bytes of flash; expected .*at most 1,024 bytes of "
-        "flash; without --cut one that fits is chosen",
+        "2: its head needs about (.*) bytes of RAM and (.*) bytes of flash; expected .*at most 1,024 bytes "
+        "of flash; without --cut one that fits is chosen",
         str(caught.value),
     )
     assert found is not None
