@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import signal
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ both.
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises OfframpError."""
     arguments, command = _parse(argv)
+    if command and BUNDLE not in command[0] and shutil.which(command[0]) is None:
+        # A typing error is said now, not once a registry that is away has answered.
+        raise ConfigError(f"{command[0]}: not found, expected a program")
     trusted = trusted_keys(arguments)
     log = start_log("follow", arguments.log_level)
     terms = Terms(

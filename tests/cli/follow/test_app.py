@@ -140,7 +140,8 @@ def own_page(program: Program) -> str:
         (["--dir", "d", "--every", "0"], "seconds"),
         (["--dir", "d", "--keep", "0"], "1 … 16"),
         (["--dir", "d", "--metrics", "127.0.0.1:1", "--", "sleep", "1"], "{bundle}"),
-        (["--dir", "d", "--metrics", "nowhere", "--", "run", "{bundle}"], "HOST:PORT"),
+        (["--dir", "d", "--metrics", "nowhere", "--", "echo", "{bundle}"], "HOST:PORT"),
+        (["--dir", "d", "--", "no-such-program", "{bundle}"], "no-such-program: not found"),
         (["--dir", "d", "more"], "more"),
     ],
 )
