@@ -41,6 +41,8 @@ def recipe(text: str) -> dict[str, Any]:
         ("std", "0.1,0.2,0.3", "[0.1, 0.2, 0.3]", (0.1, 0.2, 0.3)),
         ("head_memory", "500kB", '"500kB"', 500_000),
         ("head_memory", "1.5 MiB", "1572864", 1_572_864),
+        ("ram", "256k", '"256k"', 262_144),
+        ("flash", "1m", "1048576", 1 << 20),
         ("classes", "a,b", '["a", "b"]', ("a", "b")),
         ("classifier", "keep", '"keep"', "keep"),
         ("drop", "0", "0", 0.0),
@@ -55,6 +57,7 @@ def test_a_flag_and_a_recipe_say_the_same(name: str, text: str, toml: str, value
     [
         ("side", "64.5"), ("side", "7"), ("head_macs", "nan"), ("head_macs", "2"), ("mean", "0.1,0.2"),
         ("mean", "0"), ("head_memory", "0"), ("head_memory", "1e400"), ("head_memory", "5 parsecs"),
+        ("ram", "0"), ("flash", "1.5m"),
         ("classifier", "maybe"), ("drop", "0.01"), ("drop", "101"), ("model", ""), ("bytes", "40,"),
         ("bytes", "2,40"), ("hop_costs", "1,-1"), ("budget", ""),
     ],

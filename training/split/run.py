@@ -31,6 +31,7 @@ from offramp.training.data.tensors import Kind, Options
 from offramp.training.display import Bar
 from offramp.training.profile import Profile, read_profile
 from offramp.training.split import classifier
+from offramp.training.split.board import Board
 from offramp.training.split.build import Built, Split, build, bundle_name
 from offramp.training.split.capture import Captured, capture
 from offramp.training.split.compared import compared
@@ -54,6 +55,7 @@ class Job:
     """All that ``offramp split`` was asked for; None: as the data and the model suggest.
 
     module, dataset: in place of what ``model`` and ``data`` name, from Python; the module stays as it is.
+    board: a microcontroller of ``ram`` and ``flash`` bytes, with what plans for it.
     """
 
     model: str
@@ -68,6 +70,8 @@ class Job:
     cuts: tuple[str, ...] = ()
     head_macs: float | None = None
     head_memory: int | None = None
+    ram: int | None = None
+    flash: int | None = None
     profile: Profile | None = None
     bytes: float | tuple[float, ...] = 60.0
     drop: float | None = 1.0
@@ -91,6 +95,7 @@ class Job:
     whole: Path | None = None
     module: nn.Module | None = None
     dataset: Dataset | None = None
+    board: Board | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], **more: Any) -> Job:
@@ -138,7 +143,8 @@ def run(job: Job, display: Display) -> Done:
     display.say("looking for places to cut")
     captured = capture(model.module, model.shape, name=printable(model.name))
     cuts = find_cuts(captured)
-    wanted = Wanted(job.cut, job.head_macs, job.head_memory, job.profile, job.bytes, job.cuts)
+    limits = job.head_macs, job.head_memory, job.profile
+    wanted = Wanted(job.cut, *limits, job.bytes, job.cuts, job.board, captured)
     places = choose_places(cuts, wanted)
     goal = _goal(job, len(places))
     rho_of(job.rho, len(places))
@@ -369,6 +375,7 @@ def _finish(
         classifier=made.how,
         shape=place.cut.shape,
         words=PHOTOS if taken is None else words_of(taken.spec),
+        board=None if job.board is None else job.board.report(built.bundle),
     )
     write(report, job.out)
     replace_file(job.out / RECIPE, recipe_text(job, places, job.out).encode())
