@@ -37,6 +37,7 @@ from offramp.training.split.capture import Captured, capture
 from offramp.training.split.compared import compared
 from offramp.training.split.crossings import Fitted, digest_of, fit_codes, time_for
 from offramp.training.split.cuts import Cuts, find_cuts
+from offramp.training.split.fit import rho_of
 from offramp.training.split.halves import divide
 from offramp.training.split.model import PAPERS, SIDE, Model, load_model
 from offramp.training.split.photos import Normalise, answers, seconds_a_photo
@@ -76,6 +77,7 @@ class Job:
     drop: float | None = 1.0
     budget: float | tuple[float, ...] | None = None
     hop_costs: tuple[float, ...] = ()
+    rho: tuple[float, ...] = ()
     minutes: float | None = 30.0
     seed: int = 0
     classifier: classifier.Choice = "auto"
@@ -145,6 +147,7 @@ def run(job: Job, display: Display) -> Done:
     wanted = Wanted(job.cut, *limits, job.bytes, job.cuts, job.board, captured)
     places = choose_places(cuts, wanted)
     goal = _goal(job, len(places))
+    rho_of(job.rho, len(places))
     for note in (*model.notes, *sources):
         display.say(printable(note, 300))
     data = job.dataset or (_photos(job, side, display) if taken is None else taken.data)
