@@ -58,7 +58,7 @@ EXITS = {
     "OK": "done: every image answered as it should be, a server drained",
     "BUG": "a bug: please report it with the log",
     "CONFIG": "a flag, a setting or a recipe is wrong",
-    "UNAVAILABLE": "the run ended, but the server did not answer for every image that needed it",
+    "UNAVAILABLE": "the server did not answer for every image that needed it, or no registry answered",
     "BUNDLE": "a bundle is damaged, hostile or unsupported",
     "DATA": "the run ended, but an image could not be read; or a data set cannot be used",
     "PEER": "the server runs another bundle, refuses the token or breaks the protocol",

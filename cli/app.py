@@ -99,7 +99,8 @@ examples:
 
 `offramp COMMAND --help` says more. The two programs that run a bundle are edge-device and cloud-server.
 
-exit status: 0 done, 1 a bug, 2 wrong flags, 4 unusable bundle, 5 unusable data,
+exit status: 0 done, 1 a bug, 2 wrong flags, 3 nothing answered at an address, 4 unusable bundle,
+  5 unusable data, 6 a registry or server refused or broke the protocol, 7 an address cannot be bound,
   130 interrupted, or nobody reads the output
 """
 

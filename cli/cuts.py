@@ -203,7 +203,8 @@ def report(
     if board is not None:
         lines.append(
             "'RAM' and 'flash' are of the head alone as C in integers, a row at a time: a bundle's code, "
-            "exit and coder add to it, as do layers that offramp split leaves in float."
+            "exit and coder add to it, as do layers that offramp split leaves in float; its --ram and "
+            "--flash count them."
         )
     if len(shown) < len(found.cuts):
         lines.append("The others differ from these in neither size nor multiplications: --all.")

@@ -14,9 +14,11 @@ from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, ExitCode, printable
 from offramp.training.display import Screen
 from offramp.training.kinds import File, Places, Switch, Wrong
+from offramp.training.split.board import Board, Needs, text_of
 from offramp.training.split_recipe import FIELDS, Field, read_recipe, together
 
 if TYPE_CHECKING:
+    from offramp.common.bundle.load import Bundle
     from offramp.training.split.run import Done
 
 DESCRIPTION = """\
@@ -60,13 +62,14 @@ examples:
   offramp split torchvision:resnet50 --weights resnet50.pth --data photos --out my-split --head-macs 0.3
   offramp split mobilenetv2 --data photos/labels.csv --out my-split --head-memory 500kB --minutes 60
   offramp split mobilenetv2 --data photos --out my-split --profile device.toml
+  offramp split mobilenetv2 --data photos --out my-split --side 96 --ram 256k --flash 1m
   offramp init photos && offramp split photos.toml --minutes 60
   offramp split my-split/recipe.toml --drop 2
   offramp split my_model:build --data photos --out my-chain --cuts blocks.3 blocks.8 --bytes 80,30
   offramp split timm:efficientnet_lite0 --data photos --out my-split --budget 20 --json | jq .verdict
 
-exit status: 0 done, 2 wrong flags, recipe or profile, or a model that cannot be split, 4 a graph that no
-  bundle may have, 5 unusable photos or a goal that no T_c meets, 130 interrupted
+exit status: 0 done, 2 wrong flags, recipe or profile, or a model that cannot be split or does not fit, 4 a
+  graph that no bundle may have, 5 unusable photos or a goal that no T_c meets, 130 interrupted
 """
 ENDS = ".toml"
 
@@ -87,6 +90,12 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(done.report.values, indent=1))
     else:
         print("\n".join(_lines(done)))
+    board = done.report.values.get("microcontroller")
+    if board is not None and not board["fits"]:
+        raise ConfigError(
+            f"{values['out']}: is written, but its head {text_of(board)}; expected --ram "
+            "and --flash to hold it, or an earlier --cut, or fewer --bytes"
+        )
     return ExitCode.OK
 
 
@@ -122,7 +131,22 @@ def _run(values: dict[str, Any], screen: Screen) -> Done:
 
     # The exporter remarks on libraries that are not installed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    return run(Job.of(values), Display(screen.say, screen.bar))
+    return run(Job.of(values, board=_board(values)), Display(screen.say, screen.bar))
+
+
+def _board(values: dict[str, Any]) -> Board | None:
+    """The microcontroller, with the planner of `offramp export-c`; None: none was asked for."""
+    from offramp.cli.export_c.estimate import needs_at
+    from offramp.cli.export_c.program import make_program
+
+    if values["ram"] is None and values["flash"] is None:
+        return None
+
+    def written(bundle: Bundle) -> Needs:
+        program = make_program(bundle)
+        return Needs(program.ram_bytes, program.flash_bytes)
+
+    return Board(values["ram"], values["flash"], needs_at, written)
 
 
 def _parser() -> Parser:
@@ -199,6 +223,11 @@ def _lines(done: Done) -> list[str]:
         f"  all sent          {accuracy['sent']:.2%}, {sent:,.1f} B a photo",
         f"  device            {device['share_of_macs']:.0%} of the multiply-accumulates, "
         f"{device['head_bytes']:,} B",
+        *(
+            [f"  microcontroller   {text_of(values['microcontroller'])}"]
+            if "microcontroller" in values
+            else ()
+        ),
         *parts,
         "",
         f"run it: cloud-server --bundle {path} & {'' if not parts else 'edge-server between & '}"

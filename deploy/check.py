@@ -6,6 +6,7 @@ missing tool. deploy/install-checkers.sh installs Debian's tools, the extra [dev
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -25,9 +26,15 @@ SCHEMAS = DEPLOY / "kubernetes" / "schemas"
 CUSTOM = {"Gateway", "GRPCRoute", "PodMonitor"}
 COMPOSE = {"compose.yaml": "targets", "compose-chain.yaml": "chain"}
 """Each file, and the folder of its Prometheus' targets."""
-KUSTOMIZE = ("kubernetes", "kubernetes/edge-server")
-PROGRAMS = ("edge-device", "edge-server")
-"""Those that have a unit of systemd's."""
+KUSTOMIZE = ("kubernetes", "kubernetes/edge-server", "kubernetes/edge-device", "kubernetes-follow")
+UNITS = {
+    "edge-device": "edge-device",
+    "edge-server": "edge-server",
+    "edge-device-follow": "edge-device",
+    "cloud-server-follow": "cloud-server",
+}
+"""Units of systemd's, and the program that each runs, by itself or by offramp follow."""
+BIN = "/opt/offramp/bin/"
 NO_SCHEMA = {"BackendTrafficPolicy"}
 """Custom resources whose schema no package registry has: only read as YAML."""
 
@@ -121,11 +128,24 @@ def grafana() -> str:
     return "grafana-foundation-sdk; data source and mounts compared"
 
 
+def image_variables() -> dict[str, str]:
+    """What the Dockerfile sets for both programs."""
+    text = (DEPLOY / "containers" / "Dockerfile").read_text()
+    return {"OFFRAMP_BUNDLE": re.findall(r"OFFRAMP_BUNDLE=(\S+)", text)[0]}
+
+
 def kubernetes() -> str:
     objects: list[dict[str, Any]] = []
     for folder in KUSTOMIZE:
         built = call(tool("kubectl"), "kustomize", f"deploy/{folder}")
         objects += yaml.safe_load_all(built)
+    for each in objects:
+        for container in (
+            each["spec"]["template"]["spec"]["containers"] if "template" in each.get("spec", {}) else []
+        ):
+            variables = image_variables() | {one["name"]: one["value"] for one in container["env"]}
+            words = [*container.get("command", [container["name"]]), *container.get("args", [])]
+            check_words(f"{each['kind']} {each['metadata']['name']}", words, variables)
     custom = [each for each in objects if each["kind"] in CUSTOM]
     core = [each for each in objects if each["kind"] not in CUSTOM | NO_SCHEMA]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -145,15 +165,16 @@ def kubernetes() -> str:
 
 def systemd() -> str:
     exposures = []
-    for name in PROGRAMS:
+    for name in UNITS:
         text = (DEPLOY / "systemd" / f"{name}.service").read_text()
-        program = f"/opt/offramp/bin/{name}"
-        if program not in text:
-            raise Failed(f"{name}.service: expected {program}")
+        programs = set(re.findall(rf"{BIN}([\w-]+) (?!install)", text))
+        wanted = {UNITS[name]} | ({"offramp"} if name.endswith("-follow") else set())
+        if programs != wanted:
+            raise Failed(f"{name}.service: runs {sorted(programs)}, expected {sorted(wanted)} of {BIN}")
         with tempfile.TemporaryDirectory() as folder:
-            # systemd wants the program to be there.
+            # systemd wants the programs to be there.
             unit = Path(folder) / f"{name}.service"
-            unit.write_text(text.replace(program, shutil.which("true") or program))
+            unit.write_text(re.sub(rf"{BIN}[\w-]+", shutil.which("true") or "true", text))
             call(tool("systemd-analyze"), "verify", unit)
             table = call(tool("systemd-analyze"), "security", "--offline=true", unit)
         exposure = re.search(r"Overall exposure level[^:]*: ([0-9.]+)", table)
@@ -161,23 +182,41 @@ def systemd() -> str:
     return f"systemd-analyze verify; security: exposure {', '.join(exposures)}"
 
 
-def settings() -> str:
-    """By the programs' own rules, with the flags that the units give."""
+def check_words(where: str, words: list[str], variables: dict[str, str]) -> argparse.Namespace | None:
+    """Flags and variables by the programs' own rules; the flags of ``offramp follow`` are returned."""
     sys.path.insert(0, str(ROOT))
+    from offramp.cli.follow.app import parse
+    from offramp.common.errors import ConfigError
     from offramp.common.settings import make_parser, read_settings
     from offramp.device.settings import DeviceSettings
     from offramp.server.settings import ServerSettings
 
-    for name, kind in zip(PROGRAMS, (DeviceSettings, ServerSettings), strict=True):
-        parser = make_parser(name, kind, "", "")
+    try:
+        follow = None
+        if Path(words[0]).name == "offramp":
+            follow, words = parse(words[2:])
+        program = Path(words[0]).name
+        kind = DeviceSettings if program == "edge-device" else ServerSettings
+        arguments, _ = make_parser(program, kind, "", "").parse_known_args(words[1:])
+        if "config" in arguments:
+            if arguments.config != f"/etc/offramp/{program}.toml":
+                raise Failed(f"{where}: --config {arguments.config}, expected /etc/offramp/{program}.toml")
+            arguments.config = str(DEPLOY / "systemd" / f"{program}.toml")
+        read_settings(kind, arguments, variables)
+    except ConfigError as error:
+        raise Failed(f"{where}: {error}") from None
+    return follow
+
+
+def settings() -> str:
+    """Those of the units, with the files beside them."""
+    for name in UNITS:
         unit = (DEPLOY / "systemd" / f"{name}.service").read_text().replace("\\\n", " ")
-        words = re.findall(r"^ExecStart=\S+ (.*)$", unit, re.MULTILINE)[0].split()
-        arguments, _ = parser.parse_known_args(words)
-        if arguments.config != f"/etc/offramp/{name}.toml":
-            raise Failed(f"{name}.service: --config {arguments.config}, expected /etc/offramp/{name}.toml")
-        arguments.config = str(DEPLOY / "systemd" / f"{name}.toml")
-        read_settings(kind, arguments, {})
-    return f"the settings of {' and '.join(PROGRAMS)}"
+        words = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0].split()
+        follow = check_words(f"{name}.service", words, {})
+        if follow is not None and f"StateDirectory={follow.dir.parent.name} " not in unit:
+            raise Failed(f"{name}.service: --dir {follow.dir}, expected it in its StateDirectory")
+    return f"the settings of {', '.join(UNITS)}"
 
 
 def read(path: Path) -> list[Any]:
@@ -239,7 +278,15 @@ CHECKS: list[tuple[Callable[[], str], tuple[str, ...]]] = [
     (compose, ("compose*.yaml", "prometheus/chain/*.yml")),
     (prometheus, ("prometheus/**/*.yml",)),
     (grafana, ("grafana/provisioning/**/*.yml", "grafana/dashboards/*.json")),
-    (kubernetes, ("kubernetes/**/*.yaml", "kubernetes/schemas/*.json", "kubernetes/schemas/*.mjs")),
+    (
+        kubernetes,
+        (
+            "kubernetes/**/*.yaml",
+            "kubernetes-follow/*.yaml",
+            "kubernetes/schemas/*.json",
+            "kubernetes/schemas/*.mjs",
+        ),
+    ),
     (systemd, ("systemd/*.service",)),
     (settings, ("systemd/*.toml",)),
     (nginx, ("nginx/*.conf",)),

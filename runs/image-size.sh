@@ -12,7 +12,7 @@ debootstrap --variant=minbase bookworm "$work/debian" >"$work/log" || { cat "$wo
 base=$(store from scratch)
 store add --quiet "$base" "$work/debian" / >/dev/null
 store commit --quiet "$base" localhost/debian:latest >/dev/null
-# Where pip is told of an authority of its own, it is told inside as well.
+# Where pip has a certificate authority of its own, it has it inside too.
 set --
 if [ -n "${PIP_CERT:-}" ]; then
   printf '[global]\ncert = /etc/pip-authority.pem\n' >"$work/pip.conf"

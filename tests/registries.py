@@ -1,17 +1,23 @@
-"""Registries for tests: Debian's docker-registry, and a fake one that may be as hostile as can be."""
+"""Registries for tests: Debian's docker-registry, a token service for it, and a fake one, hostile at will."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -29,8 +35,13 @@ _HASHED = "$2b$04$abcdefghijklmnopqrstuurp8gIuTR7jNLYUS2oWqlo53RjDCp7f6"
 
 
 @contextmanager
-def docker_registry(folder: Path, pair: Pair | None = None, *, login: bool = False) -> Iterator[str]:
-    """Debian's registry on a free port of this machine; yields HOST:PORT."""
+def docker_registry(
+    folder: Path, pair: Pair | None = None, *, login: bool = False, auth: str | None = None
+) -> Iterator[str]:
+    """Debian's registry on a free port of this machine; yields HOST:PORT.
+
+    auth: its configuration of logins, YAML; with ``login`` USER and PASSWORD.
+    """
     assert PROGRAM is not None
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -44,7 +55,9 @@ def docker_registry(folder: Path, pair: Pair | None = None, *, login: bool = Fal
     lines.append(f"http: {{addr: '{address}'{tls}}}")
     if login:
         (folder / "htpasswd").write_text(f"{USER}:{_HASHED}\n")
-        lines.append(f"auth: {{htpasswd: {{realm: toy, path: {folder / 'htpasswd'}}}}}")
+        auth = f"{{htpasswd: {{realm: toy, path: {folder / 'htpasswd'}}}}}"
+    if auth is not None:
+        lines.append(f"auth: {auth}")
     config = folder / "registry.yml"
     config.write_text("\n".join(lines) + "\n")
     process = subprocess.Popen(
@@ -171,19 +184,100 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_registry() -> Iterator[Fake]:
-    """A registry of this process."""
-    fake = Fake()
-    server = _Server(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake}))
-    fake.port = server.server_address[1]
+def _serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A server of this process; yields its port."""
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield fake
+        yield server.server_address[1]
     finally:
         server.shutdown()
         server.server_close()
         thread.join(WAIT)
+
+
+@contextmanager
+def fake_registry() -> Iterator[Fake]:
+    """A registry of this process."""
+    fake = Fake()
+    with _serve(type("Bound", (Handler,), {"fake": fake})) as fake.port:
+        yield fake
+
+
+@dataclass
+class TokenService:
+    """Gives USER with PASSWORD the right to ``actions`` by a token that docker-registry verifies."""
+
+    authority: Path
+    """Certificate, PEM, that the registry trusts."""
+    signer: Pair
+    """Signed by it, with a key on P-256."""
+    port: int = 0
+    actions: tuple[str, ...] = ("pull", "push")
+    lives: int = 300
+    """Seconds from now until a token ends; below 0 one that has ended."""
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    """Of each request, the scope and who asked."""
+
+    def auth(self, host: str = "127.0.0.1") -> str:
+        """The configuration of a registry that names this service at this host."""
+        realm = f"http://{host}:{self.port}/token"
+        return f"{{token: {{realm: '{realm}', service: toy, issuer: us, rootcertbundle: {self.authority}}}}}"
+
+    def token(self, repository: str) -> str:
+        """A JSON Web Token."""
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+        der = ssl.PEM_cert_to_DER_cert(self.signer.cert.read_text())
+        header = {"typ": "JWT", "alg": "ES256", "x5c": [base64.b64encode(der).decode()]}
+        now = int(time.time())
+        claims = {
+            "iss": "us",
+            "sub": USER,
+            "aud": "toy",
+            "jti": "1",
+            "iat": now - 3600,
+            "nbf": now - 3600,
+            "exp": now + self.lives,
+            "access": [{"type": "repository", "name": repository, "actions": self.actions}],
+        }
+        signed = f"{_base64url(json.dumps(header).encode())}.{_base64url(json.dumps(claims).encode())}"
+        key = serialization.load_pem_private_key(self.signer.key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        pair = utils.decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+        return f"{signed}.{_base64url(b''.join(each.to_bytes(32, 'big') for each in pair))}"
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class _Tokens(BaseHTTPRequestHandler):
+    service: TokenService
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        """A token for the scope that is asked for."""
+        (scope,) = parse_qs(urlsplit(self.path).query)["scope"]
+        shown = self.headers.get("Authorization")
+        self.service.asked.append((scope, shown))
+        good = shown == "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        answer: dict[str, Any] = {"token": self.service.token(scope.split(":")[1])} if good else {}
+        self.send_response(200 if good else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+
+@contextmanager
+def token_service(authority: Path, signer: Pair) -> Iterator[TokenService]:
+    """One of this process."""
+    service = TokenService(authority, signer)
+    with _serve(type("Bound", (_Tokens,), {"service": service})) as service.port:
+        yield service
 
 
 def files_of(bundle: Bundle) -> dict[str, bytes]:

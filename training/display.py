@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -86,6 +87,8 @@ class Screen:
             if not shown:
                 shown.append(tqdm(total=total, desc=name, leave=False, file=self.stream, dynamic_ncols=True))
             bar = shown[0]
+            if done < bar.n:
+                bar.reset(total)
             bar.total = total
             if text:
                 bar.set_postfix_str(text, refresh=False)
@@ -101,15 +104,17 @@ class Screen:
     def lines(self, name: str) -> Bar:
         """A bar as lines: how far it is, and the seconds that are left."""
         began = last = self._clock()
-        first: int | None = None
+        first = 0
+        before: float = math.inf
 
         def move(done: int, total: int, text: str = "") -> None:
-            nonlocal last, first, began
+            nonlocal last, first, began, before
             now = self._alive = self._clock()
             self._pause = self._seconds
-            if first is None:
-                # How fast it is shows from here on.
+            if done < before:
+                # The first call, or another count: how fast it is shows from here on.
                 first, began, last = done, now, now
+            before = done
             if done >= total or now - last < self._seconds:
                 return
             last = now

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.common.arguments import LEAST_POINTS
+from offramp.common.arguments import LEAST_POINTS, byte_count
 
 _UNITS = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1_000_000, "kiB": 1024, "KiB": 1024, "MiB": 1 << 20}
 
@@ -168,6 +169,22 @@ class Size(Kind):
         if found < 1:
             raise Wrong
         return found
+
+
+@dataclass(frozen=True)
+class Memory(Kind):
+    """Bytes of a microcontroller, as `offramp cuts` takes them: a number, or text with k or m, of 1024."""
+
+    expected: str = "bytes, as 65536, 64k or 1m"
+    toml: str = 'bytes, as `"256k"`'
+
+    def from_toml(self, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise Wrong
+        try:
+            return byte_count(str(value))
+        except argparse.ArgumentTypeError:
+            raise Wrong from None
 
 
 def _numbers(value: list[Any]) -> tuple[float, ...]:

@@ -31,6 +31,17 @@ DECLARED = {
         "extern const int8_t offramp_rows[], offramp_columns[];",
         "extern const int16_t offramp_base[], offramp_weights[];",
     ],
+    "offramp_run_huffman.c": [
+        "#include <stdint.h>",
+        "typedef struct {",
+        "    const uint16_t *codes; /* of runs x columns cells, and then of a full run */",
+        "    const uint8_t *lengths; /* 0: no such token, the row's escape is at its first column */",
+        "    uint16_t runs, columns, order;",
+        "} offramp_run_table;",
+        "extern const offramp_run_table offramp_run_tables[];",
+        "extern const uint16_t offramp_table_of_channel[], offramp_channel_order[];",
+        "extern const uint8_t offramp_mode_of_channel[];",
+    ],
     "offramp_huffman.c": [
         "#include <stdint.h>",
         "extern const uint16_t offramp_codes[], offramp_table_of_channel[];",

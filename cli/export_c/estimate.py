@@ -1,13 +1,13 @@
 """What a head of a classifier would need in C, before it is trained: the planner on the classifier's graph.
 
-The figures are those of a head in integers without a code, an exit and a coder, which only a bundle has: the
-least that a bundle cut there needs.
+The figures are those of a head in integers: the least that a bundle cut there needs. With a place they have
+the encoder and exit that `offramp split` trains there, but no coder, which only a bundle has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,13 @@ from offramp.cli.export_c.graph import CHANNELS, IMAGE, MOST
 from offramp.cli.export_c.network import Kind, Layer, Network, Tensor
 from offramp.cli.export_c.program import CODE_BYTES, MOST_LAYERS, buffers_of, state_bytes, table_bytes
 from offramp.cli.export_c.schedule import make_schedule
+from offramp.training.split.board import Needs
 
 if TYPE_CHECKING:
     from torch import fx
+
+    from offramp.training.split.capture import Captured
+    from offramp.training.split.place import Place
 
 FOLDED = {
     "getitem",
@@ -40,27 +44,29 @@ PADS = {"pad", "constant_pad_nd"}
 MEANS = {"mean", "adaptive_avg_pool2d"}
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Bytes of a microcontroller: memory without the picture and a stack, and flash with about the code."""
+def needs_of(nodes: Iterable[fx.Node], end: fx.Node, place: Place | None = None) -> Needs | None:
+    """What the head of these nodes, in their order, needs; None where C has not all of its operators.
 
-    ram_bytes: int
-    flash_bytes: int
-
-    def fits(self, ram: int | None, flash: int | None) -> bool:
-        """Within these limits, where there are any."""
-        return (ram is None or self.ram_bytes <= ram) and (flash is None or self.flash_bytes <= flash)
-
-
-def needs_of(nodes: Iterable[fx.Node], end: fx.Node) -> Needs | None:
-    """What the head of these nodes, in their order, needs; None where C has not all of its operators."""
-    network = _Walk().network(nodes, end)
+    place: with the encoder and exit of `offramp.training.split.code` there.
+    """
+    network = _Walk().network(nodes, end, place)
     if network is None:
         return None
     schedule = make_schedule(network)
     arena = plan(buffers_of(network, schedule))
     weights = sum(layer.flash_bytes for layer in network.layers)
     return Needs(arena.bytes + state_bytes(network), weights + table_bytes(network, schedule) + CODE_BYTES)
+
+
+def needs_at(captured: Captured, place: Place) -> Needs | None:
+    """What the head of a place of a captured classifier needs, its code and exit included."""
+    from offramp.training.split.capture import closure
+
+    nodes = {node.name: node for node in captured.graph.graph.nodes}
+    end = nodes[place.cut.node]
+    head = closure(end)
+    kept = [node for node in nodes.values() if node in head]
+    return needs_of(kept, end, place)
 
 
 class _Unknown(Exception):
@@ -78,7 +84,7 @@ class _Walk:
         self.padded: dict[fx.Node, tuple[fx.Node, int, int]] = {}
         """Zeros around a tensor for the convolution behind them: of what, rows above, columns to the left."""
 
-    def network(self, nodes: Iterable[fx.Node], end: fx.Node) -> Network | None:
+    def network(self, nodes: Iterable[fx.Node], end: fx.Node, place: Place | None) -> Network | None:
         try:
             for node in nodes:
                 if node.op == "placeholder":
@@ -86,6 +92,8 @@ class _Walk:
                 elif node.op == "call_function":
                     self._operator(node)
             made = self.tensors[self._tensor(end)]
+            if place is not None:
+                made = self._code(made, place)
         except _Unknown:
             return None
         if len(self.layers) >= MOST_LAYERS or made.name == IMAGE:
@@ -136,6 +144,77 @@ class _Walk:
         given = {} if weights is None else {"weights": weights}
         self.layers.append(Layer(kind, node.name, inputs, node.name, **given, **more))
         self.of[node] = node.name
+
+    def _code(self, source: Tensor, place: Place) -> Tensor:
+        """The layers of `Features`, `Transform`, which stays in float, and `EarlyExit`; the symbols.
+
+        Of the exit's last layer nothing is counted: how many classes the photos have is not known yet.
+        """
+        from offramp.training.split.code import SIDE, exit_width
+        from offramp.training.split.transform import blocks_of
+
+        shape, sides = place.code, (source.channels, source.height, source.width)
+        if place.layout.kind != "map" or place.layout.map_shape != sides:
+            raise _Unknown
+        wide, size = shape.width, 2**shape.halvings
+        centred = self._table(source, Kind.LOOKUP)
+        found = self._table(centred, Kind.LOOKUP)
+        for step in range(max(1, shape.halvings)):
+            found = self._conv_of(found, wide, 3, 2 if step < shape.halvings else 1)
+            body = self._conv_of(self._conv_of(found, wide, 3), wide, 1)
+            scale = np.empty(3, np.float32)
+            found = self._add(Kind.ADD, replace(found, name=""), (found.name, body.name), scale=scale)
+        above, left = (blocks_of(side, shape.halvings)[1] for side in sides[1:])
+        more = self._conv_of(found, shape.channels, 1, real=True)
+        blocks = self._table(centred, Kind.REAL)
+        symbols = self._conv_of(blocks, shape.channels, size, size, (above, left), real=True, addend=more)
+        half = 2 if max(symbols.height, symbols.width) > SIDE // 2 else 1
+        last = self._conv_of(found, exit_width(wide), 3, half)
+        mean = self._add(Kind.MEAN, Tensor("", last.channels, 1, 1), (last.name,))
+        self.layers.append(Layer(Kind.LOGITS, "logits", (mean.name,), "logits"))
+        return symbols
+
+    def _add(self, kind: Kind, made: Tensor, inputs: tuple[str, ...], **more: Any) -> Tensor:
+        """A layer of the code; returns its result."""
+        made = replace(made, name=f"code {len(self.layers)}")
+        self.tensors[made.name] = made
+        self.layers.append(Layer(kind, made.name, inputs, made.name, **more))
+        return made
+
+    def _table(self, source: Tensor, kind: Kind) -> Tensor:
+        """Each byte to another, or to a float, by a table for each channel."""
+        real = kind is Kind.REAL
+        values = np.empty((256, source.channels), np.float32 if real else np.int8)
+        return self._add(kind, replace(source, real=real), (source.name,), weights=values)
+
+    def _conv_of(
+        self,
+        source: Tensor,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        pad: tuple[int, int] | None = None,
+        *,
+        real: bool = False,
+        addend: Tensor | None = None,
+    ) -> Tensor:
+        """A convolution, which has as many rows as strides begin in its input. real: it computes in float; to
+        bytes where there is what its sums begin with."""
+        high, wide = -(-source.height // stride), -(-source.width // stride)
+        shape = (channels, kernel, kernel, source.channels)
+        inputs = (source.name,) if addend is None else (source.name, addend.name)
+        return self._add(
+            Kind.REAL_CONV if real else Kind.CONV,
+            Tensor("", channels, high, wide, real=real and addend is None),
+            inputs,
+            kernel=(kernel, kernel),
+            stride=(stride, stride),
+            pad=(kernel // 2, kernel // 2) if pad is None else pad,
+            weights=_empty(shape).astype(np.float32) if real else _empty(shape),
+            bias=np.empty(channels, np.int32),
+            scale=np.empty(channels, np.float32),
+            levels=_empty((256, 1)).astype(np.float32) if real and addend is None else np.empty(0),
+        )
 
     def _pad(self, node: fx.Node) -> None:
         given: tuple[Any, ...] = node.args

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.common.bundle.load import Bundle
-from offramp.common.bundle.manifest import Context, Huffman, Rans, Raw
+from offramp.common.bundle.manifest import Context, Huffman, Rans, Raw, RunHuffman
 from offramp.common.codec.context import ContextModel
 from offramp.common.codec.huffman import Codebook
 from offramp.common.codec.rans import Kind, RansTable, RansTables
+from offramp.common.codec.run_huffman import RunTables
 from offramp.common.errors import BundleError
 
 ESCAPE_FLAG = 1 << 15
@@ -48,7 +49,7 @@ def array(kind: str, name: str, values: Iterable[int | float | str], extra: str 
 
 
 def make_coder(bundle: Bundle) -> Coder:
-    """The coder of what crosses behind the head. Raises BundleError for one that there is not in C."""
+    """The coder of what crosses behind the head. Raises BundleError for a crossing that is not C, H, W."""
     crossing = bundle.manifest.crossings[0]
     codec, tables = crossing.codec, bundle.tables
     if crossing.channel_axis != 0 or len(crossing.shape) != 3:
@@ -61,9 +62,8 @@ def make_coder(bundle: Bundle) -> Coder:
         return _context(tables, crossing.coded_shape)
     if isinstance(codec, Huffman) and isinstance(tables, Codebook):
         return _huffman(tables, crossing.coded_shape, codec.lanes)
-    raise BundleError(
-        f"{bundle.path}: its codec is {codec.kind}, export-c takes rans, context, huffman and raw"
-    )
+    assert isinstance(codec, RunHuffman) and isinstance(tables, RunTables)
+    return _run_huffman(tables, crossing.coded_shape, codec.lanes)
 
 
 def _raw(shape: tuple[int, int, int]) -> Coder:
@@ -87,6 +87,34 @@ def _huffman(tables: Codebook, shape: tuple[int, int, int], lanes: int) -> Coder
         buffers={},
         payload_bytes=symbols + 4 * (lanes - 1),
         flash_bytes=3 * tables.lengths.size + 2 * shape[0],
+    )
+
+
+def _run_huffman(tables: RunTables, shape: tuple[int, int, int], lanes: int) -> Coder:
+    of_channel, symbols = tables.table_of_channel.tolist(), shape[0] * shape[1] * shape[2]
+    parts, entries = [], []
+    for number, table in enumerate(tables.tables):
+        codes = (code for code, _ in table.codes)
+        parts.append(array("uint16_t", f"codes_of_{number}", codes))
+        parts.append(array("uint8_t", f"lengths_of_{number}", table.all_lengths.tolist()))
+        sizes = f"{table.runs}, {table.columns}, {table.order}"
+        entries.append(f"{{codes_of_{number}, lengths_of_{number}, {sizes}}}")
+    order = sorted(range(shape[0]), key=lambda channel: (of_channel[channel], channel))
+    parts += [
+        array("offramp_run_table", "offramp_run_tables", entries, "const"),
+        array("uint16_t", "offramp_table_of_channel", of_channel, "const"),
+        array("uint16_t", "offramp_channel_order", order, "const"),
+        array("uint8_t", "offramp_mode_of_channel", tables.mode_of_channel.tolist(), "const"),
+    ]
+    cells = sum(table.all_lengths.size for table in tables.tables)
+    return Coder(
+        main="offramp_run_huffman.c",
+        files=("coder.h", "bytes.h"),
+        code="\n".join(parts),
+        defines={"LANES": lanes},
+        buffers={},
+        payload_bytes=symbols + 4 * (lanes - 1),
+        flash_bytes=3 * cells + 16 * len(tables.tables) + 5 * shape[0],
     )
 
 

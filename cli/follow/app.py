@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import signal
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from offramp.cli.follow.channel import Channel, Folder
 from offramp.cli.follow.child import BUNDLE
 from offramp.cli.follow.follower import Follower, Terms
 from offramp.cli.follow.metrics import FollowMetrics
+from offramp.cli.follow.notify import Relay
 from offramp.cli.registry.options import (
     REFERENCE,
     add_registry_flags,
@@ -40,6 +42,9 @@ agree less often than before, unsure images have no answer, or no server has thi
 tried again later, an hour at first. Without {bundle} the command is started once: a server loads what is in
 the directory by itself. Without a command the directory is all.
 
+With --trusted-key a bundle that was signed before the current one is not taken up: a registry may serve an
+old one again. To go back, sign the old one again (offramp sign) and push it.
+
 SIGTERM ends the command, then the follower; SIGHUP asks the registry now. An end of the command by 0 ends
 both.
 """
@@ -47,7 +52,10 @@ both.
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises OfframpError."""
-    arguments, command = _parse(argv)
+    arguments, command = parse(argv)
+    if command and BUNDLE not in command[0] and shutil.which(command[0]) is None:
+        # A typing error is said now, not once a registry that is away has answered.
+        raise ConfigError(f"{command[0]}: not found, expected a program")
     trusted = trusted_keys(arguments)
     log = start_log("follow", arguments.log_level)
     terms = Terms(
@@ -57,7 +65,10 @@ def main(argv: Sequence[str]) -> int:
         probation=arguments.probation,
         grace=arguments.grace,
         keep=arguments.keep,
+        allow_older=arguments.allow_older,
     )
+    if terms.allow_older and trusted is None:
+        raise ConfigError("--allow-older: expected --trusted-key with it, without which bundles have no date")
     if terms.metrics_url is not None and not terms.switches:
         raise ConfigError(f"--metrics: expected a command with {BUNDLE} in it, which is judged by its page")
     metrics = FollowMetrics()
@@ -69,16 +80,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _follow(terms: Terms, folder: Folder, channel: Channel, metrics: FollowMetrics) -> int:
-    follower = Follower(terms, folder, channel, metrics)
-    loop = asyncio.get_running_loop()
-    for number_ in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number_, follower.stop)
-    loop.add_signal_handler(signal.SIGHUP, follower.poll)
-    return await follower.run()
+    async with Relay() as relay:
+        follower = Follower(terms, folder, channel, metrics, relay)
+        loop = asyncio.get_running_loop()
+        for number_ in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number_, follower.stop)
+        loop.add_signal_handler(signal.SIGHUP, follower.poll)
+        return await follower.run()
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the command behind ``--``."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the command behind ``--``. Raises ConfigError."""
     parser = Parser(
         "offramp follow",
         description="Keep a directory at the bundle that a tag names, and run a command with it.",
@@ -91,6 +103,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--dir", type=Path, required=True, metavar="DIR", help="bundles, and what is remembered"
     )
     add_trusted_key(parser)
+    parser.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="with --trusted-key: take up a bundle too that was signed before the current one",
+    )
     parser.add_argument(
         "--every",
         type=seconds,

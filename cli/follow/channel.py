@@ -9,17 +9,18 @@ import os
 import re
 import shutil
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
 from offramp.cli.follow.state import Held, folder_of
 from offramp.cli.registry.artifact import Artifact
 from offramp.cli.registry.options import open_store, within
-from offramp.cli.registry.transfer import STAGING, pull, read_artifact
+from offramp.cli.registry.transfer import STAGING, pull, read_artifact, read_named
 from offramp.common.bundle.document import MANIFEST_BYTES
 from offramp.common.bundle.load import load_bundle
 from offramp.common.bundle.manifest import MANIFEST
-from offramp.common.bundle.signature import TrustedKeys
+from offramp.common.bundle.signature import UNDATED, TrustedKeys
 from offramp.common.errors import BundleError, ConfigError
 
 log = logging.getLogger("offramp.follow")
@@ -88,6 +89,16 @@ class Folder:
                     _remove(Path(entry.path))
 
 
+@dataclass(frozen=True)
+class Older:
+    """A bundle that was signed before the one that it would follow."""
+
+    bundle: str
+    """Its digest."""
+    signed: int
+    """Seconds since 1970, or UNDATED."""
+
+
 class Channel:
     """A tag that is asked for now and then. arguments: with the flags of a registry."""
 
@@ -105,19 +116,28 @@ class Channel:
 
         return await self._within(run)
 
-    async def fetch(self, artifact: Artifact) -> Held:
-        """Have an artifact's bundle in the directory. Raises OfframpError."""
+    async def fetch(self, artifact: Artifact, oldest: int = UNDATED) -> Held | Older:
+        """Have an artifact's bundle in the directory. Raises OfframpError.
+
+        oldest: when it has to have been signed at least, seconds since 1970; one that is older is not pulled.
+        """
         bundle = artifact.blob(MANIFEST, MANIFEST_BYTES).digest.removeprefix("sha256:")
         held = Held(artifact=artifact.digest, bundle=bundle)
-        if self._folder.is_whole(held):
+        if self._trusted is None and self._folder.is_whole(held):
             return held
 
-        async def run() -> None:
+        async def run() -> Held | Older:
             async with open_store(self._arguments) as store:
-                await pull(artifact, store, self._folder.place(bundle), self._trusted)
+                # Also of one that is on disk: it may have been signed again.
+                named = await read_named(artifact, store, self._trusted)
+                if named.date < oldest:
+                    return Older(bundle, named.date)
+                dated = held.model_copy(update={"signed": named.date})
+                if not self._folder.is_whole(dated):
+                    await pull(artifact, store, self._folder.place(bundle), self._trusted, named)
+                return dated
 
-        await self._within(run)
-        return held
+        return await self._within(run)
 
     async def _within(self, run: Callable[[], Awaitable[T]]) -> T:
         return await within(self._arguments.timeout, self._arguments.reference.text, run)

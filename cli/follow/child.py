@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,8 +33,8 @@ class Child:
         self.started = time.monotonic()
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> Child:
-        """Start it, with our own standard streams. Raises ConfigError."""
+    async def start(cls, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
+        """Start it, with our own standard streams; and environment, if none is given. Raises ConfigError."""
         parent = os.getpid()
 
         def end_with_us() -> None:
@@ -43,7 +43,9 @@ class Child:
                 os._exit(1)
 
         try:
-            return cls(await asyncio.create_subprocess_exec(*command, preexec_fn=end_with_us))
+            return cls(
+                await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=end_with_us)
+            )
         except OSError as error:
             raise ConfigError(f"{command[0]}: {error.strerror}, expected a program") from None
 

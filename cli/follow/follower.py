@@ -22,11 +22,13 @@ from typing import Any
 import httpx
 
 from offramp.cli.fleet.pages import PageError, fetch, read_page
-from offramp.cli.follow.channel import Channel, Folder
+from offramp.cli.follow.channel import Channel, Folder, Older
 from offramp.cli.follow.child import BUNDLE, Child, filled, said
 from offramp.cli.follow.judge import Figures, Verdict, Window, figures_of, is_of, judge
 from offramp.cli.follow.metrics import FollowMetrics
-from offramp.cli.follow.state import Held, State, Trial, read_state, write_state
+from offramp.cli.follow.notify import Relay
+from offramp.cli.follow.state import Held, State, Trial, folder_of, read_state, write_state
+from offramp.common.bundle.signature import UNDATED, date_text
 from offramp.common.errors import ExitCode, OfframpError, OutputError, printable
 
 log = logging.getLogger("offramp.follow")
@@ -53,6 +55,8 @@ class Terms:
     probation: float
     grace: float
     keep: int
+    allow_older: bool = False
+    """Whether a bundle may be followed by one that was signed before it."""
 
     @property
     def switches(self) -> bool:
@@ -68,14 +72,19 @@ class Terms:
 class Follower:
     """One follower. Its coroutine is ``run``; ``stop`` and ``poll`` may be called from signal handlers."""
 
-    def __init__(self, terms: Terms, folder: Folder, channel: Channel, metrics: FollowMetrics) -> None:
+    def __init__(
+        self, terms: Terms, folder: Folder, channel: Channel, metrics: FollowMetrics, relay: Relay
+    ) -> None:
         self._terms = terms
         self._folder = folder
         self._channel = channel
         self._metrics = metrics
+        self._relay = relay
         self._state = State()
         self._known: str | None = None
         """The digest of the artifact that need not be looked at again."""
+        self._older: str | None = None
+        """The digest of the last artifact that was signed too early."""
         self._stopping = asyncio.Event()
         self._poll_now = asyncio.Event()
         self._window = Window(terms.probation)
@@ -83,6 +92,7 @@ class Follower:
 
     def stop(self) -> None:
         """End the command, and then the follower."""
+        self._relay.stopping()
         self._stopping.set()
 
     def poll(self) -> None:
@@ -111,6 +121,7 @@ class Follower:
                     try:
                         poller, ended = await self._tend(child, running, poller, client)
                     finally:
+                        self._relay.ends()
                         status = await child.stop(self._terms.grace)
                     if ended is not None and not await self._restarts(ended, child.seconds):
                         return status
@@ -155,7 +166,8 @@ class Follower:
         self._metrics.starts.inc()
         self._metrics.show(running.bundle, probation=trial is not None)
         command = filled(self._terms.command, self._folder.place(running.bundle))
-        child = await Child.start(command)
+        child = await Child.start(command, self._relay.environment)
+        self._relay.started()
         log.info("started %s with bundle %s%s", command[0], running.folder, " on probation" if trial else "")
         return child
 
@@ -322,9 +334,11 @@ class Follower:
                     await self._sleep(min(pause, self._terms.every))
                     pause *= 2
                 continue
-            self._metrics.polls.labels("unchanged" if found is None else "changed").inc()
             if found is not None:
+                self._metrics.polls.labels("changed").inc()
                 return found
+            older = self._older is not None and self._older == self._known
+            self._metrics.polls.labels("older" if older else "unchanged").inc()
             if self._state.current is None:
                 await self._sleep(self._terms.every)
 
@@ -347,9 +361,19 @@ class Follower:
         if not self._state.may_try(artifact.digest, now):
             self._known = artifact.digest
             return None
-        held = await self._channel.fetch(artifact)
+        oldest = UNDATED if current is None or self._terms.allow_older else current.signed
+        found = await self._channel.fetch(artifact, oldest)
         self._known = artifact.digest
-        return held
+        if isinstance(found, Older):
+            self._older = artifact.digest
+            log.warning(
+                "bundle %s was signed at %s, the current one at %s: not taken up without --allow-older",
+                folder_of(found.bundle),
+                date_text(found.signed),
+                date_text(oldest),
+            )
+            return None
+        return found
 
     async def _sleep(self, seconds: float) -> None:
         """So long, or until a poll is asked for."""

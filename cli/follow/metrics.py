@@ -16,11 +16,12 @@ class FollowMetrics:
         self.registry = CollectorRegistry()
         self.polls = Counter(
             f"{PREFIX}_polls",
-            "Times that the channel was asked: it was unchanged, named another bundle, or could not be read.",
+            "Times that the channel was asked: it was unchanged, named another bundle, named one that was "
+            "signed before the current one, or could not be read.",
             ["result"],
             registry=self.registry,
         )
-        for result in ("unchanged", "changed", "failed"):
+        for result in ("unchanged", "changed", "older", "failed"):
             self.polls.labels(result)
         self.starts = Counter(
             f"{PREFIX}_starts", "Times that the command was started.", registry=self.registry

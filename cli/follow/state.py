@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from offramp.common.bundle.signature import UNDATED
 from offramp.common.errors import ConfigError, OutputError
 from offramp.common.files import read_bounded, sync_folder, write_new
 
@@ -39,6 +40,8 @@ class Held(_Strict):
     artifact: ArtifactDigest
     """Of the artifact that it was pulled as."""
     bundle: BundleDigest
+    signed: Annotated[int, Field(ge=0, le=10**12)] = UNDATED
+    """When a trusted key signed it, seconds since 1970."""
 
     @property
     def folder(self) -> str:

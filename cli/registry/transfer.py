@@ -32,7 +32,7 @@ from offramp.cli.registry.store import Store
 from offramp.common.bundle.document import MANIFEST_BYTES, parse_manifest
 from offramp.common.bundle.load import BUNDLE_BYTES, Bundle, load_bundle
 from offramp.common.bundle.manifest import MANIFEST
-from offramp.common.bundle.signature import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
+from offramp.common.bundle.signature import SIGNATURE, SIGNATURE_BYTES, UNDATED, TrustedKeys
 from offramp.common.errors import BundleError, OutputError, PeerError
 from offramp.common.files import read_bounded, sync_folder, write_new
 
@@ -81,17 +81,48 @@ def _read_files(bundle: Bundle) -> dict[str, bytes]:
     return files
 
 
-async def pull(artifact: Artifact, store: Store, place: Path, trusted: TrustedKeys | None = None) -> Bundle:
-    """Write an artifact's bundle to the directory ``place``, which must not be there yet.
+@dataclass(frozen=True)
+class Named:
+    """What an artifact's bundle is, before its files are fetched."""
 
-    Raises BundleError, PeerError, UnavailableError, OutputError.
-    """
+    manifest: bytes
+    """The bytes of ``manifest.json``."""
+    signature: bytes | None
+    date: int
+    """When a trusted key signed it, or UNDATED: also where none was asked for."""
+
+    @property
+    def digest(self) -> bytes:
+        """The bundle's, 32 bytes."""
+        return hashlib.sha256(self.manifest).digest()
+
+
+async def read_named(artifact: Artifact, store: Store, trusted: TrustedKeys | None = None) -> Named:
+    """Manifest and signature of an artifact's bundle, in order. Raises BundleError, PeerError, …"""
     text = await _fetch(store, artifact.blob(MANIFEST, MANIFEST_BYTES))
     signature = None
     if trusted is not None or SIGNATURE in artifact.files:
         signature = await _fetch(store, artifact.blob(SIGNATURE, SIGNATURE_BYTES))
+    date = UNDATED
     if trusted is not None and signature is not None:
-        trusted.check(text, signature)
+        date = trusted.check(text, signature)
+    return Named(text, signature, date)
+
+
+async def pull(
+    artifact: Artifact,
+    store: Store,
+    place: Path,
+    trusted: TrustedKeys | None = None,
+    named: Named | None = None,
+) -> Bundle:
+    """Write an artifact's bundle to the directory ``place``, which must not be there yet.
+
+    named: what ``read_named`` returned of it with the same keys, if that was asked before.
+    Raises BundleError, PeerError, UnavailableError, OutputError.
+    """
+    named = named or await read_named(artifact, store, trusted)
+    text, signature = named.manifest, named.signature
     manifest = parse_manifest(text)
     artifact.check_files(manifest)
     if (total := sum(entry.size for entry in manifest.files.values())) > BUNDLE_BYTES:

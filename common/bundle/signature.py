@@ -1,10 +1,12 @@
 """Ed25519 signatures of bundles: who says that this bundle is theirs.
 
 A bundle's manifest names its files by SHA-256, so a signature of ``manifest.json`` covers the whole bundle.
-Signatures lie beside it in ``manifest.sig``, one a line: ``ed25519 KEY SIGNATURE``, both base64. They are not
-part of the manifest: signing changes neither its bytes nor the digest that names the bundle on the wire.
+Signatures lie beside it in ``manifest.sig``, one a line: ``ed25519 KEY SIGNATURE DATE``, key and signature in
+base64, the date in seconds since 1970. They are not part of the manifest: signing changes neither its bytes
+nor the digest that names the bundle on the wire.
 
-What is signed is CONTEXT and then the manifest's bytes, so that no signature made for something else fits.
+What is signed is DATED, the date's digits, a zero byte, and then the manifest's bytes, so that no signature
+made for something else fits. A line without a date, as before, signs CONTEXT and the manifest's bytes.
 Keys are PEM files (PKCS #8, SubjectPublicKeyInfo) as ``openssl genpkey -algorithm ed25519`` writes them.
 """
 
@@ -13,7 +15,9 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +30,13 @@ if TYPE_CHECKING:
 SIGNATURE = "manifest.sig"
 SIGNATURE_BYTES = 16_384
 CONTEXT = b"offramp bundle manifest 1\0"
+DATED = b"offramp bundle manifest 2\0"
+UNDATED = 0
+"""The date of a signature that has none: it is older than all that have one."""
 KEY_FILE_BYTES = 16_384
 _KIND, _KEY_BYTES, _SIGNATURE_BYTES = "ed25519", 32, 64
+_DATE = re.compile(r"[1-9][0-9]{0,11}")
+"""As it is written, without zeros before it: one date is signed in one way."""
 
 
 class TrustedKeys:
@@ -43,31 +52,39 @@ class TrustedKeys:
             key = _public_key(flag, path)
             self._keys[key.public_bytes_raw()] = key
 
-    def check(self, manifest: bytes, signatures: bytes) -> None:
-        """Raises BundleError unless one of these keys signed these bytes of a manifest.
+    def check(self, manifest: bytes, signatures: bytes) -> int:
+        """When one of these keys signed these bytes of a manifest: seconds since 1970, or UNDATED.
 
-        signatures: the bytes of ``manifest.sig``. Those of other keys prove nothing, and are passed over.
+        signatures: the bytes of ``manifest.sig``. Those of other keys prove nothing, and are passed over; of
+        several that do, the latest is the one. Raises BundleError where there is none.
         """
         from cryptography.exceptions import InvalidSignature
 
-        known = 0
-        for public, signature in parse_signatures(signatures):
+        known, good = 0, []
+        for public, signature, date in parse_signatures(signatures):
             key = self._keys.get(public)
             if key is None:
                 continue
             known += 1
             try:
-                key.verify(signature, CONTEXT + manifest)
+                key.verify(signature, _signed(manifest, date))
             except InvalidSignature:
                 continue
-            return
+            good.append(date)
+        if good:
+            return max(good)
         if known:
             raise BundleError(f"{SIGNATURE}: the signature is not one of this manifest")
         raise BundleError(f"{SIGNATURE}: no trusted key has signed this bundle, expected one that has")
 
 
-def parse_signatures(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Public key and signature of each line of ``manifest.sig``. Raises BundleError."""
+def _signed(manifest: bytes, date: int) -> bytes:
+    """What a signature of this date signs."""
+    return CONTEXT + manifest if date == UNDATED else DATED + b"%d\0" % date + manifest
+
+
+def parse_signatures(data: bytes) -> list[tuple[bytes, bytes, int]]:
+    """Public key, signature and date (or UNDATED) of each line of ``manifest.sig``. Raises BundleError."""
     found = []
     try:
         lines = data.decode("ascii").splitlines()
@@ -76,22 +93,38 @@ def parse_signatures(data: bytes) -> list[tuple[bytes, bytes]]:
     for number, line in enumerate(lines, 1):
         try:
             kind, *rest = line.split(" ")
-            key, signature = (base64.b64decode(part, validate=True) for part in rest)
+            key, signature = (base64.b64decode(part, validate=True) for part in rest[:2])
             if (kind, len(key), len(signature)) != (_KIND, _KEY_BYTES, _SIGNATURE_BYTES):
+                raise ValueError
+            if rest[2:] and not (len(rest) == 3 and _DATE.fullmatch(rest[2])):
                 raise ValueError
         except (ValueError, binascii.Error):
             raise BundleError(
-                f"{SIGNATURE}: line {number} is not a signature, expected: {_KIND} KEY SIGNATURE"
+                f"{SIGNATURE}: line {number} is not a signature, expected: {_KIND} KEY SIGNATURE DATE"
             ) from None
-        found.append((key, signature))
+        found.append((key, signature, int(rest[2]) if rest[2:] else UNDATED))
     return found
 
 
-def sign(manifest: bytes, key: Path | str) -> str:
-    """The line of ``manifest.sig`` for these bytes of a manifest. key: PEM file. Raises ConfigError."""
+def sign(manifest: bytes, key: Path | str, date: int) -> str:
+    """The line of ``manifest.sig`` for these bytes of a manifest.
+
+    key: PEM file. date: seconds since 1970, or UNDATED. Raises ConfigError.
+    """
     private = _private_key("--key", key)
-    parts = (private.public_key().public_bytes_raw(), private.sign(CONTEXT + manifest))
-    return " ".join([_KIND, *(base64.b64encode(part).decode() for part in parts)])
+    parts = (private.public_key().public_bytes_raw(), private.sign(_signed(manifest, date)))
+    dated = [] if date == UNDATED else [str(date)]
+    return " ".join([_KIND, *(base64.b64encode(part).decode() for part in parts), *dated])
+
+
+def date_text(date: int) -> str:
+    """A signature's date for people."""
+    if date == UNDATED:
+        return "an unknown time"
+    try:
+        return datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"second {date}"
 
 
 def add_signature(existing: bytes, line: str) -> bytes:
@@ -99,7 +132,7 @@ def add_signature(existing: bytes, line: str) -> bytes:
     key = parse_signatures(line.encode())[0][0]
     parsed = parse_signatures(existing)
     lines = existing.decode().splitlines()
-    others = [each for each, (other, _) in zip(lines, parsed, strict=True) if other != key]
+    others = [each for each, (other, *_) in zip(lines, parsed, strict=True) if other != key]
     return ("\n".join([*others, line]) + "\n").encode()
 
 

@@ -1,11 +1,13 @@
 #!/bin/sh
-# tree.sh EXTRA TREE: the whole file system of the image of one extra (device, server), in a new folder TREE.
+# tree.sh EXTRA TREE MORE: the whole file system of the image of one extra (device, server), in a new folder TREE. MORE
+# are further extras, with commas; with registry among them `offramp` is there too, to follow a tag.
 #
 # Called by the Dockerfile on Debian 12, with the wheel of this project in /wheels. What is left out was looked up by
 # size; the image is run at the end, so that a release that needs it after all fails the build and not the device.
 set -eu
 extra=$1
 tree=$2
+more=$3
 here=$(cd "$(dirname "$0")" && pwd)
 packages=$tree/usr/local/lib/python3.11/dist-packages
 
@@ -31,9 +33,13 @@ chmod 1777 "$tree/tmp"
 
 # The program and its extra.
 python3 -m pip install --no-compile --no-cache-dir --root-user-action ignore --target "$packages" \
-  "$(echo /wheels/offramp-*.whl)[$extra,pictures]"
+  "$(echo /wheels/offramp-*.whl)[$extra,$more]"
 case $extra in device) program=edge-device ;; server) program=cloud-server ;; esac
 install -D -m 755 "$packages/bin/$program" "$tree/usr/local/bin/$program"
+case ,$more, in
+  *,registry,*) install -D -m 755 "$packages/bin/offramp" "$tree/usr/local/bin/offramp" ;;
+  *) rm -r "$packages/offramp/cli" ;;
+esac
 install -D -m 644 "$here/health.py" "$tree/usr/local/lib/offramp/health.py"
 rm -r "${packages:?}/bin"
 
@@ -55,7 +61,7 @@ rm -rf numpy/f2py numpy/_core/include numpy/_core/lib numpy/_pyinstaller numpy/d
   onnxruntime/tools onnxruntime/quantization onnxruntime/datasets onnxruntime/backend \
   onnxruntime/capi/libonnxruntime.so* google/protobuf/compiler bitarray/examples bitarray/test_*.py grpc/beta \
   grpc/framework pydantic/v1 \
-  offramp/training offramp/bench offramp/cli ./*.dist-info/RECORD
+  offramp/training offramp/bench ./*.dist-info/RECORD
 find . -depth -type d \( -name tests -o -name test_data -o -name __pycache__ \) -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' \) -delete
 if [ -d PIL ]; then
@@ -90,3 +96,4 @@ done
 # Does it still start, and do what it is for?
 chroot "$tree" "/usr/local/bin/$program" --version
 chroot "$tree" /usr/bin/python3 - "$extra" < "$here/smoke.py"
+if [ -e "$tree/usr/local/bin/offramp" ]; then chroot "$tree" /usr/local/bin/offramp follow --help > /dev/null; fi

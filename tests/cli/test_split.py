@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import pytest
 import torch
 
 from offramp.cli import split
+from offramp.cli.export_c.program import make_program
 from offramp.common.bundle.load import load_bundle
 from offramp.common.bundle.write import write_bundle
 from offramp.common.errors import ConfigError, DataError, OfframpError
@@ -172,15 +175,50 @@ def test_another_goal_repeats_no_training_by_the_recipe_beside_it_from_elsewhere
     monkeypatch.chdir(tmp_path)
     before = (made / "head.onnx").read_bytes()
     trained = (made / "work" / "code" / "code.pt").read_bytes()
-    assert split.main([str(made / "recipe.toml"), "--budget", "0", "--json"]) == 0
+    assert split.main([str(made / "recipe.toml"), "--budget", "0", "--json", "--ram", "256k"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["bytes_mean"] == 0 and "begins again" not in err
+    found, program = json.loads(out), make_program(load_bundle(made))
+    assert found["microcontroller"] == {
+        "ram_limit": 262_144, "flash_limit": None, "ram_bytes": program.ram_bytes,
+        "flash_bytes": program.flash_bytes, "fits": True,
+    }  # fmt: skip
+    assert "- microcontroller: fits as C: " in (made / "report.md").read_text()
+    assert found["bytes_mean"] == 0 and "begins again" not in err
     assert (made / "head.onnx").read_bytes() == before
     assert (made / "work" / "code" / "code.pt").read_bytes() == trained
     kept = tomllib.loads((made / "recipe.toml").read_text())["split"]
-    assert kept["budget"] == 0 and "drop" not in kept
+    assert kept["ram"] == 262_144 and kept["budget"] == 0 and "drop" not in kept
     with pytest.raises(ConfigError, match=r"recipe\.toml and --recipe x\.toml: expected one recipe"):
         split.main([str(made / "recipe.toml"), "--recipe", "x.toml"])
+
+
+def test_a_head_that_cannot_fit_is_refused_before_it_is_trained(made: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        split.main([str(made / "recipe.toml"), "--flash", "1k"])
+    found = re.fullmatch(
+        "2: its head needs about (.*) bytes of RAM and (.*) bytes of flash; expected .*at most 1,024 bytes "
+        "of flash; without --cut one that fits is chosen",
+        str(caught.value),
+    )
+    assert found is not None
+    ram, flash = (int(each.replace(",", "")) for each in found.groups())
+    program = make_program(load_bundle(made))
+    # What it has more was not known: the coder with its memory, the classes, and the exit's last layer.
+    assert 0 <= program.ram_bytes - ram < 1000
+    assert 0 <= program.flash_bytes - program.coder.flash_bytes - flash < 1000
+
+
+def test_a_head_that_does_not_fit_after_all_is_written_and_an_error(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = report_of(made) | {"microcontroller": {"fits": False, "refused": "it has an Erf"}}
+    done = SimpleNamespace(report=SimpleNamespace(values=values))
+    monkeypatch.setattr(split, "_run", lambda *_: done)
+    with pytest.raises(
+        ConfigError, match="made: is written, but its head does not run as C: it has an Erf; exp"
+    ):
+        split.main([str(made / "recipe.toml"), "--json"])
+    assert json.loads(capsys.readouterr().out) == values
 
 
 def test_offramp_threshold_finds_the_photos_from_elsewhere(

@@ -377,9 +377,9 @@ def test_both_exits_correct_what_was_spooled(
         assert device.wait_spool(WAIT)
     symbols, early = toy_engine.head(images)
     late = toy_engine.tail(symbols)
-    told = both_exits(early, late.argmax(axis=1), late.max(axis=1)).argmax(axis=1)
-    assert [seen[index] for index in range(len(images))] == told.tolist()
-    assert told.tolist() != late.argmax(axis=1).tolist()
+    folded = both_exits(early, late.argmax(axis=1), late.max(axis=1)).argmax(axis=1)
+    assert [seen[index] for index in range(len(images))] == folded.tolist()
+    assert folded.tolist() != late.argmax(axis=1).tolist()
 
 
 def test_several_threads_share_a_device(run: Processes, toy_bundle: Bundle, toy_engine: Engine) -> None:

@@ -94,7 +94,7 @@ def test_who_is_unsure_twice_is_answered_by_the_whole_model(
     np.testing.assert_allclose([a["confidence"] for a in answers], [p for _, p, _ in wanted], atol=2e-6)
     asked = ["picture_bytes" in answer for answer in answers]
     assert asked == [again for _, _, again in wanted] and 10 < sum(asked) < 200
-    # Without the picture some of them are told otherwise.
+    # Without the picture some of them have another answer.
     alone = expected(bundle, picture_bundle, toy.images(300, seed=3), threshold=0)
     assert [best for best, _, _ in alone] != [best for best, _, _ in wanted]
 
@@ -229,7 +229,7 @@ def test_without_an_answer_to_the_picture_the_first_one_stands(
     result, counts = ask(toy_bundle, script, 1.0, timeout)
     assert (result.source, result.class_index, result.confidence) == ("server", 1, 0.5)
     assert result.reason is None and counts == {"answered": 0, "unanswered": 1}
-    # What was sent is told all the same.
+    # What was sent is counted all the same.
     assert (result.picture_bytes > 0) == (taken == 4_096)
 
 

@@ -2,7 +2,7 @@
 
 A device under load, a gateway and a server, each of the two behind a network of its own. A fault of each is
 begun, both last until the device has fallen back; then the gateway is mended, and answers alone, then the
-server. After that the chain has to work by itself.
+server. After that the chain has to work by itself. ``--server-first`` mends them the other way round.
 At the end of each combination the load rests, and the pages of all three are compared.
 """
 
@@ -159,18 +159,24 @@ class Chain:
         device = Counter({key: int(value) for key, value in page.items() if _is_count(key)})
         return Pages(device, self.gateway.page(), self.server.page())
 
-    def pair(self, gateway: str, server: str) -> Row:
+    def pair(self, gateway: str, server: str, *, server_first: bool = False) -> Row:
         """Both in trouble at once, and what became of the images. The load rests before and after."""
         before, sent, start = self._pages(), self.device.sent, time.monotonic()
         self.device.paused.clear()
         self.gateway.begin(gateway)
         self.server.begin(server)
         self.device.more("fallback", LEAST)
-        self.gateway.end(gateway)
-        # The other hop still fails: the gateway's exit answers.
-        least = self.device.value(SHORT) + LEAST // 3
-        until(lambda: self.device.value(SHORT) >= least, "answers of the gateway alone")
-        self.server.end(server)
+        if server_first:
+            self.server.end(server)
+            # Nothing comes through to it.
+            self.device.more("fallback", LEAST)
+            self.gateway.end(gateway)
+        else:
+            self.gateway.end(gateway)
+            # The other hop still fails: the gateway's exit answers.
+            least = self.device.value(SHORT) + LEAST // 3
+            until(lambda: self.device.value(SHORT) >= least, "answers of the gateway alone")
+            self.server.end(server)
         self.works()
         self.device.rest()
         patience = time.monotonic() + PATIENCE
@@ -271,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="GATEWAY+SERVER",
         help="this combination, as stop+kill; may be repeated",
     )
+    parser.add_argument("--server-first", action="store_true", help="mend the server first, then the gateway")
     arguments = parser.parse_args(argv)
     pairs = list(itertools.product(FAULTS, repeat=2))
     if arguments.only is not None:
@@ -285,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HEADER, flush=True)
         with processes(bundle.path) as run, three_hops(run, images) as three:
             for gateway, server in pairs:
-                rows.append(three.pair(gateway, server))
+                rows.append(three.pair(gateway, server, server_first=arguments.server_first))
                 print(rows[-1], flush=True)
             account = three.device.finish()
     check_end(account)

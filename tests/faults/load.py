@@ -1,6 +1,6 @@
 """An ``edge-device`` under steady load, and the account that it must give of every image.
 
-``Load`` feeds paths to a real process until it is told to stop; ``Load.finish`` then checks what must hold
+``Load`` feeds paths to a real process until it is stopped; ``Load.finish`` then checks what must hold
 whatever happened meanwhile: one answer for each image, counters that agree with the answers and with each
 other, and no descriptor, thread or memory that stays behind.
 

@@ -119,7 +119,7 @@ def test_overload_is_refused_counted_and_over_when_the_load_is(run: Processes, t
         "abandoned": 0,
         "total": sum(account.sends for account in accounts),
     }
-    # Told when to come back, a device offers nothing until then.
+    # After a reply that says when to come back, a device offers nothing until then.
     assert all(account.unanswered()["breaker"] > account.unanswered()["unavailable"] for account in accounts)
     holdings.check()
     status, calm = run.device(

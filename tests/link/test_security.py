@@ -1,4 +1,4 @@
-"""TLS, mutual TLS and tokens: who is not trusted is told nothing, and nothing secret is logged."""
+"""TLS, mutual TLS and tokens: who is not trusted learns nothing, and nothing secret is logged."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def test_garbage_is_answered_and_others_go_on(cluster: Cluster) -> None:
         assert not good.replies(1)[0].HasField("error")
 
 
-def test_a_killed_ingress_costs_fallbacks_and_no_answer(
+def test_a_killed_ingress_costs_no_answer(
     run: Processes, cluster: Cluster, plain: dict[str, tuple[str, float]]
 ) -> None:
     device = run.start_device(
@@ -306,5 +306,6 @@ def test_a_killed_ingress_costs_fallbacks_and_no_answer(
     device.wait()
 
     assert sorted(each["index"] for each in device.answers) == list(range(offered))
+    # Frames that were on their way are sent again, or answered by the early exit.
     assert_same(device, plain)
-    assert device.summary["fallback"] > 0
+    assert cluster.replicas("Ingress") != [ingress]

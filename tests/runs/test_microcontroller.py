@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from offramp.cli.export_c.program import make_program
+from offramp.common.part.engine import Engine
+from tests.cli.export_c import toy_heads
 
 RUNS = Path(__file__).parents[2] / "runs"
 
@@ -99,3 +104,41 @@ def test_a_core_by_its_coremarks(model: Any) -> None:
     m4, m7, _ = model.CORES
     assert (m4.seconds(120e6), m4.joules(120e6)) == pytest.approx((1.0, 74.9e-3))
     assert m7.seconds(280e6) == pytest.approx(3.40 / 5.01)
+
+
+HARNESS = """
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+%s
+int main(void)
+{
+    printf("%%d %%d %%d %%d", requantize(-5, 0.5f, 128), requantize(5, 0.5f, 128), requantize(1, 0.25f, 128),
+           requantize(999, 1.0f, 128));
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize(("way", "expected"), [("rounded once", [-2, 3, 0]), ("rounded twice", [-2, 3, 1])])
+def test_sums_are_rounded_as_cmsis_nn_does(
+    way: str, expected: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A quarter becomes a half, and then one: what two roundings do to the smallest sums."""
+    rounding = _module("microcontroller_rounding", monkeypatch)
+    (tmp_path / "one.c").write_text(HARNESS % rounding.WAYS[way])
+    subprocess.run(["cc", "-o", "one", "one.c", "-lm"], cwd=tmp_path, check=True)
+    found = subprocess.run([tmp_path / "one"], check=True, capture_output=True, text=True).stdout.split()
+    assert [int(each) - 128 for each in found] == [*expected, 127]
+
+
+def test_answers_of_a_head_with_another_rounding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rounding = _module("microcontroller_rounding", monkeypatch)
+    bundle, images = toy_heads.write(tmp_path / "bundle", "raw"), toy_heads.images(20)
+    program = make_program(bundle)
+    symbols, logits = rounding.answers(program, images, None)
+    assert (symbols == Engine(bundle).head(images)[0].reshape(20, -1)).all()
+    # All answers are one step higher.
+    higher = rounding.WAYS["rounded once"].replace("+ zero);", "+ zero + 1);")
+    own, early = rounding.answers(program, images, higher)
+    assert (own != symbols).any() and (early != logits).any()

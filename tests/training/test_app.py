@@ -55,9 +55,9 @@ def test_from_recipe_to_a_bundle_that_does_what_its_manifest_says(
     payloads = [len(bundle.codec.encode(image)[1]) for image in symbols]
     assert float(np.mean(payloads)) == figures.payload_bytes_mean
     never, always = figures.thresholds[-1], figures.thresholds[0]
-    told = tail_answers(engine, symbols).answers(early, manifest.sent_answer)
+    answers = tail_answers(engine, symbols).answers(early, manifest.sent_answer)
     assert (never.threshold, never.exit_rate) == (1.0, 0.0)
-    assert never.accuracy == float((told == digits.test.labels).mean())
+    assert never.accuracy == float((answers == digits.test.labels).mean())
     assert (always.threshold, always.payload_bytes_mean) == (0.0, 0.0)
     assert manifest.threshold in {at.threshold for at in figures.thresholds}
     # What a deployed device compares its audits and its images with.

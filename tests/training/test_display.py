@@ -25,6 +25,19 @@ def test_within_a_stage_a_line_every_ten_seconds_says_what_is_left() -> None:
     assert len(lines) == 9
 
 
+def test_a_second_count_in_the_same_stage_has_a_speed_of_its_own() -> None:
+    stream, now = io.StringIO(), Now()
+    screen = Screen(stream, clock=now)
+    with screen.bar("classifier") as bar:
+        for photos in range(256, 1024, 256):
+            bar(photos, 1024, "features")
+            now.seconds += 1
+        for step in range(1, 101):
+            bar(step, 100)
+            now.seconds += 1
+    assert stream.getvalue().splitlines()[0] == "classifier: 11 of 100; 89 s left"
+
+
 def test_where_nothing_moves_it_says_that_it_works() -> None:
     stream, now = io.StringIO(), Now()
     screen = Screen(stream, clock=now)
@@ -67,4 +80,5 @@ def test_on_a_terminal_it_is_a_bar() -> None:
     with Screen(stream).bar("code") as bar:
         bar(1, 3, "loss 2")
         bar(3, 3)
-    assert "code:" in stream.getvalue() and "0/3" in stream.getvalue()
+        bar(1, 7)
+    assert "code:" in stream.getvalue() and "0/3" in stream.getvalue() and "0/7" in stream.getvalue()

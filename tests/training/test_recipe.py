@@ -22,6 +22,11 @@ from offramp.training.recipe import Recipe
         ('backbone = "tiny"', 'backbone = "huge"', r"model\.backbone = .*unknown 'huge', use one of"),
         ('source = "sklearn-digits"', 'source = "x"', r"data: .* 'x' .* 'sklearn-digits'"),
         ("[train.exit]", "sides = [8, 8]\n[train.exit]", "train.base: .*sides: expected fewer than epochs"),
+        (
+            "exit = 3",
+            "exits = [3, 4]",
+            r"model: exits: .* one early exit; expected exit = 12, or .* `offramp split tiny --cuts ",
+        ),
         ("seed = 3", "seed = ", "is not TOML"),
         ('name = "tiny-digits"', 'name = "../up"', "name = .*: String should match pattern"),
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from offramp.training.fields import Section
 from offramp.training.models.networks import BACKBONES
@@ -32,6 +33,18 @@ class ModelRecipe(Section):
     backbone: str
     exit: Annotated[int, Field(ge=1)]
     bottleneck: BottleneckRecipe | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_exit(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "exits" in values:
+            raise PydanticCustomError(
+                "several_exits",
+                "exits: `offramp train` makes one early exit; expected exit = 12, or several by "
+                "`offramp split {backbone} --cuts blocks.5 blocks.12`",
+                {"backbone": str(values.get("backbone"))},
+            )
+        return values
 
     @field_validator("backbone")
     @classmethod

@@ -64,6 +64,7 @@ def split(
     drop: float | None = None,
     budget: float | Sequence[float] | None = None,
     hop_costs: Sequence[float] = (),
+    rho: Sequence[float] = (),
     minutes: float | None = None,
     rival_minutes: float = 0.0,
     whole: str | Path | None = None,
@@ -107,6 +108,8 @@ def split(
             unless ``budget`` is given: T_c for most accuracy at so many bytes, a mean over all photos, on
             each hop. The thresholds of several exits are chosen together.
         hop_costs: what a byte costs on each hop, where ``drop`` has fewest; empty: 1 each.
+        rho: weights of the exits' losses, Eq. (1) of the paper, the final one's last; empty: 0.7 for each
+            early exit and 1.
         joint: steps of training after all codes', which train them together.
         learn_tail: whether what is behind the last cut learns with the code, for more accuracy at few bytes.
         minutes: for everything; None: 30, unless ``epochs`` of tuning all weights, ``versions`` of each

@@ -79,7 +79,12 @@ def encoder_macs(layout: Layout, shape: CodeShape) -> int:
     total += height * width * wide * shape.channels
     if max(height, width) > SIDE // 2:
         height, width = -(-height // 2), -(-width // 2)
-    return total + 9 * height * width * wide * min(_EXIT_WIDTH, 2 * wide)
+    return total + 9 * height * width * wide * exit_width(wide)
+
+
+def exit_width(width: int) -> int:
+    """Channels of the exit, behind features of so many."""
+    return min(_EXIT_WIDTH, 2 * width)
 
 
 def _unit(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, relu: bool = True) -> nn.Sequential:
@@ -137,7 +142,7 @@ class EarlyExit(nn.Module):
 
     def __init__(self, width: int, side: int, classes: int) -> None:
         super().__init__()
-        wide = min(_EXIT_WIDTH, 2 * width)
+        wide = exit_width(width)
         self.unit = _unit(width, wide, 3, 2 if side > SIDE // 2 else 1)
         self.dropout = nn.Dropout(0.2)
         self.last = nn.Linear(wide, classes)

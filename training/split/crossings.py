@@ -71,6 +71,8 @@ class _Work:
     ends: Shares
     display: Display
     targets: tuple[float, ...]
+    rho: tuple[float, ...]
+    """Of the exit at each cut and of the final one."""
 
     def stage(self, name: str, identity: Mapping[str, object]) -> Stage:
         return Stage(self.job.out / "work" / name, identity, self.display.say)
@@ -91,7 +93,8 @@ def fit_codes(
     Where the tail learns it is a copy, so that the classifier stays what the pair is compared with.
     """
     targets = each_of(job.bytes, len(places), "bytes")
-    work = _Work(job, made, data, normalise, clock, ends, display, targets)
+    rho = fit.rho_of(job.rho, len(places))
+    work = _Work(job, made, data, normalise, clock, ends, display, targets, rho)
     parts = divide(made.captured, [place.cut for place in places])
     if job.learn_tail:
         parts = (*parts[:-1], copy.deepcopy(parts[-1]))
@@ -196,7 +199,7 @@ def _fit(
     until: float,
 ) -> tuple[Code, fit.State]:
     """A new code for what is cached at its cut; number: of the crossing, from 0."""
-    job, target = work.job, work.targets[number]
+    job, target, rho = work.job, work.targets[number], (work.rho[number], work.rho[-1])
     learn = job.learn_tail and number == len(work.targets) - 1
     torch.manual_seed(job.seed)
     sample = cached.sample()
@@ -211,6 +214,7 @@ def _fit(
         "minutes": time_for(job.minutes, job.steps),
         # Work of before is of a tail that stays.
         **({"learn_tail": True} if learn else {}),
+        **({"rho": list(rho)} if job.rho else {}),
     }
     fitted = work.stage(name, own)
     if not (fitted.folder / fit.CHECKPOINT).exists():
@@ -222,7 +226,7 @@ def _fit(
             [code],
             [tail],
             cached,
-            fit.Settings((target,), job.steps, job.seed, learn_tail=learn),
+            fit.Settings((target,), job.steps, job.seed, learn_tail=learn, rho=rho),
             fitted,
             work.clock,
             until=until,
@@ -251,6 +255,7 @@ def _fit_together(
         "bytes": list(targets),
         "steps": job.joint,
         **({"tail": digest_of(parts[-1])} if job.learn_tail else {}),
+        **({"rho": list(work.rho)} if job.rho else {}),
     }
     own = work.stage("joint", identity)
     with work.display.bar("all codes together") as bar:
@@ -258,7 +263,7 @@ def _fit_together(
             codes,
             parts[1:],
             cached,
-            fit.Settings(targets, job.joint, job.seed, tuple(weights), job.learn_tail),
+            fit.Settings(targets, job.joint, job.seed, tuple(weights), job.learn_tail, work.rho),
             own,
             work.clock,
             until=work.ends.code,

@@ -1,11 +1,11 @@
 """Fit codes at one cut or several to the tail's answers, on what was cached of the frozen head.
 
-    loss = KL(teacher ‖ tail(decoder(symbols))) + Σ over the cuts of
-           (KL(teacher ‖ early exit) + feature loss + λ · bits)
+    loss = Σ over the exits of ρ · KL(teacher ‖ exit) + Σ over the cuts of (feature loss + λ · bits)
 
-The Kullback-Leibler terms are at temperature 2 (Hinton et al. 2015). The λ of each cut is steered so that its
-bits come to their target. What is before and between the cuts stays as it is; what is behind the last one may
-learn as well, by the same loss, with its batch norms' statistics as they are.
+The first sum is Eq. (1) of the paper with the unsplit model's answers as labels; the final exit's answer is
+tail(decoder(symbols)). The Kullback-Leibler terms are at temperature 2 (Hinton et al. 2015). The λ of each
+cut is steered so that its bits come to their target. What is before and between the cuts stays as it is; what
+is behind the last one may learn as well, by the same loss, with its batch norms' statistics as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from offramp.common.errors import ConfigError
 from offramp.training.split.cache import Cached
 from offramp.training.split.code import Code, rounded
 from offramp.training.split.photos import fast
@@ -30,7 +31,7 @@ CHECKPOINT = "code.pt"
 """Of codes and their optimizer, in the stage's folder."""
 BATCH = 48
 MOST_STEPS = 20_000
-_EXIT, _FEATURE = 0.7, 0.3
+_FEATURE = 0.3
 _RATES, _DECAY = (2.5e-3, 5e-4, 1e-2), 0.01
 """Learning rates: of what begins from nothing, of transform and inverse, of the density; weight decay."""
 _TAIL_RATE = 1e-4
@@ -46,7 +47,8 @@ class Settings:
     """targets: bytes of a photo's symbols at each cut; steps: None: as many as there is time for.
 
     rate_weights: λ of each cut to begin with; empty: what suits a code that knows nothing yet. learn_tail:
-    whether what is behind the last cut learns too.
+    whether what is behind the last cut learns too. rho: of the exit at each cut and of the final one; empty:
+    `rho_of`'s.
     """
 
     targets: tuple[float, ...]
@@ -54,6 +56,7 @@ class Settings:
     seed: int
     rate_weights: tuple[float, ...] = ()
     learn_tail: bool = False
+    rho: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,19 @@ class State:
     def bytes(self) -> float:
         """Of all cuts."""
         return sum(self.sizes)
+
+
+def rho_of(given: tuple[float, ...], cuts: int) -> tuple[float, ...]:
+    """Weights of the exits' losses: 0.7 for each early exit and 1, if none are given.
+
+    Raises ConfigError for another number of them than there are exits.
+    """
+    if not given:
+        return (0.7,) * cuts + (1.0,)
+    if len(given) != cuts + 1:
+        numbers = "1 number" if len(given) == 1 else f"{len(given)} numbers"
+        raise ConfigError(f"rho: {numbers}; expected {cuts + 1}, one for each exit, the final one last")
+    return given
 
 
 def fit(
@@ -123,6 +139,7 @@ class _Run:
         for part in behind:
             part.requires_grad_(False)
         self._codes, self._behind, self._targets = codes, behind, settings.targets
+        self._rho = rho_of(settings.rho, len(codes))
         # A checkpoint of one code has its names alone.
         self.learned: nn.Module = codes[0] if len(codes) == 1 else nn.ModuleList(codes)
         self.learned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -165,7 +182,7 @@ class _Run:
         groups = self._optimizer.param_groups
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate * schedule(self.pace)
-        loss, measured = _loss(self._codes, self._behind, activation, teacher, self._weights)
+        loss, measured = _loss(self._codes, self._behind, activation, teacher, self._weights, self._rho)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for group in groups[:2] for p in group["params"]], 5.0)
@@ -209,6 +226,7 @@ def _loss(
     activation: Tensor,
     teacher: Tensor,
     weights: Sequence[float],
+    rho: Sequence[float],
 ) -> tuple[Tensor, list[float]]:
     """The loss, and bytes of a photo's symbols at each cut by the densities."""
     source = x = activation
@@ -232,9 +250,10 @@ def _loss(
             token = (code.layout.extra_of(wanted) - mean) / std
             feature = feature + ((extra.float() - token) ** 2).mean()
         terms.append((early, feature, *code.bits(symbols), code.coded_bits(symbols) / 8))
-    loss = _distance(x, teacher)
-    for (early, feature, rate, density, _), weight in zip(terms, weights, strict=True):
-        loss = loss + _EXIT * _distance(early, teacher) + _FEATURE * feature
+    *early_weights, final_weight = rho
+    loss = final_weight * _distance(x, teacher)
+    for (early, feature, rate, density, _), weight, own in zip(terms, weights, early_weights, strict=True):
+        loss = loss + own * _distance(early, teacher) + _FEATURE * feature
         # The density learns at its own rate, whatever λ is.
         loss = loss + weight * rate + 1e-3 * density
     return loss, [size for *_, size in terms]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from offramp.common.bundle.manifest import ACTIVATION_SYMBOLS, FILE_BYTES, PARTS
 from offramp.common.errors import ConfigError, printable
 from offramp.training.profile import Profile
+from offramp.training.split.board import Board
+from offramp.training.split.capture import Captured
 from offramp.training.split.code import CodeShape, choose_shape, encoder_macs
 from offramp.training.split.cuts import Cost, Cut, Cuts
 from offramp.training.split.layout import Layout
@@ -28,6 +30,7 @@ class Wanted:
     head_macs: most of the model's multiply-accumulates; None: half, or what the profile's time allows.
     head_memory: most bytes of activations; profile: of the device; bytes: of a photo that is sent, about, for
         all crossings or one for each.
+    board: a microcontroller that the head has to fit, also one of a cut by name; captured: the model, for it.
     """
 
     cut: str | None
@@ -36,11 +39,19 @@ class Wanted:
     profile: Profile | None
     bytes: float | tuple[float, ...]
     cuts: tuple[str, ...] = ()
+    board: Board | None = None
+    captured: Captured | None = None
 
     @property
     def target(self) -> float:
         """Bytes at the first crossing."""
         return self.bytes[0] if isinstance(self.bytes, tuple) else self.bytes
+
+    def beyond(self, place: Place) -> tuple[float, str] | None:
+        """How far the head is from fitting the microcontroller, and what it needs; None where it fits."""
+        if self.board is None or self.captured is None:
+            return None
+        return self.board.over(self.captured, place)
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,8 @@ def each_of(given: float | tuple[float, ...], count: int, name: str) -> tuple[fl
 def choose_places(cuts: Cuts, wanted: Wanted) -> tuple[Place, ...]:
     """The cuts by name, in the order of the graph; or the one of `choose_place`.
 
-    Raises ConfigError as it does, and for names that are in another order.
+    Raises ConfigError as it does, for names that are in another order, and for a head by name that does not
+    fit the microcontroller.
     """
     count = max(1, len(wanted.cuts))
     targets = each_of(wanted.bytes, count, "bytes")
@@ -88,6 +100,7 @@ def choose_places(cuts: Cuts, wanted: Wanted) -> tuple[Place, ...]:
         if at >= after:
             names = f"{printable(first.cut.name)} {printable(second.cut.name)}"
             raise ConfigError(f"cuts: {names}: the second is not behind the first; expected input to output")
+    _require(wanted, places[0])
     return places
 
 
@@ -99,7 +112,9 @@ def choose_place(cuts: Cuts, wanted: Wanted) -> Place:
     if not cuts.cuts:
         raise ConfigError("nowhere does one tensor cross the model alone, so it cannot be cut")
     if wanted.cut is not None:
-        return place_at(cuts, cuts.find(wanted.cut), wanted.target)
+        place = place_at(cuts, cuts.find(wanted.cut), wanted.target)
+        _require(wanted, place)
+        return place
     limits = _Limits.of(wanted, cuts.whole)
     fitting: list[Place] = []
     refused: tuple[float, str] | None = None
@@ -109,7 +124,7 @@ def choose_place(cuts: Cuts, wanted: Wanted) -> Place:
         except ConfigError as error:
             refused = refused or (math.inf, str(error))
             continue
-        over = limits.over(place)
+        over = limits.over(place, wanted.beyond(place))
         if over is None:
             fitting.append(place)
         elif refused is None or over < refused:
@@ -123,6 +138,15 @@ def choose_place(cuts: Cuts, wanted: Wanted) -> Place:
     most = max(each.cut.head.macs for each in fitting)
     deep = [each for each in fitting if each.cut.head.macs >= DEEP * most]
     return min(reversed(deep), key=lambda each: each.cut.int8_bytes)
+
+
+def _require(wanted: Wanted, place: Place) -> None:
+    """Raise ConfigError where a cut by name does not fit the microcontroller."""
+    if (beyond := wanted.beyond(place)) is not None and wanted.board is not None:
+        raise ConfigError(
+            f"{printable(place.cut.name)}: its head needs {beyond[1]}; expected {wanted.board.words}; "
+            "without --cut one that fits is chosen"
+        )
 
 
 def place_at(cuts: Cuts, cut: Cut, target: float) -> Place:
@@ -177,11 +201,16 @@ class _Limits:
             parts.append(f"at most {profile.flash_bytes:,.0f} bytes of weights")
         if profile.head_seconds is not None:
             parts.append(f"at most {profile.head_seconds:g} s a photo at {profile.speed:,.3g} MAC/s")
+        if wanted.board is not None:
+            parts.append(wanted.board.words)
         activations = math.inf if wanted.head_memory is None else wanted.head_memory
         return cls(whole.macs, share * whole.macs, activations, profile, ", ".join(parts) or "enough")
 
-    def over(self, place: Place) -> tuple[float, str] | None:
-        """By how many times a place passes the limit that it passes most, and which; None if it fits."""
+    def over(self, place: Place, beyond: tuple[float, str] | None) -> tuple[float, str] | None:
+        """By how many times a place passes the limit that it passes most, and which; None if it fits.
+
+        beyond: the same of a microcontroller's.
+        """
         head, peak, profile = place.head, place.cut.peak_bytes, self.profile
         in_memory = peak if profile.flash_bytes is not None else peak + head.weights
         seconds = head.macs / profile.speed
@@ -193,6 +222,8 @@ class _Limits:
             (seconds, profile.head_seconds, f"{seconds:.3g} s a photo"),
         )
         passed = [(need / most, text) for need, most, text in needs if most is not None and need > most]
+        if beyond is not None:
+            passed.append(beyond)
         if not passed:
             return None
         times, text = max(passed)

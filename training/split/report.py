@@ -18,6 +18,7 @@ from offramp.common.part.answer import ANSWERED_BY
 from offramp.training.calibrate.chain import points
 from offramp.training.calibrate.intervals import wilson
 from offramp.training.data.datasets import Dataset
+from offramp.training.split.board import text_of
 from offramp.training.split.build import Built
 from offramp.training.split.cuts import Cost
 from offramp.training.split.divergence import Divergence
@@ -120,6 +121,7 @@ def make_report(
     classifier: str,
     shape: tuple[int, ...],
     words: Words = PHOTOS,
+    board: dict[str, Any] | None = None,
 ) -> Report:
     """Put the figures together.
 
@@ -128,6 +130,7 @@ def make_report(
         comparison: pictures beside the pair.
         model, cuts, classifier: in words.
         shape: of the tensor at the first cut.
+        board: of `Board.report`, where there is a microcontroller.
     """
     manifest, seen, labels = built.bundle.manifest, built.answers, data.test.labels
     at = manifest.threshold
@@ -178,6 +181,8 @@ def make_report(
         "comparison": comparison.as_json(),
     }
     values |= _of_chain(built, cuts) | {"words": asdict(words)}
+    if board is not None:
+        values["microcontroller"] = board
     text = verdict(comparison, f"T_c = {at:g}", accuracies["unsplit"], words)
     values["verdict"] = text
     return Report(values, text)
@@ -262,6 +267,7 @@ def markdown(report: Report) -> str:
         f"- device: {device['share_of_macs']:.0%} of the multiply-accumulates "
         f"({device['macs'] / 1e6:,.1f} M), head {device['head_bytes']:,} B; server: tail "
         f"{device['tail_bytes']:,} B",
+        *([f"- microcontroller: {text_of(v['microcontroller'])}"] if "microcontroller" in v else ()),
         f"- sent: {'×'.join(map(str, v['symbols']))} symbols, coded by {v['codec']}: "
         f"{v['bytes_of_sent']:,.1f} B for each {words.one} that is sent",
         f"- at T_c = {v['threshold']:g}: {accuracy['pair']:.2%} right (95 %: {low:.1%} to {high:.1%}), "

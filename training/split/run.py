@@ -31,11 +31,13 @@ from offramp.training.data.tensors import Kind, Options
 from offramp.training.display import Bar
 from offramp.training.profile import Profile, read_profile
 from offramp.training.split import classifier
+from offramp.training.split.board import Board
 from offramp.training.split.build import Built, Split, build, bundle_name
 from offramp.training.split.capture import Captured, capture
 from offramp.training.split.compared import compared
 from offramp.training.split.crossings import Fitted, digest_of, fit_codes, time_for
 from offramp.training.split.cuts import Cuts, find_cuts
+from offramp.training.split.fit import rho_of
 from offramp.training.split.halves import divide
 from offramp.training.split.model import PAPERS, SIDE, Model, load_model
 from offramp.training.split.photos import Normalise, answers, seconds_a_photo
@@ -53,6 +55,7 @@ class Job:
     """All that ``offramp split`` was asked for; None: as the data and the model suggest.
 
     module, dataset: in place of what ``model`` and ``data`` name, from Python; the module stays as it is.
+    board: a microcontroller of ``ram`` and ``flash`` bytes, with what plans for it.
     """
 
     model: str
@@ -67,11 +70,14 @@ class Job:
     cuts: tuple[str, ...] = ()
     head_macs: float | None = None
     head_memory: int | None = None
+    ram: int | None = None
+    flash: int | None = None
     profile: Profile | None = None
     bytes: float | tuple[float, ...] = 60.0
     drop: float | None = 1.0
     budget: float | tuple[float, ...] | None = None
     hop_costs: tuple[float, ...] = ()
+    rho: tuple[float, ...] = ()
     minutes: float | None = 30.0
     seed: int = 0
     classifier: classifier.Choice = "auto"
@@ -89,6 +95,7 @@ class Job:
     whole: Path | None = None
     module: nn.Module | None = None
     dataset: Dataset | None = None
+    board: Board | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], **more: Any) -> Job:
@@ -136,9 +143,11 @@ def run(job: Job, display: Display) -> Done:
     display.say("looking for places to cut")
     captured = capture(model.module, model.shape, name=printable(model.name))
     cuts = find_cuts(captured)
-    wanted = Wanted(job.cut, job.head_macs, job.head_memory, job.profile, job.bytes, job.cuts)
+    limits = job.head_macs, job.head_memory, job.profile
+    wanted = Wanted(job.cut, *limits, job.bytes, job.cuts, job.board, captured)
     places = choose_places(cuts, wanted)
     goal = _goal(job, len(places))
+    rho_of(job.rho, len(places))
     for note in (*model.notes, *sources):
         display.say(printable(note, 300))
     data = job.dataset or (_photos(job, side, display) if taken is None else taken.data)
@@ -366,6 +375,7 @@ def _finish(
         classifier=made.how,
         shape=place.cut.shape,
         words=PHOTOS if taken is None else words_of(taken.spec),
+        board=None if job.board is None else job.board.report(built.bundle),
     )
     write(report, job.out)
     replace_file(job.out / RECIPE, recipe_text(job, places, job.out).encode())

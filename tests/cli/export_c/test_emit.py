@@ -59,7 +59,7 @@ def check(bundle: Bundle, program: Path, images: NDArray[np.uint8]) -> list[byte
     return [each.datagram for each in found]
 
 
-@pytest.mark.parametrize("codec", ["rans", "context", "huffman", "raw"])
+@pytest.mark.parametrize("codec", ["rans", "context", "huffman", "run-huffman", "raw"])
 def test_an_awkward_network_gives_the_same_bytes(codec: str, tmp_path: Path) -> None:
     """Odd sides, uneven borders, a kernel over columns; with each codec, and where it is longer than raw."""
     bundle = toy_heads.write(tmp_path / "bundle", codec)

@@ -9,8 +9,12 @@ pytest.importorskip("torch")
 import torch
 from torch import fx, nn
 
-from offramp.cli.export_c.estimate import Needs, needs_of
+from offramp.cli.export_c.estimate import Needs, needs_at, needs_of
+from offramp.cli.export_c.program import CODE_BYTES
 from offramp.training.split.capture import capture, closure
+from offramp.training.split.cuts import find_cuts
+from offramp.training.split.place import place_at
+from tests.training.split import tiny
 
 
 class Head(nn.Module):
@@ -39,6 +43,22 @@ def needs(last: nn.Module) -> Needs | None:
     end = next(node for node in nodes if node.name == "mean").all_input_nodes[0]
     head = closure(end)
     return needs_of([node for node in nodes if node in head], end)
+
+
+def test_a_place_has_its_code_and_exit() -> None:
+    captured = capture(tiny.build(), (3, tiny.SIDE, tiny.SIDE), name="tiny")
+    cuts = find_cuts(captured)
+    place = place_at(cuts, cuts.find("1"), 12)
+    found = needs_at(captured, place)
+    assert found is not None
+    least = place.head.weights + CODE_BYTES
+    # With biases and scales, and tables of 256 values for each of 16 channels, one of them in float.
+    assert least + 256 * 16 * 6 < found.flash_bytes < least + 256 * 16 * 6 + 8000
+    # The symbols whole, which are fewer than the values that cross.
+    assert place.code.channels * 64 < found.ram_bytes
+
+    # A vector is not a map: C has no way to make it one.
+    assert needs_at(captured, place_at(cuts, cuts.cuts[-1], 12)) is None
 
 
 def test_a_heads_memory_and_flash() -> None:

@@ -1,13 +1,10 @@
-"""Constants of C, and codecs that there are not in C. The bytes: test_emit.py."""
+"""Constants of C, and an order of channels. The bytes: test_emit.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from offramp.cli.export_c.tables import array, make_coder
-from offramp.common.errors import BundleError
 from tests import toy
 
 
@@ -19,7 +16,8 @@ def test_an_array_is_written_in_short_lines() -> None:
     assert [int(each) for line in lines for each in line.split(",")[:-1]] == list(range(-128, 128))
 
 
-def test_a_codec_that_there_is_not_is_refused(tmp_path: Path) -> None:
-    bundle = toy.write_run_huffman(tmp_path)
-    with pytest.raises(BundleError, match="is run-huffman, export-c takes rans, context, huffman and raw"):
-        make_coder(bundle)
+def test_channels_go_to_lanes_in_the_order_of_their_tables(tmp_path: Path) -> None:
+    coder = make_coder(toy.write_run_huffman(tmp_path, lanes=2))
+    assert "offramp_channel_order[] = {\n    0, 2, 1, 3,\n};" in coder.code
+    # 256 cells, and 4 x 17 with a full run.
+    assert coder.flash_bytes == 3 * (256 + 69) + 2 * 16 + 5 * 4

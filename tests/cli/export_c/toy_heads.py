@@ -162,7 +162,7 @@ def tail() -> bytes:
 
 
 def write(directory: Path, codec: str = "rans", graph: bytes | None = None, **changes: Any) -> Bundle:
-    """A bundle with such a head; codec: rans, context, raw or huffman."""
+    """A bundle with such a head; codec: rans, context, raw, huffman or run-huffman."""
     files = {HEAD: head().bytes() if graph is None else graph, TAIL: tail()}
     described: dict[str, Any] = {"kind": codec}
     if codec == "rans":
@@ -176,6 +176,11 @@ def write(directory: Path, codec: str = "rans", graph: bytes | None = None, **ch
         book = build_codebook(counts.astype(np.int64), "channel")
         files[CODEBOOK] = book.to_bytes()
         described |= {"lanes": 2, "table_of_channel": book.table_of_channel.tolist()}
+    elif codec == "run-huffman":
+        runs = toy.run_huffman_tables()
+        files[CODEBOOK] = runs.to_bytes()
+        of_channel, modes = runs.table_of_channel.tolist(), [ZERO - 1, ZERO, ZERO, ZERO + 1]
+        described |= {"lanes": 2, "table_of_channel": of_channel, "mode_of_channel": modes}
     elif codec == "context":
         files[CODEBOOK] = context_model().to_bytes()
     document = toy.manifest({name: data for name, data in files.items() if name != CODEBOOK})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,10 +54,11 @@ def publish(fake: Fake, tag: str, bundle: Bundle) -> None:
     asyncio.run(run())
 
 
-def follow(run: Processes, reference: str, folder: Path, *words: object) -> Program:
-    """``offramp follow``, with its own metrics page."""
+def follow(run: Processes, reference: str, folder: Path, *words: object, **variables: str) -> Program:
+    """``offramp follow``, with its own metrics page and further variables of its environment."""
     command = [sys.executable, "-m", "offramp.cli.app", "follow", reference, "--dir", folder]
-    return run.start([str(word) for word in (*command, "--metrics-port", 0, *words)])
+    line = [str(word) for word in (*command, "--metrics-port", 0, *words)]
+    return run.start(line, env=os.environ | variables)
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -82,11 +85,13 @@ def test_a_device_changes_only_to_what_a_server_has(
         "--bundle", at_server, "--listen", "127.0.0.1:0", "--reload-interval", 0.1, "--threads", 1,
     )  # fmt: skip
     address = server.wait_for(r"listening on (\S+:\d+)")[1]
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
     device = follow(
         run, fake.reference(":devices"), at_device, "--every", 0.1, "--probation", 4,
         "--metrics", f"127.0.0.1:{port}", "--", *python, "offramp.device.app", "--bundle", "{bundle}",
         "--server", address, "--threshold", 1, "--rate", 50, "--repeat", "--quiet", "--metrics-port", port,
-        toy_images,
+        toy_images, NOTIFY_SOCKET=str(tmp_path / "notify"),
     )  # fmt: skip
     own = own_page(device)
     page = f"http://127.0.0.1:{port}/metrics"
@@ -111,6 +116,10 @@ def test_a_device_changes_only_to_what_a_server_has(
     remembered["refused"][0]["retry_at"] = 0.0
     device.send(signal.SIGTERM)
     assert device.wait() == ExitCode.INTERRUPTED
+    # Ready with one bundle, with the next, with the first again; and only now the end of the service.
+    said = [manager.recv(64, socket.MSG_DONTWAIT) for _ in range(4)]
+    assert said == [b"READY=1"] * 3 + [b"STOPPING=1"]
+    manager.close()
     (at_device / STATE).write_text(json.dumps(remembered))
     again = follow(
         run, fake.reference(":devices"), at_device, *device.command[device.command.index("--every") :]
@@ -140,8 +149,10 @@ def own_page(program: Program) -> str:
         (["--dir", "d", "--every", "0"], "seconds"),
         (["--dir", "d", "--keep", "0"], "1 … 16"),
         (["--dir", "d", "--metrics", "127.0.0.1:1", "--", "sleep", "1"], "{bundle}"),
-        (["--dir", "d", "--metrics", "nowhere", "--", "run", "{bundle}"], "HOST:PORT"),
+        (["--dir", "d", "--metrics", "nowhere", "--", "echo", "{bundle}"], "HOST:PORT"),
+        (["--dir", "d", "--", "no-such-program", "{bundle}"], "no-such-program: not found"),
         (["--dir", "d", "more"], "more"),
+        (["--dir", "d", "--allow-older"], "expected --trusted-key"),
     ],
 )
 def test_wrong_flags_are_one_error(

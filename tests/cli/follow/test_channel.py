@@ -32,7 +32,9 @@ async def take(channel: Channel) -> Held:
     """What the channel names, pulled."""
     artifact = await channel.look(None)
     assert artifact is not None
-    return await channel.fetch(artifact)
+    held = await channel.fetch(artifact)
+    assert isinstance(held, Held)
+    return held
 
 
 def test_what_a_tag_names_is_pulled_once(channel: Channel, toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import shlex
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +19,14 @@ from offramp.cli.follow.channel import Channel, Folder
 from offramp.cli.follow.child import Child
 from offramp.cli.follow.follower import STARTS, Follower, Terms
 from offramp.cli.follow.metrics import FollowMetrics
+from offramp.cli.follow.notify import Relay
 from offramp.cli.follow.state import State, Trial, read_state, write_state
 from offramp.cli.registry.layout import Layout
 from offramp.cli.registry.reference import Reference, parse_reference
 from offramp.cli.registry.transfer import push
 from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.bundle.manifest import MANIFEST
+from offramp.common.bundle.signature import SIGNATURE, UNDATED, TrustedKeys, generate_key, sign
 from offramp.common.errors import ExitCode, OutputError
 from tests import toy
 from tests.processes import WAIT
@@ -39,6 +44,7 @@ class Scene:
         self.reference: Reference = parse_reference(f"oci-layout:{folder / 'layout'}:stable")
         self.metrics = FollowMetrics()
         self.terms = Terms((), None, every=0.05, probation=0.3, grace=5.0, keep=2)
+        self.trusted: TrustedKeys | None = None
 
     def command(self, script: str) -> None:
         """What to run; it notes its bundle first."""
@@ -52,7 +58,7 @@ class Scene:
     def follower(self, folder: Folder) -> Follower:
         """A new one, as after a restart."""
         arguments = argparse.Namespace(reference=self.reference, timeout=30.0)
-        return Follower(self.terms, folder, Channel(arguments, folder, None), self.metrics)
+        return Follower(self.terms, folder, Channel(arguments, folder, self.trusted), self.metrics, Relay({}))
 
     def runs(self) -> list[int]:
         """Which bundle each start was with."""
@@ -90,7 +96,7 @@ class Scene:
                 acting.cancel()
                 return status
 
-        with Folder(self.dir, None) as folder:
+        with Folder(self.dir, self.trusted) as folder:
             return asyncio.run(run(folder))
 
 
@@ -196,7 +202,7 @@ def test_one_that_takes_the_machine_down_is_tried_twice(
 
     start = Child.start
 
-    async def die(command: Sequence[str]) -> Child:
+    async def die(command: Sequence[str], environment: None) -> Child:
         if scene.state.trial is not None:
             raise PowerCut
         return await start(command)
@@ -332,3 +338,61 @@ def test_a_trial_of_a_bundle_that_is_gone_is_dropped(scene: Scene) -> None:
 
     scene.play(goes_on)
     assert scene.state.trial is None
+
+
+def test_a_registry_that_serves_an_old_signed_bundle_again_is_not_believed(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("cryptography")
+    generate_key(tmp_path / "key", tmp_path / "pub")
+    scene.trusted = TrustedKeys([tmp_path / "pub"])
+    scene.bundles = [
+        load_bundle(shutil.copytree(bundle.path, tmp_path / str(number)))
+        for number, bundle in enumerate(scene.bundles[:2])
+    ]
+
+    async def serve(number: int, date: int) -> None:
+        folder = scene.bundles[number].path
+        line = sign((folder / MANIFEST).read_bytes(), tmp_path / "key", date)
+        (folder / SIGNATURE).write_text(line)
+        await scene.publish(number)
+
+    async def is_taken(number: int) -> None:
+        await until(lambda: scene.state.current is not None and scene.current() == number)
+
+    async def is_refused() -> None:
+        seen = scene.count("polls_total", result="older")
+        # By every poll, as long as the tag names it.
+        await until(lambda: scene.count("polls_total", result="older") >= seen + 2)
+
+    async def script(_: Follower) -> None:
+        await serve(0, 100)
+        await is_taken(0)
+        await serve(1, 200)
+        await is_taken(1)
+        for date in (100, UNDATED):
+            await serve(0, date)
+            await is_refused()
+        assert scene.current() == 1
+        # Its owner may go back.
+        await serve(0, 300)
+        await is_taken(0)
+        await serve(0, 100)
+        await is_refused()
+
+    async def allowed(_: Follower) -> None:
+        await serve(1, 200)
+        await is_taken(1)
+
+    with caplog.at_level(logging.WARNING, "offramp.follow"):
+        scene.play(script)
+    old, said = scene.bundles[0].digest.hex()[:16], [each.getMessage() for each in caplog.records]
+    assert said[0] == (
+        f"bundle {old} was signed at 1970-01-01T00:01:40Z, the current one at 1970-01-01T00:03:20Z: "
+        "not taken up without --allow-older"
+    )
+    assert len(said) == 3
+    held = scene.state.current
+    assert held is not None and held.signed == 300
+    scene.terms = replace(scene.terms, allow_older=True)
+    scene.play(allowed)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from offramp.cli.app import main
 from offramp.cli.registry.auth import (
     Challenge,
     Login,
@@ -19,7 +20,10 @@ from offramp.cli.registry.auth import (
     read_login,
     token_url,
 )
-from offramp.common.errors import ConfigError, PeerError
+from offramp.common.bundle.load import Bundle, load_bundle
+from offramp.common.errors import ConfigError, ExitCode, PeerError
+from tests.certificates import Authority, Pair, needs_openssl
+from tests.registries import PASSWORD, USER, docker_registry, needs_registry, token_service
 
 AUTH = base64.b64encode(b"me:secret:with:colons").decode()
 
@@ -136,3 +140,47 @@ def test_a_password_goes_only_where_it_is_safe(registry: str, realm: str, safe: 
 
 def test_a_login_is_not_shown() -> None:
     assert "secret" not in repr(Login("me", "secret"))
+
+
+@needs_registry
+@needs_openssl
+def test_a_real_registry_believes_the_token_that_our_password_got(
+    toy_bundle: Bundle,
+    authority: Authority,
+    pair: Pair,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("cryptography")
+    password, user, wrong = files(tmp_path, password=PASSWORD, user=USER, wrong="wrong")
+    login = ["--user-file", user, "--token-file", password]
+    with token_service(authority.pair.cert, pair) as service:
+
+        def push(host: str, *words: str) -> tuple[int, str]:
+            """Exit status, and what is said of an error."""
+            status = main(["push", str(toy_bundle.path), f"oci://{host}/shop/toy:stable", *words])
+            return status, capsys.readouterr().err
+
+        with docker_registry(tmp_path, auth=service.auth()) as host:
+            reference = f"oci://{host}/shop/toy:stable"
+            assert push(host, *login)[0] == 0
+            assert main(["pull", reference, "--out", str(tmp_path / "pulled"), *login]) == 0
+            assert [scope for scope, _ in service.asked] == [
+                "repository:shop/toy:pull,push",
+                "repository:shop/toy:pull",
+            ]
+            status, said = push(host, "--user-file", user, "--token-file", wrong)
+            assert status == ExitCode.PEER and "127.0.0.1: gives no token (status 401)" in said
+            service.actions = ("pull",)
+            status, said = push(host, *login)
+            assert status == ExitCode.PEER and "answers PUT with status 401" in said
+            service.lives = -600
+            status, said = push(host, *login)
+            assert status == ExitCode.PEER and "answers HEAD with status 401" in said
+        asked = len(service.asked)
+        with docker_registry(tmp_path, auth=service.auth("localhost")) as host:
+            status, said = push(host, *login)
+        assert status == ExitCode.PEER and "expected https, or its own host" in said
+        assert len(service.asked) == asked
+    assert PASSWORD not in said
+    assert load_bundle(tmp_path / "pulled").digest == toy_bundle.digest

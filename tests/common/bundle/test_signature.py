@@ -16,7 +16,15 @@ import pytest
 from offramp.cli.app import main
 from offramp.common.bundle.load import load_bundle
 from offramp.common.bundle.manifest import MANIFEST, TAIL
-from offramp.common.bundle.signature import CONTEXT, SIGNATURE, SIGNATURE_BYTES, TrustedKeys
+from offramp.common.bundle.signature import (
+    DATED,
+    SIGNATURE,
+    SIGNATURE_BYTES,
+    UNDATED,
+    TrustedKeys,
+    date_text,
+    sign,
+)
 from offramp.common.errors import BundleError, ConfigError, ExitCode
 from tests.processes import Processes, processes
 from tests.toy import BundleFolder
@@ -60,12 +68,29 @@ def test_it_may_be_signed_by_several_and_again(signed: BundleFolder, keys: Path)
         load_bundle(signed.path, trusted(keys, name))
 
 
+def test_the_latest_date_of_a_trusted_key_counts(signed: BundleFolder, keys: Path) -> None:
+    manifest = (signed.path / MANIFEST).read_bytes()
+    lines = [sign(manifest, keys / f"{name}.key", date) for name, date in (("mine", UNDATED), ("theirs", 7))]
+    assert len(lines[0].split()) == 3
+    data = "\n".join(lines).encode()
+    dates = [trusted(keys, *names).check(manifest, data) for names in (["mine"], ["mine", "theirs"])]
+    assert dates == [UNDATED, 7]
+    # One of before dates were signed is loaded as ever.
+    (signed.path / SIGNATURE).write_text(lines[0])
+    load_bundle(signed.path, trusted(keys, "mine"))
+    assert [date_text(date) for date in (UNDATED, 7, 10**11 * 9)] == [
+        "an unknown time",
+        "1970-01-01T00:00:07Z",
+        "second 900000000000",
+    ]
+
+
 def test_openssl_made_and_verifies_the_same(signed: BundleFolder, keys: Path, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl program")
-    _, _, signature = (signed.path / SIGNATURE).read_text().split()
+    _, _, signature, date = (signed.path / SIGNATURE).read_text().split()
     (tmp_path / "signature").write_bytes(base64.b64decode(signature))
-    (tmp_path / "signed").write_bytes(CONTEXT + (signed.path / MANIFEST).read_bytes())
+    (tmp_path / "signed").write_bytes(DATED + date.encode() + b"\0" + (signed.path / MANIFEST).read_bytes())
     command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", str(keys / "mine.pub"), "-rawin"]
     command += ["-in", str(tmp_path / "signed"), "-sigfile", str(tmp_path / "signature")]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -75,8 +100,14 @@ def test_openssl_made_and_verifies_the_same(signed: BundleFolder, keys: Path, tm
 
 
 def swap_case(line: str) -> str:
-    kind, key, signature = line.split()
-    return f"{kind} {key} {signature.swapcase()}\n"
+    kind, key, signature, date = line.split()
+    return f"{kind} {key} {signature.swapcase()} {date}\n"
+
+
+def with_date(folder: BundleFolder, *date: str) -> None:
+    """The same signature with another date."""
+    words = (folder.path / SIGNATURE).read_text().split()[:3]
+    (folder.path / SIGNATURE).write_text(" ".join([*words, *date]) + "\n")
 
 
 def plain_signature(folder: BundleFolder, keys: Path) -> str:
@@ -117,6 +148,11 @@ DAMAGE: dict[str, tuple[Callable[[BundleFolder, Path], object], str]] = {
         lambda b, keys: (b.path / SIGNATURE).write_text(plain_signature(b, keys)),
         "is not one of this manifest",
     ),
+    "another date": (lambda b, _: with_date(b, "1"), "is not one of this manifest"),
+    "without its date": (lambda b, _: with_date(b), "is not one of this manifest"),
+    "date 0": (lambda b, _: with_date(b, "0"), "line 1 is not a signature"),
+    "zeros before the date": (lambda b, _: with_date(b, "01"), "line 1 is not a signature"),
+    "two dates": (lambda b, _: with_date(b, "1", "2"), "line 1 is not a signature"),
     "another kind": (
         lambda b, _: (b.path / SIGNATURE).write_text("rsa AA== AA==\n"),
         "line 1 is not a signature",

@@ -155,5 +155,5 @@ def test_each_place_around_a_symbol_is_heard(input_: int) -> None:
         moved[0, row, column] = 130
         moved[1, 1, 1] = 142
         sizes.append(len(ContextCoder(model).encode(moved.tobytes())))
-    # Told by a symbol that is 2 from its mode, a weight of 64 makes up for the base: 13 bits are saved.
+    # After a symbol that is 2 from its mode, a weight of 64 makes up for the base: 13 bits are saved.
     assert sizes[input_] < min(size for number, size in enumerate(sizes) if number != input_)

@@ -33,7 +33,7 @@ CAPACITY = 1 << 20
 
 
 class FakeLink:
-    """Takes frames while ``up``, and answers each with ``outcome`` at once, or when told to."""
+    """Takes frames while ``up``, and answers each with ``outcome`` at once, or when the test says so."""
 
     def __init__(self) -> None:
         self.up = False

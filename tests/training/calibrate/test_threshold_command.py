@@ -48,8 +48,8 @@ def test_the_bundle_is_rewritten_and_measured_again(
     engine = Engine(after)
     symbols, early = engine.head(digits.test.images)
     exits = early.max(axis=1) > manifest.threshold
-    told = tail_answers(engine, symbols).answers(early, manifest.sent_answer)
-    right = np.where(exits, early.argmax(1) == digits.test.labels, told == digits.test.labels)
+    answers = tail_answers(engine, symbols).answers(early, manifest.sent_answer)
+    right = np.where(exits, early.argmax(1) == digits.test.labels, answers == digits.test.labels)
     assert manifest.sent_answer == found["sent_answer"]
     assert row.exit_rate == exits.mean()
     agreement = {at.threshold: at.exits for at in manifest.figures.agreement or []}
@@ -100,11 +100,11 @@ def test_with_pictures_it_says_what_to_set_on_a_device(
     pictures = [encode_picture(image, 75) for image in images]
     seen = np.stack([decode_picture(one, *images.shape[2:]) for one in pictures])
     after = whole_answers(Engine(load_bundle(trained)), seen).answers(joint.astype(np.float32), rule)
-    told = np.where(again, after, np.where(sent, reply.answers(early, rule), early.argmax(1)))
+    answers = np.where(again, after, np.where(sent, reply.answers(early, rule), early.argmax(1)))
     payloads = [len(bundle.codec.encode(one)[1]) for one in symbols]
     total = np.where(sent, payloads, 0) + np.where(again, [len(one) for one in pictures], 0)
     assert found["picture"]["rate"] == again.mean() > 0
-    assert found["accuracy"] == pytest.approx((told == digits.validation.labels).mean())
+    assert found["accuracy"] == pytest.approx((answers == digits.validation.labels).mean())
     assert found["bytes_mean"] == pytest.approx(total.mean())
 
 

@@ -59,7 +59,7 @@ def test_a_dead_channel_keeps_its_bias() -> None:
 
 
 def moved(model: SplitModel, images: torch.Tensor, code: Affine) -> float:
-    """Mean divergence of the answers, in float but for what travels, of the exit where it is larger."""
+    """Mean divergence of the answers, in float but for the transmitted activation, of the worse exit."""
     with torch.no_grad():
         travels = model.head(images)[0]
         coarse = torch.from_numpy(code.dequantize(code.quantize(travels.numpy())))

@@ -80,6 +80,9 @@ def test_costs_are_those_that_the_paper_counts() -> None:
     # The early exit is not in the graph.
     assert cut.head.macs == counted.device.macs - counted.branch.macs
     assert cut.tail.macs == counted.server.macs
+    # Exits by their number are cuts by name, as the error about `exits = […]` has it.
+    first, second = cuts.find("blocks.5"), cuts.find("blocks.12")
+    assert second.head.macs == cut.head.macs > first.head.macs > 0
 
 
 def test_the_largest_activation_is_what_is_held_at_once(resnet: Cuts) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from offramp.common.errors import ConfigError
 from offramp.training.split import fit
 from offramp.training.split.cache import Cached
 from offramp.training.split.code import Code, CodeShape, rounded
@@ -43,9 +44,10 @@ def run(
     target: float,
     steps: int = 150,
     tick: Callable[[fit.State], object] = lambda _: None,
+    rho: tuple[float, ...] = (),
 ) -> fit.State:
     stage = Stage(folder, {}, print)
-    settings = fit.Settings((target,), steps, 0)
+    settings = fit.Settings((target,), steps, 0, rho=rho)
     ours.begin(tail(), cached().sample(), target=target, seed=0)
     return fit.fit([ours], [tail()], cached(), settings, stage, Clock(None), until=1, tick=tick)
 
@@ -68,6 +70,18 @@ def test_it_learns_and_fewer_bytes_cost_fewer(tmp_path: Path) -> None:
     assert not wide.training and many.step == 150
     assert min(agreement(wide)) > 0.6
     assert few.bytes < 0.85 * many.bytes and few.rate_weights > many.rate_weights
+
+
+def test_each_exit_has_its_weight(tmp_path: Path) -> None:
+    learned = []
+    for number, rho in enumerate(((), (0.7, 1.0), (0.0, 1.0))):
+        ours = code()
+        run(ours, tmp_path / str(number), 40, steps=2, rho=rho)
+        learned.append(torch.cat([each.flatten() for each in ours.features.parameters()]))
+    assert torch.equal(learned[0], learned[1]) and not torch.equal(learned[0], learned[2])
+    for wrong, count in (((1.0,), "1 number"), ((1.0,) * 4, "4 numbers")):
+        with pytest.raises(ConfigError, match=rf"^rho: {count}; expected 3, one for each exit"):
+            fit.rho_of(wrong, 2)
 
 
 def test_what_was_interrupted_ends_with_the_same_weights(

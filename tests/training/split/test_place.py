@@ -6,7 +6,9 @@ import pytest
 
 from offramp.common.errors import ConfigError
 from offramp.training.profile import Profile
-from offramp.training.split.place import Wanted, choose_place, choose_places
+from offramp.training.split.board import Board, Needs
+from offramp.training.split.capture import Captured
+from offramp.training.split.place import Place, Wanted, choose_place, choose_places, place_at
 from tests.training.split import networks
 
 MODEL = "paper-mobilenetv2"
@@ -83,3 +85,37 @@ def test_several_cuts_are_named_in_order() -> None:
         choose_places(cuts, replace(both, bytes=(1.0, 2.0, 3.0)))
     with pytest.raises(ConfigError, match="bytes: 2 numbers; expected one, because there is one crossing"):
         choose_places(cuts, replace(both, cuts=()))
+
+
+def test_the_cut_keeps_to_a_microcontroller() -> None:
+    captured, cuts = networks.found(MODEL)
+    free = choose_place(cuts, ANY)
+
+    def planned(_: Captured, place: Place) -> Needs | None:
+        """Weights in flash, and what crosses in memory; the last blocks have an operator that C has not."""
+        return None if place.head.macs > 0.45 * cuts.whole.macs else Needs(1000, place.head.weights)
+
+    def wanted(flash: int, cut: str | None = None) -> Wanted:
+        board = Board(2000, flash, planned, lambda _: Needs(0, 0))
+        return replace(ANY, cut=cut, board=board, captured=captured)
+
+    fitting = choose_place(cuts, wanted(free.head.weights)).cut
+    assert free.head.macs > 0.45 * cuts.whole.macs > fitting.head.macs
+    assert choose_place(cuts, wanted(10**6, fitting.name)).cut == fitting
+    with pytest.raises(
+        ConfigError, match=r"no cut leaves the device .* at most 2,000 bytes of RAM and at most 9"
+    ):
+        choose_place(cuts, wanted(9))
+    with pytest.raises(ConfigError) as caught:
+        choose_place(cuts, wanted(9))
+    # The nearest is the smallest.
+    least = min(place_at(cuts, cut, 60).head.weights for cut in cuts.places() if cut.shape[0] > 3)
+    assert f" needs about 1,000 bytes of RAM and {least:,} bytes of flash)" in str(caught.value)
+    for name, needs in (
+        (fitting.name, "about 1,000 bytes"),
+        (free.cut.name, "an operator that export-c has not"),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"^{name}: its head needs {needs}.*; expected at most 2,000 bytes"
+        ):
+            choose_places(cuts, wanted(9, name))

@@ -56,7 +56,7 @@ def test_the_recipe_that_is_written_is_the_same_job_again(tmp_path: Path) -> Non
 def test_the_recipe_of_a_chain_is_the_same_job_again(tmp_path: Path) -> None:
     made = job(
         data=tmp_path / "photos", out=tmp_path, cuts=("layer1", "layer2"), bytes=(80.0, 30.0), joint=5,
-        drop=None, budget=(20.0, 4.0), hop_costs=(1.0, 0.0),
+        drop=None, budget=(20.0, 4.0), hop_costs=(1.0, 0.0), rho=(1.0, 0.5, 1.0),
     )  # fmt: skip
     places = choose_places(networks.found("resnet")[1], Wanted(None, None, None, None, made.bytes, made.cuts))
     (tmp_path / "recipe.toml").write_text(recipe_text(made, places, tmp_path))

@@ -1,4 +1,4 @@
-"""The early exit alone, or a wider one in its place; what travels stays as it is."""
+"""The early exit alone, or a wider one in its place; the transmitted activation stays as it is."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -69,12 +69,12 @@ def test_only_the_early_exit_learns(
 def test_with_a_code_it_answers_better_and_sends_the_same(
     recipe_text: str, small: Dataset, begun: Path, stage: str
 ) -> None:
-    told = []
+    both = []
     for recipe in (with_code(recipe_text), with_code(recipe_text, stage)):
         model = train(recipe, small, begun, resume=True).model
         graphs = export(quantize_calibrated(model, small.validation, recipe.quantize, recipe.seed))
-        told.append((graphs, run_graphs(graphs, small.validation)))
-    (old_graphs, old), (graphs, new) = told
+        both.append((graphs, run_graphs(graphs, small.validation)))
+    (old_graphs, old), (graphs, new) = both
     assert graphs.tail == old_graphs.tail
     assert np.array_equal(new.symbols, old.symbols)
     assert new.early_right.mean() > old.early_right.mean() + 0.02

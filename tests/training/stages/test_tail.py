@@ -43,12 +43,12 @@ def test_the_head_stays_and_the_tail_learns_what_it_sends(
     assert last.epochs[:-2] == first.epochs
     assert last.entropy == first.entropy
 
-    old, told = answered(first, before, small)
+    old, improved_answers = answered(first, before, small)
     new, improved = answered(last, after, small)
     assert new.head == old.head
     assert new.tail != old.tail
-    assert np.array_equal(improved.symbols, told.symbols)
-    assert improved.final_right.mean() >= told.final_right.mean()
+    assert np.array_equal(improved.symbols, improved_answers.symbols)
+    assert improved.final_right.mean() >= improved_answers.final_right.mean()
     for name, value in first.model.state_dict().items():
         if name.startswith(("branch.", "bottleneck.encoder.", "bottleneck.density.")):
             assert torch.equal(value, last.model.state_dict()[name])
