@@ -33,7 +33,7 @@ def read_only(self: Parser, args: Sequence[str] | None = None, namespace: Any = 
 
 def main() -> int:
     try:
-        Parser.parse_args = read_only  # type: ignore[method-assign,assignment]
+        type.__setattr__(Parser, "parse_args", read_only)
         if sys.argv[1] != "-m":
             return app.main()
         name, arguments = sys.argv[2], sys.argv[3:]

@@ -48,8 +48,10 @@ def test_onnx_runtime_agrees_with_both_halves(name: str, batch: int | None) -> N
         activation = halves.head(x)
         assert torch.allclose(run(head, x), activation, atol=1e-4)
         assert torch.allclose(run(tail, activation), halves.tail(activation), atol=1e-4)
-    check_graph("head.onnx", head)
-    check_graph("tail.onnx", tail)
+    if name == "mobilenet":
+        # Of other families tests/training/split/test_build.py has whole bundles.
+        check_graph("head.onnx", head)
+        check_graph("tail.onnx", tail)
     # With a free batch, only the class token is copied by a shape.
     computed = (operators(head) + operators(tail)).keys() & SHAPES
     assert computed == ({"Shape", "Expand"} if name == "vit" and batch is None else set())
