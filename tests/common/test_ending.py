@@ -49,6 +49,24 @@ def test_a_thread_that_never_ends_keeps_no_program_alive(
     assert ("Traceback" in done.stderr) == (status == 1)
 
 
+ORDERLY = """
+import atexit, sys, threading, time
+from offramp.common.ending import end_process
+class Taken:
+    def __del__(self): print("taken apart")
+kept = Taken()
+atexit.register(print, "exit function")
+threading.Thread(target=lambda: (time.sleep(0.05), print("thread"))).start()
+sys.stdout.write("unflushed ")
+end_process(7)
+"""
+
+
+def test_threads_and_exit_functions_have_their_turn_and_modules_are_not_taken_apart() -> None:
+    done = subprocess.run([sys.executable, "-c", ORDERLY], capture_output=True, text=True, timeout=WAIT)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "unflushed thread\nexit function\n", "")
+
+
 def test_an_error_of_ours_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise BundleError("it is damaged")

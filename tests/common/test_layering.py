@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -53,9 +54,15 @@ def names(package: str) -> list[str]:
     return [name for name, _ in modules(package)]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Of a file, which several tests look at."""
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> Iterator[str]:
     """Every module that a file imports anywhere in it, lazily or for type checking only as well."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -84,7 +91,7 @@ def imported_at_start(path: Path) -> set[str]:
                 for handler in getattr(node, "handlers", []):
                     walk(handler.body)
 
-    walk(ast.parse(path.read_text()).body)
+    walk(parsed(path).body)
     return found
 
 
@@ -97,6 +104,7 @@ def circle_of(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     """Each module of ours and those of ours that it imports at its start."""
     files = dict(module for package in ALLOWED for module in modules(package))
@@ -160,7 +168,7 @@ def test_nothing_that_is_installed_knows_research() -> None:
     """Neither as an import nor by a name that it imports later."""
     for package in ALLOWED.keys() - {"research"}:
         for name, path in modules(package):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     assert not node.value.startswith("research."), f"{name} names {node.value}"
             assert "research" not in {module.split(".")[0] for module in imported(path)}, name

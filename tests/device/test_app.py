@@ -99,16 +99,32 @@ def test_the_table_and_quiet(run: Processes, toy_images: Path) -> None:
         (["--rate", "inf"], "--rate inf: "),
         (["--server", "nowhere"], "--server nowhere: expected HOST:PORT"),
         (["--server", "127.0.0.1:1,:5"], "--server :5: expected HOST:PORT"),
-        (["--server", "192.0.2.1:1"], "--server 192.0.2.1: the connection would be plaintext"),
         (["--metrics-port", "-1"], "--metrics-port -1: "),
         (["--providers", "tpu"], "--providers tpu: "),
         (["--providers", "cpu,cuda"], "cpu: runs every operator, expected it last"),
-        (["--providers", "cuda"], "--providers cuda: this ONNX Runtime has only cpu"),
         (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    toy_bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["--bundle", str(toy_bundle.path), *arguments, "no/such/folder"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("edge-device: ") and message in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--server", "192.0.2.1:1"], "--server 192.0.2.1: the connection would be plaintext"),
+        (["--providers", "cuda"], "--providers cuda: this ONNX Runtime has only cpu"),
         (["no/such/folder"], "no/such/folder: No such file or directory, expected a file or a folder"),
     ],
 )
-def test_wrong_flags_are_exit_2(run: Processes, toy_images: Path, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_begun_is_exit_2(
+    run: Processes, toy_images: Path, arguments: list[str], message: str
+) -> None:
     status, device = run.device(*arguments, toy_images)
     assert status == 2 and device.stdout == []
     (line,) = device.stderr
@@ -222,8 +238,7 @@ def test_a_metrics_port_in_use_is_exit_7(run: Processes, toy_images: Path) -> No
 # --- signals and stdout ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("rate", [20.0, 1e-300])
+@pytest.mark.parametrize(("number", "rate"), [(signal.SIGINT, 20.0), (signal.SIGTERM, 1e-300)])
 def test_an_interrupted_run_prints_its_summary(
     run: Processes, toy_npz: Path, number: signal.Signals, rate: float
 ) -> None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from offramp.cli import app
 from offramp.common.arguments import Parser
-from research.paper.__main__ import PROGRAM as PAPER
-from research.pareto.__main__ import PROGRAM as PARETO
 
+# Not from the programs themselves: a script has dozens of commands, and most need neither.
+PAPER, PARETO = "python -m research.paper", "python -m research.pareto"
 READ = Parser.parse_args
 
 
@@ -33,12 +33,12 @@ def read_only(self: Parser, args: Sequence[str] | None = None, namespace: Any = 
 
 def main() -> int:
     try:
-        with patch.object(Parser, "parse_args", read_only):
-            if sys.argv[1] != "-m":
-                return app.main()
-            name, arguments = sys.argv[2], sys.argv[3:]
-            assert name.startswith("research."), f"python -m {name} is not known to the smoke run"
-            return int(importlib.import_module(f"{name}.__main__").main(arguments))
+        Parser.parse_args = read_only  # type: ignore[method-assign,assignment]
+        if sys.argv[1] != "-m":
+            return app.main()
+        name, arguments = sys.argv[2], sys.argv[3:]
+        assert name.startswith("research."), f"python -m {name} is not known to the smoke run"
+        return int(importlib.import_module(f"{name}.__main__").main(arguments))
     except Parsed as parsed:
         prog, arguments = parsed.args
     given = vars(arguments)
@@ -94,4 +94,6 @@ def listed(value: Any) -> Iterable[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)

@@ -18,6 +18,7 @@ from offramp.common.bundle.manifest import HEAD, TAIL
 from offramp.common.errors import ExitCode
 from offramp.common.wire import frame
 from offramp.common.wire.frame import FrameWriter
+from offramp.server.app import main
 from tests.processes import WAIT, Processes, until
 from tests.server.client import Ended, Stream, channel_to, good_frames, good_message, still_serves, stream_to
 from tests.toy import BundleFolder
@@ -209,7 +210,6 @@ def test_a_bundle_that_cannot_be_used_is_exit_4(damaged: BundleFolder, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--listen", "0.0.0.0:0"], "--listen 0.0.0.0: the connection would be plaintext"),
         (["--listen", "nowhere"], "--listen nowhere: expected HOST:PORT"),
         (["--listen", "::1:0"], "expected an IPv6 address in brackets"),
         (["--listen", "dns:///host:50051"], "expected HOST:PORT alone, without a scheme or a path"),
@@ -219,12 +219,26 @@ def test_a_bundle_that_cannot_be_used_is_exit_4(damaged: BundleFolder, tmp_path:
         (["--grace", "inf"], "--grace inf: "),
         (["--frames-in-flight", "-1"], "--frames-in-flight -1: "),
         (["--metrics-port", "65536"], "--metrics-port 65536: "),
-        (["--providers", "cuda"], "--providers cuda: this ONNX Runtime has only cpu"),
         (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    toy_bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["--bundle", str(toy_bundle.path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--listen", "0.0.0.0:0"], "--listen 0.0.0.0: the connection would be plaintext"),
+        (["--providers", "cuda"], "--providers cuda: this ONNX Runtime has only cpu"),
         ([], "the following arguments are required: --bundle"),
     ],
 )
-def test_wrong_flags_are_exit_2(toy_bundle: Bundle, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_begun_is_exit_2(toy_bundle: Bundle, arguments: list[str], message: str) -> None:
     bundle = ["--bundle", str(toy_bundle.path)] if arguments else []
     done = run_server(*bundle, *arguments)
     assert done.returncode == 2

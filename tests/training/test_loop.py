@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,19 +34,29 @@ def test_epochs_come_in_the_papers_order(recipe: Recipe, few: Dataset, tmp_path:
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_same_seed_gives_the_same_bits(recipe: Recipe, few: Dataset, tmp_path: Path) -> None:
-    first, second = (digest(train(recipe, few, tmp_path / name)) for name in ("a", "b"))
-    assert first == second
-    other = recipe.model_copy(update={"seed": 4})
-    assert digest(train(other, few, tmp_path / "c")) != first
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
 
 
 @pytest.fixture(scope="module")
-def whole(
-    recipe_words: str, few: Dataset, tiny_backbone: None, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+def whole(recipe_words: str, few: Dataset, tiny_backbone: None, checkpoints: Path) -> Trained:
     """``recipe`` trained in one go; only read it."""
-    return train(Recipe.parse(recipe_words), few, tmp_path_factory.mktemp("whole"))
+    return train(Recipe.parse(recipe_words), few, checkpoints)
+
+
+@pytest.fixture
+def done(whole: Trained, checkpoints: Path, tmp_path: Path) -> Path:
+    """A copy of its checkpoints."""
+    return Path(shutil.copytree(checkpoints, tmp_path / "done"))
+
+
+def test_the_same_seed_gives_the_same_bits(
+    recipe: Recipe, few: Dataset, whole: Trained, tmp_path: Path
+) -> None:
+    assert digest(train(recipe, few, tmp_path / "same")) == digest(whole)
+    other = recipe.model_copy(update={"seed": 4})
+    assert digest(train(other, few, tmp_path / "other")) != digest(whole)
 
 
 @pytest.mark.parametrize("moment", [*SCHEDULE, "mid-epoch"])
@@ -60,13 +71,12 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     assert again == SCHEDULE[SCHEDULE.index(first) :]  # type: ignore[arg-type]
 
 
-def test_recipes_share_the_stages_in_which_they_agree(recipe: Recipe, few: Dataset, tmp_path: Path) -> None:
-    train(recipe, few, tmp_path)
+def test_recipes_share_the_stages_in_which_they_agree(recipe: Recipe, few: Dataset, done: Path) -> None:
     harder = recipe.train.regularised.model_copy(update={"entropy": 5.0})
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"regularised": harder})})
     epochs: list[Epoch] = []
     lines: list[str] = []
-    train(other, few, tmp_path, resume=True, progress=Progress(epoch=epochs.append, say=lines.append))
+    train(other, few, done, resume=True, progress=Progress(epoch=epochs.append, say=lines.append))
     assert [epoch.stage for epoch in epochs] == ["regularised"]
     # And says why one of them begins at the start.
     (line,) = lines
@@ -74,13 +84,12 @@ def test_recipes_share_the_stages_in_which_they_agree(recipe: Recipe, few: Datas
     assert line.endswith(" has train.regularised.entropy = 1.0, now 5.0")
 
 
-def test_what_trained_a_stage_is_kept_with_it(recipe: Recipe, few: Dataset, tmp_path: Path) -> None:
-    train(recipe, few, tmp_path)
-    (path,) = tmp_path.glob("regularised-*.pt")
+def test_what_trained_a_stage_is_kept_with_it(recipe: Recipe, few: Dataset, done: Path) -> None:
+    (path,) = done.glob("regularised-*.pt")
     state = torch.load(path, weights_only=True)
     state["machine"]["device"] = "another machine"
     torch.save(state, path)
-    trained = train(recipe, few, tmp_path, resume=True)
+    trained = train(recipe, few, done, resume=True)
     assert trained.machine == {
         "device": "another machine",
         "precision": "float32",
@@ -108,11 +117,10 @@ def test_a_stage_begun_on_a_gpu_goes_on_without_one(recipe: Recipe, few: Dataset
     assert state["machine"]["device"] == f"a GPU in bfloat16, then {own}"
 
 
-def test_without_resume_training_starts_again(recipe: Recipe, few: Dataset, tmp_path: Path) -> None:
-    train(recipe, few, tmp_path)
+def test_without_resume_training_starts_again(recipe: Recipe, few: Dataset, done: Path) -> None:
     epochs: list[Epoch] = []
     lines: list[str] = []
-    train(recipe, few, tmp_path, progress=Progress(epoch=epochs.append, say=lines.append))
+    train(recipe, few, done, progress=Progress(epoch=epochs.append, say=lines.append))
     assert [(epoch.stage, epoch.number) for epoch in epochs] == SCHEDULE
     assert [line.partition(";")[0] for line in lines] == [
         "base: begins again", "exit: begins again", "regularised: begins again"

@@ -9,8 +9,9 @@ pytest.importorskip("torch")
 import torch
 from torch import fx, nn
 
-from offramp.cli.export_c.estimate import Needs, needs_at, needs_of
+from offramp.cli.export_c.estimate import needs_at, needs_of
 from offramp.cli.export_c.program import CODE_BYTES
+from offramp.training.split.board import Needs
 from offramp.training.split.capture import capture, closure
 from offramp.training.split.cuts import find_cuts
 from offramp.training.split.place import place_at

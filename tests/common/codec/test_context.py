@@ -116,17 +116,19 @@ def test_a_payload_that_can_be_checked_by_eye() -> None:
 
 def test_what_an_encoder_does_not_write_is_refused() -> None:
     coder = ContextCoder(context_model((1, 1, 3), 1, 0))
-    low = replace(coder.model, mode=np.array([0], np.uint8))
-    found: dict[str, int] = {}
-    for payload in range(1 << 16):
-        try:
-            ContextCoder(low).decode(payload.to_bytes(2, "big"))
-        except PayloadError as error:
-            found[str(error)] = payload
-    assert {
+    low = ContextCoder(replace(coder.model, mode=np.array([0], np.uint8)))
+    missing = {
         "the payload has a symbol -1, expected 0 … 255",
         "the payload escapes symbol 1, which needs no escape",
-    } <= {*found}
+    }
+    for payload in range(1 << 16):
+        try:
+            low.decode(payload.to_bytes(2, "big"))
+        except PayloadError as error:
+            missing.discard(str(error))
+        if not missing:
+            break
+    assert not missing
     with pytest.raises(PayloadError, match="the payload of 4 bytes is longer than its 3 symbols"):
         coder.decode(bytes(4))
 

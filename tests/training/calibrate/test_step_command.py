@@ -12,6 +12,8 @@ from offramp.training.data.datasets import Dataset
 from tests.training.bundles import trained_bundle
 from tests.training.coded import code_text
 
+pytestmark = pytest.mark.usefixtures("coarse_context")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, recipe_words: str, tiny_backbone: None) -> Path:
@@ -50,15 +52,10 @@ def test_a_bundle_of_another_step_is_written_beside_its_own(
     right = engine.tail(symbols).argmax(1) == digits.validation.labels
     assert found["accuracy_final"] == right.mean()
     assert found["payload_bytes"] == np.mean([len(after.codec.encode(one)[1]) for one in symbols])
-
-
-def test_a_step_replaces_the_one_before(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(trained), "--step", "0.8", "--out", str(tmp_path / "fine")]) == 0
+    # Another step takes this one's place.
     assert main([str(tmp_path / "fine"), "--step", "2", "--out", str(tmp_path / "coarse")]) == 0
     manifest = load_bundle(tmp_path / "coarse").manifest
-    assert manifest.name == f"{load_bundle(trained).manifest.name}-step2"
+    assert manifest.name == f"{before.manifest.name}-step2"
     assert manifest.activation.scale == 2
 
 
@@ -67,13 +64,13 @@ def test_steps_are_compared_and_nothing_is_written(
 ) -> None:
     shutil.copytree(trained, tmp_path / "bundle")
     files = {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
-    assert main([str(tmp_path / "bundle"), "--step", "0.5", "1", "2"]) == 0
+    assert main([str(tmp_path / "bundle"), "--step", "0.5", "2"]) == 0
     titles, *lines = capsys.readouterr().out.splitlines()
     assert titles.split() == [
         *["step", "B", "sent", "final", "exit", "best", "of", "all", "T_c"],
         *["T_c", "accuracy", "B", "an", "image", "answered", "by"],
     ]
-    assert [line.split()[0] for line in lines] == ["0.5", "1", "2"]
+    assert [line.split()[0] for line in lines] == ["0.5", "2"]
     sent = [float(line.split()[1]) for line in lines]
     assert sent == sorted(sent, reverse=True)
     assert {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()} == files

@@ -42,7 +42,7 @@ def photos(count: int, side: int) -> Labelled:
     return Labelled(images.clip(0, 255).astype(np.uint8), labels)
 
 
-@pytest.mark.parametrize(("name", "cut"), [("vit", "blocks.1"), ("swin", "stages.1"), ("mobilenet", "1")])
+@pytest.mark.parametrize(("name", "cut"), [("vit", "blocks.1"), ("swin", "stages.1")])
 def test_a_split_of_any_family_becomes_a_bundle_that_runs(tmp_path: Path, name: str, cut: str) -> None:
     captured, cuts = networks.found(name)
     at = cuts.find(cut)
