@@ -76,8 +76,14 @@ def test_only_what_is_shown_reads_the_wall_clock() -> None:
         for path in (ROOT / package).rglob("*.py")
         if re.search(r"\btime\.time(_ns)?\(|\bdatetime\b|\blocaltime\b", path.read_text())
     }
-    # The time of a log line, of a spooled row and of a sample, for whoever reads the file.
-    assert found == {"common/logs.py", "device/samples/record.py", "device/spool/store.py"}
+    # The time of a log line, of a spooled row, of a sample and of a signature, for whoever reads them.
+    readers = {
+        "common/bundle/signature.py",
+        "common/logs.py",
+        "device/samples/record.py",
+        "device/spool/store.py",
+    }
+    assert found == readers
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -32,12 +33,16 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "RETURN_FIRST", 0.05)
 
 
-def breaks_once(later: Script) -> Script:
-    """Answers one frame of its first stream and breaks it at the second; then as the other script."""
+def breaks_once(later: Script, back: threading.Event | None = None) -> Script:
+    """Answers one frame of its first stream and breaks it at the second; then as the other script.
+
+    back: until it is set, later streams have no answer.
+    """
     streams = iter(range(1000))
 
     def script(requests: Requests, context: Context) -> Iterator[bytes]:
         if next(streams):
+            assert back is None or back.wait(WAIT)
             yield from later(requests, context)
             return
         yield from hostile.breaking_at_the_second(requests, context)
@@ -47,8 +52,9 @@ def breaks_once(later: Script) -> Script:
 
 @pytest.mark.usefixtures("soon")
 def test_a_preferred_server_is_gone_back_to_once_it_takes_streams(linked: LinkTo) -> None:
+    back = threading.Event()
     with (
-        hostile.hostile(breaks_once(hostile.echo())) as first,
+        hostile.hostile(breaks_once(hostile.echo(), back)) as first,
         hostile.hostile(hostile.echo()) as second,
         linked(first.port, second.port, prefer_first=True) as device,
     ):
@@ -56,6 +62,7 @@ def test_a_preferred_server_is_gone_back_to_once_it_takes_streams(linked: LinkTo
         device.settled()
         device.offload(1)
         device.settled()
+        back.set()
         until(lambda: device.sample("offramp_device_failovers_total") == 2, "the first server again")
         device.offload(5)
         answers = answered(device.settled())
@@ -70,16 +77,21 @@ def test_a_preferred_server_is_gone_back_to_once_it_takes_streams(linked: LinkTo
 
 @pytest.mark.usefixtures("soon")
 def test_what_the_other_does_not_answer_in_time_is_sent_again(linked: LinkTo) -> None:
+    back = threading.Event()
     with (
-        hostile.hostile(breaks_once(hostile.echo())) as first,
+        hostile.hostile(breaks_once(hostile.echo(), back)) as first,
         hostile.hostile(hostile.answering(hostile.reply(2))) as second,
         linked(first.port, second.port, prefer_first=True, timeout=2) as device,
     ):
+        servers = [f"127.0.0.1:{each.port}" for each in (first, second)]
         device.offload(1)
         device.settled()
         device.offload(2)
+        until(
+            lambda: device.sample("offramp_device_server_answers_total", server=servers[1]) == 1, "its answer"
+        )
+        back.set()
         answers = answered(device.settled())
-        servers = [f"127.0.0.1:{each.port}" for each in (first, second)]
         assert [each.server for each in answers] == [servers[0], servers[1], servers[0]]
 
 
