@@ -48,16 +48,20 @@ LOGGED = ["-d", "in_asm,exec,nochain", "-D", "/dev/stdout"]
 
 def main() -> None:
     """Build, run, compare, print."""
+    print(json.dumps(measured(*asked(__doc__, 300)), indent=1))
+
+
+def asked(description: str, count: int) -> tuple[Bundle, NDArray[np.uint8]]:
+    """The bundle and the pictures of it that the command line names, as ``chosen``; count: the default."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("images", type=Path)
-    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--count", type=int, default=count)
     arguments = parser.parse_args()
     bundle = load_bundle(arguments.bundle)
-    found = measured(bundle, chosen(bundle, arguments.images, arguments.count))
-    print(json.dumps(found, indent=1))
+    return bundle, chosen(bundle, arguments.images, arguments.count)
 
 
 def chosen(bundle: Bundle, folder: Path, count: int) -> NDArray[np.uint8]:

@@ -10,7 +10,6 @@ the exported C; additions and logits stay as they are. Every picture is computed
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import tempfile
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from microcontroller import chosen
+from microcontroller import asked
 from numpy.typing import NDArray
 
 from offramp.cli.export_c.emit import write_files
 from offramp.cli.export_c.program import Program, make_program
-from offramp.common.bundle.load import load_bundle
 
 NAME = "requantize("
 FIXED = """
@@ -86,19 +84,8 @@ WAYS = {"rounded once": FIXED + ONCE, "rounded twice": FIXED + TWICE}
 
 def main() -> None:
     """Compile, run, compare, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--count", type=int, default=1_000_000)
-    arguments = parser.parse_args()
-    bundle = load_bundle(arguments.bundle)
-    print(
-        json.dumps(
-            compared(make_program(bundle), chosen(bundle, arguments.images, arguments.count)), indent=1
-        )
-    )
+    bundle, images = asked(__doc__, 1_000_000)
+    print(json.dumps(compared(make_program(bundle), images), indent=1))
 
 
 def compared(program: Program, images: NDArray[np.uint8]) -> dict[str, Any]:

@@ -280,6 +280,13 @@ def token_service(authority: Path, signer: Pair) -> Iterator[TokenService]:
         yield service
 
 
+def files(folder: Path, **texts: str) -> list[str]:
+    """A file for each."""
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return [str(folder / name) for name in texts]
+
+
 def files_of(bundle: Bundle) -> dict[str, bytes]:
     """What is pushed of a bundle."""
     names = [*bundle.manifest.files, MANIFEST]

@@ -23,7 +23,7 @@ from offramp.cli.registry.auth import (
 from offramp.common.bundle.load import Bundle, load_bundle
 from offramp.common.errors import ConfigError, ExitCode, PeerError
 from tests.certificates import Authority, Pair, needs_openssl
-from tests.registries import PASSWORD, USER, docker_registry, needs_registry, token_service
+from tests.registries import PASSWORD, USER, docker_registry, files, needs_registry, token_service
 
 AUTH = base64.b64encode(b"me:secret:with:colons").decode()
 
@@ -33,13 +33,6 @@ def config(folder: Path, document: Any) -> Path:
     path = folder / "config.json"
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     return path
-
-
-def files(folder: Path, **texts: str) -> list[str]:
-    """A file for each."""
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    return [str(folder / name) for name in texts]
 
 
 def test_a_token_alone_is_a_bearer_and_with_a_user_a_password(tmp_path: Path) -> None:

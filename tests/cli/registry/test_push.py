@@ -13,7 +13,7 @@ from offramp.common.bundle.load import Bundle
 from offramp.common.errors import ExitCode
 from tests.certificates import Authority, Pair, needs_openssl
 from tests.processes import WAIT
-from tests.registries import PASSWORD, USER, docker_registry, files_of, needs_registry
+from tests.registries import PASSWORD, USER, docker_registry, files, files_of, needs_registry
 from tests.toy import BundleFolder
 
 pytest.importorskip("cryptography")
@@ -37,17 +37,12 @@ def test_a_signed_bundle_goes_through_a_registry(
 ) -> None:
     assert main(["keygen", str(tmp_path / "mine")]) == 0
     assert main(["sign", str(damaged.path), "--key", str(tmp_path / "mine.key")]) == 0
-    for name, text in (("password", PASSWORD), ("user", USER), ("wrong", "wrong")):
-        (tmp_path / name).write_text(text)
-    ca, user, place = (
-        ["--ca", str(authority.pair.cert)],
-        ["--user-file", str(tmp_path / "user")],
-        tmp_path / "a",
-    )
-    login = [*ca, *user, "--token-file", str(tmp_path / "password")]
+    password, user_file, wrong_file = files(tmp_path, password=PASSWORD, user=USER, wrong="wrong")
+    ca, user, place = ["--ca", str(authority.pair.cert)], ["--user-file", user_file], tmp_path / "a"
+    login = [*ca, *user, "--token-file", password]
     with docker_registry(tmp_path, pair, login=True) as host:
         stable, beta = f"oci://{host}/shop/toy:stable", f"oci://{host}/shop/toy:beta"
-        wrong = [*ca, *user, "--token-file", str(tmp_path / "wrong")]
+        wrong = [*ca, *user, "--token-file", wrong_file]
         assert main(["push", str(damaged.path), stable, *wrong]) == ExitCode.PEER
         assert "status 401" in capsys.readouterr().err
 
