@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Histogram
 
+from offramp.common.codec.activation import CodecId
 from offramp.common.errors import ExpiredError, OverloadError
 from offramp.common.metrics import timed
 from offramp.server.metrics import ServerMetrics
@@ -46,14 +46,11 @@ class Onward(Protocol):
     def check_room(self) -> None:
         """Raises OverloadError while too many frames wait for those behind."""
 
-    def infer(self, batch: Sequence[Job], run_seconds: Histogram) -> Answers:
-        """Run a batch, and hand on what its exit is unsure of; on a worker's thread.
-
-        run_seconds: counts how long the run takes.
-        """
+    def infer(self, symbols: NDArray[np.uint8], run_seconds: Histogram) -> Answers:
+        """Run a batch, uint8 [N, …]; on a worker's thread. run_seconds: counts how long the run takes."""
 
     def deliver(self, batch: Sequence[Job], answers: Answers) -> None:
-        """Answer each job that did not go on."""
+        """See that each job gets its answer."""
 
 
 class Owner(Protocol):
@@ -86,15 +83,6 @@ class Job:
     since: float = field(default_factory=time.perf_counter)
 
 
-def stacked(batch: Sequence[Job]) -> NDArray[np.uint8]:
-    """The symbols of all jobs, [N, …]; of one without a copy."""
-    first = batch[0].symbols
-    if len(batch) == 1:
-        return first[None]
-    # Not np.stack, which makes a view of each first.
-    return np.concatenate([job.symbols for job in batch]).reshape(len(batch), *first.shape)
-
-
 @dataclass(frozen=True)
 class Shape:
     """How a lane batches."""
@@ -105,21 +93,6 @@ class Shape:
     """How long the first of a batch waits for more to come, seconds."""
     frame_seconds: float
     """Estimate of what one activation costs one worker, seconds; it is measured from then on."""
-
-
-_Run = tuple[asyncio.AbstractEventLoop, "Lane", list["Job"], float]
-"""A batch that is to run: where its answers are delivered, its lane, its jobs, and when it started."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """A batch that has run. start, end: ``time.perf_counter``'s; None: when the event loop hears of it."""
-
-    lane: Lane
-    batch: list[Job]
-    start: float
-    end: float | None
-    found: Answers | BaseException
 
 
 class Batcher:
@@ -133,9 +106,7 @@ class Batcher:
         self.limit = limit
         self.workers = workers
         self.waiting = 0
-        self._threads: list[threading.Thread] = []
-        self._runs: SimpleQueue[_Run | None] = SimpleQueue()
-        self._ended: deque[_Ended] = deque()
+        self._threads = ThreadPoolExecutor(workers, "offramp-tail")
         self._running = 0
         self._done_at = -math.inf
         self._lanes: deque[Lane] = deque()
@@ -165,10 +136,7 @@ class Batcher:
         """Let what runs end, and stop the threads."""
         if self._timer is not None:
             self._timer.cancel()
-        for _ in self._threads:
-            self._runs.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._threads.shutdown()
 
     def schedule(self) -> None:
         """Dispatch once all that has arrived by now has been offered."""
@@ -177,9 +145,8 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self.dispatch)
 
     def dispatch(self) -> None:
-        """Start what can start now, deliver what has ended; wake up when more can start."""
+        """Start what can start now; wake up when more can."""
         self._scheduled = False
-        ended = self._take_ended()
         now = time.perf_counter()
         # One batch above the number of workers, if it is full and so cannot grow any more: a worker that
         # ends one takes the next without waiting for the event loop.
@@ -192,9 +159,6 @@ class Batcher:
         self.metrics.queue_depth.set(self.waiting)
         if self._running < self.workers:
             self._set_timer(min((lane.due for lane in self._lanes), default=math.inf), now)
-        # First of all the workers have to have work.
-        for each in ended:
-            self._deliver(each)
 
     def _next(self, now: float, *, full: bool) -> Lane | None:
         for _ in range(len(self._lanes)):
@@ -211,63 +175,33 @@ class Batcher:
         for job in batch:
             metrics.queue_seconds.observe(now - job.since)
         metrics.batch_size.observe(len(batch))
-        if len(self._threads) < min(self._running, self.workers):
-            name = f"offramp-tail_{len(self._threads)}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        self._runs.put((asyncio.get_running_loop(), lane, batch, now))
+        run = asyncio.get_running_loop().run_in_executor(self._threads, lane.infer, batch)
+        run.add_done_callback(partial(self._done, lane, batch, now))
 
-    def _work(self) -> None:
-        """A worker's thread. An executor does the same, and its futures take as long as all else here."""
-        while (run := self._runs.get()) is not None:
-            loop, lane, batch, start = run
-            found: Answers | BaseException
-            try:
-                found = lane.infer(batch)
-            except BaseException as error:
-                found = error
-            quiet = isinstance(found, Answers) and bool(found.onward) and all(found.onward)
-            end = time.perf_counter() if quiet else None
-            self._ended.append(_Ended(lane, batch, start, end, found))
-            # Where all of it went on and no job waits, the next dispatch is soon enough: its job is counted
-            # before it looks at what has ended, so that one of the two sees the other.
-            if self.waiting or not quiet:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(self.dispatch)
-            # Or they would be kept until the next run.
-            del run, lane, batch, found
-
-    def _take_ended(self) -> list[_Ended]:
-        """Runs that have ended since: their workers are free."""
-        taken: list[_Ended] = []
+    def _done(self, lane: Lane, batch: list[Job], start: float, run: asyncio.Future[Answers]) -> None:
+        # What a frame costs shows in how batches follow each other, not in how long the tail runs alone:
+        # the event loop takes its share.
         now = time.perf_counter()
-        while self._ended:
-            ended = self._ended.popleft()
-            # What a frame costs shows in how batches follow each other, not in how long the tail runs alone:
-            # the event loop takes its share.
-            busy = self._running >= self.workers
-            end = now if ended.end is None else ended.end
-            seconds = max(0.0, end - max(ended.start, self._done_at)) * (self.workers if busy else 1)
-            self._done_at = max(end, self._done_at)
-            lane = ended.lane
-            lane.frame_seconds += SMOOTHING * (seconds / len(ended.batch) - lane.frame_seconds)
-            self._running -= 1
-            taken.append(ended)
-        return taken
-
-    def _deliver(self, ended: _Ended) -> None:
-        batch, found = ended.batch, ended.found
-        if isinstance(found, BaseException):
+        busy = self._running >= self.workers
+        seconds = (now - max(start, self._done_at)) * (self.workers if busy else 1)
+        self._done_at = now
+        lane.frame_seconds += SMOOTHING * (seconds / len(batch) - lane.frame_seconds)
+        self._running -= 1
+        # First of all the workers have to have work.
+        self.dispatch()
+        error = run.exception()
+        if error is not None:
             # Each frame of the batch reports it; the next batch is tried all the same.
-            failure = found if isinstance(found, Exception) else RuntimeError(type(found).__name__)
+            failure = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             for job in batch:
                 job.owner.refused(job, failure)
-        elif ended.lane.onward is not None:
-            ended.lane.onward.deliver(batch, found)
-        else:
-            for job, best, probability in zip(batch, found.best, found.probabilities, strict=True):
-                job.owner.answered(job, best, probability)
+            return
+        answers = run.result()
+        if lane.onward is not None:
+            lane.onward.deliver(batch, answers)
+            return
+        for job, best, probability in zip(batch, answers.best, answers.probabilities, strict=True):
+            job.owner.answered(job, best, probability)
 
     def _set_timer(self, due: float, now: float) -> None:
         if due == self._timer_at:
@@ -290,8 +224,10 @@ class Answers:
 
     best: list[int]
     probabilities: list[float]
-    onward: list[bool] = field(default_factory=list)
-    """Of a part that others follow: whether each went on to them."""
+    coded: list[tuple[CodecId, bytes] | None] | None = None
+    """What goes on to the next part, where it does."""
+    rows: NDArray[np.float32] | None = None
+    """Of a part that others follow: all probabilities, [N, K]."""
     parts: list[int] | None = None
     """The number of the part that answered each, where several run here."""
 
@@ -352,9 +288,11 @@ class Lane:
         """Run the tail; on a worker's thread."""
         seconds = self._batcher.metrics.inference_seconds
         if self.onward is not None:
-            return self.onward.infer(batch, seconds)
+            return self.onward.infer(np.stack([job.symbols for job in batch]), seconds)
         with timed(seconds):
-            probabilities = self._tail.tail(stacked(batch))
+            # Not np.stack, which makes a view of each first.
+            symbols = np.concatenate([job.symbols for job in batch])
+            probabilities = self._tail.tail(symbols.reshape(len(batch), *batch[0].symbols.shape))
         best = probabilities.argmax(axis=1)
         chosen = probabilities[np.arange(len(batch)), best]
         return Answers(best.tolist(), chosen.tolist())

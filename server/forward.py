@@ -8,7 +8,6 @@ The link is a device's (``offramp.link``): one stream for all devices, with its 
 deadlines. What this module adds:
 - A frame's time upstream is a share of what its device still waits, so that there is time for a fallback.
 - A full window refuses frames before they are decoded to the devices, as a full queue does.
-- What goes on is handed to the link by the thread that ran the part: the event loop need not wake up first.
 - Outcomes come on the link's threads and are settled on the event loop, many at a time.
 """
 
@@ -20,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -35,7 +34,7 @@ from offramp.common.part.engine import Engine
 from offramp.link.link import Link
 from offramp.link.metrics import LinkMetrics
 from offramp.link.outcome import Answer, Outcome
-from offramp.server.batch import RETRY_MS_MAX, RETRY_MS_MIN, SMOOTHING, Answers, Job, stacked
+from offramp.server.batch import RETRY_MS_MAX, RETRY_MS_MIN, SMOOTHING, Answers, Job
 
 SHARE = 0.8
 """Of the time that a frame's device still waits, what the servers behind may take. The rest is for the way
@@ -116,7 +115,6 @@ class Forward:
 
     def __init__(self, middle: Middle, link: Link, most: int, metrics: ForwardMetrics) -> None:
         self.outstanding = 0
-        """Frames without an outcome; those of a batch count once ``deliver`` was called for it."""
         self._middle = middle
         self._link = link
         self._most = most
@@ -137,41 +135,27 @@ class Forward:
                 f"{self._most} frames wait for the upstream server already, the most that may", wait
             )
 
-    def infer(self, batch: Sequence[Job], run_seconds: Histogram) -> Answers:
-        """Run the part, encode and send what goes on; on a worker's thread."""
+    def infer(self, symbols: NDArray[np.uint8], run_seconds: Histogram) -> Answers:
+        """Run the part and encode what goes on; on a worker's thread."""
         with timed(run_seconds):
-            following, probabilities = self._middle.run(stacked(batch))
+            following, probabilities = self._middle.run(symbols)
         confidence = probabilities.max(axis=1)
         with timed(self._metrics.encode_seconds):
             coded = self._middle.encode(following, confidence)
-        answers = Answers(probabilities.argmax(axis=1).tolist(), confidence.tolist())
-        return replace(answers, onward=self.send(batch, coded, answers, probabilities))
-
-    def send(
-        self,
-        batch: Sequence[Job],
-        coded: Sequence[tuple[CodecId, bytes] | None],
-        answers: Answers,
-        probabilities: NDArray[np.float32],
-    ) -> list[bool]:
-        """Hand what is coded to the link, on any thread; whether each goes on. probabilities: [N, K]."""
-        onward = []
-        for place, (job, each) in enumerate(zip(batch, coded, strict=True)):
-            onward.append(each is not None and not job.owner.gone)
-            if each is not None and onward[-1]:
-                # A row of its own: the batch's would be kept as long as any of them.
-                own = probabilities[place].copy() if self._middle.folds else None
-                self._send(job, Own(answers.best[place], answers.probabilities[place], own), each)
-        return onward
+        return Answers(probabilities.argmax(axis=1).tolist(), confidence.tolist(), coded, probabilities)
 
     def deliver(self, batch: Sequence[Job], answers: Answers) -> None:
-        """Answer what the exit is sure of."""
-        # Some of the others may have their outcome already, so that this is below 0 for a moment.
-        self.outstanding += sum(answers.onward)
-        each = zip(batch, answers.best, answers.probabilities, answers.onward, strict=True)
-        for job, best, probability, goes in each:
-            if not goes:
+        """Answer what the exit is sure of, and send the rest on."""
+        rows = answers.rows
+        assert answers.coded is not None and rows is not None
+        for place, (job, coded) in enumerate(zip(batch, answers.coded, strict=True)):
+            best, probability = answers.best[place], answers.probabilities[place]
+            if coded is None or job.owner.gone:
                 self._answer(job, best, probability, self._metrics.by_exit)
+            else:
+                # A row of its own: the batch's would be kept as long as any of them.
+                own = rows[place].copy() if self._middle.folds else None
+                self._send(job, Own(best, probability, own), coded)
 
     async def close(self) -> None:
         """End the link, once no device waits for an answer."""
@@ -180,6 +164,7 @@ class Forward:
     # --- inside ---
 
     def _send(self, job: Job, own: Own, coded: tuple[CodecId, bytes]) -> None:
+        self.outstanding += 1
         start = time.monotonic()
         left = (job.deadline - time.perf_counter()) * SHARE
         due = min(start + self._link.timeout, start + left)

@@ -18,7 +18,7 @@ from prometheus_client import Histogram
 from offramp.common.metrics import timed
 from offramp.common.part.chain import Answered, run_chain, thresholds_of
 from offramp.common.part.engine import Engine
-from offramp.server.batch import Answers, Job, stacked
+from offramp.server.batch import Answers, Job
 from offramp.server.metrics import ServerMetrics
 
 
@@ -60,10 +60,10 @@ class Finish:
     def check_room(self) -> None:
         """See ``batch.Onward``: nothing goes on."""
 
-    def infer(self, batch: Sequence[Job], run_seconds: Histogram) -> Answers:
+    def infer(self, symbols: NDArray[np.uint8], run_seconds: Histogram) -> Answers:
         """Run the parts; on a worker's thread."""
         with timed(run_seconds):
-            found = self._rest.run(stacked(batch))
+            found = self._rest.run(symbols)
         return Answers(found.best.tolist(), found.probability.tolist(), parts=found.part.tolist())
 
     def deliver(self, batch: Sequence[Job], answers: Answers) -> None:

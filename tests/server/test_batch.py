@@ -7,15 +7,14 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Histogram
 
 from offramp.common.errors import ExpiredError, OverloadError
 from offramp.common.part.engine import Engine
-from offramp.server.batch import RETRY_MS_MAX, RETRY_MS_MIN, Answers, Batcher, Job, Lane, Shape
+from offramp.server.batch import RETRY_MS_MAX, RETRY_MS_MIN, Batcher, Job, Lane, Shape
 from offramp.server.batch import Tail as Runs
 from offramp.server.metrics import ServerMetrics
 from tests import toy
@@ -297,54 +296,3 @@ def test_answers_do_not_depend_on_the_batch(toy_engine: Engine) -> None:
     best, probabilities = zip(*(each for each in found if isinstance(each, tuple)), strict=True)
     np.testing.assert_array_equal(best, alone.argmax(axis=1))
     np.testing.assert_allclose(probabilities, alone.max(axis=1), atol=1e-6)
-
-
-class Onwards:
-    """Stands in for the next hop: all goes on, when it is let."""
-
-    def __init__(self) -> None:
-        self.go = threading.Semaphore(0)
-        self.ran: list[int] = []
-        self.delivered: list[int] = []
-
-    def check_room(self) -> None:
-        """There is always room."""
-
-    def infer(self, batch: Sequence[Job], run_seconds: Histogram) -> Answers:
-        assert self.go.acquire(timeout=WAIT)
-        self.ran += [job.sequence for job in batch]
-        return Answers([0] * len(batch), [0.5] * len(batch), onward=[True] * len(batch))
-
-    def deliver(self, batch: Sequence[Job], answers: Answers) -> None:
-        self.delivered += [job.sequence for job in batch]
-
-
-def test_a_batch_that_went_on_wakes_the_loop_only_for_what_waits() -> None:
-    onwards, owner = Onwards(), Collector()
-
-    async def until_ran(count: int) -> None:
-        while len(onwards.ran) < count:
-            await asyncio.sleep(0.001)
-
-    async def scenario() -> None:
-        batcher = Batcher(ServerMetrics(), 1, 100)
-        lane = batcher.add(Tail(), Shape(4, 0.0, 0.0), onwards)
-        try:
-            async with asyncio.timeout(WAIT):
-                for value in (0, 1):
-                    offer(batcher, lane, [owner.job(value)])
-                    await asyncio.sleep(0)
-                onwards.go.release()
-                # Its worker is free for what has waited.
-                onwards.go.release()
-                await until_ran(2)
-                await asyncio.sleep(0.02)
-                assert onwards.delivered == [0] and batcher.waiting == 0
-                onwards.go.release()
-                offer(batcher, lane, [owner.job(2)])
-                await until_ran(3)
-                assert onwards.delivered == [0, 1]
-        finally:
-            batcher.close()
-
-    asyncio.run(scenario())

@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,22 +119,20 @@ def in_loop(scenario: Callable[[Forward, FakeLink, Owner], Awaitable[None]], eng
     return metrics
 
 
-def ran(forward: Forward, owner: Owner, *seconds: float, sure: bool = False) -> tuple[list[Job], Answers]:
-    """Jobs numbered from 1 whose devices wait so long, of which the part said class 1 at 0.5."""
+def batch(owner: Owner, *seconds: float, sure: bool = False) -> tuple[list[Job], Answers]:
+    """Jobs numbered from 1 whose devices wait so long, and what the part says of them: class 1 at 0.5."""
     now = time.perf_counter()
     jobs = [
         Job(owner, n, np.zeros(1, np.uint8), now, now + left, b"%d" % n) for n, left in enumerate(seconds, 1)
     ]
     count = len(jobs)
-    coded = [None if sure else (CodecId.RAW, b"x")] * count
-    answers = Answers([1] * count, [0.5] * count)
-    onward = forward.send(jobs, coded, answers, np.full((count, 3), 1 / 3, np.float32))
-    return jobs, replace(answers, onward=onward)
+    coded: list[tuple[CodecId, bytes] | None] = [None if sure else (CodecId.RAW, b"x")] * count
+    return jobs, Answers([1] * count, [0.5] * count, coded, np.full((count, 3), 1 / 3, np.float32))
 
 
 def test_upstream_gets_a_share_of_what_a_frame_has_left_and_the_exit_answers_for_it(engine: Engine) -> None:
     async def scenario(forward: Forward, link: FakeLink, owner: Owner) -> None:
-        forward.deliver(*ran(forward, owner, 1.0, 60.0, math.inf))
+        forward.deliver(*batch(owner, 1.0, 60.0, math.inf))
         assert [left for left, _ in link.frames] == pytest.approx([0.8, 2.0, 2.0], abs=0.1)
         assert link.traces == [b"1", b"2", b"3"]
         with pytest.raises(OverloadError, match=r"^3 frames wait for the upstream server already") as full:
@@ -157,38 +154,12 @@ def test_upstream_gets_a_share_of_what_a_frame_has_left_and_the_exit_answers_for
 
 def test_what_the_exit_is_sure_of_or_nobody_waits_for_does_not_go_on(engine: Engine) -> None:
     async def scenario(forward: Forward, link: FakeLink, owner: Owner) -> None:
-        forward.deliver(*ran(forward, owner, 1.0, sure=True))
+        forward.deliver(*batch(owner, 1.0, sure=True))
         owner.gone = True
-        forward.deliver(*ran(forward, owner, 1.0))
+        forward.deliver(*batch(owner, 1.0))
         assert not link.frames and owner.said == [(1, 1, 0.5, 0, False)] * 2
 
     assert answers(in_loop(scenario, engine)) == [1, 0, 0]
-
-
-def test_what_goes_on_does_not_wait_for_the_event_loop(engine: Engine) -> None:
-    symbols = engine.part(1, IMAGES[:4])[0]
-    assert symbols is not None
-    wanted = (run_chain(engine, symbols, [0.8], first=2).part > 2).tolist()
-    assert any(wanted) and not all(wanted)
-
-    async def scenario(forward: Forward, link: FakeLink, owner: Owner) -> None:
-        now = time.perf_counter()
-        jobs = [Job(owner, n, each, now, now + 60) for n, each in enumerate(symbols)]
-        seconds = ServerMetrics().inference_seconds
-        for group in (jobs[:1], jobs[1:]):
-            answers = await asyncio.to_thread(forward.infer, group, seconds)
-            sent, link.frames = link.frames, []
-            assert answers.onward == wanted[group[0].sequence : group[-1].sequence + 1]
-            assert len(sent) == sum(answers.onward)
-            # An outcome may come before the loop has heard of the batch.
-            for _, done in sent:
-                done(Answer(0, 0.9, None, 1, 1, part=3))
-            await asyncio.sleep(0)
-            forward.deliver(group, answers)
-            assert forward.outstanding == 0
-        assert sorted(said[0] for said in owner.said) == [0, 1, 2, 3]
-
-    assert answers(in_loop(scenario, engine)) == [4 - sum(wanted), sum(wanted), 0]
 
 
 def pixels(folder: Path) -> NDArray[np.uint8]:

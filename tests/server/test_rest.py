@@ -38,11 +38,11 @@ def test_each_job_has_the_chain_s_answer_and_the_part_that_gave_it(four: Bundle)
     metrics = ServerMetrics()
     finish = Finish(Rest(engine, 2), metrics)
     finish.check_room()
+    answers = finish.infer(symbols, metrics.inference_seconds)
     expected = run_chain(engine, symbols, first=2)
     owner, gone = Owner(), Owner()
     gone.gone = True
     jobs = [Job(owner, n, each, 0, math.inf) for n, each in enumerate(symbols)]
-    answers = finish.infer(jobs, metrics.inference_seconds)
     finish.deliver(jobs, answers)
     assert [said[1] for said in owner.said] == expected.best.tolist()
     # 0: the part that was asked for.
