@@ -38,6 +38,7 @@ from offramp.bench.plan_curves import SplitCurve
 from offramp.common.arguments import Parser, byte_count
 from offramp.common.errors import ConfigError, DataError, ExitCode, OfframpError
 from offramp.training.profile import Gateway, Profile, read_profile
+from offramp.training.split.board import Needs
 
 if TYPE_CHECKING:
     from offramp.bench.report_tables import ReportTable
@@ -78,9 +79,6 @@ examples:
 
 exit status: 0 done, 2 wrong flags or profile, 5 unusable or missing records, or nothing that fits
 """
-
-
-Needs = Callable[[Path], tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -254,11 +252,11 @@ def thinned(found: Sequence[SplitChoice], most: int) -> list[SplitChoice]:
     return [found[i] for i in sorted(picked)]
 
 
-def main(argv: Sequence[str] | None = None, needs: Needs = lambda _: None) -> int:
+def main(argv: Sequence[str] | None = None, needs: Callable[[Path], Needs | None] = lambda _: None) -> int:
     """Run the command; returns its exit status.
 
     Args:
-        needs: RAM and flash in bytes of a bundle's head as a program in C, None where it cannot be one.
+        needs: what a bundle's head takes as a program in C, None where it cannot be one.
     """
     try:
         arguments = _parser().parse_args(argv)
@@ -311,7 +309,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _plan(arguments: argparse.Namespace, needs: Needs) -> ReportTable:
+def _plan(arguments: argparse.Namespace, needs: Callable[[Path], Needs | None]) -> ReportTable:
     from offramp.training.record import RECORD, read_record, record_paths
 
     if not 0 <= arguments.accuracy <= 1:
@@ -350,22 +348,14 @@ def _plan(arguments: argparse.Namespace, needs: Needs) -> ReportTable:
 
 
 def _on_a_microcontroller(
-    curves: Sequence[SplitCurve], ram: int | None, flash: int | None, needs: Needs
+    curves: Sequence[SplitCurve], ram: int | None, flash: int | None, needs: Callable[[Path], Needs | None]
 ) -> list[SplitCurve]:
     """Those whose head fits as a program in C. Raises DataError where none does, with what each needs."""
     found = {curve.name: None if curve.bundle is None else needs(curve.bundle) for curve in curves}
-    fitting = [
-        curve
-        for curve in curves
-        if (each := found[curve.name])
-        and (ram is None or each[0] <= ram)
-        and (flash is None or each[1] <= flash)
-    ]
+    fitting = [curve for curve in curves if (each := found[curve.name]) and each.fits(ram, flash)]
     if not fitting:
-        said = [
-            f"{name} needs {each[0]:,} B of RAM and {each[1]:,} B of flash" if each else f"{name} is not in C"
-            for name, each in found.items()
-        ]
+        whys = ("is not in C" if each is None else f"needs {each.words}" for each in found.values())
+        said = [f"{name} {why}" for name, why in zip(found, whys, strict=True)]
         raise DataError(f"no head fits --ram and --flash: {'; '.join(said[:3])}{'; …' * (len(said) > 3)}")
     return fitting
 

@@ -9,6 +9,7 @@ from offramp.bench import plan
 from offramp.cli.export_c.program import make_program
 from offramp.common.bundle.load import load_bundle
 from offramp.common.errors import BundleError
+from offramp.training.split.board import Needs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return plan.main(argv, needs)
 
 
-def needs(bundle: Path) -> tuple[int, int] | None:
-    """RAM and flash in bytes; None where C cannot run the head, or it is not a bundle."""
+def needs(bundle: Path) -> Needs | None:
+    """Its head as a program in C; None where C cannot run the head, or it is not a bundle."""
     try:
         program = make_program(load_bundle(bundle))
     except BundleError:
         return None
-    return program.ram_bytes, program.flash_bytes
+    return Needs(program.ram_bytes, program.flash_bytes)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from engine import DEPLOY, ROOT, Failed, run
 
-DEPLOY = Path(__file__).parent
-ROOT = DEPLOY.parent
 SCHEMAS = DEPLOY / "kubernetes" / "schemas"
 CUSTOM = {"Gateway", "GRPCRoute", "PodMonitor"}
 COMPOSE = {"compose.yaml": "targets", "compose-chain.yaml": "chain"}
@@ -39,10 +36,6 @@ NO_SCHEMA = {"BackendTrafficPolicy"}
 """Custom resources whose schema no package registry has: only read as YAML."""
 
 
-class Failed(Exception):
-    """A tool's complaint."""
-
-
 def tool(name: str) -> str:
     """The path of a program: of this Python's environment, or of the system."""
     beside = Path(sys.executable).parent / name
@@ -52,23 +45,8 @@ def tool(name: str) -> str:
     return found
 
 
-def call(*command: object, given: str | None = None, **variables: str) -> str:
-    """Run a tool; what it prints. Raises Failed with all of it where it complains."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        input=given,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **variables},
-    )
-    if done.returncode:
-        raise Failed(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}".strip())
-    return done.stdout
-
-
 def dockerfile() -> str:
-    call(tool("hadolint"), "--config", "deploy/containers/hadolint.yaml", "deploy/containers/Dockerfile")
+    run(tool("hadolint"), "--config", "deploy/containers/hadolint.yaml", "deploy/containers/Dockerfile")
     return "hadolint"
 
 
@@ -77,23 +55,23 @@ def shell_scripts() -> list[Path]:
 
 
 def scripts() -> str:
-    call(tool("shellcheck"), *shell_scripts())
+    run(tool("shellcheck"), *shell_scripts())
     return "shellcheck"
 
 
 def python() -> str:
-    call(tool("ruff"), "check", DEPLOY)
+    run(tool("ruff"), "check", DEPLOY)
     return "ruff"
 
 
 def compose() -> str:
     try:
-        call("docker", "compose", "version")
+        run("docker", "compose", "version")
         program = ["docker", "compose"]
     except (Failed, FileNotFoundError):
         program = [tool("docker-compose")]
     for file, targets in COMPOSE.items():
-        call(*program, "--file", DEPLOY / file, "config", "--quiet", BUNDLE="/bundle", IMAGES="/images")
+        run(*program, "--file", DEPLOY / file, "config", "--quiet", BUNDLE="/bundle", IMAGES="/images")
         services = read(DEPLOY / file)[0]["services"]
         for path in sorted((DEPLOY / "prometheus" / targets).glob("*.yml")):
             named = {each.split(":")[0] for group in read(path)[0] for each in group["targets"]}
@@ -105,14 +83,14 @@ def compose() -> str:
 def prometheus() -> str:
     folder = DEPLOY / "prometheus"
     promtool = tool("promtool")
-    call(promtool, "check", "config", folder / "prometheus.yml")
-    call(promtool, "check", "rules", *sorted((folder / "rules").glob("*.yml")))
-    call(promtool, "test", "rules", *sorted((folder / "tests").glob("*.yml")))
+    run(promtool, "check", "config", folder / "prometheus.yml")
+    run(promtool, "check", "rules", *sorted((folder / "rules").glob("*.yml")))
+    run(promtool, "test", "rules", *sorted((folder / "tests").glob("*.yml")))
     return "promtool check config, check rules, test rules"
 
 
 def grafana() -> str:
-    call(sys.executable, DEPLOY / "grafana" / "dashboard.py", "--check")
+    run(sys.executable, DEPLOY / "grafana" / "dashboard.py", "--check")
     (source,) = read(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")[0]["datasources"]
     (provider,) = read(DEPLOY / "grafana/provisioning/dashboards/offramp.yml")[0]["providers"]
     board = json.loads((DEPLOY / "grafana/dashboards/offramp.json").read_text())
@@ -137,7 +115,7 @@ def image_variables() -> dict[str, str]:
 def kubernetes() -> str:
     objects: list[dict[str, Any]] = []
     for folder in KUSTOMIZE:
-        built = call(tool("kubectl"), "kustomize", f"deploy/{folder}")
+        built = run(tool("kubectl"), "kustomize", f"deploy/{folder}")
         objects += yaml.safe_load_all(built)
     for each in objects:
         for container in (
@@ -151,11 +129,11 @@ def kubernetes() -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump_all(core, file)
         file.flush()
-        said = call(tool("kubernetes-validate"), "--strict", file.name)
+        said = run(tool("kubernetes-validate"), "--strict", file.name)
     if said.count(" passed ") != len(core):
         raise Failed(f"kubernetes-validate passed not all of {len(core)}:\n{said}")
-    call(tool("npm"), "ci", "--prefix", SCHEMAS, "--no-audit", "--no-fund", "--loglevel", "error")
-    call(tool("node"), SCHEMAS / "validate.mjs", given=json.dumps(custom))
+    run(tool("npm"), "ci", "--prefix", SCHEMAS, "--no-audit", "--no-fund", "--loglevel", "error")
+    run(tool("node"), SCHEMAS / "validate.mjs", given=json.dumps(custom))
     unchecked = ", ".join(sorted(each["kind"] for each in objects if each["kind"] in NO_SCHEMA))
     return (
         f"kubectl kustomize; {len(core)} objects by kubernetes-validate, {len(custom)} by their models; "
@@ -175,8 +153,8 @@ def systemd() -> str:
             # systemd wants the programs to be there.
             unit = Path(folder) / f"{name}.service"
             unit.write_text(re.sub(rf"{BIN}[\w-]+", shutil.which("true") or "true", text))
-            call(tool("systemd-analyze"), "verify", unit)
-            table = call(tool("systemd-analyze"), "security", "--offline=true", unit)
+            run(tool("systemd-analyze"), "verify", unit)
+            table = run(tool("systemd-analyze"), "security", "--offline=true", unit)
         exposure = re.search(r"Overall exposure level[^:]*: ([0-9.]+)", table)
         exposures.append(f"{name} {exposure[1] if exposure else table}")
     return f"systemd-analyze verify; security: exposure {', '.join(exposures)}"
@@ -253,7 +231,7 @@ def nginx() -> str:
         folder = Path(name)
         certificate, key = folder / "offramp.pem", folder / "offramp.key"
         names = ("-subj", "/CN=gateway.example", "-keyout", key, "-out", certificate)
-        call(tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names)
+        run(tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names)
         text = (DEPLOY / "nginx" / "offramp.conf").read_text()
         for old, new in (
             ("/etc/nginx/offramp.pem", certificate),
@@ -267,7 +245,7 @@ def nginx() -> str:
         (folder / "nginx.conf").write_text(
             f"pid {folder}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{text}\n}}\n"
         )
-        call(tool("nginx"), "-t", "-q", "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf")
+        run(tool("nginx"), "-t", "-q", "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf")
     return "nginx -t"
 
 
@@ -298,7 +276,7 @@ def main() -> int:
     """Run all checks; exit status 1 if one complains."""
     tracked = {
         ROOT / name
-        for name in call(
+        for name in run(
             "git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy"
         ).splitlines()
     }

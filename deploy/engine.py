@@ -53,10 +53,14 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.5)
 
 
-def run(*command: object, log: Path | None = None, **variables: str) -> str:
-    """Run a program in the repository; its output, also written to ``log``. Raises Failed where it fails."""
+def run(*command: object, given: str | None = None, log: Path | None = None, **variables: str) -> str:
+    """Run a program in the repository; its output, also written to ``log``. Raises Failed where it fails.
+
+    given: its standard input.
+    """
     done = subprocess.run(
         [str(word) for word in command],
+        input=given,
         capture_output=True,
         text=True,
         cwd=ROOT,

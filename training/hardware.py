@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -25,7 +25,6 @@ from offramp.common.errors import ConfigError
 from offramp.training import processes
 
 Precision = Literal["float32", "bfloat16", "float16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 # While one process measures and writes a bundle the others wait.
 _LONGEST_WAIT = timedelta(hours=12)

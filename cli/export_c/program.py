@@ -34,11 +34,6 @@ class Program:
     arena: Arena
 
     @property
-    def patch_bytes(self) -> int:
-        """The largest kernel's pixels, of those that are gathered."""
-        return max((_patch(layer) for layer in self.network.layers), default=0)
-
-    @property
     def ram_bytes(self) -> int:
         """The static block and the state; without a stack, and without the caller's picture."""
         return self.arena.bytes + state_bytes(self.network)

@@ -11,6 +11,7 @@ from offramp.training.models.mobilenet import mobilenet_v2
 from offramp.training.models.split_model import SplitModel
 from offramp.training.profile import Profile
 from offramp.training.record import RECORD, SHIPPED, Cost, Record, measure_cost
+from offramp.training.split.board import Needs
 from tests.records import record
 
 PROFILE = Profile(
@@ -126,15 +127,16 @@ def test_the_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_heads_that_fit_a_microcontroller(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def needs(bundle: Path) -> tuple[int, int] | None:
-        return (60_000, 150_000) if bundle.name == real(5).name else None
+    def needs(bundle: Path) -> Needs | None:
+        return Needs(60_000, 150_000) if bundle.name == real(5).name else None
 
     wanted = ["--runs", str(runs), "--json", "--ram"]
     assert plan.main([*wanted, "60000", "--flash", "256k"], needs) == 0
     assert {row["name"] for row in json.loads(capsys.readouterr().out)["rows"]} == {real(5).name}
     assert plan.main([*wanted, "59999"], needs) == 5
     error = capsys.readouterr().err
-    assert "no head fits --ram and --flash: " in error and "needs 60,000 B of RAM and 150,000 B" in error
+    assert "no head fits --ram and --flash: " in error
+    assert "needs 60,000 bytes of RAM and 150,000 bytes of flash" in error
     assert f"{real(12).name} is not in C" in error
 
 

@@ -9,6 +9,7 @@ import pytest
 from offramp.cli import plan
 from offramp.cli.export_c.program import make_program
 from offramp.common.bundle.load import load_bundle
+from offramp.training.split.board import Needs
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_needs_are_those_of_the_export(tmp_path: Path) -> None:
     digits = ROOT / "models/digits-mobilenetv2-exit12"
     program = make_program(load_bundle(digits))
-    assert plan.needs(digits) == (program.ram_bytes, program.flash_bytes)
+    assert plan.needs(digits) == Needs(program.ram_bytes, program.flash_bytes)
     assert plan.needs(tmp_path) is None
 
 

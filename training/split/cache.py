@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -97,13 +97,10 @@ def fill(
         ConfigError: not enough disk space, or activations that float16 cannot hold.
     """
     total, parts = plan.versions * len(data), math.ceil(len(data) / BATCH)
-    done = _done(stage, "activations.f16", "logits.f32")
-    if not done:
-        _require_space(stage, total * (2 * math.prod(shape) + 4 * classes))
-    mode: Literal["r+", "w+"] = "r+" if done else "w+"
-    activations = np.memmap(stage.folder / "activations.f16", np.float16, mode, shape=(total, *shape))
-    logits = np.memmap(stage.folder / "logits.f32", np.float32, mode, shape=(total, classes))
-    for chunk in range(done, plan.versions * parts):
+    activations = _File("activations.f16", np.float16, (total, *shape))
+    logits = _File("logits.f32", np.float32, (total, classes))
+
+    def compute(chunk: int, activations: NDArray[Any], logits: NDArray[Any]) -> int:
         version, part = divmod(chunk, parts)
         first = part * BATCH
         images = normalise(torch.from_numpy(data.images[first : first + BATCH]))
@@ -115,12 +112,9 @@ def fill(
             answer = tail(crossing).float()
         own = slice(version * len(data) + first, version * len(data) + first + len(images))
         activations[own], logits[own] = _checked(crossing), answer.numpy()
-        if chunk % 16 == 15 or chunk + 1 == plan.versions * parts:
-            activations.flush()
-            logits.flush()
-            (stage.folder / _DONE).write_text(json.dumps(chunk + 1))
-        tick(own.stop, total)
-    return Cached(activations, logits)
+        return own.stop
+
+    return Cached(*_in_chunks(stage, (activations, logits), plan.versions * parts, compute, tick))
 
 
 @torch.inference_mode()
@@ -137,21 +131,53 @@ def carry_on(
     The teacher's logits stay. Arguments and errors are those of `fill`.
     """
     total = len(before.logits)
-    done = _done(stage, "activations.f16")
-    if not done:
-        _require_space(stage, total * 2 * math.prod(shape))
-    mode: Literal["r+", "w+"] = "r+" if done else "w+"
-    activations = np.memmap(stage.folder / "activations.f16", np.float16, mode, shape=(total, *shape))
-    chunks = math.ceil(total / BATCH)
-    for chunk in range(done, chunks):
+
+    def compute(chunk: int, activations: NDArray[Any]) -> int:
         own = slice(chunk * BATCH, min(total, (chunk + 1) * BATCH))
         with fast():
             activations[own] = _checked(step(before.batch(torch.arange(own.start, own.stop))[0]))
-        if chunk % 16 == 15 or chunk + 1 == chunks:
-            activations.flush()
-            (stage.folder / _DONE).write_text(json.dumps(chunk + 1))
-        tick(own.stop, total)
+        return own.stop
+
+    file = _File("activations.f16", np.float16, (total, *shape))
+    (activations,) = _in_chunks(stage, (file,), math.ceil(total / BATCH), compute, tick)
     return Cached(activations, before.logits)
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+
+def _in_chunks(
+    stage: Stage,
+    files: Sequence[_File],
+    chunks: int,
+    compute: Callable[..., int],
+    tick: Callable[[int, int], object],
+) -> Sequence[NDArray[Any]]:
+    """The stage's files, from the first chunk that is not complete.
+
+    compute: gets a chunk's number and the files' arrays, and returns how many rows there are now.
+    """
+    done = _done(stage, files)
+    if not done:
+        _require_space(stage, sum(file.nbytes for file in files))
+    mode: Literal["r+", "w+"] = "r+" if done else "w+"
+    arrays = [np.memmap(stage.folder / file.name, file.dtype, mode, shape=file.shape) for file in files]
+    for chunk in range(done, chunks):
+        rows = compute(chunk, *arrays)
+        if chunk % 16 == 15 or chunk + 1 == chunks:
+            for array in arrays:
+                array.flush()
+            (stage.folder / _DONE).write_text(json.dumps(chunk + 1))
+        tick(rows, files[0].shape[0])
+    return arrays
 
 
 def _checked(crossing: Tensor) -> NDArray[np.float32]:
@@ -169,10 +195,10 @@ def _require_space(stage: Stage, need: int) -> None:
         )
 
 
-def _done(stage: Stage, *names: str) -> int:
+def _done(stage: Stage, files: Sequence[_File]) -> int:
     try:
         found = json.loads((stage.folder / _DONE).read_bytes())
     except (OSError, ValueError):
         return 0
-    files = all((stage.folder / name).exists() for name in names)
-    return found if isinstance(found, int) and files else 0
+    there = all((stage.folder / file.name).exists() for file in files)
+    return found if isinstance(found, int) and there else 0

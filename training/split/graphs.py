@@ -17,7 +17,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from offramp.training.split.code import ZERO_POINT, Code
 from offramp.training.split.export import to_onnx
@@ -279,13 +279,3 @@ def _is_constant(node: fx.Node, half: fx.GraphModule) -> bool:
         and had[0] == 1
         and all(str(a) == str(b) for a, b in zip(had[1:], gets[1:], strict=True))
     )
-
-
-def run_tensor(model: onnx.ModelProto, outputs: list[str], feeds: dict[str, Tensor]) -> list[Tensor]:
-    """A float graph's outputs, for tests and comparisons."""
-    from offramp.common.part.session import session
-
-    found = session(model.SerializeToString(), threads=1).run(
-        outputs, {name: value.numpy() for name, value in feeds.items()}
-    )
-    return [torch.from_numpy(np.asarray(each)) for each in found]

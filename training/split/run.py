@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -400,13 +400,3 @@ def recipe_text(job: Job, places: Sequence[Place], beside: Path | None) -> str:
     if job.module is not None or job.dataset is not None:
         notes.append("made from Python: a module or data that no recipe can name")
     return recipe_toml(values, beside=beside, notes=notes)
-
-
-@contextmanager
-def no_bar(_: str) -> Iterator[Bar]:
-    """A bar that shows nothing."""
-
-    def nothing(done: int, total: int, text: str = "") -> None:
-        pass
-
-    yield nothing

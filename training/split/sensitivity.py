@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from offramp.common.cpus import require_threads
+from offramp.common.part.session import session_options
 from offramp.training.split.divergence import Divergence, divergence
 
 _SWITCHES = "quantized?"
@@ -53,9 +54,7 @@ class Switched:
             if candidates(node) and (touched := self._tensors_of(node, model))
         }
         require_threads(0)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+        options = session_options(1)
         # No more: what is fused could be other sums.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         switched = _with_switches(model, rounded, self._order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from offramp.training.split.crossings import Fitted, fit_codes
 from offramp.training.split.cuts import find_cuts
 from offramp.training.split.photos import Normalise, fast
 from offramp.training.split.place import Wanted, choose_places
-from offramp.training.split.run import Display, Job, no_bar
+from offramp.training.split.run import Display, Job
 from offramp.training.split.shares import Shares
 from offramp.training.split.work import Clock
 from tests.training.split import tiny
@@ -46,7 +47,8 @@ def run(
     job = Job("tiny", out, out, cuts=cuts, bytes=20.0, steps=4, versions=2, joint=joint, minutes=None)
     job = replace(job, learn_tail=learn_tail)
     places = choose_places(find_cuts(captured), Wanted(None, None, None, None, 20.0, cuts))
-    display = Display(said.append if said is not None else lambda _: None, no_bar)
+    say = said.append if said is not None else lambda _: None
+    display = Display(say, lambda _: nullcontext(lambda *_: None))
     made = Made(module, captured, "")
     return fit_codes(job, made, places, data(), NORMALISE, Clock(None), Shares(1, 1, 1), display)
 
