@@ -75,15 +75,15 @@ class _Head(torch.nn.Module):
         return activation, self._model.branch(activation)
 
 
-def contestants(exit_number: int) -> dict[str, tuple[onnxruntime.InferenceSession, Any]]:
+def contestants(exit_number: int, images: int) -> dict[str, tuple[onnxruntime.InferenceSession, Any]]:
     """Sessions of one head and the image that each takes."""
     torch.manual_seed(0)
     model = SplitModel(mobilenet_v2(10), exit_number)
     with torch.no_grad():
         for _ in range(3):
-            model(torch.randn(32, 3, 32, 32))
+            model(torch.randn(min(images, 32), 3, 32, 32))
     model.eval()
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)
     floats = np.asarray((pixels.astype(np.float32) - 128) / 64, np.float32)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
@@ -119,9 +119,9 @@ def contestants(exit_number: int) -> dict[str, tuple[onnxruntime.InferenceSessio
         }
 
 
-def measure(exit_number: int, rounds: int, runs: int) -> list[Row]:
+def measure(exit_number: int, rounds: int, runs: int, images: int) -> list[Row]:
     """All ways to run one head, round by round in turn, so that the machine's drift hits all alike."""
-    ways = contestants(exit_number)
+    ways = contestants(exit_number, images)
     medians: dict[str, list[float]] = {name: [] for name in ways}
     for _ in trange(rounds + 1, desc=f"exit {exit_number}", leave=False, disable=None):
         for name, (run, image) in ways.items():
@@ -152,11 +152,13 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--exits", type=int, nargs="+", default=[5, 12], help="default: 5 12")
     parser.add_argument("--rounds", type=int, default=20, help="default: 20")
     parser.add_argument("--runs", type=int, default=200, help="images a round; default: 200")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"for calibration; default: {IMAGES}")
     parser.add_argument("--json", action="store_true", help="figures and environment as JSON")
     arguments = parser.parse_args(argv)
     with one_core() as core:
         around = environment(["onnxruntime", "torch"], core)
-        rows = [row for e in arguments.exits for row in measure(e, arguments.rounds, arguments.runs)]
+        how = (arguments.rounds, arguments.runs, arguments.images)
+        rows = [row for e in arguments.exits for row in measure(e, *how)]
     if arguments.json:
         print(json.dumps({"environment": around, "rows": [asdict(row) for row in rows]}, indent=1))
         return 0

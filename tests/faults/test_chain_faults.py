@@ -102,12 +102,15 @@ def test_a_gateway_that_drains_dies_or_stops_is_left_for_another(run: Processes,
         first = run.server(*FAST, "--upstream", server.address, listen=first.address)
         second.send(signal.SIGKILL)
         more(first, "upstream")
+        settled = len(device.device.answers)
         first.send(signal.SIGSTOP)
         device.more("fallback")
         first.send(signal.SIGCONT)
         more(first, "upstream")
         account = device.finish()
-    assert parts(account)[3, False] > 0 and not any(cut for _, cut in parts(account))
+    # What lay in the gateway while it stood still may come from its exit, if that is in time for the device.
+    assert not any(record.get("cut_short") for record in account.records[:settled])
+    assert parts(account)[3, False] > 0
     assert all(record["part"] == 1 for record in account.fallbacks)
 
 

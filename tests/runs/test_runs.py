@@ -36,7 +36,7 @@ MEASURING = {
         "5",
         "--bundle",
     ],
-    "bench-device.sh": ["--seconds", "0.5", "--rate", "40"],
+    "bench-device.sh": ["--seconds", "0.5", "--rate", "40", "--coalesce", "100"],
     "bench-extras.sh": [
         "--rounds",
         "1",
@@ -51,7 +51,7 @@ MEASURING = {
         "--audit",
         "1",
     ],
-    "bench-head.sh": ["--exits", "5", "--rounds", "1", "--runs", "2"],
+    "bench-head.sh": ["--exits", "5", "--rounds", "1", "--runs", "2", "--images", "4"],
     "bench-serve.sh": ["--seconds", "0.1", "--streams", "2", "--batches", "1"],
     "gateway-load.sh": ["--devices", "20", "--seconds", "1", "--rate", "40"],
     "soak.sh": ["--seconds", "2", "--connects", "4", "--rounds", "3", "--rate", "20"],
