@@ -80,8 +80,8 @@ def test_a_connection_that_is_reset_at_each_step(run: Processes, toy_images: Pat
         load(run, toy_images, "--server", f"127.0.0.1:{peer.port}", "--timeout", WAIT) as device,
     ):
         device.warmed_up()
-        for step, (_, frame) in STEPS.items():
-            times = 3 if frame > 1 else 2
+
+        def reset(step: str, times: int) -> None:
             network.done = 0
             network.step, network.resets = step, times
             # The connection that is open now ends first.
@@ -90,6 +90,9 @@ def test_a_connection_that_is_reset_at_each_step(run: Processes, toy_images: Pat
             network.down.clear()
             until(lambda: network.done == times, f"resets at {step}")
             device.more("server", 5)
+
+        for step, (_, frame) in STEPS.items():
+            reset(step, 3 if frame > 1 else 2)
         account = device.finish()
         until(lambda: server.metrics()[f"{SERVER}open_streams"] == 0, "its streams to end")
     causes = account.unanswered()
