@@ -21,7 +21,7 @@ from offramp.device.lifetime import Lifetime
 from offramp.device.metrics import DeviceMetrics
 from offramp.device.result import Result
 from offramp.link.datagram_link import Identity, outcome_of
-from offramp.link.numbers import Numbers
+from offramp.link.datagram_numbers import Numbers
 from offramp.link.outcome import Cause, Outcome, Refusal
 
 OPEN_MOST = 1024

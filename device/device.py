@@ -63,7 +63,7 @@ from offramp.device.settings import DeviceSettings
 from offramp.device.spans import start_span
 from offramp.device.spool.spool import Spool
 from offramp.device.spool.store import INDEX_MOST, Entry, rules_of
-from offramp.link.numbers import Numbers
+from offramp.link.datagram_numbers import Numbers
 from offramp.link.outcome import Answer, Outcome
 from offramp.link.wire_bytes import WireBytes
 

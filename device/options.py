@@ -17,10 +17,10 @@ from offramp.common.settings import check_argument
 from offramp.common.wire.address import split_address
 from offramp.device.settings import DeviceSettings
 from offramp.link.datagram_link import Identity, identity_of
+from offramp.link.datagram_numbers import Numbers
 from offramp.link.gateways import gateway_of, is_gateway
 from offramp.link.link import Link, Pace, Terms
 from offramp.link.metrics import LinkMetrics
-from offramp.link.numbers import Numbers
 from offramp.link.offloader import NoServer, Offloader
 from offramp.link.security import Security
 from offramp.link.udp import PACKET_BYTES

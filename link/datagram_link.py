@@ -35,8 +35,8 @@ from offramp.common.wire.datagram import (
 from offramp.common.wire.seal import read_key
 from offramp.link.breaker import Breaker
 from offramp.link.carrier import Carrier, correlation_of
+from offramp.link.datagram_numbers import Numbers
 from offramp.link.metrics import LinkMetrics
-from offramp.link.numbers import Numbers
 from offramp.link.outbox import LATE_MOST, Pace
 from offramp.link.outcome import Answer, Cause, Outcome, Refusal
 from offramp.link.session import Terms

@@ -6,9 +6,9 @@ from offramp.common.errors import ConfigError, printable
 from offramp.common.wire.address import require_secure, split_address
 from offramp.link.carrier import Carrier
 from offramp.link.datagram_link import DatagramLink, Identity
+from offramp.link.datagram_numbers import Numbers
 from offramp.link.metrics import LinkMetrics
 from offramp.link.mqtt import SCHEMES, Broker, MqttCarrier, require_mqtt
-from offramp.link.numbers import Numbers
 from offramp.link.outbox import Pace
 from offramp.link.security import Security
 from offramp.link.session import Terms

@@ -4,7 +4,7 @@ A frame may be a picture instead, where a bundle here answers such: ``wire/pictu
 batched for that bundle's head and tail, on the same stream, with the same limits.
 
 ``stream.py`` is one stream. Limits (docs/reference/cloud-server.md) bound what it may hold here, in
-``account.py``, and how long it may last, in ``lifetime.py``.
+``account.py``, and how long it may last, in ``stream_age.py``.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from offramp.server.calls import (
     write,
 )
 from offramp.server.catalog import Catalog, Served
-from offramp.server.lifetime import watch_period
 from offramp.server.limits import StreamLimits
 from offramp.server.metrics import ServerMetrics
 from offramp.server.stream import Shared, Stream, StreamSummary
+from offramp.server.stream_age import watch_period
 from offramp.v1 import inference_pb2 as pb
 
 log = logging.getLogger("offramp.cloud-server")

@@ -3,7 +3,7 @@
 Each stream has one reader and one writer. The reader decodes and offers frames to the batcher, which calls
 the stream back about each; what has been answered by the time the writer is free goes out in one message.
 
-``lifetime.py`` says when a stream has to end, ``account.py`` what it may hold here.
+``stream_age.py`` says when a stream has to end, ``account.py`` what it may hold here.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from offramp.server.account import Account
 from offramp.server.batch import Batcher, Job
 from offramp.server.calls import Context, DroppedCall, QuietLog
 from offramp.server.catalog import Catalog, Served, message_bytes, picture_bytes
-from offramp.server.lifetime import Due, Lifetime
 from offramp.server.limits import StreamLimits
 from offramp.server.metrics import ServerMetrics
+from offramp.server.stream_age import Due, StreamAge
 from offramp.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Stream:
         self._shared = shared
         self._metrics = shared.metrics
         self._context = context
-        self._lifetime = Lifetime(shared.limits, time.monotonic(), random.uniform(-1, 1))
+        self._age = StreamAge(shared.limits, time.monotonic(), random.uniform(-1, 1))
         self._account = Account(shared.limits.frames_in_flight, shared.limits.strikes)
         self._opened = time.monotonic()
         self._peer = context.peer()
@@ -125,12 +125,12 @@ class Stream:
 
     def drain(self, end_in: float = math.inf) -> None:
         """Ask the device to go; end the stream if it has not gone by then, seconds from now."""
-        self._lifetime.drain(time.monotonic(), end_in)
+        self._age.drain(time.monotonic(), end_in)
         self._wake()
 
     def check(self, now: float) -> None:
         """End what is stuck, silent or overdue."""
-        due = self._lifetime.check(now)
+        due = self._age.check(now)
         if due is Due.ASK:
             self._wake()
         elif due is Due.END:
@@ -165,7 +165,7 @@ class Stream:
         frame.check_hello(first, *catalog.digests(), segments=catalog.segments())
         self.served = served = catalog.get(first.hello.bundle_digest, first.hello.segment)
         self.pictures = catalog.pictures_of(served)
-        self._lifetime.accepted = True
+        self._age.accepted = True
         self._message_bytes = served.message_bytes
         if self.pictures is not None:
             self._message_bytes = message_bytes(served.bundle, True, served.part)
@@ -381,7 +381,7 @@ class Stream:
         loop = asyncio.get_running_loop()
         asked = False
         while True:
-            ask = self._lifetime.draining and not asked
+            ask = self._age.draining and not asked
             if self._replies or ask:
                 count = transport.FRAMES_PER_MESSAGE
                 replies, self._replies = self._replies[:count], self._replies[count:]
@@ -401,7 +401,7 @@ class Stream:
             # So shows also a message that is too long for gRPC, which cancels the call right after.
             await asyncio.sleep(EOF_SECONDS)
             return None
-        self._lifetime.read(time.monotonic())
+        self._age.read(time.monotonic())
         self._metrics.received_bytes.inc(len(data))
         if len(data) > self._message_bytes:
             raise MessageError(f"a message of {len(data)} bytes, expected {self._message_bytes} at most")
@@ -410,14 +410,14 @@ class Stream:
     async def _write(self, message: pb.ServerMessage) -> None:
         data = message.SerializeToString()
         self._metrics.sent_bytes.inc(len(data))
-        self._lifetime.write_began(time.monotonic())
+        self._age.write_began(time.monotonic())
         try:
             await self._context.write(data)
         except Exception as error:
             # The device is gone. gRPC has no public class for that; it cancels the stream's reader itself.
             raise asyncio.CancelledError from error
         finally:
-            self._lifetime.write_ended()
+            self._age.write_ended()
 
 
 def _message(replies: Sequence[Answer | pb.Reply], *, draining: bool) -> pb.ServerMessage:

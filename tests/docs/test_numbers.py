@@ -36,8 +36,8 @@ from offramp.common.part.engine import Engine
 from offramp.common.wire import datagram, fragments, frame, picture, transport
 from offramp.device import app, totals
 from offramp.gateway import broker, gateway, window
-from offramp.link import backoff, mqtt, numbers, security, wire_bytes
-from offramp.server import account, descriptors, lifetime, plan
+from offramp.link import backoff, datagram_numbers, mqtt, security, wire_bytes
+from offramp.server import account, descriptors, plan, stream_age
 from offramp.server import app as server_app
 from offramp.server import security as server_security
 
@@ -96,7 +96,7 @@ PHRASES = [
     (WIRE, f"**Request, authenticated**: P + {datagram.SEALED_OVERHEAD} bytes"),
     (WIRE, f"At most {fragments.MOST_PIECES} pieces"),
     (WIRE, f"the highest one less {window.WINDOW}"),
-    (WIRE, f"the next multiple of {numbers.BLOCK}"),
+    (WIRE, f"the next multiple of {datagram_numbers.BLOCK}"),
     (NARROW, f"of {datagram.OVERHEAD} bytes more than its code, {datagram.SEALED_OVERHEAD} with a key"),
     (GATEWAY, f"or over {window.WINDOW} below its highest one"),
     (GATEWAY, f"of the last {gateway.RECENT_MOST:,} requests"),
@@ -122,7 +122,7 @@ PHRASES = [
     (CODEC, f"*reach* R (1 … {context.MAX_REACH})"),
     (CODEC, f"its mode, −{context.NEAR} … {context.NEAR}, and"),
     ("server/settings.py", f"measured to be as fast as any, up to {plan.BATCH_MAX})"),
-    ("server/settings.py", f"age, give or take {lifetime.AGE_JITTER * 100:g} %"),
+    ("server/settings.py", f"age, give or take {stream_age.AGE_JITTER * 100:g} %"),
     (SECURE, f"one a line, {server_security.TOKEN_CHARACTERS.start} to"),
     (WIRE, f"{picture.LEFT_OUT} or {picture.LEFT_OUT + 1} bytes shorter than its WebP file"),
     (WIRE, f"| message on the stream | {frame.ENVELOPE_BYTES} (gRPC {frame.GRPC_PREFIX_BYTES},"),
@@ -131,7 +131,7 @@ PHRASES = [
     (DEPLOY, stated("systemd/edge-device.service", r"^MemoryMax=(\d+)M$", "may take {:g} MB")),
     (DEPLOY, stated("containers/Dockerfile", r"--timeout=(\d+)s", "may now take {:g}.")),
     (DEPLOY, stated("kubernetes/deployment.yaml", r'STREAM_AGE, value: "(\d+)"', "({:g} minutes here,", 60)),
-    (DEPLOY, f"minutes here, give or take {lifetime.AGE_JITTER * 100:g} %)"),
+    (DEPLOY, f"minutes here, give or take {stream_age.AGE_JITTER * 100:g} %)"),
     (SCALE_OUT, stated("ray/app.py", r"^CALLS = (\d+)$", "on their way (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^MAX_BATCH = (\d+)$", "is not measured (default {:g})")),
     (SCALE_OUT, stated("ray/app.py", r"^BUSY_MS = (\d+)$", "becomes it, {:g} ms |")),

@@ -19,9 +19,9 @@ from offramp.gateway.broker import BrokerDoor
 from offramp.link import mqtt
 from offramp.link.carrier import correlation_of
 from offramp.link.datagram_link import DatagramLink
+from offramp.link.datagram_numbers import Numbers
 from offramp.link.metrics import LinkMetrics
 from offramp.link.mqtt import Broker, Connection, MqttCarrier
-from offramp.link.numbers import Numbers
 from offramp.link.outbox import Pace
 from offramp.link.outcome import Answer, Outcome, Refusal
 from offramp.link.security import Security

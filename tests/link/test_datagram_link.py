@@ -15,8 +15,8 @@ from offramp.common.wire.datagram import Datagrams, Reply, ReplyError
 from offramp.common.wire.seal import DeviceKey
 from offramp.link.carrier import Received, correlation_of
 from offramp.link.datagram_link import DatagramLink, Identity, identity_of
+from offramp.link.datagram_numbers import Numbers
 from offramp.link.metrics import LinkMetrics
-from offramp.link.numbers import Numbers
 from offramp.link.outbox import Pace
 from offramp.link.outcome import Answer, Cause, Outcome, Refusal
 from offramp.link.session import Terms

@@ -1,6 +1,6 @@
 """One stream over a real socket: hello, frames, limits, and devices that misbehave or go away.
 
-When a stream has to end and what it may hold are rules of test_lifetime.py and test_account.py; here each
+When a stream has to end and what it may hold are rules of test_stream_age.py and test_account.py; here each
 outcome is seen once.
 """
 

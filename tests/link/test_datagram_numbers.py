@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from offramp.common.errors import ConfigError, OutputError
-from offramp.link.numbers import BLOCK, Numbers
+from offramp.link.datagram_numbers import BLOCK, Numbers
 
 
 def test_without_a_file_they_go_round() -> None:

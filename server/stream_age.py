@@ -28,7 +28,7 @@ class Due(Enum):
     """It takes nothing, so no status would arrive either: drop the stream."""
 
 
-class Lifetime:
+class StreamAge:
     """The times of one stream.
 
     spread: from -1 to 1, where in ``AGE_JITTER`` around the limit this stream's greatest age lies.
