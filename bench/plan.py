@@ -81,6 +81,9 @@ exit status: 0 done, 2 wrong flags or profile, 5 unusable or missing records, or
 """
 
 
+NeedsOf = Callable[[Path], Needs | None]
+
+
 @dataclass(frozen=True)
 class SplitChoice:
     """One curve at one threshold, and what it costs on a device."""
@@ -252,7 +255,7 @@ def thinned(found: Sequence[SplitChoice], most: int) -> list[SplitChoice]:
     return [found[i] for i in sorted(picked)]
 
 
-def main(argv: Sequence[str] | None = None, needs: Callable[[Path], Needs | None] = lambda _: None) -> int:
+def main(argv: Sequence[str] | None = None, needs: NeedsOf = lambda _: None) -> int:
     """Run the command; returns its exit status.
 
     Args:
@@ -309,7 +312,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _plan(arguments: argparse.Namespace, needs: Callable[[Path], Needs | None]) -> ReportTable:
+def _plan(arguments: argparse.Namespace, needs: NeedsOf) -> ReportTable:
     from offramp.training.record import RECORD, read_record, record_paths
 
     if not 0 <= arguments.accuracy <= 1:
@@ -348,14 +351,15 @@ def _plan(arguments: argparse.Namespace, needs: Callable[[Path], Needs | None]) 
 
 
 def _on_a_microcontroller(
-    curves: Sequence[SplitCurve], ram: int | None, flash: int | None, needs: Callable[[Path], Needs | None]
+    curves: Sequence[SplitCurve], ram: int | None, flash: int | None, needs: NeedsOf
 ) -> list[SplitCurve]:
     """Those whose head fits as a program in C. Raises DataError where none does, with what each needs."""
     found = {curve.name: None if curve.bundle is None else needs(curve.bundle) for curve in curves}
     fitting = [curve for curve in curves if (each := found[curve.name]) and each.fits(ram, flash)]
     if not fitting:
-        whys = ("is not in C" if each is None else f"needs {each.words}" for each in found.values())
-        said = [f"{name} {why}" for name, why in zip(found, whys, strict=True)]
+        said = [
+            f"{name} needs {each.words}" if each else f"{name} is not in C" for name, each in found.items()
+        ]
         raise DataError(f"no head fits --ram and --flash: {'; '.join(said[:3])}{'; …' * (len(said) > 3)}")
     return fitting
 

@@ -20,7 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def needs(bundle: Path) -> Needs | None:
     """Its head as a program in C; None where C cannot run the head, or it is not a bundle."""
     try:
-        program = make_program(load_bundle(bundle))
+        return make_program(load_bundle(bundle)).needs
     except BundleError:
         return None
-    return Needs(program.ram_bytes, program.flash_bytes)

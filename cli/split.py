@@ -14,11 +14,10 @@ from offramp.common.arguments import Parser
 from offramp.common.errors import ConfigError, ExitCode, printable
 from offramp.training.display import Screen
 from offramp.training.kinds import File, Places, Switch, Wrong
-from offramp.training.split.board import Board, Needs, text_of
+from offramp.training.split.board import Board, text_of
 from offramp.training.split_recipe import FIELDS, Field, read_recipe, together
 
 if TYPE_CHECKING:
-    from offramp.common.bundle.load import Bundle
     from offramp.training.split.run import Done
 
 DESCRIPTION = """\
@@ -142,11 +141,7 @@ def _board(values: dict[str, Any]) -> Board | None:
     if values["ram"] is None and values["flash"] is None:
         return None
 
-    def written(bundle: Bundle) -> Needs:
-        program = make_program(bundle)
-        return Needs(program.ram_bytes, program.flash_bytes)
-
-    return Board(values["ram"], values["flash"], needs_at, written)
+    return Board(values["ram"], values["flash"], needs_at, lambda bundle: make_program(bundle).needs)
 
 
 def _parser() -> Parser:

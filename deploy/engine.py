@@ -56,7 +56,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 def run(*command: object, given: str | None = None, log: Path | None = None, **variables: str) -> str:
     """Run a program in the repository; its output, also written to ``log``. Raises Failed where it fails.
 
-    given: its standard input.
+    given: its standard input. log: has all of the output, of which an error then says the end alone.
     """
     done = subprocess.run(
         [str(word) for word in command],
@@ -69,7 +69,8 @@ def run(*command: object, given: str | None = None, log: Path | None = None, **v
     if log is not None:
         log.write_text(done.stdout + done.stderr)
     if done.returncode:
-        end = "\n".join([*done.stdout.splitlines()[-40:], *done.stderr.splitlines()[-40:]])
+        shown = slice(None) if log is None else slice(-40, None)
+        end = "\n".join([*done.stdout.splitlines()[shown], *done.stderr.splitlines()[shown]])
         raise Failed(f"{shlex.join(map(str, command))}: exit status {done.returncode}\n{end}")
     return done.stdout
 

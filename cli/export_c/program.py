@@ -12,6 +12,7 @@ from offramp.cli.export_c.schedule import Schedule, make_schedule
 from offramp.cli.export_c.tables import Coder, make_coder
 from offramp.common.bundle.load import Bundle
 from offramp.common.errors import BundleError, ConfigError
+from offramp.training.split.board import Needs
 
 HEADER_ROOM, TAG_BYTES = 16, 8
 """Before a payload: the datagram's header of 9 bytes at most; and behind it."""
@@ -32,6 +33,11 @@ class Program:
     coder: Coder
     buffers: tuple[Buffer, ...]
     arena: Arena
+
+    @property
+    def needs(self) -> Needs:
+        """What a microcontroller has to have for it."""
+        return Needs(self.ram_bytes, self.flash_bytes)
 
     @property
     def ram_bytes(self) -> int:

@@ -97,8 +97,10 @@ def fill(
         ConfigError: not enough disk space, or activations that float16 cannot hold.
     """
     total, parts = plan.versions * len(data), math.ceil(len(data) / BATCH)
-    activations = _File("activations.f16", np.float16, (total, *shape))
-    logits = _File("logits.f32", np.float32, (total, classes))
+    files = (
+        _File("activations.f16", np.float16, (total, *shape)),
+        _File("logits.f32", np.float32, (total, classes)),
+    )
 
     def compute(chunk: int, activations: NDArray[Any], logits: NDArray[Any]) -> int:
         version, part = divmod(chunk, parts)
@@ -114,7 +116,7 @@ def fill(
         activations[own], logits[own] = _checked(crossing), answer.numpy()
         return own.stop
 
-    return Cached(*_in_chunks(stage, (activations, logits), plan.versions * parts, compute, tick))
+    return Cached(*_in_chunks(stage, files, plan.versions * parts, compute, tick))
 
 
 @torch.inference_mode()
