@@ -198,8 +198,9 @@ def test_hostile_messages_are_refused(stack: ExitStack, broker: Mosquitto, desk_
 
     # Before the gateway comes: kept by the broker, and not for it.
     publish("offramp/a/request", good, retain=True)
-    door_of(stack, broker, desk)
     replies = listener(stack, broker, "#")
+    until(lambda: replies, "what the broker keeps")
+    door_of(stack, broker, desk)
     publish("offramp/a/request", good, retain=True)
     publish("offramp/a/request", good, "home/door/unlock")
     publish("offramp/a/request", good, "offramp/b/reply")
